@@ -1,0 +1,40 @@
+# make demo | make test | make install: each does its own set-up in .venv from requirements.lock.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+KERNEL := $(shell find detr/msda -name '*.hpp' -o -name '*.cpp')
+
+.PHONY: install demo test lint lock clean
+.DELETE_ON_ERROR:
+
+install: $(VENV)/installed
+
+$(VENV)/locked: requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
+	touch $@
+
+$(VENV)/installed: $(VENV)/locked pyproject.toml CMakeLists.txt $(KERNEL)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $@
+
+demo: install
+	$(BIN)/detr demo
+
+test: install lint
+	$(BIN)/python -m pytest -q --durations=15
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Needs uv (https://docs.astral.sh/uv/); one lock for every Python and machine the project supports.
+lock:
+	uv pip compile --universal --python-version 3.10 --extra train --extra dev --generate-hashes \
+	  --no-header --constraint constraints.txt pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) build runs

@@ -1,0 +1,149 @@
+"""What every command line of the project shares: errors, lazy groups, JSON output, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import click
+from pydantic import BaseModel
+from tqdm import tqdm
+
+from detr.errors import UserError
+
+T = TypeVar("T")
+
+# What to install when a room's import fails; keyed by the missing module.
+_EXTRA_OF_MODULE = {
+    name: "train" for name in ("torch", "torchvision", "timm", "safetensors", "scipy", "onnxscript")
+}
+
+
+class Group(click.Group):
+    """A click group that tells a user's mistake in one line and never as a traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the command line; see :meth:`click.Command.main`."""
+        if not kwargs.get("standalone_mode", True):
+            return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        except UserError as error:
+            click.echo(str(error), err=True)
+            sys.exit(error.exit_status)
+        except BrokenPipeError:
+            # `detr ... | head`: the reader has left, and Python would complain again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+
+
+class LazyGroup(Group):
+    """A group whose further commands are imported when they are used.
+
+    Keeps ``detr data check`` free of torch, and rooms free of imports of each other.
+
+    Args:
+        lazy: Command name to ``module:attribute``.
+    """
+
+    def __init__(self, *args: Any, lazy: dict[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lazy = lazy or {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands, sorted."""
+        return sorted({*super().list_commands(ctx), *self._lazy})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The named command, imported if need be.
+
+        Raises:
+            UserError: ``extra-missing`` where the command needs a package that is not installed.
+        """
+        if cmd_name not in self._lazy:
+            return super().get_command(ctx, cmd_name)
+        module, attribute = self._lazy[cmd_name].split(":")
+        try:
+            command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            raise missing_extra(error, f"{ctx.info_name} {cmd_name}") from error
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands; one whose extra is absent is listed with what it needs."""
+        rows = []
+        for name in self.list_commands(ctx):
+            try:
+                command = self.get_command(ctx, name)
+            except UserError as error:
+                rows.append((name, error.message))
+                continue
+            if command is not None and not command.hidden:
+                rows.append((name, command.get_short_help_str(limit=80)))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def missing_extra(error: ModuleNotFoundError, needed_by: str) -> UserError:
+    """The one-line error for a package that an extra would install."""
+    name = (error.name or "").split(".")[0]
+    extra = _EXTRA_OF_MODULE.get(name)
+    if extra is None:
+        raise error
+    return UserError(
+        "extra-missing",
+        f"{needed_by} needs {name}: pip install 'detr-distillery[{extra}]'",
+    )
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def emit(result: BaseModel | dict[str, Any] | Sequence[Any], as_json: bool, text: str) -> None:
+    """Prints a result on standard output: JSON if asked for, else ``text``."""
+    if not as_json:
+        click.echo(text)
+    elif isinstance(result, BaseModel):
+        click.echo(result.model_dump_json(indent=2))
+    else:
+        click.echo(json.dumps(result, indent=2))
+
+
+def progress(items: Iterable[T], description: str, total: int | None = None) -> tqdm[T]:
+    """A progress bar on standard error; quiet where that is not a terminal and nobody watches."""
+    return tqdm(
+        items,
+        desc=description,
+        total=total,
+        file=sys.stderr,
+        dynamic_ncols=True,
+        leave=False,
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+    )
+
+
+def pairs(values: Sequence[str], option: str) -> dict[str, str]:
+    """Splits repeated ``key=value`` options.
+
+    Raises:
+        UserError: ``option-form`` where one has no ``=``.
+    """
+    result = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals or not key:
+            raise UserError("option-form", f"{option} {value!r}: expected key=value")
+        result[key] = text
+    return result
+
+
+def run_quietly(action: Callable[[], T]) -> T:
+    """Runs ``action`` with what it prints on standard output thrown away."""
+    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
+        return action()

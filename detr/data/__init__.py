@@ -1,0 +1,1 @@
+"""Images and labels: data sets, preprocessing, synthetic scenes. Imports without torch."""

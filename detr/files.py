@@ -1,0 +1,66 @@
+"""Writing files so that a full disk or an interrupted run never costs what was there before."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from detr.errors import UserError
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def output_error(path: Path, error: OSError) -> UserError:
+    """The one-line error for a failed write to ``path``."""
+    if error.errno in _NO_SPACE:
+        return UserError(
+            "disk-full", f"{path}: no space left while writing; what was there before is unchanged"
+        )
+    return UserError("output-unwritable", f"{path}: {error.strerror or error}")
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Replaces ``path`` by ``data`` in one step; text is UTF-8.
+
+    The data goes to a temporary file in the same folder, is flushed to the disk and then renamed,
+    so a reader sees the old content or the new one and a failure leaves the old one.
+
+    Raises:
+        UserError: ``disk-full`` or ``output-unwritable``.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; a result is for everyone the folder is for.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        raise output_error(path, error) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(
+            hashlib, "file_digest"
+        ) else hashlib.sha256(file.read()).hexdigest()

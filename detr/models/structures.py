@@ -1,0 +1,146 @@
+"""What flows between a detector's three steps: memory, query groups and their outputs.
+
+Shape legend: B batch, S tokens of all levels, D width, N queries, K classes, V levels, L decoder
+layers, M heads, P points, R reference size (2: centre, 4: cx cy w h).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+LevelShapes = tuple[tuple[int, int], ...]
+
+
+@dataclass
+class Memory:
+    """The encoder's view of a batch.
+
+    Attributes:
+        tokens: ``[B, S, D]`` encoder output (the projected maps when there are no encoder layers).
+        shapes: (height, width) of each level, finest first; S is the sum of their products.
+        padding: ``[B, S]`` bool, true where a token lies outside the image.
+        valid_ratios: ``[B, V, 2]`` (width, height) share of each level covered by the image.
+        positions: ``[B, S, D]`` sine position plus level embedding.
+        features: Backbone maps, finest first, ``[B, C_v, H_v, W_v]``.
+        layers: The encoder's input followed by each layer's output, ``[B, S, D]`` each.
+    """
+
+    tokens: Tensor
+    shapes: LevelShapes
+    padding: Tensor
+    valid_ratios: Tensor
+    positions: Tensor
+    features: list[Tensor] = field(default_factory=list)
+    layers: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class Target:
+    """Ground truth of one image.
+
+    Attributes:
+        boxes: ``[G, 4]`` cx cy w h, relative to the image without its padding.
+        labels: ``[G]`` int64 class indices.
+        ignore: ``[I, 4]`` regions (same format) in which a detection is neither right nor wrong.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    ignore: Tensor
+
+    def to(self, device: torch.device | str) -> Target:
+        return Target(self.boxes.to(device), self.labels.to(device), self.ignore.to(device))
+
+
+@dataclass
+class Proposals:
+    """The encoder proposals chosen as anchors (two-stage and mixed query selection).
+
+    Attributes:
+        logits: ``[B, N, K]`` class logits of the chosen tokens.
+        boxes: ``[B, N, 4]`` cx cy w h in [0, 1].
+        indices: ``[B, N]`` token index of each proposal.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    indices: Tensor
+
+
+@dataclass
+class Denoising:
+    """What the loss needs to know of a denoising group: which query stands for which box.
+
+    Attributes:
+        groups: Number of denoising groups in the group; each is positives then negatives.
+        size: Queries of one denoising group (2 x the batch's largest box count).
+    """
+
+    groups: int
+    size: int
+
+
+@dataclass
+class QueryGroup:
+    """Queries that look at each other and at no other group.
+
+    Attributes:
+        role: ``own``, ``denoising``, ``general``, ``specific``, ``target_aware``, ...; unique in a
+            call.
+        content: ``[B, N, D]``.
+        reference: ``[B, N, R]`` in [0, 1], relative to the image without its padding.
+        position: ``[B, N, D]`` positional half of learned queries; ``None`` where the decoder makes
+            it from the reference.
+        padding: ``[B, N]`` bool, true for filler queries (never attended to, never in a loss).
+        blocks: The group is this many equal blocks that cannot see each other.
+        sees: Role of one further group this one may attend to (denoising queries see ``own``).
+        proposals: The encoder proposals this group was made from.
+        denoising: Set on the denoising group.
+    """
+
+    role: str
+    content: Tensor
+    reference: Tensor
+    position: Tensor | None = None
+    padding: Tensor | None = None
+    blocks: int = 1
+    sees: str | None = None
+    proposals: Proposals | None = None
+    denoising: Denoising | None = None
+
+
+@dataclass
+class SampledAttention:
+    """Cross-attention of one decoder layer, as sampled.
+
+    Attributes:
+        locations: ``[B, N, M, V, P, 2]`` (x, y) in [0, 1] of the padded canvas.
+        weights: ``[B, N, M, V, P]``, softmax over V x P.
+    """
+
+    locations: Tensor
+    weights: Tensor
+
+
+@dataclass
+class GroupOutput:
+    """What the decoder made of one group; every list has one entry per decoder layer.
+
+    Attributes:
+        group: The group that went in.
+        logits: ``[B, N, K]`` per layer.
+        boxes: ``[B, N, 4]`` per layer, cx cy w h in [0, 1].
+        hidden: ``[B, N, D]`` per layer, the tensor that enters the next layer.
+        references: ``[B, N, R]`` per layer, the reference the layer started from.
+        attention: Per layer, only where ``decode(..., attention=True)`` asked for it.
+    """
+
+    group: QueryGroup
+    logits: list[Tensor]
+    boxes: list[Tensor]
+    hidden: list[Tensor]
+    references: list[Tensor]
+    attention: list[SampledAttention] = field(default_factory=list)

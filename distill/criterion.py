@@ -1,0 +1,197 @@
+"""The detection loss: focal, L1 and GIoU over matched queries, with deep supervision.
+
+Own queries and encoder proposals are matched per layer; denoising queries know their box. Every
+loss is a sum divided by the number of ground-truth boxes, so its scale does not depend on the
+number of queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detr.config import Strict
+from detr.models import GroupOutput, Target
+from distill.boxes import covered, giou, to_xyxy
+from distill.matcher import ALPHA, GAMMA, Matches, match
+
+# A query this much inside an ignore region is not called background.
+IGNORED_SHARE = 0.5
+
+
+class LossWeights(Strict):
+    """Weights of the detection loss.
+
+    Attributes:
+        focal: Of the class loss (1 for DINO, 2 for Deformable DETR).
+        l1, giou: Of the box losses.
+        cost_class, cost_l1, cost_giou: Of the matching cost.
+        proposals: Factor on the same losses of the encoder's proposals.
+        denoising: Factor on the same losses of the denoising queries.
+    """
+
+    focal: float = 1.0
+    l1: float = 5.0
+    giou: float = 2.0
+    cost_class: float = 2.0
+    cost_l1: float = 5.0
+    cost_giou: float = 2.0
+    proposals: float = 1.0
+    denoising: float = 1.0
+
+
+def focal_loss(logits: Tensor, targets: Tensor, alpha: float = ALPHA) -> Tensor:
+    """Sigmoid focal loss per element, gamma 2 (Lin et al. 2017, eq. 5), float32.
+
+    Args:
+        logits: Any shape.
+        targets: Same shape, 0 or 1.
+        alpha: Weight of the ones; zeros weigh ``1 - alpha``.
+    """
+    logits = logits.float()
+    p = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    wrong = p + targets - 2 * p * targets  # 1 - p_t
+    balance = alpha * targets + (1 - alpha) * (1 - targets)
+    return balance * wrong**GAMMA * cross_entropy
+
+
+def box_losses(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed L1 and summed ``1 - GIoU`` of ``[M, 4]`` cx cy w h boxes, float32."""
+    boxes = boxes.float()
+    return (
+        (boxes - targets).abs().sum(),
+        (1 - giou(to_xyxy(boxes), to_xyxy(targets))).sum(),
+    )
+
+
+def ignored(boxes: Tensor, targets: Sequence[Target]) -> Tensor:
+    """``[L, B, N]`` bool: which of the ``[L, B, N, 4]`` boxes lie in an ignore region."""
+    share = [
+        covered(to_xyxy(boxes[:, i].detach().float()), to_xyxy(target.ignore))
+        for i, target in enumerate(targets)
+    ]
+    return torch.stack(share, 1) >= IGNORED_SHARE
+
+
+def set_losses(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Sequence[Target],
+    matches: Matches,
+    normalizer: Tensor,
+    padding: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Unweighted losses of ``[L, B, N]`` predictions whose assignment is known, summed over layers.
+
+    Args:
+        logits: ``[L, B, N, K]``.
+        boxes: ``[L, B, N, 4]`` cx cy w h.
+        targets: Ground truth per image.
+        matches: The assigned pairs; every other query should predict no class.
+        normalizer: Scalar every sum is divided by.
+        padding: ``[B, N]`` bool, queries without any loss.
+
+    Returns:
+        ``class``, ``l1`` and ``giou``, scalars.
+    """
+    counts = [len(target.labels) for target in targets]
+    offsets = torch.tensor([0, *counts[:-1]], device=logits.device).cumsum(0)
+    flat = offsets[matches.image] + matches.box
+    labels = torch.cat([target.labels for target in targets])[flat]
+    true_boxes = torch.cat([target.boxes for target in targets])[flat]
+    place = (matches.layer, matches.image, matches.query)
+
+    one_hot = torch.zeros_like(logits, dtype=torch.float32)
+    one_hot[(*place, labels)] = 1.0
+    class_loss = focal_loss(logits, one_hot)
+    if any(len(target.ignore) for target in targets):
+        silent = ignored(boxes, targets)
+        silent[place] = False
+        class_loss = class_loss.masked_fill(silent[..., None], 0.0)
+    if padding is not None:
+        class_loss = class_loss.masked_fill(padding[None, ..., None], 0.0)
+    l1, overlap = box_losses(boxes[place], true_boxes)
+    return {
+        "class": class_loss.sum() / normalizer,
+        "l1": l1 / normalizer,
+        "giou": overlap / normalizer,
+    }
+
+
+def denoising_matches(output: GroupOutput, targets: Sequence[Target]) -> Matches:
+    """The known assignment of denoising queries: positive j of every group stands for box j."""
+    info = output.group.denoising
+    assert info is not None
+    device = output.logits[0].device
+    layers, groups = torch.arange(len(output.logits)), torch.arange(info.groups)
+    tables = [
+        torch.cartesian_prod(layers, torch.tensor([i]), groups, torch.arange(len(target.labels)))
+        for i, target in enumerate(targets)
+    ]
+    layer, image, group, box = torch.cat(tables).to(device).unbind(1)
+    return Matches(layer, image, group * info.size + box, box)
+
+
+def detection_losses(
+    outputs: Mapping[str, GroupOutput],
+    targets: Sequence[Target],
+    normalizer: Tensor,
+    weights: LossWeights,
+    *,
+    class_agnostic_proposals: bool,
+) -> dict[str, Tensor]:
+    """Weighted losses of the own queries, their proposals and the denoising queries.
+
+    Args:
+        outputs: Decoder outputs by role; only ``own`` and ``denoising`` are looked at.
+        targets: Ground truth per image.
+        normalizer: Scalar, the number of ground-truth boxes (section 0.3's divisor).
+        weights: The recipe's weights.
+        class_agnostic_proposals: Two-stage Deformable DETR trains its proposals to tell objects
+            from background on the first class channel; DINO's proposals predict classes.
+
+    Returns:
+        ``own/class``, ``own/l1``, ..., ``proposals/...``, ``denoising/...``, each summed
+        over decoder layers.
+    """
+    cost = (weights.cost_class, weights.cost_l1, weights.cost_giou)
+    losses: dict[str, Tensor] = {}
+
+    def add(name: str, parts: dict[str, Tensor], factor: float) -> None:
+        losses[f"{name}/class"] = factor * weights.focal * parts["class"]
+        losses[f"{name}/l1"] = factor * weights.l1 * parts["l1"]
+        losses[f"{name}/giou"] = factor * weights.giou * parts["giou"]
+
+    own = outputs["own"]
+    logits, boxes = torch.stack(own.logits), torch.stack(own.boxes)
+    matches = match(logits, boxes, targets, cost)
+    add("own", set_losses(logits, boxes, targets, matches, normalizer), 1.0)
+
+    if (proposals := own.group.proposals) is not None:
+        logits, boxes = proposals.logits[None], proposals.boxes[None]
+        if class_agnostic_proposals:
+            targets_p = [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
+            logits = logits[..., :1]
+        else:
+            targets_p = list(targets)
+        matches = match(logits, boxes, targets_p, cost)
+        parts = set_losses(logits, boxes, targets_p, matches, normalizer)
+        add("proposals", parts, weights.proposals)
+
+    if (noisy := outputs.get("denoising")) is not None and noisy.group.denoising is not None:
+        known = denoising_matches(noisy, targets)
+        parts = set_losses(
+            torch.stack(noisy.logits),
+            torch.stack(noisy.boxes),
+            targets,
+            known,
+            normalizer * noisy.group.denoising.groups,
+            noisy.group.padding,
+        )
+        add("denoising", parts, weights.denoising)
+    return losses

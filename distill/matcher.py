@@ -1,0 +1,111 @@
+"""One-to-one assignment of queries to ground-truth boxes (DETR section 3.1, focal-cost variant).
+
+Costs of all layers and images are computed in one batch of tensor operations and moved to the CPU
+once; only the assignment itself runs per image and layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from detr.models import Target
+from distill.boxes import giou, to_xyxy
+
+ALPHA, GAMMA = 0.25, 2.0
+# A cost no real pair reaches: a prediction that is not a number is assigned last, never first.
+_NEVER = 1e6
+
+
+@dataclass
+class Matches:
+    """Assigned pairs over all layers and images, M of them, as index tensors ``[M]``.
+
+    Attributes:
+        layer, image, query: Where the prediction stands in ``[L, B, N]``.
+        box: Index of the ground-truth box within its image.
+    """
+
+    layer: Tensor
+    image: Tensor
+    query: Tensor
+    box: Tensor
+
+
+def pad_targets(targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:
+    """Stacks ground truth of different lengths.
+
+    Returns:
+        ``[B, G, 4]`` boxes and ``[B, G]`` labels, filled up with zeros to the longest image, and
+        the ``[B]`` counts (CPU).
+    """
+    counts = torch.tensor([len(target.labels) for target in targets])
+    boxes = torch.nn.utils.rnn.pad_sequence([t.boxes for t in targets], batch_first=True)
+    labels = torch.nn.utils.rnn.pad_sequence([t.labels for t in targets], batch_first=True)
+    return boxes, labels, counts
+
+
+@torch.no_grad()
+def cost_matrix(
+    logits: Tensor, boxes: Tensor, targets: Sequence[Target], weights: tuple[float, float, float]
+) -> Tensor:
+    """Matching cost of every prediction with every (padded) ground-truth box of its image.
+
+    Args:
+        logits: ``[L, B, N, K]``.
+        boxes: ``[L, B, N, 4]`` cx cy w h.
+        targets: Ground truth per image.
+        weights: Of the class, L1 and GIoU costs.
+
+    Returns:
+        ``[L, B, N, G]`` float32, finite; columns beyond an image's count are meaningless.
+    """
+    class_weight, l1_weight, giou_weight = weights
+    true_boxes, true_labels, _ = pad_targets(targets)
+    layers, _, queries, _ = logits.shape
+    index = true_labels[None, :, None, :].expand(layers, -1, queries, -1)
+    # Only the columns of classes that occur are wanted, so gather before the logarithms.
+    p = logits.float().gather(-1, index).sigmoid()
+    positive = ALPHA * (1 - p) ** GAMMA * -(p + 1e-8).log()
+    negative = (1 - ALPHA) * p**GAMMA * -(1 - p + 1e-8).log()
+    boxes, true_boxes = boxes.float()[..., None, :], true_boxes[None, :, None]
+    l1 = (boxes - true_boxes).abs().sum(-1)
+    overlap = giou(to_xyxy(boxes), to_xyxy(true_boxes))
+    cost = class_weight * (positive - negative) + l1_weight * l1 - giou_weight * overlap
+    return cost.nan_to_num(_NEVER, _NEVER, -_NEVER)
+
+
+@torch.no_grad()
+def match(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Sequence[Target],
+    weights: tuple[float, float, float] = (2.0, 5.0, 2.0),
+) -> Matches:
+    """Assigns each ground-truth box the prediction that minimises the total cost, layer by layer.
+
+    An image with more boxes than queries leaves the worst-fitting boxes without a query.
+
+    Args:
+        logits: ``[L, B, N, K]``.
+        boxes: ``[L, B, N, 4]`` cx cy w h.
+        targets: Ground truth per image.
+        weights: Of the class, L1 and GIoU costs.
+
+    Returns:
+        The assigned pairs on the predictions' device.
+    """
+    rows: list[tuple[int, int, int, int]] = []
+    counts = [len(target.labels) for target in targets]
+    if any(counts):
+        costs = cost_matrix(logits, boxes, targets, weights).cpu().numpy()
+        for layer in range(costs.shape[0]):
+            for image, count in enumerate(counts):
+                pairs = linear_sum_assignment(costs[layer, image, :, :count])
+                rows += [(layer, image, int(q), int(g)) for q, g in zip(*pairs, strict=True)]
+    table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4).to(logits.device)
+    return Matches(*table.unbind(1))

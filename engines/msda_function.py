@@ -1,0 +1,218 @@
+"""The model-local ONNX function ``detr::MSDeformAttn`` and its two bodies in standard operators.
+
+An exported graph holds one node per multi-scale deformable attention (Zhu et al., Deformable DETR,
+ICLR 2021, equation 3). A runtime that knows the node (our native CPU engine, the TensorRT plugin)
+runs it; every other runtime inlines the body of this function:
+
+* ``gridsample``: one GridSample per level. Short, but several TensorRT releases compile it wrongly,
+  and its meaning changed with opset 20, so it is for opset 17 and 18 only.
+* ``gather``: bilinear interpolation written out, four GatherND for all levels at once.
+
+Both bodies are free of Shape, Loop and If: batch and query count stay dynamic through Flatten and
+through the 0 and -1 of Reshape, and the level sizes are constants.
+
+Shape legend: B batch, S tokens of all levels, M heads, D channels of a head, Q queries, V levels,
+P points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import FunctionProto, NodeProto, helper, numpy_helper
+
+DOMAIN = "detr"
+OP_TYPE = "MSDeformAttn"
+DOMAIN_VERSION = 1
+PLUGIN_NAMESPACE = "detr"
+PLUGIN_VERSION = "1"
+OPSETS = (17, 18)
+
+Lowering = Literal["gridsample", "gather"]
+LevelShapes = Sequence[tuple[int, int]]
+
+# The gather body computes token indices in float32, which holds integers exactly up to here.
+_EXACT_FLOAT = 2**24
+
+
+class _Body:
+    """Collects the nodes of a function; every method returns the name of what it made."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._count = 0
+
+    def op(self, op_type: str, *inputs: str, **attributes: Any) -> str:
+        return self.ops(op_type, 1, *inputs, **attributes)[0]
+
+    def ops(self, op_type: str, outputs: int, *inputs: str, **attributes: Any) -> list[str]:
+        names = [f"{op_type.lower()}_{self._count}_{i}" for i in range(outputs)]
+        self._count += 1
+        self.nodes.append(helper.make_node(op_type, list(inputs), names, **attributes))
+        return names
+
+    def const(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
+        array = np.asarray(value, dtype=dtype)
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.op("Constant", value=numpy_helper.from_array(array))
+        return self._constants[key]
+
+    def shape(self, *sizes: int) -> str:
+        return self.const(sizes, np.int64)
+
+
+def make_function(
+    shapes: LevelShapes, heads: int, points: int, lowering: Lowering, opset: int
+) -> FunctionProto:
+    """Builds the function for one set of level sizes.
+
+    Args:
+        shapes: (height, width) of each level, finest first.
+        heads: M.
+        points: P, sampling points per head and level.
+        lowering: Which body.
+        opset: Version of the standard operators in the body, 17 or 18.
+
+    Returns:
+        A function with inputs ``value [B,S,M,D]``, ``locations [B,Q,M,V,P,2]`` ((x, y) in [0, 1])
+        and ``weights [B,Q,M,V,P]``, output ``[B,Q,M*D]``.
+
+    Raises:
+        ValueError: An opset or a size the body cannot express.
+    """
+    if opset not in OPSETS:
+        raise ValueError(f"opset {opset}: the bodies are written for {OPSETS}")
+    body = _Body()
+    build = _gridsample_body if lowering == "gridsample" else _gather_body
+    result = build(body, [(int(h), int(w)) for h, w in shapes], heads, points)
+    body.nodes.append(helper.make_node("Identity", [result], ["output"]))
+    return helper.make_function(
+        domain=DOMAIN,
+        fname=OP_TYPE,
+        inputs=["value", "locations", "weights"],
+        outputs=["output"],
+        nodes=body.nodes,
+        opset_imports=[helper.make_opsetid("", opset)],
+        attributes=["spatial_shapes", "plugin_namespace", "plugin_version"],
+    )
+
+
+def make_node(
+    value: str, locations: str, weights: str, output: str, shapes: LevelShapes, name: str = ""
+) -> NodeProto:
+    """A call of the function, with the attributes by which TensorRT's parser finds the plugin."""
+    return helper.make_node(
+        OP_TYPE,
+        [value, locations, weights],
+        [output],
+        name=name,
+        domain=DOMAIN,
+        spatial_shapes=[int(size) for shape in shapes for size in shape],
+        plugin_namespace=PLUGIN_NAMESPACE,
+        plugin_version=PLUGIN_VERSION,
+    )
+
+
+def node_shapes(node: NodeProto) -> tuple[tuple[int, int], ...]:
+    """The level sizes a node carries."""
+    flat = next(list(a.ints) for a in node.attribute if a.name == "spatial_shapes")
+    return tuple(zip(flat[::2], flat[1::2], strict=True))
+
+
+def is_attention(node: NodeProto) -> bool:
+    return node.op_type == OP_TYPE and node.domain == DOMAIN
+
+
+def set_lowering(
+    model: onnx.ModelProto, heads: int, points: int, lowering: Lowering
+) -> None:
+    """Gives a model that calls the function its body, in place of any it had.
+
+    Raises:
+        ValueError: The nodes of the model disagree on the level sizes.
+    """
+    shapes = {node_shapes(node) for node in model.graph.node if is_attention(node)}
+    if len(shapes) != 1:
+        raise ValueError(f"one set of level sizes expected, found {sorted(shapes)}")
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    kept = [f for f in model.functions if not (f.domain == DOMAIN and f.name == OP_TYPE)]
+    del model.functions[:]
+    model.functions.extend([*kept, make_function(shapes.pop(), heads, points, lowering, opset)])
+    if all(entry.domain != DOMAIN for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
+
+
+def _gridsample_body(
+    body: _Body, shapes: list[tuple[int, int]], heads: int, points: int
+) -> str:
+    """Heads join the batch; each level is sampled on its own, then all are weighted together."""
+    levels = len(shapes)
+    tokens = [h * w for h, w in shapes]
+    # [B,S,M,D] -> [B,M,S,D] -> [B*M,S*D]: Flatten merges B and M without knowing either.
+    value = body.op("Transpose", "value", perm=[0, 2, 1, 3])
+    value = body.op("Flatten", value, axis=2)
+    value = body.op("Reshape", value, body.shape(0, sum(tokens), -1))
+    value = body.op("Transpose", value, perm=[0, 2, 1])  # [B*M,D,S]
+    maps = _split(body, value, tokens, axis=2)
+
+    # GridSample wants [-1, 1]; locations are [0, 1] of the map's outer edges (align_corners=0).
+    grid = body.op("Mul", "locations", body.const(2.0))
+    grid = body.op("Sub", grid, body.const(1.0))
+    grid = body.op("Transpose", grid, perm=[0, 2, 3, 1, 4, 5])  # [B,M,V,Q,P,2]
+    grids = _split(body, grid, [1] * levels, axis=2)
+
+    samples = []
+    for (h, w), level, where in zip(shapes, maps, grids, strict=True):
+        # [B*M,D,h*w]: 0 keeps B*M, and D is whatever is left over.
+        image = body.op("Reshape", level, body.shape(0, -1, h, w))
+        where = body.op("Flatten", where, axis=2)
+        where = body.op("Reshape", where, body.shape(0, -1, points, 2))
+        samples.append(
+            body.op("GridSample", image, where, mode="bilinear", padding_mode="zeros",
+                    align_corners=0)
+        )  # [B*M,D,Q,P]
+    sampled = samples[0] if levels == 1 else body.op("Concat", *samples, axis=3)
+
+    weights = body.op("Transpose", "weights", perm=[0, 2, 1, 3, 4])
+    weights = body.op("Flatten", weights, axis=2)
+    weights = body.op("Reshape", weights, body.shape(0, 1, -1, levels * points))
+    weighted = body.op("Mul", sampled, weights)
+    summed = body.op("ReduceSum", weighted, body.shape(3), keepdims=0)  # [B*M,D,Q]
+    # [Q,B*M,D] -> [Q,B,M*D] needs neither B nor Q; D does follow from the input.
+    moved = body.op("Transpose", summed, perm=[2, 0, 1])
+    return _merge_heads(body, moved, heads)
+
+
+def _merge_heads(body: _Body, moved: str, heads: int) -> str:
+    """``[Q, B*M, D]`` to ``[B, Q, M*D]`` without knowing B, Q or D."""
+    channels = body.op("Shape", "value", start=3)
+    merged = body.op("Mul", channels, body.shape(heads))
+    target = body.op("Concat", body.shape(0, -1), merged, axis=0)
+    return body.op("Transpose", body.op("Reshape", moved, target), perm=[1, 0, 2])
+
+
+def _gather_body(body: _Body, shapes: list[tuple[int, int]], heads: int, points: int) -> str:
+    """All levels at once: four corner look-ups in the flat token table ``[B, S*M, D]``."""
+    tokens = [h * w for h, w in shapes]
+    if sum(tokens) * heads >= _EXACT_FLOAT:
+        raise ValueError(f"{sum(tokens)} tokens x {heads} heads exceed exact float32 indices")
+    starts = np.cumsum([0, *tokens[:-1]])
+    height = np.array([h for h, _ in shapes], np.float32)[:, None]  # [V,1]
+    width = np.array([w for _, w in shapes], np.float32)[:, None]
+    # Token s of head m is row s*M + m of the table, so no transpose of the value is needed.
+    first_row = (starts[None, :] * heads + np.arange(heads)[:, None])[:, :, None]  # [M,V,1]
+
+    table = body.op("Flatten", body.op("Transpose", "value", perm=[0, 3, 1, 2]), axis=2)
+    return table + str(height) + str(width) + str(first_row) + str(points)
+
+
+def _split(body: _Body, data: str, sizes: list[int], axis: int) -> list[str]:
+    if len(sizes) == 1:
+        return [data]
+    return body.ops("Split", len(sizes), data, body.shape(*sizes), axis=axis)
