@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from detr.config import ClassMap
+from detr.data.coco_format import coco_ground_truth
 from detr.data.dataset import Dataset
 from detr.errors import UserError
 from detr.types import Detections
@@ -77,8 +78,6 @@ def evaluate(
             ``detections-not-finite`` where a box or score is NaN or infinite.
         ValueError: ``detections`` and ``indices`` differ in length.
     """
-    from detr.data.coco_format import coco_ground_truth
-
     chosen = range(len(dataset)) if indices is None else indices
     if len(chosen) != len(detections):
         raise ValueError(f"{len(detections)} detections for {len(chosen)} images")

@@ -1,25 +1,12 @@
-"""Box geometry on tensors: formats, overlap and generalised IoU.
+"""Overlap of boxes on tensors: IoU, generalised IoU, share inside regions.
 
-``cxcywh`` boxes are (centre x, centre y, width, height), ``xyxy`` boxes are two corners. Any unit
-serves as long as both arguments share it.
+All boxes are x0 y0 x1 y1 (``detr.models.cxcywh_to_xyxy`` converts), in any one unit.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-
-def to_xyxy(boxes: Tensor) -> Tensor:
-    """Corners of ``[..., 4]`` cx cy w h boxes."""
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat((centre - half, centre + half), dim=-1)
-
-
-def to_cxcywh(boxes: Tensor) -> Tensor:
-    """Centre and size of ``[..., 4]`` x0 y0 x1 y1 boxes."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat(((low + high) / 2, high - low), dim=-1)
 
 
 def area(boxes: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detr.config import Strict
-from detr.models import GroupOutput, Target
-from distill.boxes import covered, giou, to_xyxy
+from detr.models import GroupOutput, Target, cxcywh_to_xyxy
+from distill.boxes import covered, giou
 from distill.matcher import ALPHA, GAMMA, Matches, match
 
 # A query this much inside an ignore region is not called background.
@@ -65,14 +65,14 @@ def box_losses(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     boxes = boxes.float()
     return (
         (boxes - targets).abs().sum(),
-        (1 - giou(to_xyxy(boxes), to_xyxy(targets))).sum(),
+        (1 - giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))).sum(),
     )
 
 
 def ignored(boxes: Tensor, targets: Sequence[Target]) -> Tensor:
     """``[L, B, N]`` bool: which of the ``[L, B, N, 4]`` boxes lie in an ignore region."""
     share = [
-        covered(to_xyxy(boxes[:, i].detach().float()), to_xyxy(target.ignore))
+        covered(cxcywh_to_xyxy(boxes[:, i].detach().float()), cxcywh_to_xyxy(target.ignore))
         for i, target in enumerate(targets)
     ]
     return torch.stack(share, 1) >= IGNORED_SHARE
@@ -142,8 +142,6 @@ def detection_losses(
     targets: Sequence[Target],
     normalizer: Tensor,
     weights: LossWeights,
-    *,
-    class_agnostic_proposals: bool,
 ) -> dict[str, Tensor]:
     """Weighted losses of the own queries, their proposals and the denoising queries.
 
@@ -152,8 +150,6 @@ def detection_losses(
         targets: Ground truth per image.
         normalizer: Scalar, the number of ground-truth boxes (section 0.3's divisor).
         weights: The recipe's weights.
-        class_agnostic_proposals: Two-stage Deformable DETR trains its proposals to tell objects
-            from background on the first class channel; DINO's proposals predict classes.
 
     Returns:
         ``own/class``, ``own/l1``, ..., ``proposals/...``, ``denoising/...``, each summed
@@ -174,7 +170,9 @@ def detection_losses(
 
     if (proposals := own.group.proposals) is not None:
         logits, boxes = proposals.logits[None], proposals.boxes[None]
-        if class_agnostic_proposals:
+        # Two-stage Deformable DETR trains its proposals to tell objects from background on the
+        # first class channel; DINO's proposals predict classes.
+        if proposals.class_agnostic:
             targets_p = [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
             logits = logits[..., :1]
         else:

@@ -13,8 +13,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detr.models import Target
-from distill.boxes import giou, to_xyxy
+from detr.models import Target, cxcywh_to_xyxy
+from distill.boxes import giou
 
 ALPHA, GAMMA = 0.25, 2.0
 # A cost no real pair reaches: a prediction that is not a number is assigned last, never first.
@@ -74,7 +74,7 @@ def cost_matrix(
     negative = (1 - ALPHA) * p**GAMMA * -(1 - p + 1e-8).log()
     boxes, true_boxes = boxes.float()[..., None, :], true_boxes[None, :, None]
     l1 = (boxes - true_boxes).abs().sum(-1)
-    overlap = giou(to_xyxy(boxes), to_xyxy(true_boxes))
+    overlap = giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true_boxes))
     cost = class_weight * (positive - negative) + l1_weight * l1 - giou_weight * overlap
     return cost.nan_to_num(_NEVER, _NEVER, -_NEVER)
 

@@ -9,7 +9,7 @@ runs it; every other runtime inlines the body of this function:
 * ``gather``: bilinear interpolation written out, four GatherND for all levels at once.
 
 Both bodies are free of Shape, Loop and If: batch and query count stay dynamic through Flatten and
-through the 0 and -1 of Reshape, and the level sizes are constants.
+through the 0 and -1 of Reshape; the sizes of levels and heads are constants.
 
 Shape legend: B batch, S tokens of all levels, M heads, D channels of a head, Q queries, V levels,
 P points.
@@ -18,6 +18,7 @@ P points.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +38,21 @@ LevelShapes = Sequence[tuple[int, int]]
 
 # The gather body computes token indices in float32, which holds integers exactly up to here.
 _EXACT_FLOAT = 2**24
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """The sizes of an attention that its node does not carry.
+
+    Attributes:
+        heads: M.
+        channels: D, channels of one head.
+        points: P, sampling points per head and level.
+    """
+
+    heads: int
+    channels: int
+    points: int
 
 
 class _Body:
@@ -68,14 +84,13 @@ class _Body:
 
 
 def make_function(
-    shapes: LevelShapes, heads: int, points: int, lowering: Lowering, opset: int
+    shapes: LevelShapes, head_shape: HeadShape, lowering: Lowering, opset: int
 ) -> FunctionProto:
     """Builds the function for one set of level sizes.
 
     Args:
         shapes: (height, width) of each level, finest first.
-        heads: M.
-        points: P, sampling points per head and level.
+        head_shape: M, D and P.
         lowering: Which body.
         opset: Version of the standard operators in the body, 17 or 18.
 
@@ -90,7 +105,7 @@ def make_function(
         raise ValueError(f"opset {opset}: the bodies are written for {OPSETS}")
     body = _Body()
     build = _gridsample_body if lowering == "gridsample" else _gather_body
-    result = build(body, [(int(h), int(w)) for h, w in shapes], heads, points)
+    result = build(body, [(int(h), int(w)) for h, w in shapes], head_shape)
     body.nodes.append(helper.make_node("Identity", [result], ["output"]))
     return helper.make_function(
         domain=DOMAIN,
@@ -129,9 +144,7 @@ def is_attention(node: NodeProto) -> bool:
     return node.op_type == OP_TYPE and node.domain == DOMAIN
 
 
-def set_lowering(
-    model: onnx.ModelProto, heads: int, points: int, lowering: Lowering
-) -> None:
+def set_lowering(model: onnx.ModelProto, head_shape: HeadShape, lowering: Lowering) -> None:
     """Gives a model that calls the function its body, in place of any it had.
 
     Raises:
@@ -143,73 +156,107 @@ def set_lowering(
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     kept = [f for f in model.functions if not (f.domain == DOMAIN and f.name == OP_TYPE)]
     del model.functions[:]
-    model.functions.extend([*kept, make_function(shapes.pop(), heads, points, lowering, opset)])
+    model.functions.extend([*kept, make_function(shapes.pop(), head_shape, lowering, opset)])
     if all(entry.domain != DOMAIN for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
 
 
-def _gridsample_body(
-    body: _Body, shapes: list[tuple[int, int]], heads: int, points: int
-) -> str:
+def _gridsample_body(body: _Body, shapes: list[tuple[int, int]], head: HeadShape) -> str:
     """Heads join the batch; each level is sampled on its own, then all are weighted together."""
-    levels = len(shapes)
     tokens = [h * w for h, w in shapes]
-    # [B,S,M,D] -> [B,M,S,D] -> [B*M,S*D]: Flatten merges B and M without knowing either.
-    value = body.op("Transpose", "value", perm=[0, 2, 1, 3])
-    value = body.op("Flatten", value, axis=2)
-    value = body.op("Reshape", value, body.shape(0, sum(tokens), -1))
-    value = body.op("Transpose", value, perm=[0, 2, 1])  # [B*M,D,S]
-    maps = _split(body, value, tokens, axis=2)
+    value = body.op("Transpose", "value", perm=[0, 2, 3, 1])
+    value = body.op("Reshape", value, body.shape(-1, head.channels, sum(tokens)))
+    maps = _split(body, value, tokens, axis=2)  # [B*M,D,h*w] each
 
     # GridSample wants [-1, 1]; locations are [0, 1] of the map's outer edges (align_corners=0).
     grid = body.op("Mul", "locations", body.const(2.0))
     grid = body.op("Sub", grid, body.const(1.0))
     grid = body.op("Transpose", grid, perm=[0, 2, 3, 1, 4, 5])  # [B,M,V,Q,P,2]
-    grids = _split(body, grid, [1] * levels, axis=2)
+    grids = _split(body, grid, [1] * len(shapes), axis=2)
 
     samples = []
     for (h, w), level, where in zip(shapes, maps, grids, strict=True):
-        # [B*M,D,h*w]: 0 keeps B*M, and D is whatever is left over.
-        image = body.op("Reshape", level, body.shape(0, -1, h, w))
+        image = body.op("Reshape", level, body.shape(0, 0, h, w))
+        # Flatten merges B and M without knowing B or Q.
         where = body.op("Flatten", where, axis=2)
-        where = body.op("Reshape", where, body.shape(0, -1, points, 2))
-        samples.append(
-            body.op("GridSample", image, where, mode="bilinear", padding_mode="zeros",
-                    align_corners=0)
-        )  # [B*M,D,Q,P]
-    sampled = samples[0] if levels == 1 else body.op("Concat", *samples, axis=3)
+        where = body.op("Reshape", where, body.shape(0, -1, head.points, 2))
+        sample = body.op("GridSample", image, where, mode="bilinear", padding_mode="zeros",
+                         align_corners=0)
+        samples.append(sample)  # [B*M,D,Q,P]
+    sampled = samples[0] if len(samples) == 1 else body.op("Concat", *samples, axis=3)
 
     weights = body.op("Transpose", "weights", perm=[0, 2, 1, 3, 4])
     weights = body.op("Flatten", weights, axis=2)
-    weights = body.op("Reshape", weights, body.shape(0, 1, -1, levels * points))
+    weights = body.op("Reshape", weights, body.shape(0, 1, -1, len(shapes) * head.points))
     weighted = body.op("Mul", sampled, weights)
     summed = body.op("ReduceSum", weighted, body.shape(3), keepdims=0)  # [B*M,D,Q]
-    # [Q,B*M,D] -> [Q,B,M*D] needs neither B nor Q; D does follow from the input.
-    moved = body.op("Transpose", summed, perm=[2, 0, 1])
-    return _merge_heads(body, moved, heads)
+    # As [Q,B*M,D] the heads of an image are neighbours, so B and Q need not be known.
+    summed = body.op("Transpose", summed, perm=[2, 0, 1])
+    merged = body.op("Reshape", summed, body.shape(0, -1, head.heads * head.channels))
+    return body.op("Transpose", merged, perm=[1, 0, 2])
 
 
-def _merge_heads(body: _Body, moved: str, heads: int) -> str:
-    """``[Q, B*M, D]`` to ``[B, Q, M*D]`` without knowing B, Q or D."""
-    channels = body.op("Shape", "value", start=3)
-    merged = body.op("Mul", channels, body.shape(heads))
-    target = body.op("Concat", body.shape(0, -1), merged, axis=0)
-    return body.op("Transpose", body.op("Reshape", moved, target), perm=[1, 0, 2])
-
-
-def _gather_body(body: _Body, shapes: list[tuple[int, int]], heads: int, points: int) -> str:
-    """All levels at once: four corner look-ups in the flat token table ``[B, S*M, D]``."""
+def _gather_body(body: _Body, shapes: list[tuple[int, int]], head: HeadShape) -> str:
+    """All levels at once: one look-up per corner in the flat token table ``[B, S*M, D]``."""
     tokens = [h * w for h, w in shapes]
-    if sum(tokens) * heads >= _EXACT_FLOAT:
-        raise ValueError(f"{sum(tokens)} tokens x {heads} heads exceed exact float32 indices")
+    rows = sum(tokens) * head.heads
+    if rows >= _EXACT_FLOAT:
+        raise ValueError(f"{rows} rows of tokens and heads exceed exact float32 indices")
     starts = np.cumsum([0, *tokens[:-1]])
-    height = np.array([h for h, _ in shapes], np.float32)[:, None]  # [V,1]
-    width = np.array([w for _, w in shapes], np.float32)[:, None]
-    # Token s of head m is row s*M + m of the table, so no transpose of the value is needed.
-    first_row = (starts[None, :] * heads + np.arange(heads)[:, None])[:, :, None]  # [M,V,1]
+    # Token s of head m is row s*M + m, so the value needs no transpose. [M,V,1]
+    first_row = (starts[None, :] * head.heads + np.arange(head.heads)[:, None])[:, :, None]
+    table = body.op("Reshape", "value", body.shape(0, rows, head.channels))
 
-    table = body.op("Flatten", body.op("Transpose", "value", perm=[0, 3, 1, 2]), axis=2)
-    return table + str(height) + str(width) + str(first_row) + str(points)
+    columns = _corners(body, 0, [w for _, w in shapes])
+    lines = _corners(body, 1, [h for h, _ in shapes])
+    line_step = body.const(np.array([w * head.heads for _, w in shapes])[:, None])
+    column_step = body.const(head.heads)
+    samples = len(shapes) * head.points
+    corners = []
+    for line, line_share in lines:
+        line_row = body.op("Add", body.op("Mul", line, line_step), body.const(first_row))
+        line_weight = body.op("Mul", "weights", line_share)
+        for column, column_share in columns:
+            row = body.op("Add", line_row, body.op("Mul", column, column_step))
+            row = body.op("Cast", row, to=onnx.TensorProto.INT64)
+            row = body.op("Reshape", row, body.shape(0, 0, head.heads, samples, 1))
+            found = body.op("GatherND", table, row, batch_dims=1)  # [B,Q,M,V*P,D]
+            weight = body.op("Mul", line_weight, column_share)
+            weight = body.op("Reshape", weight, body.shape(0, 0, head.heads, 1, samples))
+            corners.append(body.op("MatMul", weight, found))  # [B,Q,M,1,D]
+    total = corners[0]
+    for corner in corners[1:]:
+        total = body.op("Add", total, corner)
+    return body.op("Reshape", total, body.shape(0, 0, head.heads * head.channels))
+
+
+def _corners(body: _Body, axis: int, sizes: list[int]) -> list[tuple[str, str]]:
+    """The two cells around each location along one axis.
+
+    Args:
+        axis: 0 for x, 1 for y.
+        sizes: Extent of each level along the axis.
+
+    Returns:
+        For the lower and the upper cell: its index, clipped into the map, and its bilinear weight,
+        which is 0 where the cell lies outside (zero padding); both ``[B,Q,M,V,P]`` float32.
+    """
+    size = np.array(sizes, np.float32)[:, None]  # [V,1]
+    where = body.op("Gather", "locations", body.const(axis, np.int64), axis=5)
+    where = body.op("Sub", body.op("Mul", where, body.const(size)), body.const(0.5))
+    # Beyond one cell outside nothing is left to see; the clip keeps far locations exact.
+    where = body.op("Min", where, body.const(size))
+    where = body.op("Max", where, body.const(-1.0))
+    low = body.op("Floor", where)
+    high = body.op("Add", low, body.const(1.0))
+    high_share = body.op("Sub", where, low)
+    low_share = body.op("Sub", body.const(1.0), high_share)
+    corners = []
+    for cell, share in ((low, low_share), (high, high_share)):
+        inside = body.op("Max", body.op("Min", cell, body.const(size - 1)), body.const(0.0))
+        mask = body.op("Cast", body.op("Equal", cell, inside), to=onnx.TensorProto.FLOAT)
+        corners.append((inside, body.op("Mul", share, mask)))
+    return corners
 
 
 def _split(body: _Body, data: str, sizes: list[int], axis: int) -> list[str]:

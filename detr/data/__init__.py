@@ -1,1 +1,7 @@
 """Images and labels: data sets, preprocessing, synthetic scenes. Imports without torch."""
+
+from detr.data.dataset import Dataset, Labels
+from detr.data.open import open_dataset
+from detr.data.preprocess import Inputs, PreprocessConfig, preprocess
+
+__all__ = ["Dataset", "Inputs", "Labels", "PreprocessConfig", "open_dataset", "preprocess"]

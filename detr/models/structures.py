@@ -63,11 +63,14 @@ class Proposals:
         logits: ``[B, N, K]`` class logits of the chosen tokens.
         boxes: ``[B, N, 4]`` cx cy w h in [0, 1].
         indices: ``[B, N]`` token index of each proposal.
+        class_agnostic: The first class channel means "any object", so the loss on these logits
+            sets every label to 0 (Deformable DETR two-stage); otherwise they are ordinary classes.
     """
 
     logits: Tensor
     boxes: Tensor
     indices: Tensor
+    class_agnostic: bool = False
 
 
 @dataclass

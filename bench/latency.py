@@ -1,0 +1,103 @@
+"""How long an engine takes: engine only and end to end, on real images that change every time.
+
+End to end is from decoded RGB pixels in memory to detections in memory: resize, normalise, run,
+decode. Reading and decoding files is the camera's or the disk's time, not the detector's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter_ns
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel
+
+from detr.cli_support import progress
+from detr.types import ImageArray
+from engines.base import Engine
+
+
+class Timing(BaseModel):
+    """Times of one call, milliseconds; ``images_per_second`` follows from the mean."""
+
+    mean_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    min_ms: float
+    images_per_second: float
+
+
+class Latency(BaseModel):
+    """Latency of one engine.
+
+    Attributes:
+        engine: The forward pass alone, inputs prepared, outputs not yet interpreted.
+        end_to_end: Preprocessing, forward pass and post-processing.
+        count: Calls timed; all of them count, none is discarded.
+        warmup: Calls before the first timed one.
+        batch: Images per call.
+        images: Different images in rotation.
+    """
+
+    engine: Timing
+    end_to_end: Timing
+    count: int
+    warmup: int
+    batch: int
+    images: int
+
+
+def measure(
+    engine: Engine,
+    images: Sequence[ImageArray],
+    warmup: int = 5,
+    iterations: int = 50,
+    batch: int = 1,
+) -> Latency:
+    """Times an engine; both figures come from the same calls.
+
+    Args:
+        engine: What to time.
+        images: ``[h, w, 3]`` uint8 RGB, taken in turn: a cache must not see one image only.
+        warmup: Untimed calls first (allocations, lazy initialisation, clocks coming up).
+        iterations: Timed calls.
+        batch: Images per call.
+
+    Raises:
+        ValueError: No image, or no iteration.
+    """
+    if not images or iterations < 1 or batch < 1:
+        raise ValueError("needs at least one image, one iteration and a batch of one")
+    times = np.empty((iterations, 2), dtype=np.int64)
+    for call in progress(range(-warmup, iterations), f"timing {engine.name}"):
+        start = (call + warmup) * batch
+        chosen = [images[(start + k) % len(images)] for k in range(batch)]
+        began = perf_counter_ns()
+        inputs = engine.prepare(chosen)
+        ready = perf_counter_ns()
+        raw = engine.run(inputs)
+        done = perf_counter_ns()
+        engine.finish(raw)
+        finished = perf_counter_ns()
+        if call >= 0:
+            times[call] = done - ready, finished - began
+    return Latency(
+        engine=summarise(times[:, 0], batch),
+        end_to_end=summarise(times[:, 1], batch),
+        count=iterations,
+        warmup=warmup,
+        batch=batch,
+        images=min(len(images), iterations * batch),
+    )
+
+
+def summarise(nanoseconds: npt.NDArray[np.int64], batch: int) -> Timing:
+    """Mean, percentiles (linear between neighbours) and minimum of call times in nanoseconds."""
+    ms = nanoseconds / 1e6
+    p50, p90, p99 = np.percentile(ms, [50, 90, 99])
+    return Timing(
+        mean_ms=float(ms.mean()), p50_ms=float(p50), p90_ms=float(p90), p99_ms=float(p99),
+        min_ms=float(ms.min()), images_per_second=float(1e3 * batch / ms.mean()),
+    )  # fmt: skip

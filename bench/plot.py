@@ -1,0 +1,197 @@
+"""The AP-over-latency plot as inline SVG; no plotting library in the base install."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+_WIDTH, _HEIGHT = 760, 400
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 18, 52
+_CHARACTER = 7.2  # width of a label's character, px
+# From this ratio of slowest to fastest the axis is logarithmic.
+_LOG_FROM = 8
+
+
+@dataclass(frozen=True)
+class Point:
+    """One artefact in the plot.
+
+    Attributes:
+        name: Label.
+        ms, low_ms, high_ms: Median, minimum and 90th percentile of the latency.
+        ap: 0..1.
+        color: CSS colour.
+        pareto: On the front: no other point is both faster and more accurate.
+    """
+
+    name: str
+    ms: float
+    low_ms: float
+    high_ms: float
+    ap: float
+    color: str
+    pareto: bool
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Maps values to pixels.
+
+    Attributes:
+        low, high: Values at the ends.
+        start, end: Pixels at the ends.
+        log: Logarithmic.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, at = self.low, self.high, value
+        if self.log:
+            low, high, at = math.log(low), math.log(high), math.log(value)
+        return self.start + (self.end - self.start) * (at - low) / (high - low)
+
+    def ticks(self) -> list[float]:
+        """Round values along the axis."""
+        if self.log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            found = [m * 10.0**d for d in decades for m in (1, 2, 5)]
+        else:
+            step = nice_step(self.high - self.low, 6)
+            first = math.ceil(self.low / step - 1e-9)
+            found = [step * k for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        return [t for t in found if self.low * (1 - 1e-9) <= t <= self.high * (1 + 1e-9)]
+
+
+def nice_step(span: float, count: int) -> float:
+    """The smallest of 1, 2, 5 times a power of ten that cuts ``span`` into at most ``count``."""
+    raw = span / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
+
+
+def ap_over_latency(points: Sequence[Point]) -> str:
+    """SVG of the points, the front joined by a line, whiskers from minimum to 90th percentile."""
+    x, y = _latency_axis(points), _ap_axis(points)
+    described = "; ".join(f"{p.name}: {100 * p.ap:.1f} AP at {p.ms:.1f} ms" for p in points)
+    parts = [
+        f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        'aria-labelledby="plot-title plot-desc">',
+        '<title id="plot-title">Average precision over latency</title>',
+        f'<desc id="plot-desc">{escape(described)}</desc>',
+        *_frame(x, y),
+        *_front(points, x, y),
+    ]
+    taken: list[tuple[float, float, float, float]] = [
+        (x(p.ms) - 9, y(100 * p.ap) - 9, x(p.ms) + 9, y(100 * p.ap) + 9) for p in points
+    ]
+    for point in points:
+        parts += _marker(point, x, y)
+    for point in points:
+        parts.append(_label(point, x(point.ms), y(100 * point.ap), taken))
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+def _latency_axis(points: Sequence[Point]) -> Axis:
+    low, high = min(p.low_ms for p in points), max(p.high_ms for p in points)
+    end = _WIDTH - _RIGHT
+    if high / low >= _LOG_FROM:
+        return Axis(low / 1.3, high * 1.3, _LEFT, end, log=True)
+    return Axis(0.0, high * 1.08, _LEFT, end)
+
+
+def _ap_axis(points: Sequence[Point]) -> Axis:
+    """Never narrower than 5 AP, so that noise does not look like a landslide."""
+    low, high = 100 * min(p.ap for p in points), 100 * max(p.ap for p in points)
+    margin = max(0.25 * (high - low), (5 - (high - low)) / 2, 1.0)
+    low, high = max(0.0, low - margin), min(100.0, high + margin)
+    step = nice_step(high - low, 6)
+    low, high = math.floor(low / step) * step, math.ceil(high / step) * step
+    return Axis(low, high, _HEIGHT - _BOTTOM, _TOP)
+
+
+def _frame(x: Axis, y: Axis) -> list[str]:
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    parts = []
+    for tick in y.ticks():
+        at = y(tick)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(
+            f'<text class="tick" x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{tick:g}</text>'
+        )
+    for tick in x.ticks():
+        at = x(tick)
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>')
+        parts.append(
+            f'<text class="tick" x="{at:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>'
+        )
+    scale = ", logarithmic" if x.log else ""
+    middle = (_TOP + bottom) / 2
+    parts += [
+        f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{right}"/>',
+        f'<text class="axis-title" x="{(_LEFT + right) / 2}" y="{_HEIGHT - 10}" '
+        f'text-anchor="middle">end-to-end latency, ms (median{scale}) – left is faster</text>',
+        f'<text class="axis-title" transform="translate(16 {middle}) rotate(-90)" '
+        'text-anchor="middle">COCO AP – up is better</text>',
+    ]
+    return parts
+
+
+def _front(points: Sequence[Point], x: Axis, y: Axis) -> list[str]:
+    front = sorted((p for p in points if p.pareto), key=lambda p: p.ms)
+    if len(front) < 2:
+        return []
+    path = " ".join(f"{x(p.ms):.1f},{y(100 * p.ap):.1f}" for p in front)
+    return [f'<polyline class="front" points="{path}"/>']
+
+
+def _marker(point: Point, x: Axis, y: Axis) -> list[str]:
+    at, height = x(point.ms), y(100 * point.ap)
+    low, high = x(point.low_ms), x(point.high_ms)
+    tip = (
+        f"{point.name}: {100 * point.ap:.1f} AP, median {point.ms:.2f} ms, "
+        f"minimum {point.low_ms:.2f} ms, 90 % below {point.high_ms:.2f} ms"
+    )
+    return [
+        f'<g style="color:{point.color}"><title>{escape(tip)}</title>',
+        f'<path class="whisker" d="M{low:.1f} {height:.1f}H{high:.1f}'
+        f'M{low:.1f} {height - 4:.1f}v8M{high:.1f} {height - 4:.1f}v8"/>',
+        f'<circle class="{"mark" if point.pareto else "mark beaten"}" cx="{at:.1f}" '
+        f'cy="{height:.1f}" r="7"/></g>',
+    ]
+
+
+def _label(
+    point: Point, at: float, height: float, taken: list[tuple[float, float, float, float]]
+) -> str:
+    """The name beside its point, moved where it would cover another label or marker."""
+    width = _CHARACTER * len(point.name)
+    middle = at - width / 2
+    places = [(middle, height - 14), (middle, height + 24)]
+    places += [(at + 13, height - 8), (at - 13 - width, height - 8), (at + 13, height + 18)]
+    places += [(middle, height - 14 - 16 * k) for k in (1, 2, 3)]
+
+    def box(place: tuple[float, float]) -> tuple[float, float, float, float]:
+        return place[0], place[1] - 12, place[0] + width, place[1] + 3
+
+    def free(place: tuple[float, float]) -> bool:
+        left, top, right, bottom = box(place)
+        inside = left >= _LEFT and right <= _WIDTH - 2 and top >= 0
+        inside = inside and bottom <= _HEIGHT - _BOTTOM
+        return inside and not any(
+            left < r and right > l and top < b and bottom > t for l, t, r, b in taken
+        )
+
+    place = next(filter(free, places), places[0])
+    taken.append(box(place))
+    return (
+        f'<text class="label" x="{place[0]:.1f}" y="{place[1]:.1f}" '
+        f'style="color:{point.color}">{escape(point.name)}</text>'
+    )

@@ -1,0 +1,229 @@
+"""The report: one model with one row per measured artefact that renders itself."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from bench.coco_ap import CocoAp
+from bench.environment import Environment
+from bench.kitti_ap import KittiAp
+from bench.latency import Latency
+from detr.files import write_atomic
+
+
+class Row(BaseModel):
+    """One artefact: what it is, how right it is and how fast, measured on the same file.
+
+    Attributes:
+        name: Short and unique in the report.
+        engine: Runtime that ran it.
+        precision: Of the artefact (``fp32``, ``fp16``, ``int8``).
+        parameters: Number of weights, where the artefact says it.
+        size_mb: Of the artefact, 10^6 bytes.
+        artefact: Path as given on the command line.
+        sha256: Of the artefact.
+        coco: COCO AP on the report's data.
+        kitti: KITTI AP, where the data is KITTI.
+        latency: Engine only and end to end.
+        environment: Machine and clocks while this artefact was timed.
+    """
+
+    name: str
+    engine: str
+    precision: str
+    parameters: int | None = None
+    size_mb: float
+    artefact: str
+    sha256: str
+    coco: CocoAp
+    kitti: KittiAp | None = None
+    latency: Latency
+    environment: Environment
+
+    @property
+    def ms(self) -> float:
+        """The figure compared everywhere: median end-to-end latency in milliseconds."""
+        return self.latency.end_to_end.p50_ms
+
+
+class Picture(BaseModel):
+    """One drawing of an example image.
+
+    Attributes:
+        title: ``ground truth`` or the name of a row.
+        boxes: Number of boxes drawn.
+        uri: JPEG as a ``data:`` URI.
+    """
+
+    title: str
+    boxes: int
+    uri: str
+
+
+class Example(BaseModel):
+    """One image with its ground truth and what every artefact found in it."""
+
+    title: str
+    pictures: list[Picture]
+
+
+class Report(BaseModel):
+    """Accuracy and latency of artefacts on one data set.
+
+    Attributes:
+        format: Version of the JSON form.
+        title: Heading.
+        data: Data set as named on the command line.
+        created: ISO 8601, UTC.
+        reference: Name of the row the others are compared with.
+        rows: One per artefact, in the order given.
+        commands: What to type to get this report again.
+        score_threshold: Score from which a detection is drawn in the examples.
+        examples: Pictures; only in the HTML page, not in the JSON form.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = 1
+    title: str = "Benchmark report"
+    data: str
+    created: str
+    reference: str
+    rows: list[Row]
+    commands: list[str]
+    score_threshold: float = 0.3
+    examples: list[Example] = []
+
+    def verdict(self) -> list[str]:
+        """One sentence per artefact other than the reference, the most accurate first.
+
+        A report of a single artefact has one sentence about it.
+        """
+        base = next(row for row in self.rows if row.name == self.reference)
+        others = [row for row in self.rows if row is not base]
+        if not others:
+            return [f"{base.name}: {percent(base.coco.ap)} AP at {base.ms:.1f} ms"]
+        sentences = []
+        for row in sorted(others, key=lambda row: -row.coco.ap):
+            share = (
+                f"{100 * row.coco.ap / base.coco.ap:.0f} % of the AP" if base.coco.ap > 0
+                else "no AP to compare with"
+            )  # fmt: skip
+            sentences.append(
+                f"{row.name}: {percent(row.coco.ap)} AP at {row.ms:.1f} ms = {share} of "
+                f"{base.name} ({percent(base.coco.ap)} AP, {base.ms:.1f} ms) "
+                f"at {base.ms / row.ms:.2f} times its speed"
+            )
+        return sentences
+
+    def pareto(self) -> list[Row]:
+        """The rows no other row beats in both AP and latency, fastest first."""
+        return sorted(
+            (r for r in self.rows if not any(_dominates(other, r) for other in self.rows)),
+            key=lambda row: (row.ms, row.name),
+        )
+
+    def class_names(self) -> list[str]:
+        """Classes that have ground truth, in the order of the class list."""
+        names: dict[str, None] = {}
+        for row in self.rows:
+            names.update((n, None) for n, c in row.coco.per_class.items() if c.count)
+        return list(names)
+
+    def kitti_classes(self) -> list[str]:
+        """Classes with KITTI AP."""
+        names: dict[str, None] = {}
+        for row in self.rows:
+            names.update(dict.fromkeys(row.kitti.per_class if row.kitti else ()))
+        return list(names)
+
+    def to_json(self) -> str:
+        """Everything but the pictures; ``Report.model_validate_json`` reads it back."""
+        return self.model_dump_json(indent=2, exclude={"examples"}) + "\n"
+
+    def to_csv(self) -> str:
+        """One line per artefact; AP as a fraction, times in milliseconds."""
+        sink = io.StringIO()
+        records = [_flat(row, self.data) for row in self.rows]
+        # A row without KITTI AP must not decide the columns.
+        columns = dict.fromkeys(key for record in records for key in record)
+        writer = csv.DictWriter(sink, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        return sink.getvalue()
+
+    def to_markdown(self) -> str:
+        """For a README or a pull request."""
+        from bench.report_markdown import render
+
+        return render(self)
+
+    def to_html(self) -> str:
+        """A page that needs no other file and no network."""
+        from bench.report_html import render
+
+        return render(self)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes ``report.json``, ``.md``, ``.csv`` and ``.html``; returns their paths.
+
+        Raises:
+            UserError: The folder is not writable or the disk is full.
+        """
+        contents = {
+            "json": self.to_json(),
+            "md": self.to_markdown(),
+            "csv": self.to_csv(),
+            "html": self.to_html(),
+        }
+        for suffix, text in contents.items():
+            write_atomic(folder / f"report.{suffix}", text)
+        return [folder / f"report.{suffix}" for suffix in contents]
+
+
+def percent(value: float | None) -> str:
+    """An AP the way papers print it: times 100, one decimal; a dash where it is undefined."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _dominates(a: Row, b: Row) -> bool:
+    """At least as good in both, better in one."""
+    return (
+        a.coco.ap >= b.coco.ap and a.ms <= b.ms and (a.coco.ap > b.coco.ap or a.ms < b.ms)
+    )
+
+
+def _flat(row: Row, data: str) -> dict[str, object]:
+    record: dict[str, object] = {
+        "name": row.name,
+        "engine": row.engine,
+        "precision": row.precision,
+        "parameters": row.parameters,
+        "size_mb": row.size_mb,
+        "data": data,
+        "images": row.coco.images,
+    }
+    for key in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"):
+        record[key] = getattr(row.coco, key)
+    for name, ap in (row.kitti.per_class if row.kitti else {}).items():
+        for level in ("easy", "moderate", "hard"):
+            result = getattr(ap, level)
+            record[f"kitti_{name}_{level}_ap11"] = result.ap11
+            record[f"kitti_{name}_{level}_ap40"] = result.ap40
+    for part in ("engine", "end_to_end"):
+        for key, value in getattr(row.latency, part).model_dump().items():
+            record[f"{part}_{key}"] = value
+    record |= {
+        "count": row.latency.count,
+        "warmup": row.latency.warmup,
+        "batch": row.latency.batch,
+        "run": row.environment.run,
+        "cpu": row.environment.machine.cpu,
+        "artefact": row.artefact,
+        "sha256": row.sha256,
+    }
+    return record

@@ -1,0 +1,102 @@
+"""The report as one HTML page that needs no other file, no script and no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment as Templates
+from jinja2 import FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bench.plot import Point, ap_over_latency
+from bench.report import Report, Row, percent
+
+# Told apart with every common colour vision, on light and on dark ground.
+_COLORS = ("#3b82c4", "#d97a1e", "#2f9e7a", "#c2559d", "#8b6fd0", "#8a8f1f", "#5f7488", "#c4483d")
+
+
+def render(report: Report) -> str:
+    """Fills the template; every text from outside is escaped by it."""
+    templates = Templates(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"percent": percent, "ms": _ms, "change": _change}
+    colors = {row.name: _COLORS[i % len(_COLORS)] for i, row in enumerate(report.rows)}
+    return templates.get_template("report.html.j2").render(
+        report=report,
+        reference=next(row for row in report.rows if row.name == report.reference),
+        colors=colors,
+        plot=Markup(ap_over_latency(_points(report, colors))),  # escapes its own labels
+        bests=_bests(report.rows),
+        classes=_class_rows(report),
+        machines=_machines(report.rows),
+    )
+
+
+def _points(report: Report, colors: dict[str, str]) -> list[Point]:
+    front = {row.name for row in report.pareto()}
+    return [
+        Point(
+            name=row.name,
+            ms=row.ms,
+            low_ms=row.latency.end_to_end.min_ms,
+            high_ms=row.latency.end_to_end.p90_ms,
+            ap=row.coco.ap,
+            color=colors[row.name],
+            pareto=row.name in front,
+        )
+        for row in report.rows
+    ]
+
+
+def _bests(rows: Sequence[Row]) -> dict[str, str]:
+    """Name of the row with the best value in a column; none where there is nothing to compare."""
+    if len(rows) < 2:
+        return dict.fromkeys(("ap", "ap50", "ap75", "p50", "size"), "")
+    return {
+        "ap": max(rows, key=lambda r: r.coco.ap).name,
+        "ap50": max(rows, key=lambda r: r.coco.ap50).name,
+        "ap75": max(rows, key=lambda r: r.coco.ap75).name,
+        "p50": min(rows, key=lambda r: r.ms).name,
+        "size": min(rows, key=lambda r: r.size_mb).name,
+    }
+
+
+def _class_rows(report: Report) -> list[dict[str, object]]:
+    """Per class: name, boxes and the AP of every row, with the best one marked."""
+    table: list[dict[str, object]] = []
+    for name in report.class_names():
+        found = [row.coco.per_class[name] for row in report.rows]
+        values = [ap.ap or 0.0 for ap in found]
+        best = values.index(max(values)) if len(values) > 1 and max(values) > 0 else -1
+        table.append({"name": name, "count": found[0].count, "cells": found, "best": best})
+    return table
+
+
+def _machines(rows: Sequence[Row]) -> list[tuple[list[str], Row]]:
+    """Rows measured on the same machine are described once."""
+    groups: list[tuple[list[str], Row]] = []
+    for row in rows:
+        for names, first in groups:
+            a, b = first.environment.machine, row.environment.machine
+            if a.model_copy(update={"packages": {}}) == b.model_copy(update={"packages": {}}):
+                names.append(row.name)
+                break
+        else:
+            groups.append(([row.name], row))
+    return groups
+
+
+def _ms(value: float) -> str:
+    """Three significant digits for short times, whole milliseconds for long ones."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _change(value: float, base: float) -> str:
+    """A difference in AP points, with its sign."""
+    return f"{100 * (value - base):+.1f}".replace("-", "−")

@@ -1,0 +1,98 @@
+"""The report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.report import Report, Row, percent
+
+
+def render(report: Report) -> str:
+    """Verdict, results, per-class tables, environment and commands."""
+    parts = [
+        f"# {report.title}",
+        "\n".join(f"- **{sentence}**" for sentence in report.verdict()),
+        f"{report.rows[0].coco.images} images of `{report.data}`, {report.created}. "
+        "AP is COCO's, times 100. Latency is the median, end to end: decoded image in memory to "
+        "detections in memory.",
+        _results(report),
+        "## AP per class",
+        _per_class(report),
+    ]
+    if report.kitti_classes():
+        parts += ["## KITTI AP, 40 recall points (11 in brackets)", _kitti(report)]
+    parts += ["## Environment", _environment(report), "## How to repeat"]
+    parts.append("```\n" + "\n".join(report.commands) + "\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """First column left, the others right aligned."""
+    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _results(report: Report) -> str:
+    head = ["", "engine", "precision", "MB", "AP", "AP50", "AP75", "AP S", "AP M", "AP L"]
+    head += ["p50 ms", "p90 ms", "p99 ms", "engine only p50 ms", "images/s"]
+    return _table(head, [_result(row) for row in report.rows])
+
+
+def _result(row: Row) -> list[str]:
+    ap, total = row.coco, row.latency.end_to_end
+    values = (ap.ap, ap.ap50, ap.ap75, ap.ap_small, ap.ap_medium, ap.ap_large)
+    times = (total.p50_ms, total.p90_ms, total.p99_ms, row.latency.engine.p50_ms)
+    return [
+        row.name, row.engine, row.precision, f"{row.size_mb:.1f}", *map(percent, values),
+        *(f"{ms:.1f}" for ms in times), f"{total.images_per_second:.1f}",
+    ]  # fmt: skip
+
+
+def _per_class(report: Report) -> str:
+    first = report.rows[0].coco.per_class
+    return _table(
+        ["class", "boxes", *(row.name for row in report.rows)],
+        [
+            [n, str(first[n].count), *(percent(row.coco.per_class[n].ap) for row in report.rows)]
+            for n in report.class_names()
+        ],
+    )
+
+
+def _kitti(report: Report) -> str:
+    rows = []
+    for name in report.kitti_classes():
+        for row in report.rows:
+            if row.kitti is None:
+                continue
+            ap = row.kitti.per_class[name]
+            levels = (ap.easy, ap.moderate, ap.hard)
+            rows.append(
+                [f"{name}, {row.name}"]
+                + [f"{percent(level.ap40)} ({percent(level.ap11)})" for level in levels]
+            )
+    return _table(["", "easy", "moderate", "hard"], rows)
+
+
+def _environment(report: Report) -> str:
+    lines = []
+    for row in report.rows:
+        environment = row.environment
+        reasons = f" ({'; '.join(environment.reasons)})" if environment.reasons else ""
+        lines.append(f"- {row.name}: {environment.run}{reasons}; sha256 `{row.sha256}`")
+    machine = report.rows[0].environment.machine
+    packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    lines.append(
+        f"- {machine.cpu}, {machine.cores_usable} of {machine.cores} cores usable, "
+        f"{machine.memory_gb} GiB; {machine.os}; Python {machine.python}, {packages}"
+    )
+    latency = report.rows[0].latency
+    lines.append(
+        f"- {latency.warmup} warm-up and {latency.count} timed calls of batch {latency.batch} "
+        f"over {latency.images} images in turn"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,58 @@
+"""Boxes with class names and scores drawn on a picture."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from detr.types import ImageArray
+
+
+def class_colour(label: int) -> tuple[int, int, int]:
+    """A colour that stays with a class; neighbours in the list are far apart in hue."""
+    hue = (label * 0.618034 + 0.12) % 1.0  # the golden ratio spreads any number of hues
+    r, g, b = colorsys.hsv_to_rgb(hue, 0.85, 1.0)
+    return int(r * 255), int(g * 255), int(b * 255)
+
+
+def draw(
+    image: ImageArray,
+    boxes: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.integer],
+    names: Sequence[str],
+    scores: npt.NDArray[np.floating] | None = None,
+) -> ImageArray:
+    """Draws boxes on a copy of a picture, the last box first so that the best is on top.
+
+    Args:
+        image: ``[h, w, 3]`` uint8 RGB.
+        boxes: ``[N, 4]`` x0 y0 x1 y1 in pixels.
+        labels: ``[N]`` indices into ``names``; -1 is drawn grey and without a name.
+        names: Class names.
+        scores: ``[N]``, shown behind the name in percent.
+
+    Returns:
+        ``[h, w, 3]`` uint8 RGB.
+    """
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    line = max(1, round(min(image.shape[:2]) / 200))
+    font = ImageFont.load_default(max(9, round(min(image.shape[:2]) / 28)))
+    for k in reversed(range(len(boxes))):
+        x0, y0, x1, y1 = (float(v) for v in boxes[k])
+        label = int(labels[k])
+        colour = class_colour(label) if label >= 0 else (150, 150, 150)
+        left, right, top, bottom = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
+        pen.rectangle((left, top, right, bottom), outline=colour, width=line)
+        if label < 0:
+            continue
+        text = names[label] if scores is None else f"{names[label]} {float(scores[k]):.0%}"
+        _, _, wide, high = pen.textbbox((0, 0), text, font=font)
+        at = (min(max(0.0, left), max(0.0, canvas.width - wide - 3.0)), max(0.0, top - high - 2))
+        pen.rectangle((*at, at[0] + wide + 3, at[1] + high + 2), fill=colour)
+        pen.text((at[0] + 2, at[1]), text, fill=(0, 0, 0), font=font)
+    return np.array(canvas)

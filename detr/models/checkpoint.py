@@ -1,0 +1,72 @@
+"""Weights on disk: ``NAME.safetensors`` and its sidecar ``NAME.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from detr.errors import UserError
+from detr.files import write_atomic
+from detr.model_info import ModelInfo, read_model_info
+from detr.models.detector import Detector, build_detector
+from detr.models.tensors import match_tensors, read_tensors
+
+WEIGHTS = "model.safetensors"
+
+
+def save_model(path: Path, detector: Detector, info: ModelInfo, half: bool = False) -> None:
+    """Writes weights and sidecar, each in one step: a failure leaves the old file whole.
+
+    Args:
+        path: ``X.safetensors``, or a folder, which gets ``model.safetensors``.
+        detector: Any device.
+        info: Its config must be the detector's.
+        half: Store parameters in 16 bits; buffers (batch-norm statistics) keep 32.
+
+    Raises:
+        UserError: ``output-unwritable`` or ``disk-full``.
+        ValueError: Where ``info`` describes another architecture.
+    """
+    if info.detector != detector.config:
+        raise ValueError("info.detector is not the config of the detector that is saved")
+    path = path if path.suffix == ".safetensors" else path / WEIGHTS
+    parameters = dict(detector.named_parameters())
+    tensors = {
+        name: _stored(x, half and name in parameters) for name, x in detector.state_dict().items()
+    }
+    write_atomic(path, save(tensors))
+    write_atomic(path.with_suffix(".json"), info.model_dump_json(indent=2) + "\n")
+
+
+def load_model(path: Path) -> tuple[Detector, ModelInfo]:
+    """A detector in evaluation mode, on the CPU, in single precision.
+
+    Args:
+        path: ``X.safetensors`` (or a tensors-only ``X.pt``) with ``X.json`` beside it, or a folder
+            with ``model.safetensors`` and ``model.json``.
+
+    Raises:
+        UserError: ``checkpoint-missing``, ``checkpoint-unreadable``, ``checkpoint-pickle``,
+            ``checkpoint-mismatch`` or ``model-sidecar``.
+    """
+    path = path / WEIGHTS if path.is_dir() else path
+    if not path.is_file():
+        raise UserError("checkpoint-missing", f"{path}: no such file")
+    # Before the sidecar: what is wrong with the weights is the more telling message.
+    tensors = read_tensors(path)
+    info = read_model_info(path.with_suffix(".json"))
+    detector = build_detector(info.detector, pretrained=False)
+    match_tensors(detector, tensors, str(path))
+    return detector.eval(), info
+
+
+def _stored(x: Tensor, half: bool) -> Tensor:
+    """A tensor as it goes to disk; one that 16 bits cannot hold stays as it is."""
+    x = x.detach().to("cpu").contiguous()
+    if not half:
+        return x
+    rounded = x.to(torch.float16)
+    return rounded if bool(rounded.isfinite().all()) else x

@@ -1,0 +1,209 @@
+"""One decoder for every detector: all query groups in one call, references refined or fixed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from detr.config import DetectorConfig
+from detr.models.attention import (
+    DeformableAttention,
+    GroupedSelfAttention,
+    GroupSpan,
+    group_spans,
+)
+from detr.models.boxes import lift
+from detr.models.geometry import SamplingFrame, join_frames, sampling_frame
+from detr.models.layers import FeedForward, box_head, class_head
+from detr.models.queries import QuerySource
+from detr.models.structures import GroupOutput, Memory, QueryGroup, SampledAttention
+
+
+class DecoderLayer(nn.Module):
+    """Post-norm layer: self-attention per group, deformable cross-attention, feed-forward."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.self_attention = GroupedSelfAttention(config.width, config.heads, config.dropout)
+        self.self_norm = nn.LayerNorm(config.width)
+        self.cross_attention = DeformableAttention(
+            config.width, config.heads, config.levels, config.points
+        )
+        self.cross_norm = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.ffn = FeedForward(config.width, config.ffn, config.dropout)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        position: Tensor,
+        spans: list[GroupSpan],
+        frame: SamplingFrame,
+        memory: Memory,
+    ) -> tuple[Tensor, SampledAttention]:
+        """``[B, N, D]`` to ``[B, N, D]``, with the cross-attention that was sampled."""
+        update = self.self_attention(hidden, position, spans)
+        hidden = self.self_norm(hidden + self.dropout(update))
+        update, locations, weights = self.cross_attention(
+            hidden + position, frame, memory.tokens, memory.padding, memory.shapes
+        )
+        hidden = self.cross_norm(hidden + self.dropout(update))
+        return self.ffn(hidden), SampledAttention(locations, weights)
+
+
+class Decoder(nn.Module):
+    """Decoder layers with their class and box heads.
+
+    Heads: one shared pair without refinement (Deformable DETR) or where the config shares them
+    (official DINO), else a pair per layer. With mixed queries a last LayerNorm goes before the
+    heads, while the running reference is updated from the un-normed output (DINO).
+    """
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.norm = nn.LayerNorm(config.width) if config.query == "mixed" else None
+        shared = config.shared_heads or config.refine == "none"
+        count = 1 if shared else config.decoder_layers
+        self.class_heads = nn.ModuleList(
+            class_head(config.width, config.num_classes) for _ in range(count)
+        )
+        # A bare centre starts as a small box, but a shared head would shrink it in every layer.
+        small_start = config.query == "learned" and (config.refine == "none" or not shared)
+        self.box_heads = nn.ModuleList(
+            box_head(config.width, -2.0 if small_start and i == 0 else 0.0) for i in range(count)
+        )
+
+    def forward(
+        self,
+        memory: Memory,
+        groups: list[QueryGroup],
+        source: QuerySource,
+        attention: bool = False,
+        final_only: bool = False,
+    ) -> list[GroupOutput]:
+        """Runs all groups through all layers.
+
+        Args:
+            memory: The batch.
+            groups: Distinct roles; adding one changes no other group's output (without dropout).
+            source: Makes the position of groups that bring none.
+            attention: Also return the sampled cross-attention of every layer.
+            final_only: Heads, and so outputs, for the last layer only (inference).
+
+        Returns:
+            One output per group, in order.
+        """
+        config = self.config
+        spans = group_spans(groups)
+        sizes = [group.content.shape[1] for group in groups]
+        outputs = [GroupOutput(group, [], [], [], []) for group in groups]
+        hidden = _join([group.content for group in groups])
+        # The reference a layer starts from never carries gradient from a later layer's sampling;
+        # look-forward-twice keeps the un-detached one for the loss boxes (DINO, section 3.5).
+        references = [group.reference for group in groups]
+        attached = references
+        position = self._positions(groups, references, source, memory)
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            if index and source.position_follows_reference:
+                position = self._positions(groups, references, source, memory)
+            frame = join_frames(
+                [
+                    sampling_frame(r, memory.valid_ratios, memory.shapes, config.points)
+                    for r in references
+                ]
+            )
+            hidden, sampled = layer(hidden, position, spans, frame, memory)
+            box_head_ = self.box_heads[min(index, len(self.box_heads) - 1)]
+            running: Tensor | None = None
+            if config.refine != "none" and index < last:
+                running = box_head_(hidden)
+            if index == last or not final_only:
+                logits, boxes = self._predict(index, hidden, running, references, attached)
+                _record(outputs, sizes, logits, boxes, hidden, references)
+                if attention:
+                    _record_attention(outputs, sizes, sampled)
+            if running is not None:
+                updated = (running + _join([lift(r) for r in references])).sigmoid()
+                attached = _split(updated, sizes)
+                references = _split(updated.detach(), sizes)
+        return outputs
+
+    def _predict(
+        self,
+        index: int,
+        hidden: Tensor,
+        running: Tensor | None,
+        references: list[Tensor],
+        attached: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Class logits ``[B, N, K]`` and boxes ``[B, N, 4]`` of one layer."""
+        head = min(index, len(self.class_heads) - 1)
+        normed = hidden if self.norm is None else self.norm(hidden)
+        if running is not None and self.norm is None:
+            # The box head saw this very tensor when it updated the reference.
+            delta = running
+        else:
+            delta = self.box_heads[head](normed)
+        twice = self.config.refine == "look_forward_twice"
+        base = _join([lift(r) for r in (attached if twice else references)])
+        return self.class_heads[head](normed), (delta + base).sigmoid()
+
+    @staticmethod
+    def _positions(
+        groups: list[QueryGroup], references: list[Tensor], source: QuerySource, memory: Memory
+    ) -> Tensor:
+        """``[B, N, D]`` positions of all groups: their own, or made from their references."""
+        return _join(
+            [
+                source.position(reference, memory) if group.position is None else group.position
+                for group, reference in zip(groups, references, strict=True)
+            ]
+        )
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Concatenation along the queries that leaves a single part alone."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _split(x: Tensor, sizes: list[int]) -> list[Tensor]:
+    """The inverse of :func:`_join`."""
+    return [x] if len(sizes) == 1 else list(torch.split(x, sizes, 1))
+
+
+def _record(
+    outputs: list[GroupOutput],
+    sizes: list[int],
+    logits: Tensor,
+    boxes: Tensor,
+    hidden: Tensor,
+    references: list[Tensor],
+) -> None:
+    """Hands each group its part of one layer's results."""
+    parts = zip(
+        outputs,
+        _split(logits, sizes),
+        _split(boxes, sizes),
+        _split(hidden, sizes),
+        references,
+        strict=True,
+    )
+    for output, group_logits, group_boxes, group_hidden, reference in parts:
+        output.logits.append(group_logits)
+        output.boxes.append(group_boxes)
+        output.hidden.append(group_hidden)
+        output.references.append(reference)
+
+
+def _record_attention(
+    outputs: list[GroupOutput], sizes: list[int], sampled: SampledAttention
+) -> None:
+    """Hands each group its part of one layer's cross-attention."""
+    parts = zip(
+        outputs, _split(sampled.locations, sizes), _split(sampled.weights, sizes), strict=True
+    )
+    for output, locations, weights in parts:
+        output.attention.append(SampledAttention(locations, weights))

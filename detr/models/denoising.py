@@ -1,0 +1,108 @@
+"""Contrastive denoising queries (DINO, section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from detr.config import DenoisingConfig
+from detr.models.boxes import LOGIT_EPS, cxcywh_to_xyxy, xyxy_to_cxcywh
+from detr.models.structures import Denoising, QueryGroup, Target
+
+
+class Denoiser(nn.Module):
+    """Makes a group of noised ground truth for the decoder to repair.
+
+    The group is ``groups`` blocks; each block is ``[positives | negatives]`` of the batch's largest
+    box count G, so query ``block * 2G + j`` is the positive of box j and ``block * 2G + G + j`` its
+    negative. Images with fewer boxes are filled up with padding.
+
+    Args:
+        config: Noise and budget.
+        num_classes: K.
+        width: D.
+    """
+
+    def __init__(self, config: DenoisingConfig, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.label_embedding = nn.Embedding(num_classes, width)
+
+    def forward(
+        self, targets: list[Target], generator: torch.Generator | None = None
+    ) -> QueryGroup | None:
+        """The denoising group of a batch, or ``None`` where no image has a box.
+
+        Args:
+            targets: One per image, on the module's device.
+            generator: Source of the noise; the device's default generator otherwise.
+        """
+        most = max((len(target.labels) for target in targets), default=0)
+        if most == 0:
+            return None
+        groups = max(1, self.config.number // most)
+        labels, boxes, padding = _stack(targets, most)
+
+        def tiled(x: Tensor) -> Tensor:
+            """``[B, G, ...]`` to ``[B, groups, 2, G, ...]``."""
+            return x[:, None, None].expand(-1, groups, 2, *x.shape[1:])
+
+        device = boxes.device
+        noisy_labels = self._noisy_labels(tiled(labels).contiguous(), generator, device)
+        noisy_boxes = self._noisy_boxes(tiled(boxes), generator, device)
+        filler = tiled(padding).flatten(1)
+        content = self.label_embedding(noisy_labels.flatten(1))
+        return QueryGroup(
+            role="denoising",
+            content=content.masked_fill(filler[..., None], 0.0),
+            reference=noisy_boxes.flatten(1, 3),
+            padding=filler,
+            blocks=groups,
+            sees="own",
+            denoising=Denoising(groups=groups, size=2 * most),
+        )
+
+    def _noisy_labels(
+        self, labels: Tensor, generator: torch.Generator | None, device: torch.device
+    ) -> Tensor:
+        """Replaces labels by uniformly drawn ones with the configured probability."""
+        chance = torch.rand(labels.shape, generator=generator, device=device)
+        drawn = torch.randint(
+            self.label_embedding.num_embeddings, labels.shape, generator=generator, device=device
+        )
+        return torch.where(chance < self.config.label_noise, drawn, labels)
+
+    def _noisy_boxes(
+        self, boxes: Tensor, generator: torch.Generator | None, device: torch.device
+    ) -> Tensor:
+        """Moves every corner by 0..1 (positives) or 1..2 (negatives) half sizes either way.
+
+        Args:
+            boxes: ``[B, groups, 2, G, 4]`` cx cy w h; positives first.
+            generator: See :meth:`forward`.
+            device: Of the boxes.
+
+        Returns:
+            Same shape and format, within the range a reference logit can hold.
+        """
+        half = boxes[..., 2:].repeat(1, 1, 1, 1, 2) / 2
+        size = torch.rand(boxes.shape, generator=generator, device=device)
+        negative = torch.tensor([0.0, 1.0], device=device).view(2, 1, 1)
+        sign = torch.randint(2, boxes.shape, generator=generator, device=device) * 2.0 - 1.0
+        corners = cxcywh_to_xyxy(boxes) + (size + negative) * sign * half * self.config.box_noise
+        # A negative's corners may cross: such a box keeps its centre and the smallest size.
+        return xyxy_to_cxcywh(corners.clamp(0, 1)).clamp(LOGIT_EPS, 1 - LOGIT_EPS)
+
+
+def _stack(targets: list[Target], most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels ``[B, G]``, boxes ``[B, G, 4]`` and padding ``[B, G]`` of a batch."""
+    device = targets[0].boxes.device
+    labels = torch.zeros(len(targets), most, dtype=torch.int64, device=device)
+    boxes = torch.full((len(targets), most, 4), 0.5, device=device)
+    padding = torch.ones(len(targets), most, dtype=torch.bool, device=device)
+    for i, target in enumerate(targets):
+        count = len(target.labels)
+        labels[i, :count] = target.labels
+        boxes[i, :count] = target.boxes
+        padding[i, :count] = False
+    return labels, boxes, padding

@@ -1,0 +1,157 @@
+"""The detector: encode an image, make queries, decode them; ``forward`` is what gets exported."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from detr.config import DetectorConfig
+from detr.models.backbone import Backbone
+from detr.models.boxes import cxcywh_to_xyxy
+from detr.models.decoder import Decoder
+from detr.models.denoising import Denoiser
+from detr.models.encoder import Encoder
+from detr.models.geometry import padding_mask, valid_ratios
+from detr.models.neck import Neck
+from detr.models.queries import query_source
+from detr.models.structures import GroupOutput, Memory, QueryGroup, Target
+
+
+class Detector(nn.Module):
+    """A deformable detection transformer.
+
+    Args:
+        config: The architecture.
+        pretrained: Load the backbone weights the config names.
+
+    Attributes:
+        config: The architecture.
+        strides: Pixels per cell of each level.
+    """
+
+    def __init__(self, config: DetectorConfig, pretrained: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        strides = list(config.backbone.strides)
+        while len(strides) < config.levels:
+            strides.append(strides[-1] * 2)
+        self.strides = tuple(strides)
+        self.backbone = Backbone(config.backbone, pretrained)
+        self.neck = Neck(self.backbone.channels, config.levels, config.width)
+        self.encoder = Encoder(config)
+        self.source = query_source(config)
+        self.decoder = Decoder(config)
+        self.denoiser: Denoiser | None = None
+        if config.denoising is not None:
+            self.denoiser = Denoiser(config.denoising, config.num_classes, config.width)
+
+    def encode(self, images: Tensor, valid_sizes: Tensor) -> Memory:
+        """Backbone, neck and encoder.
+
+        Args:
+            images: ``[B, 3, H, W]``, normalised, padded at the right and bottom.
+            valid_sizes: ``[B, 2]`` (height, width) of the image inside the canvas, pixels.
+        """
+        features = self.backbone(images)
+        levels = self.neck(features)
+        shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in levels)
+        ratios = valid_ratios(valid_sizes, shapes, self.strides)
+        padding = padding_mask(ratios, shapes)
+        tokens = torch.cat([x.flatten(2) for x in levels], 2).transpose(1, 2)
+        positions = self.encoder.positions(ratios, shapes)
+        layers = self.encoder(tokens, positions, padding, ratios, shapes)
+        return Memory(layers[-1], shapes, padding, ratios, positions, features, layers)
+
+    def queries(
+        self,
+        memory: Memory,
+        targets: list[Target] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[QueryGroup]:
+        """The detector's own queries and, in training with targets, the denoising ones.
+
+        Args:
+            memory: The batch.
+            targets: Ground truth per image; needed for denoising only.
+            generator: Source of the denoising noise, the device's default otherwise.
+
+        Returns:
+            First the group ``own``, then, where it applies, ``denoising``.
+        """
+        own = self.source(memory)
+        if self.denoiser is None or targets is None or not self.training:
+            return [own]
+        denoising = self.denoiser(targets, generator)
+        if denoising is None:
+            # Nothing to denoise, but every parameter must take part in every distributed step.
+            own.content = own.content + 0.0 * self.denoiser.label_embedding.weight.sum()
+            return [own]
+        return [own, denoising]
+
+    def decode(
+        self, memory: Memory, groups: list[QueryGroup], attention: bool = False
+    ) -> list[GroupOutput]:
+        """All groups through the decoder at once; they do not influence each other.
+
+        Args:
+            memory: The batch, this detector's or any of the same level layout and width.
+            groups: Distinct roles.
+            attention: Also return the sampled cross-attention of every layer.
+
+        Returns:
+            One output per group, in order.
+        """
+        outputs: list[GroupOutput] = self.decoder(memory, groups, self.source, attention)
+        return outputs
+
+    def forward(
+        self, images: Tensor, valid_sizes: Tensor, original_sizes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Detections, best first; this is the graph that is exported.
+
+        Args:
+            images: ``[B, 3, H, W]``, see :meth:`encode`.
+            valid_sizes: ``[B, 2]`` (height, width) inside the canvas.
+            original_sizes: ``[B, 2]`` (height, width) of the image as read.
+
+        Returns:
+            Boxes ``[B, T, 4]`` x0 y0 x1 y1 in pixels of the original image and within it, scores
+            ``[B, T]`` and labels ``[B, T]`` int64; T is ``config.detections``, or N x K if fewer.
+        """
+        memory = self.encode(images, valid_sizes)
+        output = self.decoder(memory, [self.source(memory)], self.source, final_only=True)[0]
+        return detections(output.logits[-1], output.boxes[-1], original_sizes, self.config)
+
+
+def detections(
+    logits: Tensor, boxes: Tensor, original_sizes: Tensor, config: DetectorConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best (query, class) pairs as boxes in pixels.
+
+    Args:
+        logits: ``[B, N, K]``.
+        boxes: ``[B, N, 4]`` cx cy w h relative to the image.
+        original_sizes: ``[B, 2]`` (height, width), pixels.
+        config: Gives the number of detections kept.
+
+    Returns:
+        As :meth:`Detector.forward`.
+    """
+    count = min(config.detections, config.queries * config.num_classes)
+    # Ranking logits equals ranking scores, but large logits do not tie as saturated scores do.
+    best, index = logits.flatten(1).topk(count, dim=1)
+    query = torch.div(index, config.num_classes, rounding_mode="floor")
+    labels = index - query * config.num_classes
+    chosen = boxes.gather(1, query[..., None].expand(-1, -1, 4))
+    scale = original_sizes.flip(-1).repeat(1, 2)[:, None]
+    pixels = torch.minimum((cxcywh_to_xyxy(chosen) * scale).clamp(min=0), scale)
+    return pixels, best.sigmoid(), labels
+
+
+def build_detector(config: DetectorConfig, pretrained: bool = True) -> Detector:
+    """Builds a detector; see :class:`Detector`.
+
+    Raises:
+        UserError: What :class:`detr.models.backbone.Backbone` raises.
+    """
+    return Detector(config, pretrained)

@@ -1,0 +1,109 @@
+"""Where tokens lie and what they cover: padding, valid ratios, centres and sampling frames.
+
+An image sits at the top left of a padded canvas. References and boxes are relative to the image
+*without* its padding; attention samples the padded map. ``valid_ratios`` takes one to the other.
+Everything is plain tensor arithmetic on static shapes, so it exports with a dynamic batch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detr.models.structures import LevelShapes
+
+
+class SamplingFrame(NamedTuple):
+    """Turns the offsets a query predicts into sampling locations: ``centre + offset * unit``.
+
+    Attributes:
+        centre: ``[B, N, V, 2]`` (x, y) of the reference on each level, in [0, 1] of the canvas.
+        unit: ``[B, N, V, 2]`` (or 1s for B and N) length of one offset step, same coordinates.
+    """
+
+    centre: Tensor
+    unit: Tensor
+
+
+def valid_ratios(valid_sizes: Tensor, shapes: LevelShapes, strides: tuple[int, ...]) -> Tensor:
+    """Share of each level's cells that the image covers, ``[B, V, 2]`` as (width, height).
+
+    A cell belongs to the image if its first pixel does: ``x * stride < valid width``. The original
+    code instead resizes the pixel mask to the level with nearest-neighbour sampling; both agree
+    wherever the canvas is a multiple of the stride, elsewhere they may differ by one cell.
+
+    Args:
+        valid_sizes: ``[B, 2]`` (height, width) of the image inside the canvas, pixels.
+        shapes: (height, width) of the levels.
+        strides: Pixels per cell of each level.
+    """
+    sizes = valid_sizes.flip(-1)[:, None]
+    stride = sizes.new_tensor(strides)[None, :, None]
+    extent = _extents(shapes, sizes)
+    return torch.minimum(torch.ceil(sizes / stride), extent) / extent
+
+
+def padding_mask(ratios: Tensor, shapes: LevelShapes) -> Tensor:
+    """``[B, S]`` bool, true for tokens outside the image; see :func:`valid_ratios`."""
+    masks = []
+    for level, (height, width) in enumerate(shapes):
+        # Half a cell of slack: ratio x size need not round back to the whole number of cells.
+        x = torch.arange(width, device=ratios.device, dtype=ratios.dtype) + 0.5
+        y = torch.arange(height, device=ratios.device, dtype=ratios.dtype) + 0.5
+        outside_x = x[None] > ratios[:, level, 0, None] * width
+        outside_y = y[None] > ratios[:, level, 1, None] * height
+        masks.append((outside_y[:, :, None] | outside_x[:, None, :]).flatten(1))
+    return torch.cat(masks, 1)
+
+
+def token_centres(ratios: Tensor, shapes: LevelShapes) -> Tensor:
+    """``[B, S, 2]`` (x, y) cell centres relative to the image without padding (may exceed 1)."""
+    centres = []
+    for level, (height, width) in enumerate(shapes):
+        x = torch.arange(width, device=ratios.device, dtype=ratios.dtype) + 0.5
+        y = torch.arange(height, device=ratios.device, dtype=ratios.dtype) + 0.5
+        x = x[None] / (ratios[:, level, 0, None] * width)
+        y = y[None] / (ratios[:, level, 1, None] * height)
+        grid = (x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width))
+        centres.append(torch.stack(grid, -1).flatten(1, 2))
+    return torch.cat(centres, 1)
+
+
+def sampling_frame(
+    reference: Tensor, ratios: Tensor, shapes: LevelShapes, points: int
+) -> SamplingFrame:
+    """Frame of a reference (Deformable DETR, section 4.1 and appendix A.4).
+
+    A 2-d reference counts offsets in cells of each level; a 4-d one counts them in parts of the
+    box: ``offset / P * (w, h) / 2``.
+
+    Args:
+        reference: ``[B, N, 2]`` or ``[B, N, 4]`` relative to the image without padding.
+        ratios: ``[B, V, 2]`` valid ratios.
+        shapes: (height, width) of the levels.
+        points: Sampling points P per level.
+    """
+    ratios = ratios[:, None]
+    centre = reference[:, :, None, :2] * ratios
+    if reference.shape[-1] == 2:
+        return SamplingFrame(centre, 1 / _extents(shapes, centre)[None])
+    return SamplingFrame(centre, reference[:, :, None, 2:] * ratios * (0.5 / points))
+
+
+def join_frames(frames: list[SamplingFrame]) -> SamplingFrame:
+    """Concatenates frames of several query groups along N; the kinds of reference may differ."""
+    if len(frames) == 1:
+        return frames[0]
+    centre = torch.cat([frame.centre for frame in frames], 1)
+    if all(frame.unit.shape[1] == 1 for frame in frames):
+        return SamplingFrame(centre, frames[0].unit)
+    return SamplingFrame(
+        centre, torch.cat([frame.unit.expand_as(frame.centre) for frame in frames], 1)
+    )
+
+
+def _extents(shapes: LevelShapes, like: Tensor) -> Tensor:
+    """``[1, V, 2]`` (width, height) of each level in cells."""
+    return like.new_tensor([[width, height] for height, width in shapes])[None]

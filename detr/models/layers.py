@@ -1,0 +1,71 @@
+"""Small building blocks shared by encoder, decoder and heads."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them.
+
+    Args:
+        sizes: Widths from input to output.
+    """
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., sizes[0]]`` to ``[..., sizes[-1]]``."""
+        for layer in self.layers[:-1]:
+            x = functional.relu(layer(x))
+        out: Tensor = self.layers[-1](x)
+        return out
+
+
+class FeedForward(nn.Module):
+    """Post-norm feed-forward block of a transformer layer."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, hidden)
+        self.contract = nn.Linear(hidden, width)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.xavier_uniform_(self.expand.weight)
+        nn.init.xavier_uniform_(self.contract.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., D]`` to ``[..., D]``."""
+        hidden = self.dropout(functional.relu(self.expand(x)))
+        out: Tensor = self.norm(x + self.dropout(self.contract(hidden)))
+        return out
+
+
+def class_head(width: int, num_classes: int) -> nn.Linear:
+    """Class logits; starts at a score of 0.01 everywhere (focal loss paper, section 4.1)."""
+    head = nn.Linear(width, num_classes)
+    nn.init.constant_(head.bias, -math.log(99))
+    return head
+
+
+def box_head(width: int, size_bias: float = 0.0) -> MLP:
+    """Three-layer box MLP that starts by leaving its reference where it is.
+
+    Args:
+        width: Input and hidden width.
+        size_bias: First value of the width and height logits; -2 makes boxes of 0.12 where the
+            reference is a bare centre.
+    """
+    head = MLP(width, width, width, 4)
+    last = head.layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    nn.init.constant_(last.bias.data[2:], size_bias)
+    return head

@@ -1,0 +1,213 @@
+"""Where a detector's own queries come from, and how any query's reference becomes its position.
+
+A source makes the ``own`` group and, for groups that bring no position of their own, derives one
+from the reference (:meth:`QuerySource.position`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from detr.config import DetectorConfig
+from detr.errors import UserError
+from detr.models.boxes import inverse_sigmoid
+from detr.models.geometry import token_centres
+from detr.models.layers import MLP, box_head, class_head
+from detr.models.position import reference_embedding
+from detr.models.structures import LevelShapes, Memory, Proposals, QueryGroup
+
+# Logit of the boxes of tokens that may not propose: sigmoid is exactly 1, and half precision
+# holds it, unlike infinity times zero.
+NO_PROPOSAL = 1e4
+YXWH = (1, 0, 2, 3)
+XYWH = (0, 1, 2, 3)
+
+
+class QuerySource(nn.Module, ABC):
+    """Makes a detector's own queries.
+
+    Attributes:
+        position_follows_reference: Whether positions are made anew from each layer's reference.
+    """
+
+    position_follows_reference = False
+
+    @abstractmethod
+    def forward(self, memory: Memory) -> QueryGroup:
+        """The ``own`` group of a batch."""
+
+    @abstractmethod
+    def position(self, reference: Tensor, memory: Memory) -> Tensor:
+        """Position ``[B, N, D]`` of a reference ``[B, N, R]``, for groups that bring none."""
+
+
+class LearnedQueries(QuerySource):
+    """Deformable DETR: a learned position and content, the reference a linear map of the position.
+
+    Groups without a position get the sine code that encoder tokens at their centre have, which
+    needs no inverse of the learned map and treats 2-d and 4-d references alike.
+    """
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.queries, 2 * config.width)
+        self.reference_points = nn.Linear(config.width, 2)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+
+    def forward(self, memory: Memory) -> QueryGroup:
+        """See the base class."""
+        batch = memory.tokens.shape[0]
+        position, content = self.embedding.weight.chunk(2, -1)
+        reference = self.reference_points(position).sigmoid()
+        return QueryGroup(
+            role="own",
+            content=content[None].expand(batch, -1, -1),
+            reference=reference[None].expand(batch, -1, -1),
+            position=position[None].expand(batch, -1, -1),
+        )
+
+    def position(self, reference: Tensor, memory: Memory) -> Tensor:
+        """See the base class."""
+        config = self.config
+        return reference_embedding(
+            reference[..., :2], YXWH[:2], config.width // 2, config.pe_temperature
+        )
+
+
+class ProposalHead(nn.Module):
+    """Scores every encoder token and turns the best into boxes (Deformable DETR, appendix A.4).
+
+    Args:
+        config: The detector.
+        class_agnostic: Rank by the first class channel, which the loss then trains as "any
+            object" (Deformable DETR two-stage); otherwise by the best class (DINO).
+    """
+
+    def __init__(self, config: DetectorConfig, class_agnostic: bool) -> None:
+        super().__init__()
+        self.count, self.class_agnostic = config.queries, class_agnostic
+        self.project = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width)
+        self.class_head = class_head(config.width, config.num_classes)
+        self.box_head = box_head(config.width)
+        nn.init.xavier_uniform_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, memory: Memory) -> Proposals:
+        """Chooses the best tokens.
+
+        Tokens in the padding, or whose default box leaves (0.01, 0.99), take part only when there
+        are not enough others.
+
+        Raises:
+            UserError: ``too-few-tokens`` where the canvas has fewer tokens than queries.
+        """
+        size = memory.tokens.shape[1]
+        if size < self.count:
+            raise UserError(
+                "too-few-tokens",
+                f"the canvas has {size} encoder tokens, fewer than queries: {self.count}; "
+                "use a larger image size or fewer queries",
+            )
+        defaults, allowed = default_boxes(memory.valid_ratios, memory.shapes)
+        allowed = allowed & ~memory.padding[..., None]
+        tokens = self.norm(self.project(memory.tokens.masked_fill(~allowed, 0.0)))
+        logits = self.class_head(tokens)
+        scores = logits[..., 0] if self.class_agnostic else logits.amax(-1)
+        scores = scores.detach().masked_fill(~allowed[..., 0], -NO_PROPOSAL)
+        indices = scores.topk(self.count, dim=1).indices
+
+        def chosen(x: Tensor) -> Tensor:
+            return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
+
+        base = inverse_sigmoid(defaults).masked_fill(~allowed, NO_PROPOSAL)
+        # Only the chosen tokens go through the box head: the others' boxes are never read.
+        boxes = (self.box_head(chosen(tokens)) + chosen(base)).sigmoid()
+        return Proposals(chosen(logits), boxes, indices, self.class_agnostic)
+
+
+def default_boxes(ratios: Tensor, shapes: LevelShapes) -> tuple[Tensor, Tensor]:
+    """The box every token starts from: its cell's centre, side ``0.05 * 2 ** level``.
+
+    Returns:
+        Boxes ``[B, S, 4]`` and whether they lie within (0.01, 0.99), ``[B, S, 1]``.
+    """
+    centres = token_centres(ratios, shapes)
+    sides = [
+        centres.new_full((1, height * width, 2), 0.05 * 2.0**level)
+        for level, (height, width) in enumerate(shapes)
+    ]
+    boxes = torch.cat((centres, torch.cat(sides, 1).expand_as(centres)), -1)
+    return boxes, ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True)
+
+
+class TwoStageQueries(QuerySource):
+    """Deformable DETR two-stage: position and content both come from the chosen proposals."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.proposals = ProposalHead(config, class_agnostic=True)
+        self.project = nn.Linear(2 * config.width, 2 * config.width)
+        self.norm = nn.LayerNorm(2 * config.width)
+        nn.init.xavier_uniform_(self.project.weight)
+
+    def forward(self, memory: Memory) -> QueryGroup:
+        """See the base class."""
+        proposals = self.proposals(memory)
+        anchors = proposals.boxes.detach()
+        position, content = self._embed(anchors).chunk(2, -1)
+        return QueryGroup("own", content, anchors, position, proposals=proposals)
+
+    def position(self, reference: Tensor, memory: Memory) -> Tensor:
+        """See the base class; the positional half of what a proposal there would get."""
+        return self._embed(reference).chunk(2, -1)[0]
+
+    def _embed(self, boxes: Tensor) -> Tensor:
+        out: Tensor = self.norm(
+            self.project(reference_embedding(boxes, XYWH, self.config.width // 2))
+        )
+        return out
+
+
+class MixedQueries(QuerySource):
+    """DINO's mixed query selection: anchors from the encoder, content learned (section 3.4)."""
+
+    position_follows_reference = True
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.proposals = ProposalHead(config, class_agnostic=False)
+        self.content = nn.Embedding(config.queries, config.width)
+        self.reference_mlp = MLP(2 * config.width, config.width, config.width)
+        for layer in self.reference_mlp.layers:
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, memory: Memory) -> QueryGroup:
+        """See the base class."""
+        proposals = self.proposals(memory)
+        content = self.content.weight[None].expand(memory.tokens.shape[0], -1, -1)
+        return QueryGroup("own", content, proposals.boxes.detach(), proposals=proposals)
+
+    def position(self, reference: Tensor, memory: Memory) -> Tensor:
+        """See the base class; the reference as it lies on the padded canvas of level 0."""
+        scale = memory.valid_ratios[:, :1].repeat(1, 1, 2)
+        embedding = reference_embedding(reference * scale, YXWH, self.config.width // 2)
+        out: Tensor = self.reference_mlp(embedding)
+        return out
+
+
+def query_source(config: DetectorConfig) -> QuerySource:
+    """The source a config asks for."""
+    if config.query == "learned":
+        return LearnedQueries(config)
+    if config.query == "two_stage":
+        return TwoStageQueries(config)
+    return MixedQueries(config)

@@ -1,0 +1,116 @@
+"""The checks in front of the kernels: shapes and types, before any memory is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+VALUE_TYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def dtype_name(array: Any) -> str:
+    """``float32`` for a numpy or torch array of that type; also ``bfloat16`` of ``ml_dtypes``."""
+    return str(array.dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes one call agrees on, with the shapes that follow from them."""
+
+    batch: int
+    tokens: int
+    heads: int
+    channels: int
+    queries: int
+    shapes: tuple[tuple[int, int], ...]
+    points: int
+
+    @property
+    def value(self) -> tuple[int, ...]:
+        return (self.batch, self.tokens, self.heads, self.channels)
+
+    @property
+    def weights(self) -> tuple[int, ...]:
+        return (self.batch, self.queries, self.heads, len(self.shapes), self.points)
+
+    @property
+    def locations(self) -> tuple[int, ...]:
+        return (*self.weights, 2)
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        return (self.batch, self.queries, self.heads * self.channels)
+
+
+def check_shapes(shapes: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+    """Returns the (height, width) of each level as plain ints.
+
+    Raises:
+        ValueError: There is no level, or a level is not two positive whole numbers.
+    """
+    checked = []
+    for index, shape in enumerate(shapes):
+        pair = tuple(shape)
+        if len(pair) != 2 or any(int(size) != size or size < 1 for size in pair):
+            raise ValueError(f"level {index} must be (height, width), both 1 or more, not {pair}")
+        if pair[0] * pair[1] >= 2**31:
+            raise ValueError(f"level {index} of {pair[0]} x {pair[1]} is too large")
+        checked.append((int(pair[0]), int(pair[1])))
+    if not checked:
+        raise ValueError("deformable attention needs at least one level")
+    return tuple(checked)
+
+
+def check_sizes(
+    value: Any, shapes: Sequence[Sequence[int]], locations: Any, weights: Any
+) -> Sizes:
+    """Checks the inputs against each other.
+
+    Args:
+        value: ``[B, S, M, D]``, float16, bfloat16, float32 or float64.
+        shapes: (height, width) of each of V levels; S is the sum of their products.
+        locations: ``[B, Q, M, V, P, 2]`` float32 (float64 where value is float64).
+        weights: ``[B, Q, M, V, P]``, the type of ``locations``.
+
+    Raises:
+        ValueError: A shape does not fit.
+        TypeError: A type does not fit.
+    """
+    levels = check_shapes(shapes)
+    if dtype_name(value) not in VALUE_TYPES:
+        raise TypeError(f"value must be one of {', '.join(VALUE_TYPES)}, not {dtype_name(value)}")
+    if len(value.shape) != 4:
+        raise ValueError(f"value must be [B, S, M, D], not {tuple(value.shape)}")
+    if len(locations.shape) != 6:
+        raise ValueError(f"locations must be [B, Q, M, V, P, 2], not {tuple(locations.shape)}")
+    batch, tokens, heads, channels = (int(size) for size in value.shape)
+    total = sum(height * width for height, width in levels)
+    if tokens != total:
+        raise ValueError(f"value has {tokens} tokens, the levels {levels} have {total}")
+    sizes = Sizes(
+        batch, tokens, heads, channels, int(locations.shape[1]), levels, int(locations.shape[4])
+    )
+    check_like("locations", locations, sizes.locations)
+    check_like("weights", weights, sizes.weights)
+    wanted = "float64" if dtype_name(value) == "float64" else "float32"
+    for name, array in (("locations", locations), ("weights", weights)):
+        if dtype_name(array) != wanted:
+            raise TypeError(
+                f"{name} must be {wanted} where value is {dtype_name(value)}, "
+                f"not {dtype_name(array)}"
+            )
+    return sizes
+
+
+def check_like(name: str, array: Any, shape: tuple[int, ...], dtype: str | None = None) -> None:
+    """Checks one array's shape and, where given, its type.
+
+    Raises:
+        ValueError: Another shape.
+        TypeError: Another type.
+    """
+    if tuple(array.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, not {tuple(array.shape)}")
+    if dtype is not None and dtype_name(array) != dtype:
+        raise TypeError(f"{name} must be {dtype}, not {dtype_name(array)}")

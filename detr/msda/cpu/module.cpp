@@ -1,0 +1,209 @@
+// The Python module `detr.msda._native`. Arrays come in over DLPack or the buffer protocol, dense
+// and on the CPU; `detr.msda` checks the rest with friendlier messages, this file only guarantees
+// that no kernel ever reads or writes outside its arrays.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels.hpp"
+#include "pool.hpp"
+
+namespace nb = nanobind;
+using namespace detr_msda;
+
+namespace {
+
+using Array = nb::ndarray<nb::device::cpu, nb::c_contig>;
+using ConstArray = nb::ndarray<nb::ro, nb::device::cpu, nb::c_contig>;
+using Sizes = std::vector<long long>;
+
+std::vector<const Kernels *> available() {
+    std::vector<const Kernels *> found{&kernels_baseline()};
+#if defined(MSDA_X86)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        found.push_back(&kernels_avx2());
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+            found.push_back(&kernels_avx512());
+        }
+    }
+#endif
+    return found;
+}
+
+const Kernels &kernels_of(const std::string &name) {
+    static const std::vector<const Kernels *> found = available();
+    if (name.empty()) return *found.back();
+    for (const Kernels *kernels : found) {
+        if (name == kernels->name) return *kernels;
+    }
+    throw std::invalid_argument("this machine has no '" + name + "' kernels");
+}
+
+// numpy has no bfloat16: such arrays are handed over as uint16.
+ValueType value_type(nb::dlpack::dtype type) {
+    if (type == nb::dtype<float>()) return ValueType::float32;
+    if (type == nb::dtype<double>()) return ValueType::float64;
+    if (type.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && type.bits == 16) {
+        return ValueType::float16;
+    }
+    if (type.bits == 16) return ValueType::bfloat16;
+    throw std::invalid_argument("values must be float16, bfloat16, float32 or float64");
+}
+
+template <class A> void expect(const char *name, const A &array, const Sizes &sizes) {
+    bool same = array.ndim() == sizes.size();
+    for (size_t i = 0; same && i < sizes.size(); ++i) same = (long long)array.shape(i) == sizes[i];
+    if (!same) throw std::invalid_argument(std::string(name) + " has the wrong shape");
+}
+
+struct Call {
+    Problem problem;
+    ValueType type;
+    std::vector<int> heights, widths;
+    std::vector<long long> starts;
+    Sizes value_sizes, location_sizes, weight_sizes, out_sizes;
+
+    Call(const ConstArray &value, const std::vector<std::pair<int, int>> &shapes,
+         const ConstArray &locations, const ConstArray &weights)
+        : type(value_type(value.dtype())) {
+        long long tokens = 0;
+        for (const auto &[height, width] : shapes) {
+            if (height < 1 || width < 1) throw std::invalid_argument("level sizes must be positive");
+            heights.push_back(height);
+            widths.push_back(width);
+            starts.push_back(tokens);
+            tokens += (long long)height * width;
+        }
+        if (value.ndim() != 4 || locations.ndim() != 6) {
+            throw std::invalid_argument("value needs 4 dimensions and locations 6");
+        }
+        const long long batch = value.shape(0), heads = value.shape(2), channels = value.shape(3);
+        const long long queries = locations.shape(1), points = locations.shape(4);
+        const long long levels = (long long)shapes.size();
+        value_sizes = {batch, tokens, heads, channels};
+        weight_sizes = {batch, queries, heads, levels, points};
+        location_sizes = weight_sizes;
+        location_sizes.push_back(2);
+        out_sizes = {batch, queries, heads * channels};
+        expect("value", value, value_sizes);
+        expect("locations", locations, location_sizes);
+        expect("weights", weights, weight_sizes);
+        expect_coordinates("locations", locations.dtype());
+        expect_coordinates("weights", weights.dtype());
+        problem = {batch,  tokens,         heads,         channels,     queries, levels,
+                   points, heights.data(), widths.data(), starts.data()};
+    }
+    void expect_coordinates(const char *name, nb::dlpack::dtype actual) const {
+        const auto wanted = type == ValueType::float64 ? nb::dtype<double>() : nb::dtype<float>();
+        if (!(actual == wanted)) throw std::invalid_argument(std::string(name) + " has the wrong dtype");
+    }
+    void expect_values(const char *name, nb::dlpack::dtype actual) const {
+        if (value_type(actual) != type) {
+            throw std::invalid_argument(std::string(name) + " must have the dtype of value");
+        }
+    }
+};
+
+// Scratch memory of all threads, each part starting on its own cache line.
+class Scratch {
+   public:
+    Scratch(long long bytes, int threads)
+        : step_((bytes + 63) / 64 * 64), memory_(new char[step_ * threads + 64]) {}
+    void *of(int worker) {
+        const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+        return reinterpret_cast<char *>((address + 63) / 64 * 64) + worker * step_;
+    }
+
+   private:
+    long long step_;
+    std::unique_ptr<char[]> memory_;
+};
+
+template <class Body> void parallel_for(long long count, int threads, Body body) {
+    parallel(
+        count, threads,
+        [](void *context, long long index, int worker) { (*static_cast<Body *>(context))(index, worker); },
+        &body);
+}
+
+void forward(const ConstArray &value, const std::vector<std::pair<int, int>> &shapes,
+             const ConstArray &locations, const ConstArray &weights, const Array &out, int threads,
+             const std::string &target) {
+    const Call call(value, shapes, locations, weights);
+    expect("out", out, call.out_sizes);
+    call.expect_values("out", out.dtype());
+    const Kernels &kernels = kernels_of(target);
+    const ForwardArrays arrays{value.data(), locations.data(), weights.data(), out.data()};
+    threads = std::max(threads, 1);
+    const Problem &problem = call.problem;
+    const long long queries = problem.batch * problem.queries;
+    // Small enough to share out evenly, large enough that handing them out costs nothing.
+    const long long step = std::clamp(queries / (threads * 8LL), 1LL, 64LL);
+    nb::gil_scoped_release release;
+    Scratch scratch(kernels.forward_scratch(problem, call.type), threads);
+    parallel_for((queries + step - 1) / step, threads, [&](long long chunk, int worker) {
+        kernels.forward(problem, call.type, arrays, scratch.of(worker), chunk * step,
+                        std::min(queries, (chunk + 1) * step));
+    });
+}
+
+void backward(const ConstArray &grad_out, const ConstArray &value,
+              const std::vector<std::pair<int, int>> &shapes, const ConstArray &locations,
+              const ConstArray &weights, const Array &grad_value, const Array &grad_locations,
+              const Array &grad_weights, int threads, const std::string &target) {
+    const Call call(value, shapes, locations, weights);
+    expect("grad_out", grad_out, call.out_sizes);
+    expect("grad_value", grad_value, call.value_sizes);
+    expect("grad_locations", grad_locations, call.location_sizes);
+    expect("grad_weights", grad_weights, call.weight_sizes);
+    call.expect_values("grad_out", grad_out.dtype());
+    call.expect_values("grad_value", grad_value.dtype());
+    call.expect_coordinates("grad_locations", grad_locations.dtype());
+    call.expect_coordinates("grad_weights", grad_weights.dtype());
+    const Kernels &kernels = kernels_of(target);
+    const BackwardArrays arrays{grad_out.data(),   value.data(),          locations.data(),
+                                weights.data(),    grad_value.data(),     grad_locations.data(),
+                                grad_weights.data()};
+    threads = std::max(threads, 1);
+    const Problem &problem = call.problem;
+    // Level by level, the finest (longest) first, so that the last units to finish are short.
+    const long long groups = problem.batch * problem.heads;
+    nb::gil_scoped_release release;
+    Scratch scratch(kernels.backward_scratch(problem, call.type), threads);
+    parallel_for(groups * problem.levels, threads, [&](long long index, int worker) {
+        const long long unit = index % groups * problem.levels + index / groups;
+        kernels.backward(problem, call.type, arrays, scratch.of(worker), unit);
+    });
+}
+
+std::vector<std::string> targets() {
+    std::vector<std::string> names;
+    for (const Kernels *kernels : available()) names.push_back(kernels->name);
+    return names;
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+    module.doc() = "Multi-scale deformable attention on the CPU.";
+    module.def("forward", &forward, nb::arg("value").noconvert(), nb::arg("shapes"),
+               nb::arg("locations").noconvert(), nb::arg("weights").noconvert(),
+               nb::arg("out").noconvert(), nb::arg("threads"), nb::arg("target") = "");
+    module.def("backward", &backward, nb::arg("grad_out").noconvert(), nb::arg("value").noconvert(),
+               nb::arg("shapes"), nb::arg("locations").noconvert(), nb::arg("weights").noconvert(),
+               nb::arg("grad_value").noconvert(), nb::arg("grad_locations").noconvert(),
+               nb::arg("grad_weights").noconvert(), nb::arg("threads"), nb::arg("target") = "");
+    module.def("targets", &targets,
+               "Instruction sets this machine can run, slowest first; the last is the default.");
+}

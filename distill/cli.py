@@ -1,0 +1,121 @@
+"""The command ``distill``: train a teacher or a baseline, distil a student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from detr.cli_support import Group, emit, json_option
+from detr.errors import UserError
+from distill.recipe import Recipe, find_recipe, load_recipe, shipped
+
+_settings = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a recipe value: --set optimizer.lr=0.0002 (repeatable; the value is YAML).",
+)
+_out = click.option(
+    "--out", type=click.Path(path_type=Path), help="Run directory; runs/NAME by default."
+)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Train detectors and distil large ones into small ones.
+
+    Example: distill run demo-student
+    """
+
+
+@main.command()
+@click.argument("recipe")
+@_settings
+@_out
+def train(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Train a detector on labels alone: a teacher or a baseline.
+
+    RECIPE is a YAML file or a shipped name (`distill recipes`). A recipe's teacher and methods are
+    left out. The same command again goes on where it stopped.
+
+    Example: distill train demo-teacher --set steps=2000 --out runs/teacher
+    """
+    loaded = load_recipe(find_recipe(recipe), overrides)
+    plain = {"teacher": None, "methods": (), "inherit": None, "min_teacher_ap": None}
+    _run(loaded.model_copy(update=plain), out)
+
+
+@main.command()
+@click.argument("recipe")
+@_settings
+@click.option(
+    "--min-teacher-ap",
+    type=click.FloatRange(0, 1),
+    help="Refuse a teacher below this AP; the same as --set min_teacher_ap=...",
+)
+@_out
+def run(
+    recipe: str, overrides: tuple[str, ...], min_teacher_ap: float | None, out: Path | None
+) -> None:
+    """Distil a student from a teacher.
+
+    RECIPE is a YAML file or a shipped name with a teacher and methods. The same command again goes
+    on where it stopped.
+
+    Example: distill run demo-student --set teacher=runs/teacher --out runs/student
+    """
+    if min_teacher_ap is not None:
+        overrides = (*overrides, f"min_teacher_ap={min_teacher_ap}")
+    path = find_recipe(recipe)
+    loaded = load_recipe(path, overrides)
+    if loaded.teacher is None or not loaded.methods:
+        missing = "teacher" if loaded.teacher is None else "methods"
+        raise UserError(
+            "recipe-not-distillation",
+            f"{path}: has no {missing}; add it, or train on labels alone with `distill train`",
+        )
+    _run(loaded, out)
+
+
+@main.command()
+@json_option
+def methods(as_json: bool) -> None:
+    """List the distillation methods a recipe can name.
+
+    Example: distill methods --json
+    """
+    from distill.methods import METHODS
+
+    rows = {name: (kind.__doc__ or "").strip().splitlines()[0] for name, kind in METHODS.items()}
+    emit(rows, as_json, _table(rows))
+
+
+@main.command()
+@json_option
+def recipes(as_json: bool) -> None:
+    """List the recipes that come with the package.
+
+    Example: distill recipes
+    """
+    rows = {name: _first_comment(path) for name, path in shipped().items()}
+    emit(rows, as_json, _table(rows))
+
+
+def _run(recipe: Recipe, out: Path | None) -> None:
+    # Imported here: listing recipes should not wait for timm.
+    from distill.train import train as train_recipe
+
+    model = train_recipe(recipe, out or Path("runs") / recipe.name)
+    click.echo(model)
+
+
+def _first_comment(path: Path) -> str:
+    """The recipe's own headline: its first line, a comment."""
+    return path.read_text().splitlines()[0].lstrip("# ")
+
+
+def _table(rows: dict[str, str]) -> str:
+    width = max(map(len, rows), default=0)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())

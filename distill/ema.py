@@ -1,0 +1,34 @@
+"""Exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class Ema:
+    """A copy of a model that follows it slowly; what is evaluated and saved.
+
+    The decay rises from 0 to its final value over the first steps, so the random initial weights
+    are forgotten even in a short run. Running statistics are averaged like weights.
+
+    Args:
+        model: The model to follow.
+        decay: Final decay per step.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Moves towards the model after its step number ``step`` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        mine, theirs = self.model.state_dict(), model.state_dict()
+        floats = [k for k, v in mine.items() if v.is_floating_point()]
+        torch._foreach_lerp_([mine[k] for k in floats], [theirs[k] for k in floats], 1 - decay)
+        for key in mine.keys() - set(floats):
+            mine[key].copy_(theirs[key])

@@ -1,0 +1,171 @@
+"""A student starts from its teacher's weights, matched by name and layer map.
+
+D3ETR's "inheriting" (section 3.4): encoder, decoder, heads, queries and input projections start
+where the teacher ended; the backbones differ and keep their own weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from detr.errors import UserError
+from detr.models import Detector
+
+# What is inherited whole or not at all: half a layer computes nothing the teacher ever computed.
+_UNIT = re.compile(
+    r"((?:encoder|decoder)\.layers|decoder\.(?:class|box)_heads|neck\.projections)\.(\d+)\."
+)
+
+
+class InheritReport(BaseModel):
+    """What a student took from its teacher.
+
+    Attributes:
+        inherited: Student tensor to teacher tensor.
+        skipped: Student tensor to the reason it kept its own weights.
+    """
+
+    inherited: dict[str, str]
+    skipped: dict[str, str]
+
+    def text(self) -> str:
+        """One line for the log."""
+        units = sorted({_unit_of(name) for name in self.skipped})
+        kept = f"; own weights: {', '.join(units)}" if units else ""
+        total = len(self.inherited) + len(self.skipped)
+        return f"inherited {len(self.inherited)} of {total} tensors{kept}"
+
+
+def spread(student: int, teacher: int) -> tuple[int, ...]:
+    """Teacher layer of each student layer: the first, the last, and evenly between.
+
+    A single student layer takes the teacher's last, whose output the heads were trained on. A
+    student deeper than its teacher repeats layers.
+    """
+    if teacher == 0:
+        return ()
+    if student == 1:
+        return (teacher - 1,)
+    return tuple(round(i * (teacher - 1) / (student - 1)) for i in range(student))
+
+
+def inherit(
+    student: Detector,
+    teacher: Detector,
+    encoder: Sequence[int] | None = None,
+    decoder: Sequence[int] | None = None,
+    backbone: bool = False,
+) -> InheritReport:
+    """Copies the teacher's weights into the student wherever name and shape agree.
+
+    Layers, heads and input projections are copied whole or not at all. Heads follow the decoder
+    map; a shared head follows the last layer.
+
+    Args:
+        student: Changed in place.
+        teacher: Read only.
+        encoder: Teacher layer (from 0) of each student encoder layer; :func:`spread` by default.
+        decoder: The same for the decoder.
+        backbone: Also the backbone.
+
+    Returns:
+        What was taken and what was not.
+
+    Raises:
+        UserError: ``inherit-layer-map`` for a map that does not fit the depths, ``inherit-nothing``
+            where no tensor agrees.
+    """
+    ours, theirs = student.config, teacher.config
+    maps = {
+        "encoder.layers": _checked(encoder, ours.encoder_layers, theirs.encoder_layers, "encoder"),
+        "decoder.layers": _checked(decoder, ours.decoder_layers, theirs.decoder_layers, "decoder"),
+    }
+    for heads in ("class_heads", "box_heads"):
+        maps[f"decoder.{heads}"] = _head_map(
+            maps["decoder.layers"],
+            len(getattr(student.decoder, heads)),
+            len(getattr(teacher.decoder, heads)),
+        )
+    own, source = student.state_dict(), teacher.state_dict()
+    names = {name: _teacher_name(name, maps) for name in own}
+    reasons = {name: _obstacle(name, own, names[name], source, backbone) for name in own}
+    broken = {_unit_of(name) for name, reason in reasons.items() if reason is not None}
+    inherited: dict[str, str] = {}
+    skipped: dict[str, str] = {}
+    with torch.no_grad():
+        for name, tensor in own.items():
+            theirs_name, reason = names[name], reasons[name]
+            if theirs_name is not None and reason is None and _unit_of(name) not in broken:
+                tensor.copy_(source[theirs_name])
+                inherited[name] = theirs_name
+            else:
+                skipped[name] = reason or f"the rest of {_unit_of(name)} does not agree"
+    if not inherited:
+        raise UserError(
+            "inherit-nothing",
+            "inherit: no tensor of the student has the shape of the teacher's "
+            f"(width {ours.width} and {theirs.width}); leave inherit out",
+        )
+    return InheritReport(inherited=inherited, skipped=skipped)
+
+
+def _checked(layers: Sequence[int] | None, ours: int, theirs: int, part: str) -> tuple[int, ...]:
+    """A complete, valid layer map."""
+    if layers is None:
+        return spread(ours, theirs)
+    if len(layers) != ours:
+        raise UserError(
+            "inherit-layer-map", f"inherit.{part}: {len(layers)} entries for {ours} student layers"
+        )
+    for i, layer in enumerate(layers):
+        if not 0 <= layer < theirs:
+            raise UserError(
+                "inherit-layer-map",
+                f"inherit.{part}[{i}]: the teacher has no layer {layer} (it has {theirs})",
+            )
+    return tuple(layers)
+
+
+def _head_map(layers: tuple[int, ...], ours: int, theirs: int) -> tuple[int, ...]:
+    """Teacher head of each student head."""
+    wanted = layers if ours > 1 else layers[-1:]
+    return tuple(min(layer, theirs - 1) for layer in wanted)
+
+
+def _teacher_name(name: str, maps: dict[str, tuple[int, ...]]) -> str | None:
+    """What a student tensor is called in the teacher; ``None`` where its layer has no source."""
+    found = _UNIT.match(name)
+    if found is None or found[1] not in maps:
+        return name
+    layers, index = maps[found[1]], int(found[2])
+    if index >= len(layers):
+        return None
+    return f"{found[1]}.{layers[index]}.{name[found.end() :]}"
+
+
+def _obstacle(
+    name: str,
+    own: dict[str, Tensor],
+    theirs: str | None,
+    source: dict[str, Tensor],
+    backbone: bool,
+) -> str | None:
+    """Why a tensor is not inherited, or ``None``."""
+    if name.startswith("backbone.") and not backbone:
+        return "backbones are not inherited"
+    if theirs is None or theirs not in source:
+        return "the teacher has none"
+    if own[name].shape != source[theirs].shape:
+        return f"shape {list(own[name].shape)}, the teacher's is {list(source[theirs].shape)}"
+    return None
+
+
+def _unit_of(name: str) -> str:
+    """The part of a detector a tensor is inherited with."""
+    found = _UNIT.match(name)
+    return name[: found.end() - 1] if found else name.rpartition(".")[0]

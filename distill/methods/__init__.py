@@ -1,0 +1,116 @@
+"""Distillation methods, one file per paper, and how a recipe's ``methods`` become objects."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from detr.config import Strict
+from detr.errors import UserError
+from detr.models import Detector
+from distill.criterion import LossWeights
+from distill.methods.base import Method, Setting
+from distill.methods.clockdistill import ClockDistill
+from distill.methods.kd_detr import KdDetr
+
+METHODS: dict[str, type[Method]] = {
+    ClockDistill.name: ClockDistill,
+    KdDetr.name: KdDetr,
+}
+
+Specs = Sequence[Mapping[str, Mapping[str, Any]]]
+
+__all__ = ["METHODS", "Method", "Setting", "build_methods", "parse_methods"]
+
+
+def build_methods(
+    specs: Specs,
+    student: Detector,
+    teacher: Detector | None,
+    *,
+    loss: LossWeights | None = None,
+    steps: int = 0,
+    drops: Sequence[int] = (),
+) -> list[Method]:
+    """The methods of a recipe, with the modules they bring along on the student's device.
+
+    Call it after the student and the teacher have their weights and before the optimiser is made.
+
+    Args:
+        specs: ``{name: options}`` each, in the recipe's order.
+        student: The network to be trained.
+        teacher: The frozen network, or ``None``. A method whose ``teacher`` is ``ema`` is built
+            with whatever the loop will put into ``Step.teacher``.
+        loss: Weights of the detection loss; the defaults otherwise.
+        steps: Length of the run.
+        drops: Steps at which the learning rate falls.
+
+    Raises:
+        UserError: What :func:`parse_methods` raises, ``method-teacher`` where a method needs a
+            teacher and there is none, or what a method raises for models it cannot pair.
+    """
+    parsed = parse_methods(specs)
+    setting = Setting(student, teacher, loss or LossWeights(), steps, tuple(sorted(drops)))
+    device = next(student.parameters()).device
+    methods = []
+    for kind, options in parsed:
+        if kind.teacher != "none" and teacher is None:
+            raise UserError("method-teacher", f"methods.{kind.name}: needs a teacher")
+        methods.append(kind(options, setting).to(device))
+    return methods
+
+
+def parse_methods(specs: Specs) -> list[tuple[type[Method], Strict]]:
+    """Names and options of methods, checked without any model.
+
+    Raises:
+        UserError: ``method-unknown``, ``method-option`` (a misspelt option or a bad value),
+            ``method-twice``, or ``method-conflict`` for two methods of which each wants to be the
+            detection loss, or of which each wants another teacher.
+    """
+    parsed = [
+        (kind := _find(name), _options(kind, options))
+        for entry in specs
+        for name, options in entry.items()
+    ]
+    kinds = [kind for kind, _ in parsed]
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            raise UserError("method-twice", f"methods: {kind.name} is listed twice")
+    for trait, group in (
+        ("replace the detection loss", [k for k in kinds if k.replaces_detection_loss]),
+        (
+            "want different teachers",
+            list({k.teacher: k for k in kinds if k.teacher != "none"}.values()),
+        ),
+    ):
+        if len(group) > 1:
+            names = " and ".join(kind.name for kind in group)
+            raise UserError("method-conflict", f"methods: {names} {trait}; use one of them")
+    return parsed
+
+
+def _find(name: str) -> type[Method]:
+    if name in METHODS:
+        return METHODS[name]
+    near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(METHODS)}"
+    raise UserError("method-unknown", f"methods: no method {name!r}; {hint}")
+
+
+def _options(kind: type[Method], options: Mapping[str, Any]) -> Strict:
+    try:
+        return kind.Options.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in ("methods", kind.name, *first["loc"]))
+        if first["type"] != "extra_forbidden":
+            message = first["msg"].removeprefix("Value error, ")
+            raise UserError("method-option", f"{place}: {message}") from error
+        known = list(kind.Options.model_fields)
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        raise UserError("method-option", f"{place}: no such option; {hint}") from error

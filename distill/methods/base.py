@@ -1,0 +1,146 @@
+"""What a distillation method is: extra query groups and losses over what comes back.
+
+A training step asks every method the same questions in the same order, so a new paper is one new
+file and never an edit of the training loop:
+
+1. both encoders have run and both models have their own queries: :meth:`Method.groups`;
+2. the teacher has decoded all its groups in one call: :meth:`Method.followup_groups`;
+3. the student has decoded all its groups in one call: :meth:`Method.detection_losses` and
+   :meth:`Method.losses`;
+4. the optimiser has stepped: :meth:`Method.after_step`.
+
+Modules a method brings along (adapters, generators, frozen tables) are made in its ``__init__``,
+before the optimiser, and are saved with the checkpoint like any other module's state. They are
+never part of the student that is exported.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from detr.config import Strict
+from detr.models import Detector, QueryGroup
+from distill.criterion import LossWeights
+from distill.step import PairedGroup, Step
+
+TeacherKind = Literal["none", "frozen", "ema"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method may know when it is built.
+
+    Attributes:
+        student: The network to be trained; not to be kept (it is in every step).
+        teacher: The frozen network, or ``None``.
+        loss: Weights of the detection loss, for methods that train extra queries on ground truth.
+        steps: Length of the run; 0 where nobody knows.
+        drops: Steps at which the learning rate falls, ascending.
+    """
+
+    student: Detector
+    teacher: Detector | None
+    loss: LossWeights = field(default_factory=LossWeights)
+    steps: int = 0
+    drops: tuple[int, ...] = ()
+
+    def need_teacher(self) -> Detector:
+        """The teacher of a method that cannot do without (:func:`build_methods` has checked)."""
+        assert self.teacher is not None
+        return self.teacher
+
+
+class Method(nn.Module, ABC):
+    """A distillation paper.
+
+    Attributes:
+        name: What recipes call it; the first part of its roles and loss keys.
+        Options: Its options, one pydantic model per method.
+        teacher: ``frozen`` is the recipe's teacher, ``ema`` the running average of the student
+            (``Step.teacher`` then holds it), ``none`` a method that needs neither.
+        replaces_detection_loss: It answers :meth:`detection_losses`; one method of a run may.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[Strict]]
+    teacher: ClassVar[TeacherKind] = "frozen"
+    replaces_detection_loss: ClassVar[bool] = False
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether ``Step.teacher`` must be there."""
+        return self.teacher != "none"
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether the decoders must hand out their attention."""
+        return False
+
+    def groups(self, step: Step) -> list[PairedGroup]:
+        """Extra queries to be decoded by the student, the teacher or both.
+
+        Args:
+            step: With memories and own groups of both models, without any decoder output.
+        """
+        return []
+
+    def followup_groups(self, step: Step) -> list[QueryGroup]:
+        """Extra queries of the student that are made from what the teacher's decoder said.
+
+        Args:
+            step: As in :meth:`groups`, with ``teacher_outputs``.
+        """
+        return []
+
+    def detection_losses(self, step: Step) -> dict[str, Tensor] | None:
+        """The weighted detection losses that stand in for the criterion's, or ``None``.
+
+        Only asked where :attr:`replaces_detection_loss` is set.
+        """
+        return None
+
+    @abstractmethod
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """Weighted scalar losses under keys ``name/part``, to be summed.
+
+        Finite, and zero where an image without objects leaves nothing to learn. In distributed
+        training the mean over processes is what one process with all the images would compute.
+
+        Args:
+            step: With the outputs of both decoders.
+        """
+
+    def after_step(self, step: Step) -> None:
+        """Called when the optimiser has stepped."""
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """A detached sum's mean over the processes of distributed training; itself in a single one.
+
+    Dividing by it makes the mean of the processes' losses equal to the loss of one process that
+    sees all their images. Every process must call it equally often.
+    """
+    value = value.detach()
+    if dist.is_available() and dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value
+
+
+def align(student_width: int, teacher_width: int) -> nn.Module:
+    """A linear map from the student's width to the teacher's; the identity where they agree."""
+    if student_width == teacher_width:
+        return nn.Identity()
+    return nn.Linear(student_width, teacher_width)
+
+
+def float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32: logarithms and small differences do not survive autocast's halves."""
+    return tensor.to(torch.float32)

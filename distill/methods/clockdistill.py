@@ -1,0 +1,207 @@
+"""CLoCKDistill: consistent location-and-context-aware distillation (Lan and Tian, 2025).
+
+Memory distillation (LCMD, section 3.1, equations 2 to 5): the student's encoder output follows the
+teacher's, objects weighted by 1 / (their cells), background by 1 / (its cells), over all levels.
+
+Logit distillation (TCLD, section 3.2, equations 6 to 10): both decoders answer the same queries,
+made from the ground truth, next to KD-DETR's random ("general") points and the teacher's own
+queries ("specific"), and the student follows the teacher's answers in proportion to the teacher's
+confidence.
+
+Where the paper is silent: LCMD is divided by the number of images (FGD); the confidence is the best
+*sigmoid* score (KD-DETR's code; the paper writes softmax, but these detectors are trained with
+sigmoids); T is 10 (KD-DETR); equation 9's sum over all points of a batch is divided by the sum of
+their weights, per layer; the KL divergence sums over classes and L1 over coordinates, as in the
+detection loss. With unequal decoder depths only the last layers are compared (section 4.5.2).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from detr.config import Strict
+from detr.models import GroupOutput
+from distill.methods.base import Method, Setting, align, float32, mean_over_processes
+from distill.methods.layers import LayerMap, pair_layers, pair_levels, split_levels
+from distill.methods.masks import scale_masks
+from distill.methods.points import (
+    ForStudent,
+    TargetAware,
+    check_same_kind,
+    compare,
+    general_points,
+    specific_points,
+)
+from distill.step import PairedGroup, Step
+
+Weight = Annotated[float, Field(ge=0)]
+_TINY = 1e-6
+
+
+class ClockDistillOptions(Strict):
+    """Options of CLoCKDistill; the defaults are the complete method at the published values.
+
+    Attributes:
+        memory: ``masked`` is LCMD, ``plain`` the mean squared error without masks (row "Mem" of
+            table 5), ``off`` leaves the memory alone.
+        alpha, beta: Weights of objects and background in LCMD.
+        plain_weight: Weight of the plain error; the paper gives none.
+        target_aware: Ask about the ground truth.
+        copies: How often each true box is asked about.
+        jitter: Noise on the further copies (0.4 is DN-DETR's); 0 leaves them identical.
+        general: Ask random points.
+        general_points: How many; as many as the teacher has queries by default.
+        specific: Ask the teacher's own queries.
+        temperature: Of the class distributions.
+        class_weight, l1_weight, giou_weight: Lambdas of equation 9.
+        layer_map: Teacher decoder layer (from 0) for each student layer, null for none.
+    """
+
+    memory: Literal["masked", "plain", "off"] = "masked"
+    alpha: Weight = 5e-5
+    beta: Weight = 1e-7
+    plain_weight: Weight = 1.0
+    target_aware: bool = True
+    copies: Annotated[int, Field(ge=1)] = 3
+    jitter: Weight = 0.0
+    general: bool = True
+    general_points: Annotated[int, Field(ge=1)] | None = None
+    specific: bool = True
+    temperature: Annotated[float, Field(gt=0)] = 10.0
+    class_weight: Weight = 1.0
+    l1_weight: Weight = 5.0
+    giou_weight: Weight = 2.0
+    layer_map: LayerMap | None = None
+
+
+class ClockDistill(Method):
+    """See the module.
+
+    Raises:
+        UserError: ``method-levels``, ``method-queries`` or ``method-layer-map`` where student and
+            teacher cannot be paired.
+    """
+
+    name: ClassVar[str] = "clockdistill"
+    Options: ClassVar[type[Strict]] = ClockDistillOptions
+
+    def __init__(self, options: Strict, setting: Setting) -> None:
+        super().__init__()
+        self.options = cast(ClockDistillOptions, options)
+        student, teacher = setting.student, setting.need_teacher()
+        ours, theirs = student.config, teacher.config
+        if self.options.memory != "off":
+            self.levels = pair_levels(student, teacher, self.name)
+            self.adapter = align(ours.width, theirs.width)
+        self.roles = [
+            part for part in ("target_aware", "general", "specific") if getattr(self.options, part)
+        ]
+        if self.roles:
+            check_same_kind(student, teacher, self.name)
+            self.layers = pair_layers(
+                ours.decoder_layers, theirs.decoder_layers, self.options.layer_map, self.name
+            )
+            self.for_student = ForStudent(ours, theirs)
+        if self.options.target_aware:
+            self.target_aware = TargetAware(teacher, self.options.copies, self.options.jitter)
+
+    def groups(self, step: Step) -> list[PairedGroup]:
+        """The distillation points.
+
+        The teacher has answered its own queries already, and a group's answers do not depend on
+        the others, so the specific points go to the student only.
+        """
+        assert step.teacher is not None
+        options, config = self.options, step.teacher.config
+        groups = []
+        for part in self.roles:
+            role = f"{self.name}/{part}"
+            if part == "target_aware":
+                group = self.target_aware(role, step.targets, step.generator)
+            elif part == "general":
+                group = general_points(
+                    role,
+                    len(step.targets),
+                    options.general_points or config.queries,
+                    config,
+                    step.generator,
+                    step.images.device,
+                )
+            else:
+                group = specific_points(role, step.teacher_groups[0], config)
+            asked = None if part == "specific" else group
+            groups.append(PairedGroup(role, self.for_student(group), asked))
+        return groups
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """``memory`` (equation 5), ``class``, ``l1`` and ``giou`` (equation 9)."""
+        losses: dict[str, Tensor] = {}
+        if self.options.memory == "masked":
+            losses[f"{self.name}/memory"] = self._masked_memory(step)
+        elif self.options.memory == "plain":
+            losses[f"{self.name}/memory"] = self._plain_memory(step)
+        if self.roles:
+            losses.update(self._logits(step))
+        return losses
+
+    def _errors(self, step: Step) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Per shared level: squared errors summed over channels, and both kinds of masks."""
+        ours, theirs = step.student_memory, step.teacher_memory
+        assert theirs is not None
+        student = split_levels(self.adapter(ours.tokens), ours)
+        teacher = split_levels(theirs.tokens.detach(), theirs)
+        foreground, background = scale_masks(step.targets, ours)
+        errors = [
+            (float32(teacher[t]) - float32(student[s])).square().sum(-1) for s, t in self.levels
+        ]
+        objects, rest = split_levels(foreground, ours), split_levels(background, ours)
+        return errors, [objects[s] for s, _ in self.levels], [rest[s] for s, _ in self.levels]
+
+    def _masked_memory(self, step: Step) -> Tensor:
+        errors, objects, rest = self._errors(step)
+        total = errors[0].new_zeros(())
+        for error, inside, outside in zip(errors, objects, rest, strict=True):
+            weights = self.options.alpha * inside + self.options.beta * outside
+            total = total + (weights * error).sum()
+        return total / len(step.targets)
+
+    def _plain_memory(self, step: Step) -> Tensor:
+        ours, theirs = step.student_memory, step.teacher_memory
+        assert theirs is not None
+        errors, _, _ = self._errors(step)
+        padding = split_levels(ours.padding, ours)
+        valid = torch.cat([~padding[s] for s, _ in self.levels], 1)
+        count = mean_over_processes(valid.sum().to(torch.float32)) * theirs.tokens.shape[-1]
+        return self.options.plain_weight * (torch.cat(errors, 1) * valid).sum() / count
+
+    def _logits(self, step: Step) -> dict[str, Tensor]:
+        """TCLD: all points of a layer share one normaliser, so confident ones lead."""
+        options = self.options
+        compared = [
+            compare(
+                step.student_outputs[f"{self.name}/{part}"],
+                self._answers(step, part),
+                self.layers,
+                options.temperature,
+            )
+            for part in self.roles
+        ]
+        weights = torch.cat([c.confidence for c in compared], -1)
+        total = mean_over_processes(weights.sum((1, 2))).clamp(min=_TINY)
+
+        def summed(terms: list[Tensor]) -> Tensor:
+            return ((weights * torch.cat(terms, -1)).sum((1, 2)) / total).sum()
+
+        return {
+            f"{self.name}/class": options.class_weight * summed([c.kl for c in compared]),
+            f"{self.name}/l1": options.l1_weight * summed([c.l1 for c in compared]),
+            f"{self.name}/giou": options.giou_weight * summed([c.giou for c in compared]),
+        }
+
+    def _answers(self, step: Step, part: str) -> GroupOutput:
+        """What the teacher said to the points."""
+        return step.teacher_outputs["own" if part == "specific" else f"{self.name}/{part}"]

@@ -1,0 +1,314 @@
+"""Training recipes: every number of a run in one validated, frozen object.
+
+Recipes are YAML. A misspelt key or a bad value is reported with file, line and, where one is near,
+the key that was meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+from detr.cli_support import pairs
+from detr.config import DetectorConfig, Strict
+from detr.data.preprocess import PreprocessConfig
+from detr.errors import UserError
+from distill.augment import AugmentConfig
+from distill.criterion import LossWeights
+
+SHIPPED = Path(__file__).parent / "recipes"
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0)]
+
+
+class DataRecipe(Strict):
+    """Data sets: ``kitti:PATH[:split]``, ``coco:PATH[:split]`` or a YAML file.
+
+    Attributes:
+        train: What is learned from; it also decides the classes.
+        val: What AP is measured on, or ``None``.
+    """
+
+    train: str
+    val: str | None = None
+
+
+class DetectorRecipe(DetectorConfig):
+    """A detector whose number of classes may be left to the data set (0)."""
+
+    num_classes: Annotated[int, Field(ge=0)] = 0
+
+    def for_classes(self, number: int) -> DetectorConfig:
+        """The complete config.
+
+        Raises:
+            UserError: ``recipe-classes`` where the recipe names another number of classes.
+        """
+        if self.num_classes not in (0, number):
+            raise UserError(
+                "recipe-classes",
+                f"detector.num_classes is {self.num_classes} but the training data has {number} "
+                "classes; leave the key out to take the data's",
+            )
+        return DetectorConfig.model_validate({**self.model_dump(), "num_classes": number})
+
+
+class InheritRecipe(Strict):
+    """Which teacher layer each student layer starts from; ``None`` spreads them evenly.
+
+    Attributes:
+        encoder: Teacher encoder layer (from 0) of each student encoder layer.
+        decoder: Teacher decoder layer (from 0) of each student decoder layer.
+    """
+
+    encoder: tuple[int, ...] | None = None
+    decoder: tuple[int, ...] | None = None
+
+
+class OptimizerRecipe(Strict):
+    """AdamW with warm-up and step decay.
+
+    Attributes:
+        lr: Of everything but the backbone.
+        backbone_lr: Of the backbone.
+        weight_decay: Not applied to norms, biases and embeddings of one dimension.
+        offsets_lr_factor: On sampling offsets and reference points (0.1 in Deformable DETR).
+        clip: Largest gradient norm; 0 clips nothing.
+        warmup_steps: Steps of linear warm-up.
+        drops: Shares of the run after which the rate falls by ``drop_factor``.
+        drop_factor: Factor of each drop.
+    """
+
+    lr: Rate = 1e-4
+    backbone_lr: Rate = 1e-5
+    weight_decay: Rate = 1e-4
+    offsets_lr_factor: Rate = 1.0
+    clip: Rate = 0.1
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (11 / 12,)
+    drop_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+class ValidationRecipe(Strict):
+    """When and on what AP is measured.
+
+    Attributes:
+        every: Steps between measurements; 0 measures at the end only.
+        images: At most this many images of ``data.val`` (the last measurement takes them all).
+    """
+
+    every: Annotated[int, Field(ge=0)] = 0
+    images: Positive | None = None
+
+
+def _inherit(value: object) -> object:
+    return {} if value is True else None if value is False else value
+
+
+def _method_entries(value: object) -> object:
+    """Allows a bare name where a method needs no options."""
+    if not isinstance(value, list):
+        return value
+    return [{entry: {}} if isinstance(entry, str) else entry for entry in value]
+
+
+class Recipe(Strict):
+    """A complete training run.
+
+    Attributes:
+        name: Names the run directory ``runs/NAME``.
+        data: Data sets.
+        input: Canvas and normalisation.
+        detector: Architecture.
+        teacher: Run directory or ``.safetensors`` of the teacher; needed by ``distill run``.
+        methods: One ``{name: options}`` per distillation method; they add up.
+        inherit: Start from the teacher's weights (true, or an explicit layer map).
+        optimizer: Optimiser and schedule.
+        steps: Length of the run.
+        batch_size: Images per step and process.
+        ema: Decay of the weight average that is evaluated and saved; ``None`` saves the weights
+            themselves.
+        amp: Autocast type on a GPU; the CPU always computes in float32.
+        loss: Weights of the detection loss.
+        augment: How training images vary.
+        validation: When AP is measured.
+        checkpoint_every: Steps between checkpoints.
+        workers: Threads that prepare batches ahead.
+        seed: Of initial weights, order, augmentation and noise.
+        min_teacher_ap: Refuse a teacher below this AP (0..1) on a slice of ``data.val``.
+    """
+
+    name: str
+    data: DataRecipe
+    input: PreprocessConfig
+    detector: DetectorRecipe
+    teacher: str | None = None
+    methods: Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(_method_entries)] = ()
+    inherit: Annotated[InheritRecipe | None, BeforeValidator(_inherit)] = None
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    steps: Positive
+    batch_size: Positive = 16
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    loss: LossWeights = LossWeights()
+    augment: AugmentConfig = AugmentConfig()
+    validation: ValidationRecipe = ValidationRecipe()
+    checkpoint_every: Positive = 500
+    workers: Positive = 1
+    seed: Annotated[int, Field(ge=0)] = 0
+    min_teacher_ap: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if any(len(entry) != 1 for entry in self.methods):
+            raise ValueError("methods: each entry is one name with its options")
+        if (self.methods or self.inherit) and self.teacher is None:
+            raise ValueError("methods and inherit need a teacher")
+        return self
+
+    def to_yaml(self) -> str:
+        """The complete recipe, defaults included, in the order of the fields."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+        return text
+
+
+def shipped() -> dict[str, Path]:
+    """Name and file of the recipes that come with the package."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by path or shipped name.
+
+    Raises:
+        UserError: ``recipe-missing``.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if name in shipped():
+        return shipped()[name]
+    near = difflib.get_close_matches(name, shipped(), n=1)
+    hint = f"; did you mean {near[0]}?" if near else "; see `distill recipes`"
+    raise UserError("recipe-missing", f"{name}: no such file and no shipped recipe{hint}")
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and validates a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: ``a.b=value`` with the value in YAML, applied over the file.
+
+    Raises:
+        UserError: ``recipe-missing``, ``recipe-yaml``, ``recipe-key`` or ``recipe-value``, naming
+            file and line, or the override.
+    """
+    try:
+        node = yaml.compose(path.read_text(), yaml.SafeLoader)
+    except OSError as error:
+        raise UserError("recipe-missing", f"{path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not a text file"
+        raise UserError("recipe-yaml", f"{path}{line}: {problem}") from error
+    places: dict[tuple[str, ...], str] = {}
+    content = _build(node, (), places, path) if node is not None else {}
+    if not isinstance(content, dict):
+        raise UserError("recipe-yaml", f"{path}:1: a recipe is a mapping of keys to values")
+    for key, text in pairs(overrides, "--set").items():
+        _override(content, key, text, places)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error, places, path) from error
+
+
+def _build(
+    node: yaml.Node, key: tuple[str, ...], places: dict[tuple[str, ...], str], path: Path
+) -> Any:
+    """A node's value; notes the file and line of every key on the way."""
+    places[key] = f"{path}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode):
+        result = {}
+        for key_node, value in node.value:
+            name = str(key_node.value)
+            here = f"{path}:{key_node.start_mark.line + 1}"
+            if name in result:
+                raise UserError("recipe-key", f"{here}: key {name!r} appears twice")
+            result[name] = _build(value, (*key, name), places, path)
+            places[(*key, name)] = here
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_build(v, (*key, str(i)), places, path) for i, v in enumerate(node.value)]
+    return yaml.safe_load(yaml.serialize(node, Dumper=yaml.SafeDumper))
+
+
+def _override(
+    content: dict[str, Any], key: str, text: str, places: dict[tuple[str, ...], str]
+) -> None:
+    """Sets ``a.b`` in a nested structure; numbers index lists."""
+    here = f"--set {key}={text}"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError("recipe-yaml", f"{here}: the value is not YAML") from error
+    *parents, last = key.split(".")
+    at: Any = content
+    for part in parents:
+        if isinstance(at, list):
+            at = at[_index(at, part, here)]
+        else:
+            if not isinstance(at.get(part), dict | list):
+                at[part] = {}
+            at = at[part]
+    if isinstance(at, list):
+        at[_index(at, last, here)] = value
+    else:
+        at[last] = value
+    for end in range(1, len(parents) + 2):
+        places[tuple(key.split(".")[:end])] = here
+
+
+def _index(items: list[Any], part: str, here: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise UserError("recipe-key", f"{here}: {part!r} is not a place in a list of {len(items)}")
+    return int(part)
+
+
+def _explain(
+    error: ValidationError, places: Mapping[tuple[str, ...], str], path: Path
+) -> UserError:
+    """One line for the first thing pydantic found."""
+    first = error.errors()[0]
+    loc = tuple(str(part) for part in first["loc"])
+    known = loc
+    while known not in places and known:
+        known = known[:-1]
+    where, key = places.get(known, str(path)), ".".join(loc)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(loc[-1], _fields(Recipe, loc[:-1]), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return UserError("recipe-key", f"{where}: no such key {key!r}{hint}")
+    message = first["msg"].removeprefix("Value error, ")
+    return UserError("recipe-value", f"{where}: {key}: {message}" if key else f"{where}: {message}")
+
+
+def _fields(model: type[BaseModel], loc: Sequence[str]) -> list[str]:
+    """Keys of the model that stands at ``loc``."""
+    for part in loc:
+        field = model.model_fields.get(part)
+        inner = None if field is None else field.annotation
+        options = get_args(inner) if get_origin(inner) in (Union, type(int | None)) else (inner,)
+        models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not models:
+            return []
+        model = models[0]
+    return list(model.model_fields)

@@ -1,0 +1,174 @@
+"""The run directory: everything a training run leaves behind, and enough to go on with it.
+
+``recipe.yaml`` (complete), ``environment.json``, ``metrics.jsonl``, ``log.txt``,
+``checkpoints/last.pt`` and ``model.safetensors`` with ``model.json``. Files are replaced in one
+step, so a full disk or a lost power supply costs at most the work since the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from detr.errors import UserError
+from detr.files import output_error, write_atomic
+from detr.model_info import read_model_info
+from distill.recipe import Recipe
+
+_PACKAGES = ("detr-distillery", "torch", "torchvision", "timm", "numpy", "scipy")
+
+
+class RunDir:
+    """A run directory; made if absent, checked against the recipe if present.
+
+    Args:
+        path: The folder.
+        recipe: What the run is; must equal the one the folder was made with.
+
+    Raises:
+        UserError: ``run-differs`` naming the first key in which the recipes differ, or
+            ``output-unwritable``.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path, self.recipe = path, recipe
+        frozen = path / "recipe.yaml"
+        if frozen.exists():
+            self._check_same(frozen)
+            return
+        write_atomic(frozen, recipe.to_yaml())
+
+    def _check_same(self, frozen: Path) -> None:
+        before = _flatten(yaml.safe_load(frozen.read_text()))
+        now = _flatten(yaml.safe_load(self.recipe.to_yaml()))
+        for key in [*now, *before]:
+            if before.get(key) != now.get(key):
+                raise UserError(
+                    "run-differs",
+                    f"{self.path}: was made with {key}={before.get(key)}, now asked for "
+                    f"{now.get(key)}; choose another --out or the same recipe",
+                )
+
+    @property
+    def checkpoint(self) -> Path:
+        """Everything needed to go on."""
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def model(self) -> Path:
+        """Weights for use; ``model.json`` beside it says what they are."""
+        return self.path / "model.safetensors"
+
+    def finished(self) -> bool:
+        """Whether the model of the last step has been written."""
+        sidecar = self.model.with_suffix(".json")
+        if not (sidecar.exists() and self.model.exists()):
+            return False
+        return bool(read_model_info(sidecar).provenance.get("step") == self.recipe.steps)
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replaces the checkpoint.
+
+        Raises:
+            UserError: ``disk-full`` or ``output-unwritable``; the earlier checkpoint is whole.
+        """
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        write_atomic(self.checkpoint, buffer.getvalue())
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint, on the CPU, or None where there is none yet.
+
+        Raises:
+            UserError: ``checkpoint-unreadable``; a file with code in it is not run.
+        """
+        if not self.checkpoint.exists():
+            return None
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+            raise UserError(
+                "checkpoint-unreadable",
+                f"{self.checkpoint}: not a checkpoint of tensors ({type(error).__name__}); "
+                "delete it to start the run anew",
+            ) from error
+        assert isinstance(state, dict)
+        return state
+
+    def start(self, step: int) -> None:
+        """Notes the environment and drops metrics from steps that will be repeated."""
+        write_atomic(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():
+            kept = [
+                line
+                for line in metrics.read_text().splitlines()
+                if line.endswith("}") and json.loads(line)["step"] <= step
+            ]
+            write_atomic(metrics, "".join(f"{line}\n" for line in kept))
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line to ``metrics.jsonl``; ``step`` counts finished steps."""
+        rounded = {key: float(f"{value:.6g}") for key, value in values.items()}
+        self._append("metrics.jsonl", json.dumps({"step": step, **rounded}))
+
+    def say(self, text: str) -> None:
+        """A line for the user: on standard error and, with the time, in ``log.txt``."""
+        tqdm.write(text, file=sys.stderr)
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+
+    def _append(self, name: str, line: str) -> None:
+        path = self.path / name
+        try:
+            with path.open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise output_error(path, error) from error
+
+
+def environment() -> dict[str, Any]:
+    """Where a run happens: versions, processor, threads."""
+    packages = {}
+    for package in _PACKAGES:
+        try:
+            packages[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "packages": packages,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _flatten(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one mapping with dotted keys."""
+    items: list[tuple[str, Any]]
+    if isinstance(value, dict):
+        items = [(str(k), v) for k, v in value.items()]
+    elif isinstance(value, list):
+        items = [(str(i), v) for i, v in enumerate(value)]
+    else:
+        return {key: value}
+    flat: dict[str, Any] = {}
+    for name, inner in items:
+        flat.update(_flatten(inner, f"{key}.{name}" if key else name))
+    return flat

@@ -1,0 +1,214 @@
+"""From a recipe to everything a training step needs, and back to files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.coco_ap import CocoAp
+from detr.config import ClassMap
+from detr.data import Dataset, open_dataset
+from detr.errors import UserError
+from detr.model_info import ModelInfo
+from detr.models import Detector, Target, build_detector, save_model
+from distill.batches import Batches
+from distill.cpu import prepare_cpu
+from distill.distributed import World, join
+from distill.ema import Ema
+from distill.inherit import inherit
+from distill.methods import Method, build_methods, parse_methods
+from distill.optim import build_optimizer
+from distill.recipe import Recipe
+from distill.run_dir import RunDir
+from distill.teacher import check_ap, load_teacher
+
+# Images on which a teacher is measured before anything is learned from it.
+TEACHER_IMAGES = 64
+
+
+@dataclass
+class State:
+    """Everything a training step needs.
+
+    Attributes:
+        recipe: The run.
+        world: This process and its device.
+        classes: Of the training data.
+        student: The network being trained, in training mode.
+        teacher: The frozen network, in evaluation mode; only where a method looks at it.
+        methods: Distillation methods, in the recipe's order.
+        optimizer: Over the student's and the methods' parameters.
+        scaler: Loss scaling for fp16; does nothing otherwise.
+        ema: Weight average, or ``None``.
+        batches: Training batches by step.
+        val: Validation data, or ``None`` (also on every process but the first).
+    """
+
+    recipe: Recipe
+    world: World
+    classes: ClassMap
+    student: Detector
+    teacher: Detector | None
+    methods: list[Method]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: Ema | None
+    batches: Batches
+    val: Dataset | None
+
+    @property
+    def trained(self) -> list[nn.Module]:
+        """Modules whose parameters the optimiser moves."""
+        return [self.student, *self.methods]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimiser moves."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def step_teacher(self) -> Detector | None:
+        """The teacher that methods see: the frozen network, or the student's own average."""
+        if any(method.teacher == "ema" for method in self.methods):
+            assert self.ema is not None
+            return self.ema.model
+        return self.teacher
+
+    @property
+    def evaluated(self) -> Detector:
+        """The weights that are measured and saved."""
+        return self.student if self.ema is None else self.ema.model
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Lower precision on a GPU where the recipe asks for it."""
+        if self.recipe.amp == "off" or self.world.device.type != "cuda":
+            return contextlib.nullcontext()
+        dtype = torch.bfloat16 if self.recipe.amp == "bf16" else torch.float16
+        return torch.autocast("cuda", dtype)
+
+    def seed_of(self, index: int) -> int:
+        """Seed of a step's random choices; no two steps or processes share one."""
+        # SplitMix64's odd constant spreads neighbouring numbers over all 63 bits.
+        key = (self.recipe.seed << 40) + (index + 1) * self.world.size + self.world.rank
+        return key * 0x9E3779B97F4A7C15 % 2**63
+
+    def normalizer(self, targets: Sequence[Target]) -> Tensor:
+        """Ground-truth boxes per process, at least 1."""
+        count = sum(len(target.labels) for target in targets)
+        number = torch.tensor(float(count), device=self.world.device)
+        return self.world.mean(number).clamp(min=1.0)
+
+    def checkpoint(self, step: int) -> dict[str, Any]:
+        """Everything needed to go on after ``step`` finished steps.
+
+        Random generators and the sampler are not part of it: they follow from seed and step.
+        """
+        return {
+            "step": step,
+            "student": self.student.state_dict(),
+            "methods": [method.state_dict() for method in self.methods],
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.model.state_dict(),
+        }
+
+    def resume(self, checkpoint: dict[str, Any] | None) -> int:
+        """Takes over a checkpoint, if there is one; returns the steps already done."""
+        if checkpoint is None:
+            return 0
+        self.student.load_state_dict(checkpoint["student"])
+        for method, state in zip(self.methods, checkpoint["methods"], strict=True):
+            method.load_state_dict(state)
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        if self.ema is not None:
+            self.ema.model.load_state_dict(checkpoint["ema"])
+        return int(checkpoint["step"])
+
+    def save(self, run: RunDir, step: int, ap: CocoAp | None) -> None:
+        """Writes ``model.safetensors`` and ``model.json``."""
+        provenance: dict[str, Any] = {"recipe": self.recipe.name, "step": step}
+        provenance |= {"data": self.recipe.data.train, "torch": torch.__version__}
+        if self.recipe.teacher is not None:
+            provenance["teacher"] = self.recipe.teacher
+            provenance["methods"] = [name for entry in self.recipe.methods for name in entry]
+        if ap is not None:
+            provenance |= {"val": self.recipe.data.val, "ap": ap.ap, "ap50": ap.ap50}
+        info = ModelInfo(
+            detector=self.evaluated.config,
+            classes=self.classes,
+            preprocess=self.recipe.input,
+            provenance=provenance,
+        )
+        save_model(run.model, self.evaluated, info)
+
+
+def set_up(recipe: Recipe, run: RunDir) -> State:
+    """Opens the data, builds the student, checks the teacher, prepares the optimiser.
+
+    Raises:
+        UserError: Whatever is wrong with data, architecture, teacher or methods.
+    """
+    prepare_cpu()
+    parse_methods(recipe.methods)  # a misspelt option is told before anything slow happens
+    world = join()
+    data = open_dataset(recipe.data.train)
+    if len(data) == 0:
+        raise UserError("data-empty", f"{recipe.data.train}: no images to train on")
+    val = None
+    if recipe.data.val is not None:
+        val = open_dataset(recipe.data.val, data.classes)
+    torch.manual_seed(recipe.seed)
+    student = build_detector(recipe.detector.for_classes(len(data.classes))).to(world.device)
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = _open_teacher(recipe, data.classes, val, run, world.device)
+        if recipe.inherit is not None:
+            report = inherit(student, teacher, recipe.inherit.encoder, recipe.inherit.decoder)
+            run.say(report.text())
+    ema = None if recipe.ema is None else Ema(student, recipe.ema)
+    drops = [round(share * recipe.steps) for share in recipe.optimizer.drops]
+    methods = build_methods(
+        recipe.methods, student, teacher, loss=recipe.loss, steps=recipe.steps, drops=drops
+    )
+    if any(method.teacher == "ema" for method in methods) and ema is None:
+        raise UserError("recipe-value", "methods: this method needs a weight average; set ema")
+    return State(
+        recipe=recipe,
+        world=world,
+        classes=data.classes,
+        student=student.train(),
+        teacher=teacher if any(method.teacher == "frozen" for method in methods) else None,
+        methods=methods,
+        optimizer=build_optimizer(student, nn.ModuleList(methods), recipe.optimizer),
+        scaler=torch.amp.GradScaler(
+            world.device.type, enabled=recipe.amp == "fp16" and world.device.type == "cuda"
+        ),
+        ema=ema,
+        batches=Batches(
+            data, recipe.input, recipe.augment, recipe.batch_size, recipe.seed, world.rank,
+            world.size,
+        ),
+        val=val if world.main else None,
+    )
+
+
+def _open_teacher(
+    recipe: Recipe, classes: ClassMap, val: Dataset | None, run: RunDir, device: torch.device
+) -> Detector:
+    """The recipe's teacher; a run that starts measures it first, one that goes on has done so."""
+    assert recipe.teacher is not None
+    path = Path(recipe.teacher)
+    teacher, _ = load_teacher(path, classes, recipe.input)
+    teacher.to(device)
+    if val is not None and not run.checkpoint.exists():
+        minimum = recipe.min_teacher_ap
+        result = check_ap(path, teacher, val, recipe.input, TEACHER_IMAGES, minimum)
+        run.say(f"teacher: AP {result.ap:.3f}, AP50 {result.ap50:.3f} on {result.images} images")
+    return teacher

@@ -1,0 +1,188 @@
+"""The training loop: one step, and the run around it.
+
+A step is a pure function of (weights, optimiser state, seed, step number): batches and every
+random choice follow from (seed, step). A run that is stopped and goes on from its checkpoint
+therefore ends with the very weights of a run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from detr.cli_support import progress
+from detr.errors import UserError
+from distill.batches import Batch
+from distill.criterion import detection_losses
+from distill.optim import rate, set_rate
+from distill.recipe import Recipe
+from distill.run_dir import RunDir
+from distill.setup import State, set_up
+from distill.step import Step
+from distill.validate import measure_ap
+
+# Steps whose losses are averaged into one line of metrics.jsonl.
+LOG_EVERY = 20
+
+
+def forward(state: State, batch: Batch, index: int) -> Step:
+    """Encodes and decodes a batch with student and teacher, all query groups in one call each."""
+    student, teacher, methods = state.student, state.step_teacher, state.methods
+    attention = any(method.needs_attention for method in methods)
+    with state.autocast():
+        memory = student.encode(batch.images, batch.valid_sizes)
+        step = Step(
+            index=index,
+            images=batch.images,
+            valid_sizes=batch.valid_sizes,
+            targets=batch.targets,
+            student=student,
+            teacher=teacher,
+            student_memory=memory,
+            teacher_memory=None,
+            student_groups=student.queries(memory, batch.targets),
+            teacher_groups=[],
+            normalizer=state.normalizer(batch.targets),
+            generator=torch.Generator().manual_seed(state.seed_of(index)),
+        )
+        if teacher is not None:
+            with torch.no_grad():
+                step.teacher_memory = teacher.encode(batch.images, batch.valid_sizes)
+                step.teacher_groups = teacher.queries(step.teacher_memory)
+        extra = [pair for method in methods for pair in method.groups(step)]
+        if teacher is not None and step.teacher_memory is not None:
+            groups = step.teacher_groups + [p.teacher for p in extra if p.teacher is not None]
+            with torch.no_grad():
+                outputs = teacher.decode(step.teacher_memory, groups, attention)
+            step.teacher_outputs = {output.group.role: output for output in outputs}
+        groups = step.student_groups + [p.student for p in extra if p.student is not None]
+        groups += [group for method in methods for group in method.followup_groups(step)]
+        outputs = student.decode(memory, groups, attention)
+        step.student_outputs = {output.group.role: output for output in outputs}
+    return step
+
+
+def losses_of(state: State, step: Step) -> dict[str, Tensor]:
+    """All weighted losses of a step: the detection loss and what every method adds."""
+    replaced = next((m for m in state.methods if m.replaces_detection_loss), None)
+    losses = None if replaced is None else replaced.detection_losses(step)
+    if losses is None:
+        weights = state.recipe.loss
+        losses = detection_losses(step.student_outputs, step.targets, step.normalizer, weights)
+    for method in state.methods:
+        losses.update(method.losses(step))
+    return losses
+
+
+def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
+    """One optimiser step; returns the losses, their sum as ``loss``.
+
+    Raises:
+        UserError: ``loss-not-finite`` naming the step and the batch's files; no weight has moved.
+    """
+    recipe = state.recipe
+    torch.manual_seed(state.seed_of(index))  # dropout and denoising noise
+    set_rate(state.optimizer, rate(index, recipe.steps, recipe.optimizer))
+    step = forward(state, batch.to(state.world.device), index)
+    losses = losses_of(state, step)
+    total = torch.stack(list(losses.values())).sum()
+    values = dict(zip([*losses, "loss"], torch.stack([*losses.values(), total]).tolist(), strict=True))
+    if not torch.isfinite(total):
+        bad = [name for name, value in values.items() if not abs(value) < float("inf")]
+        files = " ".join(str(path) for path in batch.paths)
+        raise UserError(
+            "loss-not-finite",
+            f"step {index}: {bad[0]} is {values[bad[0]]} on {files}; lower optimizer.lr or mend "
+            "the labels, then run the same command again",
+        )
+    state.optimizer.zero_grad()
+    state.scaler.scale(total).backward()
+    state.world.average_gradients(state.trained)
+    state.scaler.unscale_(state.optimizer)
+    if recipe.optimizer.clip:
+        norm = torch.nn.utils.clip_grad_norm_(state.parameters, recipe.optimizer.clip)
+        values["grad_norm"] = float(norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.ema is not None:
+        state.ema.update(state.student, index)
+    for method in state.methods:
+        method.after_step(step)
+    return values
+
+
+def train(recipe: Recipe, out: Path) -> Path:
+    """Trains what a recipe says, or goes on where an earlier call stopped.
+
+    Args:
+        recipe: The run.
+        out: Run directory.
+
+    Returns:
+        The saved model, ``out/model.safetensors``.
+
+    Raises:
+        UserError: Whatever is wrong with the recipe's data, teacher or output folder, and
+            ``loss-not-finite``.
+    """
+    run = RunDir(out, recipe)
+    if run.finished():
+        run.say(f"{out}: finished, {recipe.steps} steps; nothing to do")
+        return run.model
+    state = set_up(recipe, run)
+    first = state.resume(run.load_checkpoint())
+    run.start(first)
+    sums: dict[str, float] = defaultdict(float)
+    last_ap, mark, waited = "", time.perf_counter(), 0.0
+    stream = state.batches.stream(first, recipe.steps, recipe.workers)
+    with progress(range(first, recipe.steps), recipe.name, recipe.steps) as bar:
+        bar.update(first)
+        for index in bar:
+            begin = time.perf_counter()
+            batch = next(stream)
+            waited += time.perf_counter() - begin
+            for name, value in train_step(state, batch, index).items():
+                sums[name] += value
+            done = index + 1
+            if done % LOG_EVERY == 0 or done == recipe.steps:
+                count = (done - 1) % LOG_EVERY + 1
+                means = {name: value / count for name, value in sums.items()}
+                now = time.perf_counter()
+                means["ms"], means["wait_ms"] = ((now - mark) / count * 1e3, waited / count * 1e3)
+                means["lr"] = rate(index, recipe.steps, recipe.optimizer)
+                run.record(done, means)
+                bar.set_postfix_str(f"loss {means['loss']:.3f}{last_ap}")
+                sums.clear()
+                mark, waited = now, 0.0
+            every = recipe.validation.every
+            if state.val is not None and every and done % every == 0 and done < recipe.steps:
+                last_ap = f", {validate(state, run, done)}"
+                mark = time.perf_counter()
+            if done % recipe.checkpoint_every == 0 or done == recipe.steps:
+                run.save_checkpoint(state.checkpoint(done))
+                if done < recipe.steps:
+                    state.save(run, done, None)
+    final = None
+    if state.val is not None:
+        final = measure_ap(state.evaluated, state.val, recipe.input)
+        run.record(recipe.steps, {"ap": final.ap, "ap50": final.ap50})
+    state.save(run, recipe.steps, final)
+    ap = "" if final is None else f", AP {final.ap:.3f}, AP50 {final.ap50:.3f}"
+    run.say(f"{out}: finished, {recipe.steps} steps{ap}")
+    return run.model
+
+
+def validate(state: State, run: RunDir, done: int) -> str:
+    """Measures AP during training, notes it and returns it as text."""
+    assert state.val is not None
+    result = measure_ap(
+        state.evaluated, state.val, state.recipe.input, state.recipe.validation.images
+    )
+    run.record(done, {"ap": result.ap, "ap50": result.ap50})
+    text = f"AP {result.ap:.3f}, AP50 {result.ap50:.3f}"
+    run.say(f"step {done}: {text} on {result.images} images")
+    return text

@@ -1,0 +1,104 @@
+"""What an engine is: one protocol over every runtime, so that parity, AP and latency are written once.
+
+``prepare`` and ``finish`` are the same for all engines; an engine adds ``_infer``. ``run`` alone is
+what a benchmark calls engine time; the three together are end-to-end time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from detr.data.preprocess import Inputs, preprocess
+from detr.errors import UserError
+from detr.model_info import ModelInfo
+from detr.types import Detections, FloatArray, ImageArray, IntArray
+
+
+@dataclass(frozen=True)
+class RawDetections:
+    """A batch of results as the graph gives them.
+
+    Attributes:
+        boxes: ``[B, T, 4]`` float32, x0 y0 x1 y1 in pixels of the original image.
+        scores: ``[B, T]`` float32, descending.
+        labels: ``[B, T]`` int64 class indices.
+    """
+
+    boxes: FloatArray
+    scores: FloatArray
+    labels: IntArray
+
+
+class Engine(ABC):
+    """A model ready to run.
+
+    Attributes:
+        name: Name of the runtime, as ``open_engine`` takes it.
+        info: Architecture, classes and preprocessing of the model.
+        artefact: The file whose hash identifies what runs.
+        versions: Version of each package that matters for the result.
+        batch_size: Largest batch of one run, ``None`` where any will do.
+    """
+
+    name: str
+    info: ModelInfo
+    artefact: Path
+    versions: dict[str, str]
+    batch_size: int | None
+
+    def prepare(self, images: Sequence[ImageArray]) -> Inputs:
+        """Scales, normalises and pads ``[h, w, 3]`` uint8 RGB images.
+
+        Raises:
+            UserError: ``image-shape`` where an image is something else.
+        """
+        return preprocess(images, self.info.preprocess)
+
+    def run(self, inputs: Inputs) -> RawDetections:
+        """The engine alone: a prepared batch in, arrays out.
+
+        A batch smaller than a static batch size is filled up and the filling thrown away, so it
+        costs as much as a full one.
+
+        Raises:
+            UserError: ``batch-too-large`` where the engine was built for fewer images.
+        """
+        count = len(inputs.images)
+        if self.batch_size is None or count == self.batch_size:
+            return self._infer(inputs)
+        if count > self.batch_size:
+            raise UserError(
+                "batch-too-large",
+                f"{self.artefact}: a batch of {count} images, but it was exported for "
+                f"{self.batch_size}; export with --batch {count} or --batch dynamic",
+            )
+        fill = self.batch_size - count
+        full = self._infer(
+            Inputs(
+                *(
+                    np.concatenate([array, np.repeat(array[-1:], fill, axis=0)])
+                    for array in (inputs.images, inputs.valid_sizes, inputs.original_sizes)
+                )
+            )
+        )
+        return RawDetections(full.boxes[:count], full.scores[:count], full.labels[:count])
+
+    def finish(self, raw: RawDetections) -> list[Detections]:
+        """Splits a batch into detections per image."""
+        return [
+            Detections(boxes, scores, labels)
+            for boxes, scores, labels in zip(raw.boxes, raw.scores, raw.labels, strict=True)
+        ]
+
+    def __call__(self, images: Sequence[ImageArray]) -> list[Detections]:
+        """Images in, detections out; the batch is taken as it is given."""
+        return self.finish(self.run(self.prepare(images)))
+
+    @abstractmethod
+    def _infer(self, inputs: Inputs) -> RawDetections:
+        """Runs a batch whose size the engine can take."""

@@ -1,0 +1,206 @@
+"""The bundle: a portable folder with the model, what it means, and proof of what it must answer.
+
+``NAME.bundle/`` holds ``model.onnx``, ``golden.npz`` (a few images with the detections of the torch
+model) and ``bundle.json``, which names every file with its hash. Nothing in a bundle is trusted
+before its hash is checked, and nothing outside the folder is ever read.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from pydantic import ValidationError
+
+from detr.config import Strict
+from detr.errors import UserError
+from detr.files import sha256
+from detr.model_info import ModelInfo
+from detr.types import Detections, ImageArray
+from engines.msda_function import Lowering
+
+SIDECAR = "bundle.json"
+MODEL = "model.onnx"
+GOLDEN = "golden.npz"
+INPUTS = ("images", "valid_sizes", "original_sizes")
+OUTPUTS = ("boxes", "scores", "labels")
+
+
+class Source(Strict):
+    """The checkpoint a bundle was made from.
+
+    Attributes:
+        path: Absolute path of the weights at the time.
+        sha256: Their hash.
+    """
+
+    path: str
+    sha256: str
+
+
+class BundleInfo(Strict):
+    """The sidecar ``bundle.json``.
+
+    Attributes:
+        format: Version of this file.
+        model: Architecture, classes and preprocessing.
+        opset: ONNX operator set of the graph.
+        precision: Type the weights are stored and computed in.
+        lowering: Body of the deformable-attention function.
+        batch: Batch size of the graph, or ``dynamic``.
+        inputs, outputs: Names of the graph's inputs and outputs.
+        files: SHA-256 of every file but this one, by path inside the folder.
+        source: Where the weights came from.
+        reference_ap: COCO AP of the torch model on its validation set, where it is known.
+        parity: How far ONNX Runtime was from torch when the bundle was made.
+        versions: Package versions it was made with.
+    """
+
+    format: Literal[1] = 1
+    model: ModelInfo
+    opset: int
+    precision: Literal["fp32"] = "fp32"
+    lowering: Lowering
+    batch: int | Literal["dynamic"]
+    inputs: tuple[str, ...] = INPUTS
+    outputs: tuple[str, ...] = OUTPUTS
+    files: dict[str, str]
+    source: Source
+    reference_ap: float | None = None
+    parity: dict[str, Any] | None = None
+    versions: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Images and what the torch model found in them.
+
+    Attributes:
+        images: ``[h, w, 3]`` uint8 RGB each.
+        detections: The torch model's, one per image.
+    """
+
+    images: list[ImageArray]
+    detections: list[Detections]
+
+    def to_bytes(self) -> bytes:
+        """The content of a ``golden.npz``."""
+        arrays = {f"image_{i}": image for i, image in enumerate(self.images)}
+        for i, found in enumerate(self.detections):
+            arrays |= {
+                f"boxes_{i}": found.boxes,
+                f"scores_{i}": found.scores,
+                f"labels_{i}": found.labels,
+            }
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files have been checked.
+
+    Attributes:
+        path: The folder.
+        info: Its sidecar.
+    """
+
+    path: Path
+    info: BundleInfo
+
+    @property
+    def model(self) -> Path:
+        """The ONNX file."""
+        return self.path / MODEL
+
+    def golden(self) -> Golden:
+        """The images and detections the model was exported with."""
+        with np.load(self.path / GOLDEN, allow_pickle=False) as arrays:
+            count = sum(name.startswith("image_") for name in arrays.files)
+            return Golden(
+                [arrays[f"image_{i}"] for i in range(count)],
+                [
+                    Detections(arrays[f"boxes_{i}"], arrays[f"scores_{i}"], arrays[f"labels_{i}"])
+                    for i in range(count)
+                ],
+            )
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a path is meant as a bundle: a folder named so, or one with a sidecar or a graph."""
+    return path.is_dir() and (
+        path.suffix == ".bundle" or (path / SIDECAR).exists() or (path / MODEL).exists()
+    )
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Reads a bundle and checks every file in it.
+
+    Raises:
+        UserError: ``bundle-missing`` (no such folder), ``bundle-sidecar`` (no or bad
+            ``bundle.json``), ``bundle-missing-file``, ``bundle-changed`` (hash differs),
+            ``bundle-outside`` (a file outside the folder is named), ``bundle-external-data`` (the
+            graph takes weights from a file the sidecar does not name).
+    """
+    if not path.is_dir():
+        raise UserError("bundle-missing", f"{path}: no such bundle folder")
+    info = _read_sidecar(path / SIDECAR)
+    for name in (MODEL, GOLDEN):
+        if name not in info.files:
+            raise UserError("bundle-sidecar", f"{path / SIDECAR}: files: {name} is not listed")
+    for name, expected in info.files.items():
+        _check_file(path, name, expected)
+    _check_external_data(path, info)
+    return Bundle(path, info)
+
+
+def _read_sidecar(path: Path) -> BundleInfo:
+    try:
+        return BundleInfo.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError("bundle-sidecar", f"{path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "file"
+        raise UserError("bundle-sidecar", f"{path}: {place}: {first['msg']}") from error
+
+
+def _check_file(folder: Path, name: str, expected: str) -> None:
+    if not _is_inside(name):
+        raise UserError("bundle-outside", f"{folder / SIDECAR}: files: {name} is outside the bundle")
+    file = folder / name
+    if not file.is_file():
+        raise UserError("bundle-missing-file", f"{file}: named in {SIDECAR} but not there")
+    if sha256(file) != expected:
+        raise UserError(
+            "bundle-changed",
+            f"{file}: not the file that was exported (its hash differs); export again",
+        )
+
+
+def _is_inside(name: str) -> bool:
+    pure = PurePosixPath(name)
+    return not pure.is_absolute() and ".." not in pure.parts and "\\" not in name
+
+
+def _check_external_data(folder: Path, info: BundleInfo) -> None:
+    """Weights may lie beside the graph only in a file whose hash was checked."""
+    try:
+        graph = onnx.load(str(folder / MODEL), load_external_data=False).graph
+    except Exception as error:  # protobuf's DecodeError is private to its implementation
+        raise UserError("bundle-model", f"{folder / MODEL}: not an ONNX model") from error
+    for tensor in graph.initializer:
+        if uses_external_data(tensor):
+            location = ExternalDataInfo(tensor).location
+            if location not in info.files:
+                raise UserError(
+                    "bundle-external-data",
+                    f"{folder / MODEL}: weight {tensor.name} lies in {location}, which is not part "
+                    "of the bundle",
+                )

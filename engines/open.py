@@ -1,0 +1,51 @@
+"""From a path and the name of a runtime to an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detr.errors import UserError
+from engines.base import Engine
+from engines.bundle import Bundle, is_bundle, open_bundle
+
+ENGINES = ("onnxruntime", "native", "torch")
+
+
+def open_engine(model: Path, engine: str | None = None, threads: int | None = None) -> Engine:
+    """Loads a model into a runtime.
+
+    Args:
+        model: A bundle, a checkpoint (``.safetensors``) or a run directory.
+        engine: ``onnxruntime``, ``native`` or ``torch``; by default ``torch`` for a checkpoint and
+            for a bundle the faster of the other two here.
+        threads: Threads within an operator; the runtime's default where ``None``.
+
+    Raises:
+        UserError: ``model-missing``, ``engine-unknown``, ``engine-needs-bundle``, or what opening
+            the bundle or the checkpoint raises.
+    """
+    model = Path(model)
+    if not model.exists():
+        raise UserError("model-missing", f"{model}: no such checkpoint, run directory or bundle")
+    if engine is not None and engine not in ENGINES:
+        raise UserError("engine-unknown", f"engine {engine!r}: one of {', '.join(ENGINES)}")
+    if is_bundle(model):
+        return _open_bundle(open_bundle(model), engine, threads)
+    if engine in (None, "torch"):
+        from engines.torch_engine import TorchEngine
+
+        return TorchEngine(model, threads)
+    raise UserError(
+        "engine-needs-bundle",
+        f"{model}: engine {engine} runs bundles; make one with: detr export onnx {model} --out OUT",
+    )
+
+
+def _open_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> Engine:
+    if engine == "torch":
+        from engines.torch_engine import TorchEngine, bundle_weights
+
+        return TorchEngine(bundle_weights(bundle), threads)
+    from engines.ort_engine import OrtEngine
+
+    return OrtEngine(bundle, threads)

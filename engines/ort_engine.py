@@ -1,0 +1,56 @@
+"""ONNX Runtime on the CPU: the reference every other engine is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime as ort
+
+from detr.data.preprocess import Inputs
+from engines.base import Engine, RawDetections
+from engines.bundle import OUTPUTS, Bundle
+
+
+def session_options(threads: int | None, spinning: bool = True) -> ort.SessionOptions:
+    """Options of a session: one operator after the other, each on ``threads`` threads.
+
+    Args:
+        threads: Threads within an operator; ``None`` takes one per physical core.
+        spinning: Whether idle threads wait busily, which is faster while nothing else wants the
+            cores.
+    """
+    options = ort.SessionOptions()
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+class OrtEngine(Engine):
+    """A bundle in ONNX Runtime; the deformable attention runs as the body in the file.
+
+    Args:
+        bundle: What to run.
+        threads: Threads within an operator.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self.info = bundle.info.model
+        self.artefact: Path = bundle.model
+        self.versions = {"onnxruntime": ort.__version__}
+        self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
+        self._session = ort.InferenceSession(
+            str(bundle.model), session_options(threads), providers=["CPUExecutionProvider"]
+        )
+
+    def _infer(self, inputs: Inputs) -> RawDetections:
+        feed = {
+            "images": inputs.images,
+            "valid_sizes": inputs.valid_sizes,
+            "original_sizes": inputs.original_sizes,
+        }
+        return RawDetections(*self._session.run(list(OUTPUTS), feed))

@@ -1,0 +1,78 @@
+"""The command line is a promise: a change here is a change of the public interface."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from detr.cli import main
+
+FROZEN = Path(__file__).with_name("cli.json")
+
+
+def signature(command: click.Command, context: click.Context) -> dict[str, object]:
+    if isinstance(command, click.Group):
+        described: dict[str, object] = {}
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child is not None
+            described[name] = signature(child, click.Context(child, parent=context, info_name=name))
+        return described
+    return {
+        "parameters": sorted(
+            "/".join([*p.opts, *p.secondary_opts]) + ("..." if p.multiple or p.nargs == -1 else "")
+            for p in command.params
+        )
+    }
+
+
+def leaves(command: click.Command, context: click.Context) -> list[tuple[str, click.Command]]:
+    if not isinstance(command, click.Group):
+        return [(context.command_path, command)]
+    found = []
+    for name in command.list_commands(context):
+        child = command.get_command(context, name)
+        assert child is not None
+        found += leaves(child, click.Context(child, parent=context, info_name=name))
+    return found
+
+
+def test_command_line_is_frozen() -> None:
+    now = signature(main, click.Context(main, info_name="detr"))
+    assert now == json.loads(FROZEN.read_text()), (
+        "the command line changed; if that is meant, write it down in tests/cli.json and CHANGELOG.md"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [pytest.param(p, c, id=p) for p, c in leaves(main, click.Context(main, info_name="detr"))],
+)
+def test_every_verb_shows_an_example(path: str, command: click.Command) -> None:
+    assert command.help and "Example:" in command.help
+    assert path.split()[-1] in command.help.split("Example:")[1]
+
+
+@pytest.mark.parametrize("script", ["detr", "distill", "export", "bench"])
+def test_scripts_are_installed(script: str) -> None:
+    run = subprocess.run(
+        [str(Path(sys.executable).with_name(script)), "--help"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Commands" in run.stdout
+
+
+def test_a_users_mistake_is_one_line_and_status_2() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "detr", "data", "check", "kitti:/nowhere:val"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("error[") and run.stderr.count("\n") == 1
+    assert "/nowhere" in run.stderr
