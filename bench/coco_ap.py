@@ -145,9 +145,7 @@ def evaluate_json(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -
     found = truth.loadRes([dict(r) for r in results])
     # The evaluator's default calls 32^2 the lower end of "small"; pycocotools starts at 0.
     ranges = {"small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e5**2]}
-    evaluation = COCOeval_faster(
-        truth, found, iouType="bbox", ranges=ranges, print_function=_quiet
-    )
+    evaluation = COCOeval_faster(truth, found, iouType="bbox", ranges=ranges, print_function=_quiet)
     evaluation.evaluate()
     evaluation.accumulate()
 

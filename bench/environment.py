@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -17,13 +18,31 @@ from typing import Literal
 from pydantic import BaseModel
 
 CPU_ROOT = Path("/sys/devices/system/cpu")
+STAT = Path("/proc/stat")
 
 # A frequency this far below the start is throttling or power saving, not jitter.
 _FREQUENCY_DROP = 0.10
-# Work of others per usable core, from the load average before the first measurement.
-_BUSY_LOAD = 0.25
+# Shares of all cores' time, while timing, that other processes or the hypervisor may take.
+_OTHERS_SHARE = 0.10
+_STOLEN_SHARE = 0.02
 
 Unreadable = Literal["unreadable"]
+
+
+class CpuTime(BaseModel):
+    """Seconds of processor time since boot, all cores together.
+
+    Attributes:
+        total: Everything, idle time included.
+        busy: Spent running something.
+        stolen: Withheld by the hypervisor.
+        own: Of ``busy``, this process's.
+    """
+
+    total: float
+    busy: float
+    stolen: float
+    own: float
 
 
 class Clocks(BaseModel):
@@ -33,11 +52,13 @@ class Clocks(BaseModel):
         governor: Frequency policies in use, comma-separated where the cores differ.
         frequency_mhz: Current frequency of each core.
         throttle_count: Thermal throttling events since boot, all cores together.
+        cpu_time: Who used the processor.
     """
 
     governor: str = "unreadable"
     frequency_mhz: list[float] | Unreadable = "unreadable"
     throttle_count: int | Unreadable = "unreadable"
+    cpu_time: CpuTime | Unreadable = "unreadable"
 
 
 class Machine(BaseModel):
@@ -69,7 +90,6 @@ class Environment(BaseModel):
 
     Attributes:
         machine: Hardware and software.
-        load_before: One-minute load average before the first measurement.
         before, after: Clocks.
         run: ``clean`` (clocks readable and steady, machine idle), ``disturbed`` (something was
             seen) or ``not certified`` (nothing was seen, but not everything could be read).
@@ -77,20 +97,19 @@ class Environment(BaseModel):
     """
 
     machine: Machine
-    load_before: float | Unreadable
     before: Clocks
     after: Clocks
     run: Literal["clean", "disturbed", "not certified"]
     reasons: list[str]
 
 
-def read_clocks(root: Path = CPU_ROOT) -> Clocks:
-    """Reads governors, frequencies and throttling counts from Linux's sysfs under ``root``."""
+def read_clocks(root: Path = CPU_ROOT, stat: Path = STAT) -> Clocks:
+    """Reads governors, frequencies and throttling counts from Linux's sysfs and procfs."""
     cores = sorted(root.glob("cpu[0-9]*"), key=lambda core: int(core.name[3:]))
     governors = [_text(core / "cpufreq/scaling_governor") for core in cores]
     frequencies = [_number(core / "cpufreq/scaling_cur_freq") for core in cores]
     throttles = [_number(core / "thermal_throttle/core_throttle_count") for core in cores]
-    clocks = Clocks()
+    clocks = Clocks(cpu_time=_cpu_time(stat))
     # One silent core is enough: it may be the one that was slowed down.
     if cores and all(governors):
         clocks.governor = ",".join(sorted({g for g in governors if g}))
@@ -126,26 +145,9 @@ def read_machine(engine_versions: Mapping[str, str] | None = None) -> Machine:
     )
 
 
-def read_load() -> float | Unreadable:
-    """The one-minute load average."""
-    try:
-        return round(os.getloadavg()[0], 2)
-    except (OSError, AttributeError):
-        return "unreadable"
-
-
-def judge(
-    machine: Machine, load_before: float | Unreadable, before: Clocks, after: Clocks
-) -> Environment:
+def judge(machine: Machine, before: Clocks, after: Clocks) -> Environment:
     """Puts the readings together and says whether the run was undisturbed."""
     seen, unknown = [], []
-    if load_before == "unreadable":
-        unknown.append("load average unreadable")
-    elif load_before > _BUSY_LOAD * machine.cores_usable:
-        seen.append(
-            f"load average {load_before} before the first measurement on {machine.cores_usable} "
-            "usable cores: other work was running"
-        )
     if before.frequency_mhz == "unreadable" or after.frequency_mhz == "unreadable":
         unknown.append("core frequencies unreadable")
     else:
@@ -160,13 +162,46 @@ def judge(
         unknown.append("frequency governor unreadable")
     elif "powersave" in after.governor:
         seen.append("frequency governor is powersave")
+    if before.cpu_time == "unreadable" or after.cpu_time == "unreadable":
+        unknown.append("processor time of other processes unreadable")
+    else:
+        seen += _disturbances(before.cpu_time, after.cpu_time)
     run: Literal["clean", "disturbed", "not certified"] = "clean"
     if seen or unknown:
         run = "disturbed" if seen else "not certified"
-    return Environment(
-        machine=machine, load_before=load_before, before=before, after=after, run=run,
-        reasons=seen + unknown,
-    )  # fmt: skip
+    return Environment(machine=machine, before=before, after=after, run=run, reasons=seen + unknown)
+
+
+def _disturbances(before: CpuTime, after: CpuTime) -> list[str]:
+    total = max(after.total - before.total, 1e-9)
+    own = after.own - before.own
+    others = (after.busy - before.busy - own) / total
+    stolen = (after.stolen - before.stolen) / total
+    seen = []
+    if others > _OTHERS_SHARE:
+        seen.append(f"other processes took {100 * others:.0f} % of the processor time")
+    if stolen > _STOLEN_SHARE:
+        seen.append(f"the hypervisor withheld {100 * stolen:.0f} % of the processor time")
+    return seen
+
+
+def _cpu_time(stat: Path) -> CpuTime | Unreadable:
+    """Fields of ``/proc/stat`` (proc(5)), in ticks: user nice system idle iowait irq softirq steal.
+
+    The virtual machines' time in the fields after them is already part of user and nice.
+    """
+    fields = (_text(stat) or "").split("\n", 1)[0].split()
+    if len(fields) < 9 or fields[0] != "cpu" or not all(f.isdigit() for f in fields[1:9]):
+        return "unreadable"
+    user, nice, system, idle, iowait, irq, softirq, steal = (int(f) for f in fields[1:9])
+    busy = user + nice + system + irq + softirq
+    tick = os.sysconf("SC_CLK_TCK")
+    return CpuTime(
+        total=(busy + idle + iowait + steal) / tick,
+        busy=busy / tick,
+        stolen=steal / tick,
+        own=time.process_time(),
+    )
 
 
 def _cpu_name() -> str:

@@ -121,7 +121,7 @@ def evaluate(
     """
     if len(objects_per_image) != len(detections_per_image):
         raise ValueError(
-            f"{len(detections_per_image)} images of detections for {len(objects_per_image)} labelled"
+            f"{len(detections_per_image)} images of detections for {len(objects_per_image)} images"
         )
     per_class = {}
     for name in classes:
@@ -158,10 +158,9 @@ def _reduce(
         same=np.array([d.type.lower() == name for d in candidates], dtype=bool),
         det_height=np.abs(det_boxes[:, 3] - det_boxes[:, 1]).astype(np.int64),
         scores=np.array([_score(d) for d in candidates], dtype=np.float64),
-        in_dont_care=(shared > min_overlap * _area(det_boxes)[:, None]).any(axis=1),
+        in_dont_care=np.any(shared > min_overlap * _area(det_boxes)[:, None], axis=1),
         candidates=[
-            [(int(d), float(row[d])) for d in np.flatnonzero(row > min_overlap)]
-            for row in overlaps
+            [(int(d), float(row[d])) for d in np.flatnonzero(row > min_overlap)] for row in overlaps
         ],
     )
 
@@ -295,7 +294,8 @@ def _intersection(a: _Floats, b: _Floats) -> _Floats:
     """``[A, B]`` shared area of boxes x0 y0 x1 y1."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    return np.prod(np.clip(high - low, 0, None), axis=2)
+    sides: _Floats = np.clip(high - low, 0, None)
+    return sides[..., 0] * sides[..., 1]
 
 
 def _iou(a: _Floats, b: _Floats) -> _Floats:

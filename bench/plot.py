@@ -130,7 +130,8 @@ def _frame(x: Axis, y: Axis) -> list[str]:
         at = x(tick)
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>')
         parts.append(
-            f'<text class="tick" x="{at:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>'
+            f'<text class="tick" x="{at:.1f}" y="{bottom + 18}" '
+            f'text-anchor="middle">{tick:g}</text>'
         )
     scale = ", logarithmic" if x.log else ""
     middle = (_TOP + bottom) / 2
@@ -186,7 +187,8 @@ def _label(
         inside = left >= _LEFT and right <= _WIDTH - 2 and top >= 0
         inside = inside and bottom <= _HEIGHT - _BOTTOM
         return inside and not any(
-            left < r and right > l and top < b and bottom > t for l, t, r, b in taken
+            left < other[2] and right > other[0] and top < other[3] and bottom > other[1]
+            for other in taken
         )
 
     place = next(filter(free, places), places[0])

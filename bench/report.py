@@ -110,13 +110,14 @@ class Report(BaseModel):
         sentences = []
         for row in sorted(others, key=lambda row: -row.coco.ap):
             share = (
-                f"{100 * row.coco.ap / base.coco.ap:.0f} % of the AP" if base.coco.ap > 0
-                else "no AP to compare with"
-            )  # fmt: skip
+                f"{100 * row.coco.ap / base.coco.ap:.0f} % of {base.name}'s AP"
+                if base.coco.ap > 0
+                else f"beyond {base.name}'s AP"
+            )
             sentences.append(
-                f"{row.name}: {percent(row.coco.ap)} AP at {row.ms:.1f} ms = {share} of "
-                f"{base.name} ({percent(base.coco.ap)} AP, {base.ms:.1f} ms) "
-                f"at {base.ms / row.ms:.2f} times its speed"
+                f"{row.name}: {percent(row.coco.ap)} AP at {row.ms:.1f} ms = {share} "
+                f"({percent(base.coco.ap)}) at {base.ms / row.ms:.2f} times its speed "
+                f"({base.ms:.1f} ms)"
             )
         return sentences
 
@@ -192,9 +193,7 @@ def percent(value: float | None) -> str:
 
 def _dominates(a: Row, b: Row) -> bool:
     """At least as good in both, better in one."""
-    return (
-        a.coco.ap >= b.coco.ap and a.ms <= b.ms and (a.coco.ap > b.coco.ap or a.ms < b.ms)
-    )
+    return a.coco.ap >= b.coco.ap and a.ms <= b.ms and (a.coco.ap > b.coco.ap or a.ms < b.ms)
 
 
 def _flat(row: Row, data: str) -> dict[str, object]:

@@ -153,7 +153,7 @@ def train(recipe: Recipe, out: Path) -> Path:
                 means = {name: value / count for name, value in sums.items()}
                 now = time.perf_counter()
                 means["ms"], means["wait_ms"] = ((now - mark) / count * 1e3, waited / count * 1e3)
-                means["lr"] = rate(index, recipe.steps, recipe.optimizer)
+                means["lr"] = recipe.optimizer.lr * rate(index, recipe.steps, recipe.optimizer)
                 run.record(done, means)
                 bar.set_postfix_str(f"loss {means['loss']:.3f}{last_ap}")
                 sums.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from detr import msda
 from detr.errors import UserError
 from engines.base import Engine
 from engines.bundle import Bundle, is_bundle, open_bundle
@@ -17,7 +18,7 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
     Args:
         model: A bundle, a checkpoint (``.safetensors``) or a run directory.
         engine: ``onnxruntime``, ``native`` or ``torch``; by default ``torch`` for a checkpoint and
-            for a bundle the faster of the other two here.
+            for a bundle ``native``, or ``onnxruntime`` where our kernel was not compiled.
         threads: Threads within an operator; the runtime's default where ``None``.
 
     Raises:
@@ -46,6 +47,10 @@ def _open_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> Eng
         from engines.torch_engine import TorchEngine, bundle_weights
 
         return TorchEngine(bundle_weights(bundle), threads)
+    if engine == "native" or (engine is None and msda.native_available()):
+        from engines.native_engine import NativeEngine
+
+        return NativeEngine(bundle, threads)
     from engines.ort_engine import OrtEngine
 
     return OrtEngine(bundle, threads)

@@ -37,20 +37,21 @@ def ms_deform_attn_reference(
     Arguments and result as :func:`ms_deform_attn`. Half precision values are widened first, so
     coordinates and sums keep the precision of ``locations``.
     """
+    batch, _, heads, channels = value.shape
     sampled = [F.grid_sample(m, g, align_corners=False) for m, g in _maps(value, shapes, locations)]
     samples = torch.cat(sampled, dim=-1)  # [B*M, D, Q, V*P]
     share = weights.transpose(1, 2).flatten(0, 1).flatten(2).unsqueeze(1)  # [B*M, 1, Q, V*P]
-    out = (samples * share).sum(-1).unflatten(0, (value.shape[0], value.shape[2])).permute(0, 3, 1, 2)
-    return out.flatten(2).to(value.dtype)
+    out = (samples * share).sum(-1).reshape(batch, heads * channels, locations.shape[1])
+    return out.transpose(1, 2).to(value.dtype)
 
 
-def _maps(
-    value: Tensor, shapes: LevelShapes, locations: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each level as ``grid_sample`` takes it: ``[B*M, D, H, W]`` and its grid ``[B*M, Q, P, 2]``."""
-    levels = value.to(locations.dtype).split([height * width for height, width in shapes], dim=1)
+def _maps(value: Tensor, shapes: LevelShapes, locations: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each level as ``grid_sample`` wants it: maps ``[B*M, D, H, W]``, grid ``[B*M, Q, P, 2]``."""
+    batch, _, heads, channels = value.shape
+    counts = [height * width for height, width in shapes]
+    levels = torch.split(value.to(locations.dtype), counts, dim=1)
     for level, shape in enumerate(shapes):
-        maps = levels[level].permute(0, 2, 3, 1).unflatten(3, shape).flatten(0, 1)
+        maps = levels[level].permute(0, 2, 3, 1).reshape(batch * heads, channels, *shape)
         yield maps, (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
 
 
@@ -62,7 +63,10 @@ def _reference_backward(
     Written out because an operator's own implementation runs below autograd.
     """
     batch, _, heads, channels = value.shape
-    gradient = grad_out.to(weights.dtype).unflatten(2, (heads, channels)).permute(0, 2, 3, 1)
+    queries, points = locations.shape[1], locations.shape[4]
+    gradient = (
+        grad_out.to(weights.dtype).reshape(batch, queries, heads, channels).permute(0, 2, 3, 1)
+    )
     gradient = gradient.flatten(0, 1).unsqueeze(-1)  # [B*M, D, Q, 1]
     share = weights.permute(3, 0, 2, 1, 4).flatten(1, 2).unsqueeze(2)  # [V, B*M, 1, Q, P]
     grad_maps, grad_locations, grad_weights = [], [], []
@@ -74,11 +78,14 @@ def _reference_backward(
         )
         grad_maps.append(grad_map.flatten(2))
         grad_locations.append(2 * grad_grid)
-    per_head = (batch, heads)
+    per_head = (batch, heads, queries, len(shapes), points)
     return (
-        torch.cat(grad_maps, 2).unflatten(0, per_head).permute(0, 3, 1, 2).to(value.dtype),
-        torch.stack(grad_locations, 2).unflatten(0, per_head).transpose(1, 2),
-        torch.stack(grad_weights, 2).unflatten(0, per_head).transpose(1, 2),
+        torch.cat(grad_maps, 2)
+        .view(batch, heads, channels, -1)
+        .permute(0, 3, 1, 2)
+        .to(value.dtype),
+        torch.stack(grad_locations, 2).view(*per_head, 2).transpose(1, 2),
+        torch.stack(grad_weights, 2).view(per_head).transpose(1, 2),
     )
 
 
@@ -181,10 +188,11 @@ def _autocast(device: str) -> None:
             )
             return result
 
-    _LIBRARY.impl("ms_deform_attn", cast, f"Autocast{device.upper()}")
+    key = f"Autocast{device.upper()}"
+    _LIBRARY.impl("ms_deform_attn", cast, key)  # type: ignore[no-untyped-call]
 
 
-_LIBRARY = torch.library.Library("detr", "FRAGMENT")
+_LIBRARY = torch.library.Library("detr", "FRAGMENT")  # type: ignore[no-untyped-call]
 _autocast("cpu")
 _autocast("cuda")
 

@@ -14,6 +14,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -31,7 +32,7 @@ Shapes = Sequence[Sequence[int]]
 def _kernel() -> ModuleType | None:
     """The compiled module, or nothing (and one warning) where it was not built."""
     try:
-        from detr.msda import _native as module
+        module = import_module("detr.msda._native")
     except ImportError as reason:
         warnings.warn(
             "detr was installed without its compiled kernel: deformable attention runs in numpy "
@@ -41,8 +42,7 @@ def _kernel() -> ModuleType | None:
             stacklevel=3,
         )
         return None
-    compiled: ModuleType = module
-    return compiled
+    return module
 
 
 def native_available() -> bool:
@@ -78,9 +78,11 @@ def _target(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Any:
         dense = array.is_contiguous()
     if not dense:
         raise ValueError(f"{name} must be contiguous and writable")
-    return array.view(np.uint16) if dtype_name(array) == "bfloat16" and isinstance(
-        array, np.ndarray
-    ) else array
+    return (
+        array.view(np.uint16)
+        if dtype_name(array) == "bfloat16" and isinstance(array, np.ndarray)
+        else array
+    )
 
 
 def _as_numpy(array: Any) -> Any:
@@ -159,7 +161,10 @@ def backward(
 
     Args:
         grad_out: ``[B, Q, M * D]``, the type of ``value``.
-        value, shapes, locations, weights: As in :func:`forward`.
+        value: As in :func:`forward`, like the next three.
+        shapes: The levels.
+        locations: Where it was sampled.
+        weights: The samples' weights.
         out: Arrays shaped and typed like value, locations and weights to write the gradients to.
         threads: As in :func:`forward`.
 

@@ -62,9 +62,7 @@ def check_shapes(shapes: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]
     return tuple(checked)
 
 
-def check_sizes(
-    value: Any, shapes: Sequence[Sequence[int]], locations: Any, weights: Any
-) -> Sizes:
+def check_sizes(value: Any, shapes: Sequence[Sequence[int]], locations: Any, weights: Any) -> Sizes:
     """Checks the inputs against each other.
 
     Args:

@@ -36,7 +36,14 @@ def _corners(sizes: Sizes, locations: Array, level: int) -> Iterator[tuple[Array
             token = np.where(inside, start + line * width + column, 0)
             share_x = 1 - np.abs(x - column)
             share_y = 1 - np.abs(y - line)
-            yield token, inside, share_x, share_y, np.float64(2 * right - 1), np.float64(2 * down - 1)
+            yield (
+                token,
+                inside,
+                share_x,
+                share_y,
+                np.float64(2 * right - 1),
+                np.float64(2 * down - 1),
+            )
 
 
 def _index(sizes: Sizes, token: Array) -> tuple[Array, Array, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from detr.errors import UserError
@@ -67,4 +68,4 @@ def pair_levels(student: Detector, teacher: Detector, method: str) -> Pairs:
 
 def split_levels(tokens: Tensor, memory: Memory) -> list[Tensor]:
     """``[B, S, ...]`` tokens as one ``[B, H*W, ...]`` view per level of the memory."""
-    return list(tokens.split([h * w for h, w in memory.shapes], dim=1))
+    return list(torch.split(tokens, [h * w for h, w in memory.shapes], dim=1))

@@ -58,9 +58,7 @@ def test_equals_pycocotools_on_the_official_fixture(shared_data: Path) -> None:
     ground_truth = json.loads((folder / "instances_val2014_100.json").read_text())
     results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
     ap = evaluate_json(ground_truth, results)
-    assert ap_list(ap)[:3] == pytest.approx(
-        [0.5045806987, 0.6969727247, 0.5729816669], abs=1e-10
-    )
+    assert ap_list(ap)[:3] == pytest.approx([0.5045806987, 0.6969727247, 0.5729816669], abs=1e-10)
     assert ap_list(ap) == pytest.approx(pycocotools_stats(ground_truth, results)[:6], abs=1e-9)
     assert ap.images == 100
     assert len(ap.per_class) == 80
@@ -113,9 +111,7 @@ def test_a_detection_inside_a_crowd_is_neither_right_nor_wrong() -> None:
 
 def test_iou_thresholds_count_up_to_the_overlap() -> None:
     # IoU 0.8 exactly fails nothing up to 0.80: seven of the ten thresholds.
-    ap = evaluate_json(
-        truth((1, 3, [0, 0, 100, 100], 0)), [result(1, 3, [0, 0, 100, 80.001], 0.5)]
-    )
+    ap = evaluate_json(truth((1, 3, [0, 0, 100, 100], 0)), [result(1, 3, [0, 0, 100, 80.001], 0.5)])
     assert ap.ap == pytest.approx(0.7)
 
 

@@ -69,9 +69,9 @@ def make_case(
 
 cases = st.builds(
     make_case,
-    shapes=st.lists(
-        st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4
-    ).map(tuple),
+    shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4).map(
+        tuple
+    ),
     batch=st.sampled_from([1, 3]),
     heads=st.integers(1, 3),
     channels=st.sampled_from([1, 3, 8, 16, 20, 32, 36, 64, 100]),
@@ -126,9 +126,7 @@ def test_half_values_lose_only_what_storing_them_loses(kind: str, channels: int)
     assert [grad.dtype for grad in grads] == [case.value.dtype, np.float32, np.float32]
     for grad, expected, slack in zip(grads, case.backward64(), (step, 0, 0), strict=True):
         scale = np.abs(expected).max()
-        np.testing.assert_allclose(
-            grad.astype(np.float64), expected, rtol=slack, atol=1e-5 * scale
-        )
+        np.testing.assert_allclose(grad.astype(np.float64), expected, rtol=slack, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])

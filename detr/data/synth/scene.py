@@ -82,8 +82,8 @@ class _Canvas:
 
     def draw(self, patches: list[Patch], owner: int | None = None) -> None:
         for points, colour in patches:
-            # Pillow walks every scan line of a polygon, so points far outside must be held near.
-            outline = np.clip(points * SUPERSAMPLE, -4000, 4000).ravel().tolist()
+            # Pillow's integers would overflow on a point just before the lens.
+            outline = np.clip(points * SUPERSAMPLE, -1e6, 1e6).ravel().tolist()
             r, g, b = (min(255, max(0, int(c))) for c in colour)
             self._paint.polygon(outline, fill=(r, g, b))
             if owner is not None:
@@ -305,7 +305,7 @@ def _label(solid: _Solid, size: tuple[int, int], drawn: int, left: int) -> Scene
         return None
     height, width = size
     points = np.concatenate([outline for outline, _ in solid.patches])
-    (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+    (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
     clipped = (max(0.0, x0), max(0.0, y0), min(width - 1.0, x1), min(height - 1.0, y1))
     cw, ch = clipped[2] - clipped[0], clipped[3] - clipped[1]
     if cw < 1 or ch < 1:

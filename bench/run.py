@@ -1,0 +1,231 @@
+"""``bench run``: average precision and latency of the same artefacts, one report."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bench import coco_ap, environment, kitti_ap, latency
+from bench.report import Example, Picture, Report, Row
+from detr.cli_support import progress
+from detr.config import ClassMap
+from detr.data import Dataset, open_dataset
+from detr.data.draw import draw
+from detr.data.kitti import KittiDataset, KittiObject
+from detr.errors import UserError
+from detr.files import sha256
+from detr.types import Detections, ImageArray
+from engines.base import Engine
+from engines.bundle import is_bundle, open_bundle
+from engines.open import open_engine
+
+# Kept decoded for the timing: enough to defeat a cache of one image, little enough for memory.
+_TIMED_IMAGES = 32
+_EXAMPLES = 4
+_EXAMPLE_WIDTH = 640
+
+
+@dataclass
+class Artefact:
+    """One model being measured, and what it found."""
+
+    name: str
+    path: Path
+    engine: Engine
+    precision: str
+    detections: list[Detections]
+
+
+def run(
+    models: Sequence[Path],
+    data: str,
+    engine: str | None = None,
+    limit: int | None = None,
+    iterations: int = 50,
+    commands: Sequence[str] = (),
+) -> Report:
+    """Measures models on a data set.
+
+    Every image is decoded once and goes through all models; then each model is timed alone.
+
+    Args:
+        models: Bundles, checkpoints or run directories.
+        data: Data set specification.
+        engine: Runtime, see :func:`engines.open_engine`.
+        limit: Use this many images, spread evenly over the data set.
+        iterations: Timed calls per model.
+        commands: How to repeat the report.
+
+    Raises:
+        UserError: What opening a model or reading the data raises; ``bench-classes`` where the
+            models differ in their classes; ``data-empty`` without images.
+    """
+    artefacts = [
+        Artefact(name, path, open_engine(path, engine), _precision(path), [])
+        for name, path in zip(model_names(models), models, strict=True)
+    ]
+    classes = _common_classes(artefacts)
+    dataset = open_dataset(data, classes)
+    indices = spread(len(dataset), limit)
+    if not indices:
+        raise UserError("data-empty", f"{data}: no images to measure on")
+    shown = set(_example_indices(dataset, indices))
+    timed = set(indices[i] for i in spread(len(indices), _TIMED_IMAGES))
+    images = _detect(artefacts, dataset, indices, keep=shown | timed)
+
+    rows = []
+    for artefact in artefacts:
+        rows.append(
+            _row(artefact, dataset, indices, [images[i] for i in sorted(timed)], iterations)
+        )
+    examples = [_example(artefacts, dataset, i, indices.index(i), images[i]) for i in sorted(shown)]
+    return Report(
+        data=data,
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        reference=reference_name(rows),
+        rows=rows,
+        commands=list(commands),
+        examples=examples,
+    )
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """At most ``limit`` indices spread evenly over ``range(count)``."""
+    kept = count if limit is None else min(limit, count)
+    return [k * count // kept for k in range(kept)]
+
+
+def model_names(models: Sequence[Path]) -> list[str]:
+    """File names without suffix; as much of the folders before them as tells them apart."""
+    resolved = [model.resolve() for model in models]
+    if len(set(resolved)) < len(resolved):
+        raise UserError("bench-twice", "the same model is given twice")
+    depth = 1
+    while True:
+        names = ["/".join((*path.parts[-depth:-1], path.stem)) for path in resolved]
+        if len(set(names)) == len(names) or depth > max(len(p.parts) for p in resolved):
+            return names
+        depth += 1
+
+
+def reference_name(rows: Sequence[Row]) -> str:
+    """Whom the others are compared with: the teacher if one is called so, else the best by AP."""
+    teachers = [row.name for row in rows if "teacher" in row.name.lower()]
+    return teachers[0] if teachers else max(rows, key=lambda row: row.coco.ap).name
+
+
+def _precision(path: Path) -> str:
+    return open_bundle(path).info.precision if is_bundle(path) else "fp32"
+
+
+def _common_classes(artefacts: Sequence[Artefact]) -> ClassMap:
+    first = artefacts[0]
+    for other in artefacts[1:]:
+        if other.engine.info.classes != first.engine.info.classes:
+            raise UserError(
+                "bench-classes",
+                f"{other.path} has the classes {', '.join(other.engine.info.classes.names)}, but "
+                f"{first.path} has {', '.join(first.engine.info.classes.names)}: a report compares "
+                "models of the same classes",
+            )
+    return first.engine.info.classes
+
+
+def _detect(
+    artefacts: Sequence[Artefact], dataset: Dataset, indices: Sequence[int], keep: set[int]
+) -> dict[int, ImageArray]:
+    """Runs every model over every image; returns the images to keep."""
+    kept = {}
+    for i in progress(indices, "detecting"):
+        image = dataset.image(i)
+        for artefact in artefacts:
+            artefact.detections += artefact.engine([image])
+        if i in keep:
+            kept[i] = image
+    return kept
+
+
+def _row(
+    artefact: Artefact,
+    dataset: Dataset,
+    indices: Sequence[int],
+    images: Sequence[ImageArray],
+    iterations: int,
+) -> Row:
+    engine = artefact.engine
+    before = environment.read_clocks()
+    timing = latency.measure(engine, images, iterations=iterations)
+    after = environment.read_clocks()
+    return Row(
+        name=artefact.name,
+        engine=engine.name,
+        precision=artefact.precision,
+        size_mb=engine.artefact.stat().st_size / 1e6,
+        artefact=str(artefact.path),
+        sha256=sha256(engine.artefact),
+        coco=coco_ap.evaluate(dataset, artefact.detections, indices),
+        kitti=_kitti(artefact, dataset, indices),
+        latency=timing,
+        environment=environment.judge(environment.read_machine(engine.versions), before, after),
+    )
+
+
+def _kitti(artefact: Artefact, dataset: Dataset, indices: Sequence[int]) -> kitti_ap.KittiAp | None:
+    """KITTI AP where data and classes have what it needs."""
+    names = dataset.classes.names
+    official = [name for name in kitti_ap.OFFICIAL_CLASSES if name in names]
+    if not isinstance(dataset, KittiDataset) or not official:
+        return None
+    found = [
+        [
+            KittiObject(names[label], -1, -1, -10, (x0, y0, x1, y1), score)
+            for (x0, y0, x1, y1), score, label in zip(
+                d.boxes.tolist(), d.scores.tolist(), d.labels.tolist(), strict=True
+            )
+        ]
+        for d in artefact.detections
+    ]
+    return kitti_ap.evaluate([dataset.objects(i) for i in indices], found, official)
+
+
+def _example_indices(dataset: Dataset, indices: Sequence[int]) -> list[int]:
+    """A few of the images that have boxes, spread evenly: chosen before anything is detected."""
+    labelled = [i for i in indices if len(dataset.labels(i).labels)]
+    return [labelled[k] for k in spread(len(labelled), _EXAMPLES)]
+
+
+def _example(
+    artefacts: Sequence[Artefact], dataset: Dataset, i: int, position: int, image: ImageArray
+) -> Example:
+    names = dataset.classes.names
+    scale = min(1.0, _EXAMPLE_WIDTH / image.shape[1])
+    size = (round(image.shape[1] * scale), max(1, round(image.shape[0] * scale)))
+    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    truth = dataset.labels(i)
+    boxes = np.concatenate([truth.boxes, truth.ignore]) * scale
+    labels = np.concatenate([truth.labels, np.full(len(truth.ignore), -1)])
+    pictures = [
+        Picture(
+            title="ground truth",
+            boxes=len(truth.labels),
+            uri=_jpeg(draw(small, boxes, labels, names)),
+        )
+    ]
+    for artefact in artefacts:
+        found = artefact.detections[position].above(Report.model_fields["score_threshold"].default)
+        drawn = draw(small, found.boxes * scale, found.labels, names, found.scores)
+        pictures.append(Picture(title=artefact.name, boxes=len(found), uri=_jpeg(drawn)))
+    return Example(title=dataset.image_path(i).name, pictures=pictures)
+
+
+def _jpeg(image: ImageArray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,93 @@
+"""Our CPU engine: ONNX Runtime for everything but deformable attention, our kernel for that.
+
+The graph is cut at its attention nodes (:mod:`engines.split`); the pieces run as ONNX Runtime
+sessions one after the other and the kernel of :mod:`detr.msda` runs between them, on the very
+memory ONNX Runtime wrote.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from detr import msda
+from detr.data.preprocess import Inputs
+from engines.base import Engine, RawDetections
+from engines.bundle import OUTPUTS, Bundle
+from engines.ort_engine import session_options
+from engines.split import Attention, Segment, split
+
+
+class _Piece:
+    """A segment, loaded."""
+
+    def __init__(self, segment: Segment, threads: int | None) -> None:
+        self._outputs = segment.outputs
+        self._inputs = segment.inputs
+        # A session that waits busily would take the cores from the kernel and from the next
+        # session, whose own threads these are not.
+        self._session = ort.InferenceSession(
+            segment.model.SerializeToString(),
+            session_options(threads, spinning=False),
+            providers=["CPUExecutionProvider"],
+        )
+
+    def run(self, values: dict[str, ort.OrtValue]) -> None:
+        """Reads its inputs from ``values`` and adds its outputs; nothing is copied."""
+        binding = self._session.io_binding()
+        for name in self._inputs:
+            binding.bind_ortvalue_input(name, values[name])
+        for name in self._outputs:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        values.update(zip(self._outputs, binding.get_outputs(), strict=True))
+
+
+class NativeEngine(Engine):
+    """A bundle on the CPU, with the deformable attention in our kernel.
+
+    Args:
+        bundle: What to run.
+        threads: Threads of ONNX Runtime's operators and of the kernel.
+    """
+
+    name = "native"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self.info = bundle.info.model
+        self.artefact = bundle.model
+        self.versions = {"onnxruntime": ort.__version__}
+        self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
+        self._threads = threads
+        self._steps = [
+            (_Piece(segment, threads), attention)
+            for segment, attention in split(onnx.load(str(bundle.model)))
+        ]
+
+    def _infer(self, inputs: Inputs) -> RawDetections:
+        values = {
+            "images": ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(inputs.images)),
+            "valid_sizes": ort.OrtValue.ortvalue_from_numpy(inputs.valid_sizes),
+            "original_sizes": ort.OrtValue.ortvalue_from_numpy(inputs.original_sizes),
+        }
+        for piece, attention in self._steps:
+            piece.run(values)
+            if attention is not None:
+                values[attention.output] = self._attend(attention, values)
+        return RawDetections(*(values[name].numpy() for name in OUTPUTS))
+
+    def _attend(self, attention: Attention, values: dict[str, ort.OrtValue]) -> ort.OrtValue:
+        value, locations, weights = (
+            _view(values[name])
+            for name in (attention.value, attention.locations, attention.weights)
+        )
+        out = msda.forward(value, attention.shapes, locations, weights, threads=self._threads)
+        return ort.OrtValue.ortvalue_from_numpy(out)
+
+
+def _view(value: ort.OrtValue) -> Any:
+    """The array an OrtValue holds, without a copy (its own ``numpy()`` makes one)."""
+    return np.from_dlpack(value._get_c_value())

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detr.data.draw import draw
+from detr.data.images import read_image, read_size
+from detr.errors import UserError
+
+
+def saved(path: Path, image: Image.Image, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_grey_palette_and_cmyk_become_rgb(tmp_path: Path) -> None:
+    grey = saved(tmp_path / "grey.png", Image.new("L", (5, 3), 77))
+    palette = saved(tmp_path / "p.png", Image.new("RGB", (5, 3), (9, 200, 30)).convert("P"))
+    cmyk = saved(tmp_path / "cmyk.jpg", Image.new("CMYK", (5, 3), (0, 255, 255, 0)))
+    assert (read_image(grey) == 77).all() and read_image(grey).shape == (3, 5, 3)
+    assert read_image(palette)[0, 0, 1] > 150
+    red, green, blue = read_image(cmyk)[1, 1]
+    assert red > 220 and green < 40 and blue < 40
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    deep = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    path = saved(tmp_path / "deep.png", Image.fromarray(deep))
+    assert read_image(path)[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_transparent_pixels_lie_over_black(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (2, 1), (200, 100, 50, 0))
+    image.putpixel((1, 0), (200, 100, 50, 255))
+    assert read_image(saved(tmp_path / "a.png", image))[0].tolist() == [[0, 0, 0], [200, 100, 50]]
+
+
+def test_exif_rotation_is_applied_to_pixels_and_size(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20))
+    image.paste((255, 255, 255), (0, 0, 20, 20))  # left half white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned clockwise: the left half is on top
+    path = saved(tmp_path / "turned.jpg", image, exif=exif)
+    pixels = read_image(path)
+    assert pixels.shape == (40, 20, 3) and read_size(path) == (40, 20)
+    assert pixels[5].mean() > 240 and pixels[35].mean() < 15
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    path = saved(tmp_path / f"cut.{suffix}", Image.fromarray(noise))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=f"cut.{suffix}") as caught:
+        read_image(path)
+    assert caught.value.code == "image-unreadable"
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture at all"])
+def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(content)
+    for read in (read_image, read_size):
+        with pytest.raises(UserError) as caught:
+            read(path)
+        assert caught.value.code == "image-unreadable"
+        assert caught.value.message.count("x.png") == 1
+    with pytest.raises(UserError) as caught:
+        read_image(tmp_path / "absent.png")
+    assert caught.value.code == "image-missing"
+
+
+def test_draw_leaves_its_input_alone_and_survives_odd_boxes() -> None:
+    image = np.zeros((60, 80, 3), dtype=np.uint8)
+    boxes = np.array([[10, 20, 40, 50], [70, -9, 200, 300], [30, 30, 20, 20.0]], dtype=np.float32)
+    drawn = draw(image, boxes, np.array([0, 1, -1]), ["Car", "Van"], np.array([0.9, 0.5, 0.1]))
+    assert drawn.shape == image.shape and drawn.dtype == np.uint8
+    assert not image.any() and drawn[50, 10:40].any(axis=-1).all()
+    empty = draw(image, np.zeros((0, 4)), np.zeros(0, dtype=np.int64), ["Car"])
+    assert not empty.any()

@@ -1,0 +1,130 @@
+"""Tiny detectors and one training step of them, through the real loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig
+from detr.models import Detector, Target, build_detector
+from distill.batches import Batch
+from distill.methods import Method, build_methods
+from distill.step import Step
+from distill.train import forward
+
+CLASSES = 3
+CANVAS = (64, 96)
+
+BuildDetector = Callable[..., Detector]
+TakeStep = Callable[..., Step]
+
+
+def _detector(seed: int = 0, **changes: Any) -> Detector:
+    query = changes.setdefault("query", "mixed")
+    settings: dict[str, Any] = {
+        "num_classes": CLASSES,
+        "backbone": BackboneConfig(name="test_resnet", strides=(8, 16)),
+        "levels": 3,
+        "width": 32,
+        "heads": 4,
+        "points": 2,
+        "ffn": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "queries": 7,
+        "refine": "detach" if query == "learned" else "look_forward_twice",
+        "denoising": DenoisingConfig(number=4) if query == "mixed" else None,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        detector = build_detector(DetectorConfig(**{**settings, **changes}))
+        # Heads start at zero; nothing would reach the layers before them.
+        for name, parameter in detector.named_parameters():
+            if not name.startswith("backbone."):
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    return detector
+
+
+def _target(boxes: Sequence[Sequence[float]], labels: Sequence[int]) -> Target:
+    return Target(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(labels, dtype=torch.int64),
+        torch.zeros(0, 4),
+    )
+
+
+def _step(
+    student: Detector,
+    teacher: Detector | None,
+    methods: Sequence[Method],
+    targets: Sequence[Target] | None = None,
+    seed: int = 0,
+    index: int = 0,
+) -> Step:
+    """One step on two images, the second of which leaves padding."""
+    if targets is None:
+        targets = [
+            _target([[0.3, 0.4, 0.2, 0.3], [0.7, 0.5, 0.4, 0.6]], [0, 2]),
+            _target([[0.5, 0.5, 0.5, 0.25]], [1]),
+        ]
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(len(targets), 3, *CANVAS, generator=generator)
+    valid = torch.tensor([[64.0, 96.0]] + [[40.0, 80.0]] * (len(targets) - 1))
+    count = sum(len(target.labels) for target in targets)
+    state = SimpleNamespace(
+        student=student,
+        step_teacher=teacher,
+        methods=methods,
+        autocast=contextlib.nullcontext,
+        normalizer=lambda _: torch.tensor(float(max(1, count))),
+        seed_of=lambda step: 1000 + step,
+    )
+    torch.manual_seed(seed)
+    batch = Batch(images, valid, list(targets), [Path("a.png")] * len(targets))
+    return forward(state, batch, index)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def build() -> BuildDetector:
+    """``build(seed=0, **config)``: a tiny DINO (or what the config says) with random weights."""
+    return _detector
+
+
+@pytest.fixture(scope="session")
+def take_step() -> TakeStep:
+    """``take_step(student, teacher, methods, targets=None)``: encodes and decodes a batch."""
+    return _step
+
+
+@pytest.fixture(scope="session")
+def target() -> Callable[..., Target]:
+    """``target(boxes, labels)``."""
+    return _target
+
+
+@pytest.fixture(scope="session")
+def method() -> Callable[..., Method]:
+    """``method(name, student, teacher, **options)``: one method through the public way."""
+
+    def make(name: str, student: Detector, teacher: Detector | None, **options: Any) -> Method:
+        return build_methods([{name: options}], student, teacher)[0]
+
+    return make
+
+
+@pytest.fixture()
+def teacher(build: BuildDetector) -> Detector:
+    """A frozen teacher, other weights than :func:`student`."""
+    return build(seed=1).eval().requires_grad_(False)
+
+
+@pytest.fixture()
+def student(build: BuildDetector) -> Detector:
+    """A student in training mode, shaped like the teacher."""
+    return build(seed=2).train()

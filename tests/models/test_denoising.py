@@ -1,0 +1,102 @@
+"""Contrastive denoising: layout and noise bounds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from detr.config import DenoisingConfig
+from detr.models import Target, cxcywh_to_xyxy
+from detr.models.denoising import Denoiser
+
+
+def _target(*boxes: tuple[float, float, float, float]) -> Target:
+    labels = torch.arange(len(boxes)) % 3
+    return Target(torch.tensor(boxes).view(-1, 4), labels, torch.zeros(0, 4))
+
+
+BOXES = [(0.5, 0.5, 0.2, 0.1), (0.4, 0.6, 0.1, 0.3), (0.6, 0.4, 0.2, 0.2)]
+
+
+def _group(targets, seed=0, **config):
+    torch.manual_seed(5)
+    denoiser = Denoiser(DenoisingConfig(**config), num_classes=3, width=8)
+    return denoiser, denoiser(targets, torch.Generator().manual_seed(seed))
+
+
+def test_layout_is_positives_then_negatives_per_block():
+    denoiser, group = _group([_target(*BOXES), _target(BOXES[0])], number=10, label_noise=0)
+    assert group.role == "denoising"
+    assert group.sees == "own"
+    assert (group.blocks, group.denoising.groups, group.denoising.size) == (3, 3, 6)
+    assert group.content.shape == (2, 18, 8)
+    assert group.reference.shape == (2, 18, 4)
+    block = torch.tensor([False, True, True, False, True, True])
+    assert torch.equal(group.padding[1], block.repeat(3))
+    assert not group.padding[0].any()
+    # Without label noise every positive and negative carries its box's own label.
+    expected = denoiser.label_embedding(torch.tensor([0, 1, 2]).repeat(6))
+    torch.testing.assert_close(group.content[0], expected)
+    assert (group.content[1][group.padding[1]] == 0).all()
+
+
+@pytest.mark.parametrize("scale", [0.4, 1.0])
+def test_positives_move_less_than_half_a_size_and_negatives_more(scale):
+    target = _target((0.5, 0.5, 0.2, 0.1))
+    _, group = _group([target], number=400, box_noise=scale)
+    corners = cxcywh_to_xyxy(group.reference[0]).view(400, 2, 4)
+    half = torch.tensor([0.1, 0.05, 0.1, 0.05])
+    moved = (corners - cxcywh_to_xyxy(target.boxes)).abs() / half / scale
+    assert moved[:, 0].max() <= 1 + 1e-4
+    assert moved[:, 0].max() > 0.95
+    if scale < 0.5:  # larger noise can cross the corners of a box, which are then repaired
+        assert moved[:, 1].min() >= 1 - 1e-4
+        assert moved[:, 1].max() <= 2 + 1e-4
+    assert group.reference.min() > 0
+    assert group.reference.max() < 1
+
+
+def test_labels_flip_as_often_as_asked():
+    denoiser, group = _group([_target(BOXES[0])], number=4000, label_noise=0.25)
+    own = denoiser.label_embedding.weight[0]
+    changed = (group.content[0] != own).any(-1).float().mean()
+    # A uniform draw hits the same class once in three.
+    assert changed == pytest.approx(0.25 * 2 / 3, abs=0.02)
+
+
+def test_the_budget_shrinks_with_crowded_images_but_keeps_one_block():
+    _, group = _group([_target(*BOXES)], number=2)
+    assert group.blocks == 1
+    assert group.content.shape[1] == 6
+
+
+def test_no_boxes_no_group():
+    assert _group([_target(), _target()])[1] is None
+
+
+def test_a_generator_makes_the_noise_repeatable_and_the_default_one_too():
+    targets = [_target(*BOXES)]
+    assert torch.equal(_group(targets, 1)[1].reference, _group(targets, 1)[1].reference)
+    assert not torch.equal(_group(targets, 1)[1].reference, _group(targets, 2)[1].reference)
+    denoiser, _ = _group(targets)
+    torch.manual_seed(9)
+    first = denoiser(targets)
+    torch.manual_seed(9)
+    assert torch.equal(first.reference, denoiser(targets).reference)
+
+
+def test_a_batch_without_boxes_keeps_every_parameter_in_the_graph(make, batch):
+    detector = make("dino").train()
+    memory = detector.encode(*batch[:2])
+    groups = detector.queries(memory, [_target(), _target()])
+    assert [g.role for g in groups] == ["own"]
+    detector.decode(memory, groups)[0].logits[-1].sum().backward()
+    assert detector.denoiser.label_embedding.weight.grad is not None
+
+
+def test_denoising_is_for_training_with_targets_only(make, batch, targets):
+    detector = make("dino")
+    memory = detector.encode(*batch[:2])
+    assert len(detector.queries(memory, targets)) == 1
+    assert len(detector.train().queries(memory)) == 1
+    assert len(detector.queries(memory, targets)) == 2

@@ -1,0 +1,97 @@
+"""Formulas checked against slow, literal versions of themselves."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from detr.models.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
+from detr.models.geometry import padding_mask, sampling_frame, token_centres, valid_ratios
+from detr.models.position import image_positions, reference_embedding
+
+SHAPES = ((12, 20), (6, 10), (3, 5))
+STRIDES = (8, 16, 32)
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 160), (80, 130), (33, 1), (64, 129)])
+def test_padding_starts_at_the_first_cell_outside(height, width):
+    ratios = valid_ratios(torch.tensor([[height, width]], dtype=torch.float32), SHAPES, STRIDES)
+    padding = padding_mask(ratios, SHAPES)[0]
+    expected = [
+        x * stride >= width or y * stride >= height
+        for (rows, columns), stride in zip(SHAPES, STRIDES, strict=True)
+        for y in range(rows)
+        for x in range(columns)
+    ]
+    assert padding.tolist() == expected
+
+
+def test_every_width_of_a_kitti_canvas_counts_whole_cells():
+    shapes = ((51, 167), (26, 84), (13, 42), (7, 21))
+    sizes = torch.stack((torch.full((1333,), 402.0), torch.arange(1, 1334.0)), -1)
+    ratios = valid_ratios(sizes, shapes, (8, 16, 32, 64))
+    valid = (~padding_mask(ratios, shapes)).split([h * w for h, w in shapes], 1)
+    for level, (height, width) in enumerate(shapes):
+        counted = valid[level].view(-1, height, width)[:, 0].sum(-1)
+        expected = torch.arange(1, 1334.0).div((8, 16, 32, 64)[level]).ceil()
+        assert torch.equal(counted.float(), expected)
+
+
+def test_image_position_is_the_cumulative_one():
+    valid = torch.tensor([[80.0, 130.0]])
+    ratios = valid_ratios(valid, SHAPES, STRIDES)
+    for offset, temperature in ((-0.5, 10000.0), (0.0, 20.0)):
+        levels = image_positions(ratios, SHAPES, 32, temperature, offset)
+        masks = padding_mask(ratios, SHAPES).split([h * w for h, w in SHAPES], 1)
+        for (height, width), mask, got in zip(SHAPES, masks, levels, strict=True):
+            inside = ~mask.view(height, width)
+            y, x = inside.cumsum(0).float(), inside.cumsum(1).float()
+            y = (y + offset) / (y[-1:] + 1e-6) * 2 * math.pi
+            x = (x + offset) / (x[:, -1:] + 1e-6) * 2 * math.pi
+            got = got.view(height, width, 32)
+            for row, column in ((0, 0), (1, 3), (2, 2)):
+                for half, value in ((0, y[row, column]), (16, x[row, column])):
+                    for i in range(8):
+                        angle = value / temperature ** (2 * i / 16)
+                        assert got[row, column, half + 2 * i] == pytest.approx(
+                            math.sin(angle), abs=1e-5
+                        )
+                        assert got[row, column, half + 2 * i + 1] == pytest.approx(
+                            math.cos(angle), abs=1e-5
+                        )
+
+
+def test_reference_embedding_order():
+    reference = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    parts = reference_embedding(reference, (1, 0, 2, 3), 8).view(4, 8)
+    for part, value in zip(parts, (0.2, 0.1, 0.3, 0.4), strict=True):
+        assert part[0] == pytest.approx(math.sin(2 * math.pi * value), abs=1e-6)
+        assert part[3] == pytest.approx(math.cos(2 * math.pi * value / 10000**0.25), abs=1e-6)
+
+
+def test_sampling_frames():
+    ratios = torch.tensor([[[0.5, 1.0], [0.6, 0.8], [1.0, 1.0]]])
+    box = torch.tensor([[[0.2, 0.4, 0.1, 0.3]]])
+    centre, unit = sampling_frame(box, ratios, SHAPES, points=4)
+    torch.testing.assert_close(centre[0, 0, 1], torch.tensor([0.2 * 0.6, 0.4 * 0.8]))
+    torch.testing.assert_close(unit[0, 0, 1], torch.tensor([0.1 * 0.6 / 8, 0.3 * 0.8 / 8]))
+    centre, unit = sampling_frame(box[..., :2], ratios, SHAPES, points=4)
+    torch.testing.assert_close(centre[0, 0, 0], torch.tensor([0.1, 0.4]))
+    torch.testing.assert_close(unit[0, 0, 2], torch.tensor([1 / 5, 1 / 3]))
+
+
+def test_token_centres_are_relative_to_the_image():
+    ratios = valid_ratios(torch.tensor([[96.0, 80.0]]), SHAPES, STRIDES)
+    centres = token_centres(ratios, SHAPES)[0, : 12 * 20].view(12, 20, 2)
+    torch.testing.assert_close(centres[3, 9], torch.tensor([9.5 / 10, 3.5 / 12]))
+    assert centres[3, 10, 0] > 1
+
+
+def test_box_formats_invert_each_other():
+    boxes = torch.rand(5, 4)
+    torch.testing.assert_close(xyxy_to_cxcywh(cxcywh_to_xyxy(boxes)), boxes)
+    ends = inverse_sigmoid(torch.tensor([0.0, 0.3, 1.0, 2.0]))
+    assert ends.isfinite().all()
+    torch.testing.assert_close(ends.sigmoid()[1], torch.tensor(0.3))
