@@ -25,8 +25,12 @@ from detr.data.kitti import KittiObject
 
 OFFICIAL_CLASSES = ("Car", "Pedestrian", "Cyclist")
 
+# The protocol samples precision at 41 hits, so that with fewer boxes even a perfect detector stays
+# below 1; whoever shows such a figure marks it.
+MEANINGFUL_COUNT = 41
+
 _NEIGHBOUR = {"car": "van", "pedestrian": "person_sitting"}
-_SAMPLES = 41
+_SAMPLES = MEANINGFUL_COUNT
 
 _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
@@ -55,12 +59,18 @@ class KittiLevel(BaseModel):
     Attributes:
         ap11: 11-point average precision, 0..1; ``None`` without ground truth.
         ap40: 40-point average precision (the leaderboard's since 2019).
-        count: Ground-truth boxes that count.
+        count: Ground-truth boxes that count; below :data:`MEANINGFUL_COUNT` the figures are those
+            of the protocol but cannot reach 1.
     """
 
     ap11: float | None
     ap40: float | None
     count: int
+
+    @property
+    def mark(self) -> str:
+        """A dagger where there are too few boxes for the figures to mean much."""
+        return "†" if 0 < self.count < MEANINGFUL_COUNT else ""
 
 
 class KittiClassAp(BaseModel):
@@ -77,6 +87,16 @@ class KittiAp(BaseModel):
 
     per_class: dict[str, KittiClassAp]
     images: int
+
+    def note(self) -> str:
+        """Explains the daggers, if there are any."""
+        levels = [v for c in self.per_class.values() for v in (c.easy, c.moderate, c.hard)]
+        if not any(level.mark for level in levels):
+            return ""
+        return (
+            f"† fewer than {MEANINGFUL_COUNT} boxes: the protocol cannot give such a class 100, "
+            "whatever is detected"
+        )
 
 
 @dataclass

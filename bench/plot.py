@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-_WIDTH, _HEIGHT = 760, 400
+_WIDTH, _HEIGHT = 1040, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 18, 52
 _CHARACTER = 7.2  # width of a label's character, px
 # From this ratio of slowest to fastest the axis is logarithmic.
@@ -63,7 +63,7 @@ class Axis:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             found = [m * 10.0**d for d in decades for m in (1, 2, 5)]
         else:
-            step = nice_step(self.high - self.low, 6)
+            step = nice_step(self.high - self.low, 8)
             first = math.ceil(self.low / step - 1e-9)
             found = [step * k for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
         return [t for t in found if self.low * (1 - 1e-9) <= t <= self.high * (1 + 1e-9)]

@@ -22,7 +22,7 @@ class Row(BaseModel):
         name: Short and unique in the report.
         engine: Runtime that ran it.
         precision: Of the artefact (``fp32``, ``fp16``, ``int8``).
-        parameters: Number of weights, where the artefact says it.
+        parameters: Stored weights, where the format lets them be counted.
         size_mb: Of the artefact, 10^6 bytes.
         artefact: Path as given on the command line.
         sha256: Of the artefact.

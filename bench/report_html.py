@@ -35,6 +35,7 @@ def render(report: Report) -> str:
         bests=_bests(report.rows),
         classes=_class_rows(report),
         machines=_machines(report.rows),
+        kitti_note=next((row.kitti.note() for row in report.rows if row.kitti), ""),
     )
 
 

@@ -20,7 +20,11 @@ def render(report: Report) -> str:
         _per_class(report),
     ]
     if report.kitti_classes():
-        parts += ["## KITTI AP, 40 recall points (11 in brackets)", _kitti(report)]
+        parts += [
+            "## KITTI AP, 40 recall points (11 in brackets)",
+            _kitti(report),
+            *_kitti_note(report),
+        ]
     parts += ["## Environment", _environment(report), "## How to repeat"]
     parts.append("```\n" + "\n".join(report.commands) + "\n```")
     return "\n\n".join(parts) + "\n"
@@ -37,7 +41,19 @@ def _cell(text: str) -> str:
 
 
 def _results(report: Report) -> str:
-    head = ["", "engine", "precision", "MB", "AP", "AP50", "AP75", "AP S", "AP M", "AP L"]
+    head = [
+        "",
+        "engine",
+        "precision",
+        "weights, M",
+        "MB",
+        "AP",
+        "AP50",
+        "AP75",
+        "AP S",
+        "AP M",
+        "AP L",
+    ]
     head += ["p50 ms", "p90 ms", "p99 ms", "engine only p50 ms", "images/s"]
     return _table(head, [_result(row) for row in report.rows])
 
@@ -47,7 +63,7 @@ def _result(row: Row) -> list[str]:
     values = (ap.ap, ap.ap50, ap.ap75, ap.ap_small, ap.ap_medium, ap.ap_large)
     times = (total.p50_ms, total.p90_ms, total.p99_ms, row.latency.engine.p50_ms)
     return [
-        row.name, row.engine, row.precision, f"{row.size_mb:.1f}", *map(percent, values),
+        row.name, row.engine, row.precision, "–" if row.parameters is None else f"{row.parameters / 1e6:.2f}", f"{row.size_mb:.1f}", *map(percent, values),
         *(f"{ms:.1f}" for ms in times), f"{total.images_per_second:.1f}",
     ]  # fmt: skip
 
@@ -73,9 +89,14 @@ def _kitti(report: Report) -> str:
             levels = (ap.easy, ap.moderate, ap.hard)
             rows.append(
                 [f"{name}, {row.name}"]
-                + [f"{percent(level.ap40)} ({percent(level.ap11)})" for level in levels]
+                + [f"{percent(level.ap40)} ({percent(level.ap11)}){level.mark}" for level in levels]
             )
     return _table(["", "easy", "moderate", "hard"], rows)
+
+
+def _kitti_note(report: Report) -> list[str]:
+    notes = dict.fromkeys(row.kitti.note() for row in report.rows if row.kitti)
+    return [note for note in notes if note]
 
 
 def _environment(report: Report) -> str:

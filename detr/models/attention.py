@@ -78,8 +78,7 @@ class DeformableAttention(nn.Module):
         weights = self.attention_weights(query)
         weights = weights.unflatten(-1, (self.heads, self.levels * self.points)).softmax(-1)
         weights = weights.unflatten(-1, (self.levels, self.points))
-        centre = frame.centre[:, :, None, :, None]
-        locations = centre + offsets * frame.unit[:, :, None, :, None]
+        locations = torch.addcmul(frame.centre[:, :, None], offsets, frame.unit[:, :, None])
         sampled = ms_deform_attn(value, shapes, locations, weights)
         return self.output_proj(sampled), locations, weights
 

@@ -79,7 +79,7 @@ class Backbone(nn.Module):
 
 def _create(config: BackboneConfig) -> Any:
     """The untrained timm model with outputs at the wanted strides."""
-    if config.name not in timm.list_models():
+    if not timm.is_model(config.name):
         near = difflib.get_close_matches(config.name, timm.list_models(), 3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise UserError(

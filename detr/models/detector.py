@@ -57,7 +57,7 @@ class Detector(nn.Module):
         shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in levels)
         ratios = valid_ratios(valid_sizes, shapes, self.strides)
         padding = padding_mask(ratios, shapes)
-        tokens = torch.cat([x.flatten(2) for x in levels], 2).transpose(1, 2)
+        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], 1)
         positions = self.encoder.positions(ratios, shapes)
         layers = self.encoder(tokens, positions, padding, ratios, shapes)
         return Memory(layers[-1], shapes, padding, ratios, positions, features, layers)

@@ -19,8 +19,9 @@ class SamplingFrame(NamedTuple):
     """Turns the offsets a query predicts into sampling locations: ``centre + offset * unit``.
 
     Attributes:
-        centre: ``[B, N, V, 2]`` (x, y) of the reference on each level, in [0, 1] of the canvas.
-        unit: ``[B, N, V, 2]`` (or 1s for B and N) length of one offset step, same coordinates.
+        centre: ``[B, N, V, P, 2]`` (x, y) of the reference on each level, in [0, 1] of the canvas;
+            repeated over the points and contiguous, so that the sum over heads runs vectorised.
+        unit: ``[B, N, V, P, 2]`` (or 1s for B and N) length of one offset step, same coordinates.
     """
 
     centre: Tensor
@@ -88,8 +89,11 @@ def sampling_frame(
     ratios = ratios[:, None]
     centre = reference[:, :, None, :2] * ratios
     if reference.shape[-1] == 2:
-        return SamplingFrame(centre, 1 / _extents(shapes, centre)[None])
-    return SamplingFrame(centre, reference[:, :, None, 2:] * ratios * (0.5 / points))
+        unit = 1 / _extents(shapes, centre)[None]
+    else:
+        unit = reference[:, :, None, 2:] * ratios * (0.5 / points)
+    repeat = (1, 1, 1, points, 1)
+    return SamplingFrame(centre[:, :, :, None].repeat(repeat), unit[:, :, :, None].repeat(repeat))
 
 
 def join_frames(frames: list[SamplingFrame]) -> SamplingFrame:

@@ -23,7 +23,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., sizes[0]]`` to ``[..., sizes[-1]]``."""
         for layer in self.layers[:-1]:
-            x = functional.relu(layer(x))
+            x = functional.relu(layer(x), inplace=True)
         out: Tensor = self.layers[-1](x)
         return out
 
@@ -42,7 +42,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D]`` to ``[..., D]``."""
-        hidden = self.dropout(functional.relu(self.expand(x)))
+        # In place: this is the largest tensor of the model, and its backward needs the result only.
+        hidden = self.dropout(functional.relu(self.expand(x), inplace=True))
         out: Tensor = self.norm(x + self.dropout(self.contract(hidden)))
         return out
 

@@ -79,5 +79,5 @@ def reference_embedding(
     Returns:
         ``[..., len(order) * width]``.
     """
-    parts = [sine(reference[..., i] * TWO_PI, width, temperature) for i in order]
-    return torch.cat(parts, -1)
+    ordered = torch.cat([reference[..., i : i + 1] for i in order], -1)
+    return sine(ordered * TWO_PI, width, temperature).flatten(-2)

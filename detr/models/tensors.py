@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,14 +32,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about pickle protocols: we tell what matters ourselves
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" not in str(error):
+        # Zip archives start with PK, bare pickles with their protocol opcode.
+        with path.open("rb") as file:
+            start = file.read(1)
+        if start not in (b"P", b"\x80"):
             raise UserError("checkpoint-unreadable", f"{path}: not a checkpoint") from error
         raise UserError(
             "checkpoint-pickle",
-            f"{path}: the pickle holds more than tensors (code could run on loading it); "
-            "only plain state dicts and .safetensors are read",
+            f"{path}: the pickle holds more than tensors, such as code that would run on loading "
+            "it, and was not loaded; save a plain state dict or .safetensors",
         ) from error
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -74,7 +80,7 @@ def match_tensors(
         if surplus_allowed
         else sorted(n for n in tensors.keys() - own.keys() if not n.endswith(_OPTIONAL)),
         "other shape": [
-            f"{name} {list(tensors[name].shape)}, expected {list(own[name].shape)}"
+            f"{name} is {list(tensors[name].shape)} instead of {list(own[name].shape)}"
             for name in sorted(own.keys() & tensors.keys())
             if tensors[name].shape != own[name].shape
         ],

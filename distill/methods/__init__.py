@@ -14,11 +14,17 @@ from detr.models import Detector
 from distill.criterion import LossWeights
 from distill.methods.base import Method, Setting
 from distill.methods.clockdistill import ClockDistill
+from distill.methods.fgd import Fgd
+from distill.methods.fitnet import FitNet
 from distill.methods.kd_detr import KdDetr
+from distill.methods.mgd import Mgd
 
 METHODS: dict[str, type[Method]] = {
     ClockDistill.name: ClockDistill,
     KdDetr.name: KdDetr,
+    FitNet.name: FitNet,
+    Fgd.name: Fgd,
+    Mgd.name: Mgd,
 }
 
 Specs = Sequence[Mapping[str, Mapping[str, Any]]]

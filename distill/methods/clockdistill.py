@@ -79,7 +79,7 @@ class ClockDistillOptions(Strict):
 
 
 class ClockDistill(Method):
-    """See the module.
+    """CLoCKDistill (2025): masked encoder memory, and shared queries that stand on the objects.
 
     Raises:
         UserError: ``method-levels``, ``method-queries`` or ``method-layer-map`` where student and
@@ -148,35 +148,35 @@ class ClockDistill(Method):
             losses.update(self._logits(step))
         return losses
 
-    def _errors(self, step: Step) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Per shared level: squared errors summed over channels, and both kinds of masks."""
+    def _errors(self, step: Step) -> list[Tensor]:
+        """Squared errors of the memory, summed over channels, ``[B, H * W]`` per shared level."""
         ours, theirs = step.student_memory, step.teacher_memory
         assert theirs is not None
         student = split_levels(self.adapter(ours.tokens), ours)
         teacher = split_levels(theirs.tokens.detach(), theirs)
-        foreground, background = scale_masks(step.targets, ours)
-        errors = [
+        return [
             (float32(teacher[t]) - float32(student[s])).square().sum(-1) for s, t in self.levels
         ]
-        objects, rest = split_levels(foreground, ours), split_levels(background, ours)
-        return errors, [objects[s] for s, _ in self.levels], [rest[s] for s, _ in self.levels]
 
     def _masked_memory(self, step: Step) -> Tensor:
-        errors, objects, rest = self._errors(step)
-        total = errors[0].new_zeros(())
-        for error, inside, outside in zip(errors, objects, rest, strict=True):
-            weights = self.options.alpha * inside + self.options.beta * outside
-            total = total + (weights * error).sum()
-        return total / len(step.targets)
+        foreground, background = scale_masks(step.targets, step.student_memory)
+        weights = split_levels(
+            self.options.alpha * foreground + self.options.beta * background, step.student_memory
+        )
+        terms = [
+            (weights[s] * error).sum()
+            for (s, _), error in zip(self.levels, self._errors(step), strict=True)
+        ]
+        return torch.stack(terms).sum() / len(step.targets)
 
     def _plain_memory(self, step: Step) -> Tensor:
-        ours, theirs = step.student_memory, step.teacher_memory
-        assert theirs is not None
-        errors, _, _ = self._errors(step)
-        padding = split_levels(ours.padding, ours)
+        assert step.teacher_memory is not None
+        padding = split_levels(step.student_memory.padding, step.student_memory)
         valid = torch.cat([~padding[s] for s, _ in self.levels], 1)
-        count = mean_over_processes(valid.sum().to(torch.float32)) * theirs.tokens.shape[-1]
-        return self.options.plain_weight * (torch.cat(errors, 1) * valid).sum() / count
+        count = mean_over_processes(valid.sum().to(torch.float32))
+        error = torch.cat(self._errors(step), 1)
+        width = step.teacher_memory.tokens.shape[-1]
+        return self.options.plain_weight * (error * valid).sum() / (count * width)
 
     def _logits(self, step: Step) -> dict[str, Tensor]:
         """TCLD: all points of a layer share one normaliser, so confident ones lead."""

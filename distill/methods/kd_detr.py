@@ -69,7 +69,7 @@ class KdDetrOptions(Strict):
 
 
 class KdDetr(Method):
-    """See the module.
+    """KD-DETR (CVPR 2024): random queries and the teacher's own, answered by both models.
 
     Raises:
         UserError: ``method-queries`` or ``method-layer-map`` where student and teacher cannot be

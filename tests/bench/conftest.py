@@ -51,6 +51,11 @@ class BrightBoxEngine(Engine):
 
 
 @pytest.fixture
+def engine_type() -> type[BrightBoxEngine]:
+    return BrightBoxEngine
+
+
+@pytest.fixture
 def bright_cars(tmp_path: Path) -> Path:
     """A KITTI folder of six 64 x 128 images, each with one car and a DontCare region."""
     root = tmp_path / "kitti"

@@ -76,6 +76,7 @@ def test_weights_from_a_file_of_the_whole_classifier(tmp_path):
         ({"strides": (8, 64)}, "backbone-strides", "64"),
         ({"frozen_stages": 9}, "backbone-frozen-stages", "9"),
         ({"pretrained": "/nowhere.safetensors"}, "checkpoint-missing", "/nowhere"),
+        ({"pretrained": "hub:resnet18.no_such_tag"}, "backbone-download", "no_such_tag"),
     ],
 )
 def test_mistakes_are_told_in_one_line(changes, code, part):
@@ -92,4 +93,4 @@ def test_weights_of_another_backbone_are_refused(tmp_path):
     with pytest.raises(UserError) as caught:
         Backbone(_small(pretrained=str(tmp_path / "o.safetensors")))
     assert caught.value.code == "checkpoint-mismatch"
-    assert "layer1.0.conv1.weight" in caught.value.message
+    assert "layer1.0.bn1.bias is [16] instead of [8]" in caught.value.message

@@ -131,7 +131,7 @@ def test_a_mismatch_names_the_tensors(make, tmp_path):
     for part in (
         "missing: source.reference_points.bias",
         "unexpected: decoder.surplus",
-        "source.embedding.weight [5, 64], expected [12, 64]",
+        "source.embedding.weight is [5, 64] instead of [12, 64]",
     ):
         assert part in caught.value.message
 

@@ -22,7 +22,7 @@ def test_detections_are_sorted_and_inside_the_image(kind, make, batch):
     assert boxes.shape == (2, 20, 4)
     assert scores.shape == labels.shape == (2, 20)
     assert labels.dtype == torch.int64
-    assert 0 <= labels.min() and labels.max() < 3
+    assert labels.min() >= 0 and labels.max() < 3
     assert (scores[:, :-1] >= scores[:, 1:]).all()
     height, width = batch[2].T[:, :, None]
     assert (boxes >= 0).all()
@@ -45,6 +45,22 @@ def test_forward_equals_the_three_steps(kind, make, batch):
     expected = torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
     expected = expected.clamp(0, 1) * torch.tensor([260.0, 160.0, 260.0, 160.0])
     torch.testing.assert_close(boxes[0, 0], expected)
+
+
+@pytest.mark.parametrize("kind", ["refine", "dino"])
+def test_half_precision_stays_close(kind, make, batch, targets):
+    detector = make(kind)
+    with torch.no_grad():
+        exact = detector(*batch)[1]
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = detector(*batch)[1]
+    torch.testing.assert_close(rough.float(), exact, atol=0.05, rtol=0.05)
+    detector.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        memory = detector.encode(*batch[:2])
+        outputs = detector.decode(memory, detector.queries(memory, targets))
+    sum(o.logits[-1].sum() + o.boxes[-1].sum() for o in outputs).backward()
+    assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
 
 
 def test_output_structure(make, batch):
@@ -101,9 +117,7 @@ class _Features(nn.Module):
     def __init__(self, maps: list[torch.Tensor], canvas: tuple[int, int]) -> None:
         super().__init__()
         self.maps = [
-            nn.functional.pad(
-                x, (0, canvas[1] // s - x.shape[-1], 0, canvas[0] // s - x.shape[-2])
-            )
+            nn.functional.pad(x, (0, canvas[1] // s - x.shape[-1], 0, canvas[0] // s - x.shape[-2]))
             for x, s in zip(maps, (8, 16, 32), strict=True)
         ]
 
@@ -131,9 +145,7 @@ def test_a_larger_canvas_changes_nothing(kind, offset, make):
         return
     for small, large in zip(results[0].boxes, results[1].boxes, strict=True):
         torch.testing.assert_close(small, large, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(
-        results[0].logits[-1], results[1].logits[-1], atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(results[0].logits[-1], results[1].logits[-1], atol=1e-4, rtol=1e-4)
 
 
 def test_look_forward_twice_reaches_the_head_before(make, batch):
@@ -258,9 +270,7 @@ def test_parameter_counts_are_the_published_ones(config, backbone, published):
 def test_forward_exports_with_a_dynamic_batch(make, batch):
     detector = make("dino")
     dynamic = torch.export.Dim("batch", min=1, max=8)
-    program = torch.export.export(
-        detector, batch, dynamic_shapes=[{0: dynamic}] * 3, strict=False
-    )
+    program = torch.export.export(detector, batch, dynamic_shapes=[{0: dynamic}] * 3, strict=False)
     three = tuple(torch.cat((x, x[:1])) for x in batch)
     with torch.no_grad():
         for got, want in zip(program.module()(*three), detector(*three), strict=True):

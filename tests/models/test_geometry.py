@@ -75,11 +75,11 @@ def test_sampling_frames():
     ratios = torch.tensor([[[0.5, 1.0], [0.6, 0.8], [1.0, 1.0]]])
     box = torch.tensor([[[0.2, 0.4, 0.1, 0.3]]])
     centre, unit = sampling_frame(box, ratios, SHAPES, points=4)
-    torch.testing.assert_close(centre[0, 0, 1], torch.tensor([0.2 * 0.6, 0.4 * 0.8]))
-    torch.testing.assert_close(unit[0, 0, 1], torch.tensor([0.1 * 0.6 / 8, 0.3 * 0.8 / 8]))
+    torch.testing.assert_close(centre[0, 0, 1, 2], torch.tensor([0.2 * 0.6, 0.4 * 0.8]))
+    torch.testing.assert_close(unit[0, 0, 1, 3], torch.tensor([0.1 * 0.6 / 8, 0.3 * 0.8 / 8]))
     centre, unit = sampling_frame(box[..., :2], ratios, SHAPES, points=4)
-    torch.testing.assert_close(centre[0, 0, 0], torch.tensor([0.1, 0.4]))
-    torch.testing.assert_close(unit[0, 0, 2], torch.tensor([1 / 5, 1 / 3]))
+    torch.testing.assert_close(centre[0, 0, 0, 0], torch.tensor([0.1, 0.4]))
+    torch.testing.assert_close(unit[0, 0, 2, 0], torch.tensor([1 / 5, 1 / 3]))
 
 
 def test_token_centres_are_relative_to_the_image():

@@ -60,9 +60,7 @@ def test_filler_queries_do_not_reach_the_others(make, batch):
         padding = torch.tensor([[False] * 4 + [True] * 3] * 2)
         group = _extra("padded", detector, 2, padding=padding)
         short = QueryGroup("short", group.content[:, :4], group.reference[:, :4])
-        _same(
-            detector.decode(memory, [short])[0], detector.decode(memory, [group])[0], slice(0, 4)
-        )
+        _same(detector.decode(memory, [short])[0], detector.decode(memory, [group])[0], slice(0, 4))
 
 
 def test_denoising_blocks_see_own_queries_but_not_each_other(make, batch, targets):

@@ -115,10 +115,15 @@ template <class Value> void forward(const Problem &p, const ForwardArrays &array
     }
 }
 
-// Queries whose samples are located together in the backward pass.
-constexpr Index kQueryBlock = 32;
+// Samples located together in the backward pass, about; a multiple of any vector's length.
+constexpr Index kSampleBlock = 256;
 
-Index level_rows(const Problem &p) {
+Index queries_per_block(const Problem &p, Index heads) {
+    const Index queries = kSampleBlock / (heads * p.points > 0 ? heads * p.points : 1);
+    return queries > 1 ? queries : 1;
+}
+
+Index largest_level(const Problem &p) {
     Index rows = 0;
     for (Index level = 0; level < p.levels; ++level) {
         const Index size = Index(p.heights[level]) * p.widths[level];
@@ -127,81 +132,106 @@ Index level_rows(const Problem &p) {
     return rows;
 }
 
+// Where a unit adds up the gradient of its values: half precision needs a wider copy.
+template <class Value> constexpr bool kSumsInPlace = sizeof(Value) >= sizeof(float);
+
 template <class Value>
-void backward(const Problem &p, const BackwardArrays &arrays, void *scratch, Index unit) {
+void backward(const Problem &p, const BackwardArrays &arrays, void *scratch, Index image, Index level,
+              Index first_head, Index last_head) {
     using Acc = typename Accumulator<Value>::type;
-    const Index level = unit % p.levels, head = unit / p.levels % p.heads;
-    const Index image = unit / p.levels / p.heads;
-    const Index stride = p.heads * p.channels, points = p.points;
+    const Index points = p.points, heads = last_head - first_head, width_of_unit = heads * p.channels;
+    const Index stride = p.heads * p.channels;
     const int height = p.heights[level], width = p.widths[level];
     const Index rows = Index(height) * width;
-    const Index offset = (image * p.tokens + p.starts[level]) * stride + head * p.channels;
+    const Index offset = (image * p.tokens + p.starts[level]) * stride + first_head * p.channels;
     const Value *values = static_cast<const Value *>(arrays.value) + offset;
     Value *grad_values = static_cast<Value *>(arrays.grad_value) + offset;
 
-    // The unit's gradient, gathered densely and in full precision, then written out once.
-    Acc *sums = static_cast<Acc *>(scratch);
-    for (Index i = 0; i < rows * p.channels; ++i) sums[i] = 0;
-    Corners<Acc> *dots = reinterpret_cast<Corners<Acc> *>(sums + level_rows(p) * p.channels);
-    Samples<Acc> samples(reinterpret_cast<char *>(dots + kQueryBlock * points),
-                         kQueryBlock * points);
-    for (Index i = 0; i < kQueryBlock * points; ++i) {
+    const Index block = queries_per_block(p, heads);
+    const Index capacity = block * heads * points;
+    Corners<Acc> *dots = static_cast<Corners<Acc> *>(scratch);
+    Samples<Acc> samples(reinterpret_cast<char *>(dots + capacity), capacity);
+    for (Index i = 0; i < capacity; ++i) {
         samples.width[i] = width;
         samples.height[i] = height;
     }
-    for (Index begin = 0; begin < p.queries; begin += kQueryBlock) {
-        const Index queries = p.queries - begin < kQueryBlock ? p.queries - begin : kQueryBlock;
-        const Index count = queries * points;
-        // First sample of query `begin + q` in this head and level: first + q * step.
-        const Index step = p.heads * p.samples();
-        const Index first = (image * p.queries + begin) * step + head * p.samples() + level * points;
-        const Acc *locations = static_cast<const Acc *>(arrays.locations) + first * 2;
-        const Acc *weights = static_cast<const Acc *>(arrays.weights) + first;
-        for (Index q = 0; q < queries; ++q) {
-            for (Index point = 0; point < points; ++point) {
-                samples.x[q * points + point] = locations[(q * step + point) * 2];
-                samples.y[q * points + point] = locations[(q * step + point) * 2 + 1];
-                samples.weight[q * points + point] = weights[q * step + point];
-            }
-        }
-        samples.locate_all(count);
-        for (Index q = 0; q < queries; ++q) {
-            const Value *grad_out = static_cast<const Value *>(arrays.grad_out) +
-                                    ((image * p.queries + begin + q) * p.heads + head) * p.channels;
-            for (Index i = q * points; i < (q + 1) * points; ++i) dots[i] = Corners<Acc>{};
-            channel_blocks(p.channels, [&](auto block, Index channel) {
-                using Block = Row<Acc, decltype(block)::value>;
-                const Block gradient = Block::load(grad_out + channel);
-                for (Index i = q * points; i < (q + 1) * points; ++i) {
-                    const Index row = samples.row[i];
-                    const unsigned mask = samples.mask[i];
-                    const Corners<Acc> dot =
-                        corner_dots(gradient, values + row * stride + channel, stride, width * stride, mask);
-                    dots[i].top_left += dot.top_left;
-                    dots[i].top_right += dot.top_right;
-                    dots[i].bottom_left += dot.bottom_left;
-                    dots[i].bottom_right += dot.bottom_right;
-                    scatter(gradient, sums + row * p.channels + channel, p.channels,
-                            width * p.channels, mask, samples.corners(i));
-                }
-            });
-        }
-        Acc *grad_locations = static_cast<Acc *>(arrays.grad_locations) + first * 2;
-        Acc *grad_weights = static_cast<Acc *>(arrays.grad_weights) + first;
-        for (Index i = 0; i < count; ++i) {
-            const SampleGradient<Acc> gradient = sample_gradient(
-                dots[i], samples.fx[i], samples.fy[i], samples.weight[i], height, width);
-            const Index to = i / points * step + i % points;
-            grad_weights[to] = gradient.weight;
-            grad_locations[to * 2] = gradient.x;
-            grad_locations[to * 2 + 1] = gradient.y;
-        }
+    Acc *sums = reinterpret_cast<Acc *>(samples.mask + capacity);
+    Index sums_stride = width_of_unit;
+    if constexpr (kSumsInPlace<Value>) {
+        sums = grad_values;
+        sums_stride = stride;
     }
     for (Index row = 0; row < rows; ++row) {
-        channel_blocks(p.channels, [&](auto block, Index channel) {
-            Row<Acc, decltype(block)::value>::load(sums + row * p.channels + channel)
-                .store(grad_values + row * stride + channel);
-        });
+        for (Index i = 0; i < width_of_unit; ++i) sums[row * sums_stride + i] = 0;
+    }
+
+    for (Index begin = 0; begin < p.queries; begin += block) {
+        const Index queries = p.queries - begin < block ? p.queries - begin : block;
+        // Head h of query q has its samples at arrays + (q * p.heads + h) * p.samples().
+        const Index first =
+            ((image * p.queries + begin) * p.heads + first_head) * p.samples() + level * points;
+        const Acc *locations = static_cast<const Acc *>(arrays.locations) + first * 2;
+        const Acc *weights = static_cast<const Acc *>(arrays.weights) + first;
+        Acc *grad_locations = static_cast<Acc *>(arrays.grad_locations) + first * 2;
+        Acc *grad_weights = static_cast<Acc *>(arrays.grad_weights) + first;
+        const Value *grad_out = static_cast<const Value *>(arrays.grad_out) +
+                                (image * p.queries + begin) * stride + first_head * p.channels;
+        Index i = 0;
+        for (Index q = 0; q < queries; ++q) {
+            for (Index head = 0; head < heads; ++head) {
+                const Index at = (q * p.heads + head) * p.samples();
+                for (Index point = 0; point < points; ++point, ++i) {
+                    samples.x[i] = locations[(at + point) * 2];
+                    samples.y[i] = locations[(at + point) * 2 + 1];
+                    samples.weight[i] = weights[at + point];
+                    dots[i] = Corners<Acc>{};
+                }
+            }
+        }
+        samples.locate_all(i);
+        i = 0;
+        for (Index q = 0; q < queries; ++q) {
+            for (Index head = 0; head < heads; ++head, i += points) {
+                channel_blocks(p.channels, [&](auto size, Index channel) {
+                    using Block = Row<Acc, decltype(size)::value>;
+                    const Index column = head * p.channels + channel;
+                    const Block gradient = Block::load(grad_out + q * stride + column);
+                    for (Index s = i; s < i + points; ++s) {
+                        const Index row = samples.row[s];
+                        const unsigned mask = samples.mask[s];
+                        const Corners<Acc> dot = corner_dots(gradient, values + row * stride + column,
+                                                             stride, width * stride, mask);
+                        dots[s].top_left += dot.top_left;
+                        dots[s].top_right += dot.top_right;
+                        dots[s].bottom_left += dot.bottom_left;
+                        dots[s].bottom_right += dot.bottom_right;
+                        scatter(gradient, sums + row * sums_stride + column, sums_stride,
+                                width * sums_stride, mask, samples.corners(s));
+                    }
+                });
+            }
+        }
+        i = 0;
+        for (Index q = 0; q < queries; ++q) {
+            for (Index head = 0; head < heads; ++head) {
+                const Index at = (q * p.heads + head) * p.samples();
+                for (Index point = 0; point < points; ++point, ++i) {
+                    const SampleGradient<Acc> gradient = sample_gradient(
+                        dots[i], samples.fx[i], samples.fy[i], samples.weight[i], height, width);
+                    grad_weights[at + point] = gradient.weight;
+                    grad_locations[(at + point) * 2] = gradient.x;
+                    grad_locations[(at + point) * 2 + 1] = gradient.y;
+                }
+            }
+        }
+    }
+    if constexpr (!kSumsInPlace<Value>) {
+        for (Index row = 0; row < rows; ++row) {
+            channel_blocks(width_of_unit, [&](auto size, Index column) {
+                Row<Acc, decltype(size)::value>::load(sums + row * sums_stride + column)
+                    .store(grad_values + row * stride + column);
+            });
+        }
     }
 }
 
@@ -225,11 +255,12 @@ Index forward_scratch(const Problem &p, ValueType type) {
     });
 }
 
-Index backward_scratch(const Problem &p, ValueType type) {
+Index backward_scratch(const Problem &p, ValueType type, Index heads) {
     return with_type(type, [&](auto value) {
         using Acc = typename Accumulator<decltype(value)>::type;
-        return (Samples<Acc>::kBytes + Index(sizeof(Corners<Acc>))) * kQueryBlock * p.points +
-               level_rows(p) * p.channels * Index(sizeof(Acc));
+        const Index samples = queries_per_block(p, heads) * heads * p.points;
+        const Index sums = kSumsInPlace<decltype(value)> ? 0 : largest_level(p) * heads * p.channels;
+        return samples * (Samples<Acc>::kBytes + Index(sizeof(Corners<Acc>))) + sums * Index(sizeof(Acc));
     });
 }
 
@@ -242,9 +273,9 @@ void run_forward(const Problem &p, ValueType type, const ForwardArrays &arrays, 
 }
 
 void run_backward(const Problem &p, ValueType type, const BackwardArrays &arrays, void *scratch,
-                  Index unit) {
+                  Index image, Index level, Index first_head, Index last_head) {
     with_type(type, [&](auto value) {
-        backward<decltype(value)>(p, arrays, scratch, unit);
+        backward<decltype(value)>(p, arrays, scratch, image, level, first_head, last_head);
         return 0;
     });
 }

@@ -28,13 +28,15 @@ struct Kernels {
     const char *name;
     // Bytes of scratch one thread needs.
     long long (*forward_scratch)(const Problem &, ValueType);
-    long long (*backward_scratch)(const Problem &, ValueType);
+    long long (*backward_scratch)(const Problem &, ValueType, long long heads);
     // Queries [begin, end) of batch * queries.
     void (*forward)(const Problem &, ValueType, const ForwardArrays &, void *scratch, long long begin,
                     long long end);
-    // One unit of batch * heads * levels: a unit owns its part of all three gradients, so the result
-    // does not depend on the number of threads.
-    void (*backward)(const Problem &, ValueType, const BackwardArrays &, void *scratch, long long unit);
+    // All gradients of one image, one level and the heads [first, last). No two such units write to
+    // the same place, and each adds up in the order of the queries: the result has the same bits
+    // however the work is shared out.
+    void (*backward)(const Problem &, ValueType, const BackwardArrays &, void *scratch,
+                     long long image, long long level, long long first, long long last);
 };
 
 const Kernels &kernels_baseline();

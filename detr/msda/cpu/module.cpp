@@ -177,13 +177,17 @@ void backward(const ConstArray &grad_out, const ConstArray &value,
                                 grad_weights.data()};
     threads = std::max(threads, 1);
     const Problem &problem = call.problem;
-    // Level by level, the finest (longest) first, so that the last units to finish are short.
-    const long long groups = problem.batch * problem.heads;
+    // Few heads to a unit share the work out better, many read memory in longer runs.
+    const long long units = std::max(problem.batch * problem.levels, 1LL);
+    const long long parts = std::clamp((threads * 4 + units - 1) / units, 1LL, std::max(problem.heads, 1LL));
+    const long long heads = (problem.heads + parts - 1) / parts;
     nb::gil_scoped_release release;
-    Scratch scratch(kernels.backward_scratch(problem, call.type), threads);
-    parallel_for(groups * problem.levels, threads, [&](long long index, int worker) {
-        const long long unit = index % groups * problem.levels + index / groups;
-        kernels.backward(problem, call.type, arrays, scratch.of(worker), unit);
+    Scratch scratch(kernels.backward_scratch(problem, call.type, heads), threads);
+    parallel_for(units * parts, threads, [&](long long index, int worker) {
+        const long long first = index % parts * heads, image = index / parts % problem.batch;
+        kernels.backward(problem, call.type, arrays, scratch.of(worker), image,
+                         index / parts / problem.batch, std::min(first, problem.heads),
+                         std::min(first + heads, problem.heads));
     });
 }
 

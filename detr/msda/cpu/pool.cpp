@@ -1,20 +1,18 @@
 #include "pool.hpp"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
-
-#if !defined(_WIN32)
-#include <unistd.h>
-#endif
 
 namespace detr_msda {
 namespace {
 
 class Pool {
    public:
-    bool owned_by_this_process() const { return process_ == current_process(); }
+    bool owned_by_this_process() const { return process_ == getpid(); }
     bool try_begin() { return !busy_.exchange(true, std::memory_order_acquire); }
 
     void run(long long count, int threads, void (*task)(void *, long long, int), void *context) {
@@ -39,14 +37,6 @@ class Pool {
     }
 
    private:
-    static long current_process() {
-#if defined(_WIN32)
-        return 0;
-#else
-        return static_cast<long>(getpid());
-#endif
-    }
-
     void drain(int worker) {
         for (long long index; (index = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) {
             task_(context_, index, worker);
@@ -75,7 +65,7 @@ class Pool {
     void *context_ = nullptr;
     long long count_ = 0, round_ = 0;
     int size_ = 0, wanted_ = 0, running_ = 0;
-    const long process_ = current_process();
+    const pid_t process_ = getpid();
 };
 
 // A forked child has the pool's memory but not its threads, so it starts its own. Pools are never

@@ -3,7 +3,7 @@
 
 #include "../include/msda.hpp"
 
-#if defined(__F16C__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -17,8 +17,6 @@
 
 namespace detr_msda {
 namespace MSDA_TARGET {
-
-#if defined(__GNUC__)
 
 template <class T, int N> struct Vector {
     typedef T type __attribute__((vector_size(N * sizeof(T))));
@@ -58,17 +56,61 @@ template <int N> MSDA_FUNCTION auto widen_vector(const Half *from) {
     }
 }
 
+template <int N, class V, class Value> MSDA_FUNCTION void narrow_vector(V wide, Value *to) {
+    for (int i = 0; i < N; ++i) to[i] = narrow<Value>(wide[i] + 0);
+}
+#if defined(__F16C__)
+template <int N, class V> MSDA_FUNCTION void narrow_vector(V wide, Half *to) {
+    if constexpr (N == 8) {
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(to),
+                         _mm256_cvtps_ph(reinterpret_cast<__m256>(wide), _MM_FROUND_TO_NEAREST_INT));
+#if defined(__AVX512F__)
+    } else if constexpr (N == 16) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(to),
+                            _mm512_cvtps_ph(reinterpret_cast<__m512>(wide), _MM_FROUND_TO_NEAREST_INT));
+#endif
+    } else {
+        for (int i = 0; i < N; ++i) to[i] = narrow<Half>(wide[i] + 0);
+    }
+}
+#endif
+
 template <int N, class V> MSDA_FUNCTION auto sum(V vector) {
     if constexpr (N == 1) {
         return vector[0];
     } else {
-        constexpr int half = N / 2;
         using Scalar = decltype(vector[0] + vector[0]);
-        typename Vector<Scalar, half>::type low, high;
+        using Half = typename Vector<Scalar, N / 2>::type;
+        Half low, high;
         __builtin_memcpy(&low, &vector, sizeof(low));
         __builtin_memcpy(&high, reinterpret_cast<const char *>(&vector) + sizeof(low), sizeof(low));
-        return sum<half>(low + high);
+        return sum<N / 2>(Half(low + high));
     }
+}
+
+// The sums of four vectors. Adding them up together takes half the instructions of one by one.
+template <int N, class V, class Acc = decltype(V{}[0] + V{}[0])>
+MSDA_FUNCTION Corners<Acc> sums(V a, V b, V c, V d) {
+#if defined(__AVX__)
+    if constexpr (N == 8 && sizeof(Acc) == 4) {
+        const __m256 halves =
+            _mm256_hadd_ps(_mm256_hadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)),
+                           _mm256_hadd_ps(reinterpret_cast<__m256>(c), reinterpret_cast<__m256>(d)));
+        return bit_cast<Corners<Acc>>(
+            _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+    }
+#endif
+#if defined(__AVX512F__)
+    if constexpr (N == 16 && sizeof(Acc) == 4) {
+        const auto fold = [](V vector) {
+            const __m512 whole = reinterpret_cast<__m512>(vector);
+            return reinterpret_cast<typename Vector<float, 8>::type>(
+                _mm256_add_ps(_mm512_castps512_ps256(whole), _mm512_extractf32x8_ps(whole, 1)));
+        };
+        return sums<8>(fold(a), fold(b), fold(c), fold(d));
+    }
+#endif
+    return {sum<N>(a), sum<N>(b), sum<N>(c), sum<N>(d)};
 }
 
 // N channels (a power of two) of accumulator type Acc.
@@ -105,11 +147,15 @@ template <class Acc, int N> struct Row {
         row.add(scale, *this);
         row.store(sums);
     }
-    MSDA_FUNCTION Acc dot(const Row &other) const {
+    MSDA_FUNCTION V products(const Row &other) const {
         V total = part[0] * other.part[0];
 #pragma GCC unroll 16
         for (int i = 1; i < kCount; ++i) total += part[i] * other.part[i];
-        return sum<kWidth>(total);
+        return total;
+    }
+    MSDA_FUNCTION Acc dot(const Row &other) const { return sum<kWidth>(products(other)); }
+    MSDA_FUNCTION Corners<Acc> dots(const Row &a, const Row &b, const Row &c, const Row &d) const {
+        return sums<kWidth>(products(a), products(b), products(c), products(d));
     }
     template <class Value> MSDA_FUNCTION void store(Value *to) const {
         if constexpr (sizeof(Value) == sizeof(Acc)) {
@@ -118,45 +164,11 @@ template <class Acc, int N> struct Row {
                 *reinterpret_cast<typename Vector<Acc, kWidth>::unaligned *>(to + i * kWidth) = part[i];
             }
         } else {
-            for (int i = 0; i < N; ++i) to[i] = narrow<Value>(Acc(part[i / kWidth][i % kWidth]));
+#pragma GCC unroll 16
+            for (int i = 0; i < kCount; ++i) narrow_vector<kWidth>(part[i], to + i * kWidth);
         }
     }
 };
-
-#else  // a compiler without vector types: plain arrays, vectorised as far as it can
-
-template <class Acc, int N> struct Row {
-    using Scalar = Acc;
-    Acc part[N];
-
-    template <class Value> static MSDA_FUNCTION Row load(const Value *from) {
-        Row row;
-        for (int i = 0; i < N; ++i) row.part[i] = widen(from[i]);
-        return row;
-    }
-    static MSDA_FUNCTION Row zero() { return Row{}; }
-    MSDA_FUNCTION void add(Acc scale, const Row &other) {
-        for (int i = 0; i < N; ++i) part[i] += scale * other.part[i];
-    }
-    MSDA_FUNCTION void add(const Row &other) {
-        for (int i = 0; i < N; ++i) part[i] += other.part[i];
-    }
-    MSDA_FUNCTION void add_scaled_to(Acc *sums, Acc scale) const {
-        Row row = load(sums);
-        row.add(scale, *this);
-        row.store(sums);
-    }
-    MSDA_FUNCTION Acc dot(const Row &other) const {
-        Acc total = 0;
-        for (int i = 0; i < N; ++i) total += part[i] * other.part[i];
-        return total;
-    }
-    template <class Value> MSDA_FUNCTION void store(Value *to) const {
-        for (int i = 0; i < N; ++i) to[i] = narrow<Value>(part[i]);
-    }
-};
-
-#endif
 
 }  // namespace MSDA_TARGET
 }  // namespace detr_msda

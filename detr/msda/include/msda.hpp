@@ -14,8 +14,6 @@
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define MSDA_FUNCTION __host__ __device__ __forceinline__
-#elif defined(_MSC_VER)
-#define MSDA_FUNCTION __forceinline
 #else
 #define MSDA_FUNCTION inline __attribute__((always_inline))
 #endif
@@ -58,7 +56,9 @@ template <class To, class From> MSDA_FUNCTION To bit_cast(From from) {
 }
 
 MSDA_FUNCTION float fused(float a, float b, float c) {
-#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#if defined(__CUDA_ARCH__)
+    return fmaf(a, b, c);
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
     return __builtin_fmaf(a, b, c);
 #else
     return a * b + c;
@@ -205,10 +205,8 @@ MSDA_FUNCTION Corners<typename Row::Scalar> corner_dots(const Row &gradient, con
                                                         Index stride, Index down, unsigned mask) {
     Corners<typename Row::Scalar> dot{};
     if (mask == kAllCorners) {
-        dot.top_left = gradient.dot(Row::load(corner));
-        dot.top_right = gradient.dot(Row::load(corner + stride));
-        dot.bottom_left = gradient.dot(Row::load(corner + down));
-        dot.bottom_right = gradient.dot(Row::load(corner + down + stride));
+        dot = gradient.dots(Row::load(corner), Row::load(corner + stride), Row::load(corner + down),
+                            Row::load(corner + down + stride));
     } else if (mask != 0u) {
         if (mask & 1u) dot.top_left = gradient.dot(Row::load(corner));
         if (mask & 2u) dot.top_right = gradient.dot(Row::load(corner + stride));

@@ -56,9 +56,7 @@ def test_every_object_and_the_background_weigh_one_per_level(target: Targets) ->
 def test_padding_weighs_nothing_and_scales_boxes(target: Targets) -> None:
     # The image covers 6 of 8 columns and 2 of 4 rows. A box over its right half covers columns
     # 3 to 5 and both rows: 6 cells, 6 of background, 20 of padding.
-    fg, bg = scale_masks(
-        [target([[0.75, 0.5, 0.5, 1.0]], [0])], memory(((4, 8),), [[0.75, 0.5]])
-    )
+    fg, bg = scale_masks([target([[0.75, 0.5, 0.5, 1.0]], [0])], memory(((4, 8),), [[0.75, 0.5]]))
     expected = torch.zeros(4, 8)
     expected[:2, 3:6] = 1 / 6
     torch.testing.assert_close(fg.view(4, 8), expected)

@@ -86,7 +86,7 @@ def test_layers_pair_one_to_one_or_last_to_last() -> None:
     assert pair_layers(2, 6, (2, 5), "m") == ((0, 2), (1, 5))
     assert pair_layers(2, 6, (None, 5), "m") == ((1, 5),)
     for wrong in ((1,), (0, 6), (-1, 0)):
-        with pytest.raises(UserError, match="methods.m.layer_map") as error:
+        with pytest.raises(UserError, match=r"methods\.m\.layer_map") as error:
             pair_layers(2, 6, wrong, "m")
         assert error.value.code == "method-layer-map"
 

@@ -1,0 +1,49 @@
+"""What a file with weights says about itself."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import onnx
+
+from engines.bundle import is_bundle, open_bundle
+
+_FLOATS = {
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.INT8,
+    onnx.TensorProto.UINT8,
+}
+
+
+def parameters(artefact: Path) -> int | None:
+    """Number of stored weights: what the file carries, folded constants and statistics included.
+
+    Args:
+        artefact: An ONNX graph or a ``.safetensors`` file; ``None`` is returned for anything else.
+    """
+    if artefact.suffix == ".onnx":
+        graph = onnx.load(str(artefact), load_external_data=False).graph
+        return sum(int(math.prod(t.dims)) for t in graph.initializer if t.data_type in _FLOATS)
+    if artefact.suffix == ".safetensors":
+        return _safetensors(artefact)
+    return None
+
+
+def _safetensors(path: Path) -> int | None:
+    """The header is JSON, its length the eight little-endian bytes before it."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        # A header is never larger than its file; anything else is not the format.
+        if length > path.stat().st_size:
+            return None
+        header = json.loads(file.read(length))
+    return sum(int(math.prod(v["shape"])) for k, v in header.items() if k != "__metadata__")
+
+
+def precision(model: Path) -> str:
+    """Type the weights are stored and computed in: a bundle's own word, fp32 for a checkpoint."""
+    return open_bundle(model).info.precision if is_bundle(model) else "fp32"

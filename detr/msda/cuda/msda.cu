@@ -1,0 +1,236 @@
+// The CUDA kernels, forward and backward, for nvcc and NVRTC (no standard headers).
+//
+// Compiled for one kind of attention, given by macros:
+//   MSDA_VALUE                   type of the values: float, double, Half or BFloat16
+//   MSDA_HEADS, MSDA_CHANNELS    M and D
+//   MSDA_LEVELS, MSDA_POINTS     V and P
+//   MSDA_SIZES                   optional: {height, width}, ... of each level; otherwise the last
+//                                argument of each kernel
+//   MSDA_LANE_CHANNELS           channels per thread, a divisor of D (loads of 16 bytes at best)
+//   MSDA_LANES                   threads per head: the power of two not below D / MSDA_LANE_CHANNELS
+//
+// One block serves kGroups neighbouring (image, query, head) triples. First its threads locate the
+// samples of all of them, each sample once; then MSDA_LANES threads per triple read the corners.
+#include "msda.hpp"
+
+namespace detr_msda {
+namespace MSDA_TARGET {
+
+using Value = MSDA_VALUE;
+using Acc = Accumulator<Value>::type;
+
+constexpr int kHeads = MSDA_HEADS, kChannels = MSDA_CHANNELS;
+constexpr int kLevels = MSDA_LEVELS, kPoints = MSDA_POINTS, kSamples = kLevels * kPoints;
+constexpr int kLaneChannels = MSDA_LANE_CHANNELS, kLanes = MSDA_LANES;
+constexpr int kThreads = 128, kGroups = kThreads / kLanes;
+constexpr Index kStride = Index(kHeads) * kChannels;
+
+static_assert(kChannels % kLaneChannels == 0, "each thread takes the same number of channels");
+static_assert(kLanes * kLaneChannels >= kChannels, "too few threads for a head");
+static_assert(kLanes <= 32 && (kLanes & (kLanes - 1)) == 0, "a head's threads are part of a warp");
+
+struct Level {
+    int height, width;
+};
+struct Levels {
+    Level at[kLevels];
+};
+
+#if defined(MSDA_SIZES)
+#define MSDA_LEVELS_ARGUMENT
+#define MSDA_LEVELS_VALUE constexpr Levels levels{{MSDA_SIZES}};
+#else
+#define MSDA_LEVELS_ARGUMENT , const Levels levels
+#define MSDA_LEVELS_VALUE
+#endif
+
+// The channels of one thread.
+struct Lane {
+    using Scalar = Acc;
+    struct alignas(sizeof(Value) * kLaneChannels) Packed {
+        Value at[kLaneChannels];
+    };
+    Acc part[kLaneChannels];
+
+    static MSDA_FUNCTION Lane zero() {
+        Lane lane;
+#pragma unroll
+        for (int i = 0; i < kLaneChannels; ++i) lane.part[i] = 0;
+        return lane;
+    }
+    static MSDA_FUNCTION Lane load(const Value *from) {
+        const Packed packed = *reinterpret_cast<const Packed *>(from);
+        Lane lane;
+#pragma unroll
+        for (int i = 0; i < kLaneChannels; ++i) lane.part[i] = widen(packed.at[i]);
+        return lane;
+    }
+    MSDA_FUNCTION void add(Acc scale, const Lane &other) {
+#pragma unroll
+        for (int i = 0; i < kLaneChannels; ++i) part[i] += scale * other.part[i];
+    }
+    MSDA_FUNCTION Acc dot(const Lane &other) const {
+        Acc total = 0;
+#pragma unroll
+        for (int i = 0; i < kLaneChannels; ++i) total += part[i] * other.part[i];
+        return total;
+    }
+    MSDA_FUNCTION Corners<Acc> dots(const Lane &a, const Lane &b, const Lane &c, const Lane &d) const {
+        return {dot(a), dot(b), dot(c), dot(d)};
+    }
+    MSDA_FUNCTION void store(Value *to) const {
+        Packed packed;
+#pragma unroll
+        for (int i = 0; i < kLaneChannels; ++i) packed.at[i] = narrow<Value>(part[i]);
+        *reinterpret_cast<Packed *>(to) = packed;
+    }
+    __device__ __forceinline__ void add_scaled_to(Acc *sums, Acc scale) const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+        if constexpr (sizeof(Acc) == 4 && kLaneChannels % 4 == 0) {
+#pragma unroll
+            for (int i = 0; i < kLaneChannels; i += 4) {
+                atomicAdd(reinterpret_cast<float4 *>(sums + i),
+                          make_float4(scale * part[i], scale * part[i + 1], scale * part[i + 2],
+                                      scale * part[i + 3]));
+            }
+            return;
+        }
+#endif
+#pragma unroll
+        for (int i = 0; i < kLaneChannels; ++i) atomicAdd(sums + i, scale * part[i]);
+    }
+};
+
+// A located sample in shared memory. `token` counts from the image's first token.
+struct Staged {
+    Corners<Acc> share;
+    int token;
+    unsigned mask;
+};
+struct StagedGradient {
+    Acc x, y, weight;  // first the shares and the weight, then their gradients
+};
+
+// Locates the samples of the block's groups, `first` being the first; calls keep(index, sample, weight).
+template <class Keep>
+__device__ __forceinline__ void stage(const Acc *locations, const Acc *weights, int first, int groups,
+                                      const Levels &levels, Staged *staged, Keep keep) {
+    for (int i = threadIdx.x; i < kGroups * kSamples; i += kThreads) {
+        const Index at = Index(first) * kSamples + i;
+        if (at >= Index(groups) * kSamples) break;
+        const int level = i % kSamples / kPoints;
+        int start = 0;
+#pragma unroll
+        for (int v = 0; v < kLevels; ++v) {
+            start += v < level ? levels.at[v].height * levels.at[v].width : 0;
+        }
+        const Sample<Acc> sample = locate(locations[at * 2], locations[at * 2 + 1],
+                                          levels.at[level].height, levels.at[level].width);
+        const Acc weight = weights[at];
+        staged[i] = {corner_shares(sample.fx, sample.fy, weight), start + sample.row, sample.mask};
+        keep(i, sample, weight);
+    }
+}
+
+MSDA_FUNCTION Index tokens_of(const Levels &levels) {
+    Index tokens = 0;
+#pragma unroll
+    for (int v = 0; v < kLevels; ++v) tokens += Index(levels.at[v].height) * levels.at[v].width;
+    return tokens;
+}
+
+// groups = images * queries * heads; grid: one block per kGroups of them.
+extern "C" __global__ void __launch_bounds__(kThreads)
+    msda_forward(const Value *__restrict__ value, const Acc *__restrict__ locations,
+                 const Acc *__restrict__ weights, int queries, int groups,
+                 Value *__restrict__ out MSDA_LEVELS_ARGUMENT) {
+    MSDA_LEVELS_VALUE
+    __shared__ Staged staged[kGroups * kSamples];
+    const int first = blockIdx.x * kGroups;
+    stage(locations, weights, first, groups, levels, staged, [](int, const Sample<Acc> &, Acc) {});
+    __syncthreads();
+
+    const int local = threadIdx.x / kLanes, channel = threadIdx.x % kLanes * kLaneChannels;
+    const int group = first + local;
+    if (group >= groups || channel >= kChannels) return;
+    const Index image = group / kHeads / queries;
+    const Value *base =
+        value + image * tokens_of(levels) * kStride + group % kHeads * kChannels + channel;
+    Lane upper = Lane::zero(), lower = Lane::zero();
+#pragma unroll
+    for (int level = 0; level < kLevels; ++level) {
+        const Index down = levels.at[level].width * kStride;
+#pragma unroll
+        for (int point = 0; point < kPoints; ++point) {
+            const Staged sample = staged[local * kSamples + level * kPoints + point];
+            accumulate(upper, lower, base + sample.token * kStride, kStride, down, sample.mask,
+                       sample.share);
+        }
+    }
+    upper.add(1, lower);
+    upper.store(out + Index(group) * kChannels + channel);
+}
+
+// grad_value holds sums (float for half precision values) and starts as zeros. Its additions are
+// atomic, so their order, and with it the last bits, differ from run to run.
+extern "C" __global__ void __launch_bounds__(kThreads)
+    msda_backward(const Value *__restrict__ grad_out, const Value *__restrict__ value,
+                  const Acc *__restrict__ locations, const Acc *__restrict__ weights, int queries,
+                  int groups, Acc *__restrict__ grad_value, Acc *__restrict__ grad_locations,
+                  Acc *__restrict__ grad_weights MSDA_LEVELS_ARGUMENT) {
+    MSDA_LEVELS_VALUE
+    __shared__ Staged staged[kGroups * kSamples];
+    __shared__ StagedGradient gradients[kGroups * kSamples];
+    const int first = blockIdx.x * kGroups;
+    stage(locations, weights, first, groups, levels, staged,
+          [&](int i, const Sample<Acc> &sample, Acc weight) {
+              gradients[i] = {sample.fx, sample.fy, weight};
+          });
+    __syncthreads();
+
+    // No early return: every thread of the warp takes part in the sums over lanes.
+    const int local = threadIdx.x / kLanes, channel = threadIdx.x % kLanes * kLaneChannels;
+    const int group = first + local;
+    const bool active = group < groups && channel < kChannels;
+    const Index offset = active ? group / kHeads / queries * tokens_of(levels) * kStride +
+                                      group % kHeads * kChannels + channel
+                                : 0;
+    const Lane gradient = active ? Lane::load(grad_out + Index(group) * kChannels + channel) : Lane::zero();
+#pragma unroll
+    for (int level = 0; level < kLevels; ++level) {
+        const int height = levels.at[level].height, width = levels.at[level].width;
+        const Index down = width * kStride;
+        for (int point = 0; point < kPoints; ++point) {
+            const int i = local * kSamples + level * kPoints + point;
+            SampleGradient<Acc> sum{0, 0, 0};
+            if (active) {
+                const Staged sample = staged[i];
+                const StagedGradient share = gradients[i];
+                const Index at = offset + sample.token * kStride;
+                // The gradients are linear in the scalar products: each lane takes its channels' part.
+                sum = sample_gradient(corner_dots(gradient, value + at, kStride, down, sample.mask),
+                                      share.x, share.y, share.weight, height, width);
+                scatter(gradient, grad_value + at, kStride, down, sample.mask, sample.share);
+            }
+#pragma unroll
+            for (int other = kLanes / 2; other > 0; other /= 2) {
+                sum.weight += __shfl_xor_sync(0xffffffffu, sum.weight, other);
+                sum.x += __shfl_xor_sync(0xffffffffu, sum.x, other);
+                sum.y += __shfl_xor_sync(0xffffffffu, sum.y, other);
+            }
+            __syncwarp();  // all lanes have read gradients[i], also where kLanes is 1
+            if (active && channel == 0) gradients[i] = {sum.x, sum.y, sum.weight};
+        }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < kGroups * kSamples; i += kThreads) {
+        const Index at = Index(first) * kSamples + i;
+        if (at >= Index(groups) * kSamples) break;
+        grad_locations[at * 2] = gradients[i].x;
+        grad_locations[at * 2 + 1] = gradients[i].y;
+        grad_weights[at] = gradients[i].weight;
+    }
+}
+
+}  // namespace MSDA_TARGET
+}  // namespace detr_msda

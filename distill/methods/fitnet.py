@@ -1,0 +1,58 @@
+"""FitNets: hints for thin deep nets (Romero et al., ICLR 2015), equation 3, on detector features.
+
+The student's maps, through a 1x1 convolution where the channels differ, follow the teacher's in the
+mean squared error. The error is a mean over all cells of a level that belong to an image and over
+channels, then over levels; the weight 10 is that of DETR distillation baselines.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from detr.config import Strict
+from distill.methods.base import Method, Setting, mean_over_processes
+from distill.methods.features import FeaturePairs, Place
+from distill.step import Step
+
+
+class FitNetOptions(Strict):
+    """Options of FitNet.
+
+    Attributes:
+        on: Which maps: ``backbone``, ``neck`` or ``memory`` (encoder output).
+        weight: Of the mean squared error.
+    """
+
+    on: Place = "memory"
+    weight: Annotated[float, Field(ge=0)] = 10.0
+
+
+class FitNet(Method):
+    """FitNets (ICLR 2015): feature maps follow the teacher's in the mean squared error.
+
+    Raises:
+        UserError: ``method-levels`` where student and teacher share no level.
+    """
+
+    name: ClassVar[str] = "fitnet"
+    Options: ClassVar[type[Strict]] = FitNetOptions
+
+    def __init__(self, options: Strict, setting: Setting) -> None:
+        super().__init__()
+        self.options = cast(FitNetOptions, options)
+        self.maps = FeaturePairs(
+            self.options.on, setting.student, setting.need_teacher(), self.name
+        )
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """``features``."""
+        terms = []
+        for pair in self.maps(step):
+            error = (pair.student - pair.teacher).square().mean(1, keepdim=True) * pair.valid
+            cells = mean_over_processes(pair.valid.sum().to(torch.float32)).clamp(min=1)
+            terms.append(error.sum() / cells)
+        return {f"{self.name}/features": self.options.weight * torch.stack(terms).mean()}

@@ -1,0 +1,71 @@
+"""MGD: masked generative distillation (Yang et al., ECCV 2022), equations 3 to 5.
+
+A random part of the cells of the student's map is set to zero, and a small generator (3x3
+convolution, ReLU, 3x3 convolution) has to make the teacher's whole map from the rest. The squared
+error is summed over cells and channels, divided by the number of images, and summed over levels.
+Each level has its own generator; padding is in no error.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from detr.config import Strict
+from distill.methods.base import Method, Setting, float32
+from distill.methods.features import FeaturePairs, Place
+from distill.step import Step
+
+
+class MgdOptions(Strict):
+    """Options of MGD.
+
+    Attributes:
+        on: Which maps: ``backbone``, ``neck`` or ``memory`` (encoder output).
+        dropped: Share of the cells that is set to zero (lambda of equation 3).
+        weight: Of the squared error (alpha of equation 5).
+    """
+
+    on: Place = "memory"
+    dropped: Annotated[float, Field(ge=0, le=1)] = 0.65
+    weight: Annotated[float, Field(ge=0)] = 2e-5
+
+
+class Mgd(Method):
+    """MGD (ECCV 2022): the teacher's maps are generated from a part of the student's.
+
+    Raises:
+        UserError: ``method-levels`` where student and teacher share no level.
+    """
+
+    name: ClassVar[str] = "mgd"
+    Options: ClassVar[type[Strict]] = MgdOptions
+
+    def __init__(self, options: Strict, setting: Setting) -> None:
+        super().__init__()
+        self.options = cast(MgdOptions, options)
+        self.maps = FeaturePairs(
+            self.options.on, setting.student, setting.need_teacher(), self.name
+        )
+        self.generators = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, channels, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(channels, channels, 3, padding=1),
+            )
+            for channels in self.maps.channels
+        )
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """``features`` (equation 4, weighted)."""
+        terms = []
+        for pair, generate in zip(self.maps(step), self.generators, strict=True):
+            drawn = torch.rand(pair.valid.shape, generator=step.generator).to(pair.valid.device)
+            kept = drawn <= 1 - self.options.dropped
+            made = float32(generate(pair.student * kept))
+            terms.append(((made - pair.teacher).square() * pair.valid).sum())
+        total = torch.stack(terms).sum() / len(step.targets)
+        return {f"{self.name}/features": self.options.weight * total}

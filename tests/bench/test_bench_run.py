@@ -1,0 +1,128 @@
+"""``bench run`` with an engine that really looks at its images."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import bench.run as bench_run
+from bench.cli import main
+from bench.report import Report
+from detr.config import ClassMap
+from detr.data.labelled import FileDataset
+from detr.errors import UserError
+
+
+@pytest.fixture
+def engines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine_type: type[Any]
+) -> dict[str, Any]:
+    """``teacher`` finds every car, ``student`` 3 pixels beside it."""
+    made = {}
+    for name, shift in (("teacher", 0.0), ("student", 3.0)):
+        path = tmp_path / f"{name}.safetensors"
+        header = f'{{"w":{{"dtype":"F32","shape":[5,7],"data_offsets":[0,140]}},"{name}":'
+        header += '{"dtype":"F32","shape":[],"data_offsets":[140,144]}}'
+        content = len(header).to_bytes(8, "little") + header.encode()
+        path.write_bytes(content.ljust(7000, b"\0"))
+        made[name] = engine_type(path, shift)
+    monkeypatch.setattr(bench_run, "open_engine", lambda path, engine: made[path.stem])
+    return made
+
+
+def models(engines: dict[str, Any]) -> list[Path]:
+    return [engine.artefact for engine in engines.values()]
+
+
+def test_report_of_two_models(engines: dict[str, Any], bright_cars: Path) -> None:
+    data = f"kitti:{bright_cars}:val"
+    report = bench_run.run(models(engines), data, iterations=3, commands=["again"])
+    teacher, student = report.rows
+    assert report.reference == "teacher"
+    assert teacher.coco.ap == 1.0
+    # Shifted by 3 of 30 pixels: IoU 27/33 = 0.82, right for 7 of 10 thresholds.
+    assert student.coco.ap == pytest.approx(0.7)
+    assert teacher.kitti is not None
+    assert teacher.kitti.per_class["Car"].moderate.count == 6
+    assert (teacher.size_mb, teacher.parameters) == (0.007, 36)
+    assert teacher.sha256 != student.sha256
+    assert teacher.latency.count == 3
+    assert teacher.environment.machine.packages["onnxruntime"] == "0.0"
+    assert len(report.examples) == 4
+    assert [p.title for p in report.examples[0].pictures] == ["ground truth", "teacher", "student"]
+    for picture in report.examples[0].pictures:
+        raw = base64.b64decode(picture.uri.removeprefix("data:image/jpeg;base64,"))
+        assert Image.open(io.BytesIO(raw)).size == (640, 320)
+        assert picture.boxes == 1
+
+
+def test_every_image_is_decoded_once(
+    engines: dict[str, Any], bright_cars: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    original = FileDataset.image
+    monkeypatch.setattr(FileDataset, "image", lambda self, i: reads.append(i) or original(self, i))
+    bench_run.run(models(engines), f"kitti:{bright_cars}:val", iterations=1)
+    assert reads == [0, 1, 2, 3, 4, 5]
+    assert engines["teacher"].seen[:6] == [10, 22, 34, 46, 58, 70]
+
+
+def test_limit_takes_images_spread_evenly(engines: dict[str, Any], bright_cars: Path) -> None:
+    report = bench_run.run(models(engines)[:1], f"kitti:{bright_cars}:val", limit=3, iterations=1)
+    assert report.rows[0].coco.images == 3
+    assert report.rows[0].coco.ap == 1.0
+    assert engines["teacher"].seen[:3] == [10, 34, 58]
+    assert bench_run.spread(10, 4) == [0, 2, 5, 7]
+    assert bench_run.spread(2, 5) == [0, 1]
+    assert bench_run.spread(0, 5) == []
+
+
+def test_command_line_writes_the_report(
+    engines: dict[str, Any], bright_cars: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a report"
+    paths = [str(path) for path in models(engines)]
+    run = CliRunner().invoke(
+        main,
+        [
+            *("run", *paths, "--data", f"kitti:{bright_cars}:val", "--iterations", "2", "--json"),
+            *("--out", str(out)),
+        ],
+    )
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout)["rows"][1]["name"] == "student"
+    report = Report.model_validate_json((out / "report.json").read_text())
+    assert f"'{out}'" in report.commands[0]  # quoted: can be pasted
+    assert "data:image/jpeg" in (out / "report.html").read_text()
+
+
+def test_models_of_other_classes_are_not_compared(
+    engines: dict[str, Any], bright_cars: Path
+) -> None:
+    student = engines["student"]
+    other = ClassMap(names=("Car", "Tram"), category_ids=(1, 7))
+    student.info = student.info.model_copy(update={"classes": other})
+    with pytest.raises(UserError) as caught:
+        bench_run.run(models(engines), f"kitti:{bright_cars}:val")
+    assert caught.value.code == "bench-classes"
+    assert "student.safetensors" in caught.value.message
+    assert "Tram" in caught.value.message
+
+
+def test_the_same_model_twice(engines: dict[str, Any], bright_cars: Path) -> None:
+    path = models(engines)[0]
+    with pytest.raises(UserError) as caught:
+        bench_run.run([path, path], f"kitti:{bright_cars}:val")
+    assert caught.value.code == "bench-twice"
+
+
+def test_names_take_as_much_of_the_path_as_they_need() -> None:
+    assert bench_run.model_names([Path("a/x.bundle"), Path("b/y.bundle")]) == ["x", "y"]
+    assert bench_run.model_names([Path("a/m.bundle"), Path("b/m.bundle")]) == ["a/m", "b/m"]

@@ -1,0 +1,76 @@
+"""Timing: percentiles, rotation of images, what is timed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.latency import measure, summarise
+from detr.data.preprocess import Inputs
+from detr.types import Detections
+from engines.base import Engine, RawDetections
+
+
+class SlowEngine(Engine):
+    """Sleeps 1 ms preparing, 4 ms running, 2 ms finishing; notes what it was given."""
+
+    name = "slow"
+    batch_size = None
+
+    def __init__(self) -> None:
+        self.artefact = Path("none")
+        self.versions = {}
+        self.calls: list[list[int]] = []
+
+    def prepare(self, images: object) -> Inputs:
+        self.calls.append([int(image[0, 0, 0]) for image in images])  # type: ignore[attr-defined]
+        time.sleep(0.001)
+        return Inputs(*(np.zeros((1, 1), np.float32),) * 3)
+
+    def _infer(self, inputs: Inputs) -> RawDetections:
+        time.sleep(0.004)
+        return RawDetections(np.zeros((1, 0, 4), np.float32), *(np.zeros((1, 0)),) * 2)  # type: ignore[arg-type]
+
+    def finish(self, raw: RawDetections) -> list[Detections]:
+        time.sleep(0.002)
+        return []
+
+
+def images(count: int) -> list[np.ndarray]:
+    return [np.full((2, 2, 3), n, np.uint8) for n in range(count)]
+
+
+def test_engine_only_and_end_to_end_are_apart() -> None:
+    result = measure(SlowEngine(), images(3), warmup=1, iterations=10)
+    assert result.engine.min_ms >= 4
+    assert result.end_to_end.min_ms >= 7
+    assert result.end_to_end.min_ms - result.engine.min_ms >= 1
+    assert (result.count, result.warmup, result.batch, result.images) == (10, 1, 1, 3)
+
+
+def test_images_rotate_through_warm_up_and_timing() -> None:
+    engine = SlowEngine()
+    measure(engine, images(3), warmup=2, iterations=3, batch=2)
+    assert engine.calls == [[0, 1], [2, 0], [1, 2], [0, 1], [2, 0]]
+
+
+def test_no_more_images_are_claimed_than_were_used() -> None:
+    assert measure(SlowEngine(), images(9), warmup=0, iterations=2).images == 2
+
+
+def test_percentiles_are_interpolated_over_all_calls() -> None:
+    timing = summarise(np.arange(1, 102) * 1_000_000, batch=2)
+    assert (timing.p50_ms, timing.p90_ms, timing.p99_ms) == (51, 91, 100)
+    assert (timing.min_ms, timing.mean_ms) == (1, 51)
+    assert timing.images_per_second == pytest.approx(2 * 1000 / 51)
+    one = summarise(np.array([3_000_000]), batch=1)
+    assert one.p50_ms == one.p99_ms == one.min_ms == 3
+
+
+def test_nothing_to_time_is_refused() -> None:
+    for wrong in ({"images": []}, {"iterations": 0}, {"batch": 0}):
+        with pytest.raises(ValueError, match="at least one"):
+            measure(SlowEngine(), **{"images": images(1), **wrong})  # type: ignore[arg-type]

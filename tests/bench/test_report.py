@@ -1,0 +1,170 @@
+"""The report renders itself, escapes what it is given and reads back."""
+
+from __future__ import annotations
+
+import csv
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from bench.plot import Axis, Point, ap_over_latency, nice_step
+from bench.report import Report
+from detr.errors import UserError
+
+_VOID = {"meta", "img", "br", "link"}
+
+
+class Balance(HTMLParser):
+    """Fails on a tag that is not closed, collects text and addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href")]
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def parse(html: str) -> Balance:
+    parser = Balance()
+    parser.feed(html)
+    assert parser.open == []
+    return parser
+
+
+def test_verdict_compares_with_the_reference(report: Report) -> None:
+    assert report.verdict() == [
+        "student: 48.0 AP at 40.0 ms = 96 % of teacher's AP (50.0) at 2.50 times its speed "
+        "(100.0 ms)",
+        "baseline: 40.0 AP at 40.0 ms = 80 % of teacher's AP (50.0) at 2.50 times its speed "
+        "(100.0 ms)",
+    ]
+    alone = report.model_copy(update={"rows": report.rows[:1]})
+    assert alone.verdict() == ["teacher: 50.0 AP at 100.0 ms"]
+
+
+def test_a_reference_that_finds_nothing_does_not_divide_by_zero(report: Report) -> None:
+    rows = [row.model_copy(deep=True) for row in report.rows]
+    rows[0].coco.ap = 0.0
+    assert "beyond teacher's AP (0.0)" in report.model_copy(update={"rows": rows}).verdict()[0]
+
+
+def test_pareto_front_leaves_out_what_is_beaten(report: Report) -> None:
+    assert [row.name for row in report.pareto()] == ["student", "teacher"]
+
+
+def test_json_round_trip_without_pictures(report: Report) -> None:
+    again = Report.model_validate_json(report.to_json())
+    assert again == report.model_copy(update={"examples": []})
+    with pytest.raises(ValueError, match="Extra inputs"):
+        Report.model_validate_json(report.to_json().replace('"created"', '"creatd"'))
+
+
+def test_csv_has_a_line_per_artefact(report: Report) -> None:
+    rows = list(csv.DictReader(report.to_csv().splitlines()))
+    assert [row["name"] for row in rows] == ["teacher", "baseline", "student"]
+    assert float(rows[2]["ap"]) == 0.48
+    assert float(rows[2]["end_to_end_p50_ms"]) == 40
+    assert float(rows[2]["kitti_Car_moderate_ap40"]) == pytest.approx(0.4704)
+    assert rows[2]["ap_small"] == ""
+
+
+def test_csv_columns_do_not_depend_on_the_first_row(report: Report) -> None:
+    first = report.rows[0].model_copy(update={"kitti": None})
+    mixed = report.model_copy(update={"rows": [first, *report.rows[1:]]})
+    rows = list(csv.DictReader(mixed.to_csv().splitlines()))
+    assert rows[0]["kitti_Car_easy_ap11"] == ""
+    assert rows[1]["kitti_Car_easy_ap11"] == "0.4"
+    parse(mixed.to_html())
+    mixed.to_markdown()
+
+
+def test_markdown_tables_are_rectangular(report: Report) -> None:
+    report.rows[0].name = report.reference = "tea|cher"
+    text = report.to_markdown()
+    for block in text.split("\n\n"):
+        if block.startswith("|"):
+            widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+            assert len(widths) == 1
+    assert "tea\\|cher" in text
+    assert "detr bench run teacher.bundle" in text
+
+
+def test_html_is_well_formed_and_needs_nothing_else(report: Report) -> None:
+    page = parse(report.to_html())
+    assert page.addresses == ["data:image/jpeg;base64,AAAA"]
+    assert "http" not in report.to_html()
+    for heading in ("Results", "AP over latency", "Per class", "KITTI AP", "Examples",
+                    "Environment", "How to repeat"):  # fmt: skip
+        assert heading in page.text
+    assert "not certified" in page.text
+    assert "Tram" not in page.text  # no ground truth: left out
+    assert "fewer than 41 boxes" in page.text
+
+
+def test_html_escapes_what_it_is_given(report: Report) -> None:
+    evil = '<script>alert("1")</script>&'
+    report.rows[0].name = report.reference = evil
+    report.data = evil
+    report.commands = [evil]
+    report.examples[0].title = evil
+    html = report.to_html()
+    assert "<script" not in html
+    assert evil in parse(html).text
+
+
+def test_long_class_lists_fold(report: Report) -> None:
+    one = report.rows[0].coco.per_class["Car"]
+    for row in report.rows:
+        row.coco.per_class = {f"class {n}": one for n in range(21)}
+    assert "<summary>21 classes</summary>" in report.to_html()
+
+
+def test_writes_four_files_or_says_why_not(report: Report, tmp_path: Path) -> None:
+    paths = report.write(tmp_path / "out")
+    assert sorted(p.name for p in paths) == [f"report.{s}" for s in ("csv", "html", "json", "md")]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as caught:
+        report.write(tmp_path / "file")
+    assert caught.value.code == "output-unwritable"
+
+
+def point(name: str, ms: float, ap: float) -> Point:
+    return Point(name, ms, ms * 0.9, ms * 1.2, ap, "#123456", True)
+
+
+def test_plot_places_points_by_value() -> None:
+    svg = ap_over_latency([point("a", 10, 0.2), point("b", 40, 0.6)])
+    circles = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)
+    (ax, ay), (bx, by) = ((float(x), float(y)) for x, y in circles)
+    assert ax < bx and ay > by
+    assert "logarithmic" not in svg
+
+
+def test_plot_turns_logarithmic_for_wide_ranges_and_survives_equals() -> None:
+    assert "logarithmic" in ap_over_latency([point("a", 1, 0.2), point("b", 100, 0.6)])
+    svg = ap_over_latency([point("a", 10, 0.0), point("b", 10, 0.0), point("c", 10, 1.0)])
+    labels = re.findall(r'class="label" x="([\d.-]+)" y="([\d.-]+)"', svg)
+    assert len(set(labels)) == 3
+    assert "nan" not in svg
+
+
+def test_axis_ticks_are_round_and_inside() -> None:
+    assert Axis(0, 62, 0, 1).ticks() == [0, 10, 20, 30, 40, 50, 60]
+    assert Axis(0.9, 120, 0, 1, log=True).ticks() == [1, 2, 5, 10, 20, 50, 100]
+    assert nice_step(5, 6) == 1

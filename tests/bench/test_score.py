@@ -1,0 +1,178 @@
+"""Scoring detections from files, and every way such files can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from bench.cli import main
+from bench.score import score
+from detr.data import open_dataset
+from detr.errors import UserError
+
+TAIL = "-1 -1 -1 -1000 -1000 -1000 -10"
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """Annotations of two images and two categories; no images anywhere."""
+    path = tmp_path / "instances_val.json"
+    box = {"bbox": [10, 10, 50, 40], "area": 2000, "iscrowd": 0}
+    path.write_text(
+        json.dumps(
+            {
+                "images": [
+                    {"id": n, "file_name": f"{n}.jpg", "width": 100, "height": 80} for n in (7, 9)
+                ],
+                "categories": [{"id": 3, "name": "car"}, {"id": 11, "name": "hydrant"}],
+                "annotations": [
+                    {"id": 1, "image_id": 7, "category_id": 3, **box},
+                    {"id": 2, "image_id": 9, "category_id": 11, **box},
+                ],
+            }
+        )
+    )
+    return path
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    good = {"image_id": 7, "category_id": 3, "bbox": [10, 10, 50, 40], "score": 0.5}
+    return {k: v for k, v in {**good, **changes}.items() if v != "drop"}
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def kitti_results(bright_cars: Path) -> Path:
+    """Perfect result files for the six frames."""
+    folder = bright_cars / "results"
+    folder.mkdir()
+    for n in range(6):
+        x = 10 + 12 * n
+        text = f"Car -1 -1 -10 {x} 10 {x + 30} 55 {TAIL} 0.{9 - n}\n"
+        (folder / f"{n:06d}.txt").write_text(text)
+    (folder / "000099.txt").write_text("a file of another split is left alone\n")
+    return folder
+
+
+def test_official_fixture_from_the_command_line(shared_data: Path) -> None:
+    folder = shared_data / "coco_eval"
+    run = CliRunner().invoke(
+        main,
+        [
+            *("score", str(folder / "instances_val2014_fakebbox100_results.json"), "--json"),
+            *("--data", f"coco:{folder / 'instances_val2014_100.json'}"),
+        ],
+    )
+    assert run.exit_code == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["protocol"] == "coco"
+    assert found["coco"]["ap"] == pytest.approx(0.5045806987, abs=1e-9)
+    assert found["coco"]["ap50"] == pytest.approx(0.6969727247, abs=1e-9)
+    assert found["coco"]["ap75"] == pytest.approx(0.5729816669, abs=1e-9)
+
+
+def test_text_output(coco: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "r.json", [entry()])
+    run = CliRunner().invoke(main, ["score", str(file), "--data", f"coco:{coco}"])
+    lines = run.stdout.splitlines()
+    assert lines[0].split() == ["class", "boxes", "AP", "AP50"]
+    assert lines[1].split() == ["car", "1", "100.0", "100.0"]
+    assert lines[2].split() == ["hydrant", "1", "0.0", "0.0"]
+    assert lines[3].split() == ["all", "2", "50.0", "50.0"]
+
+
+def test_kitti_folder_by_both_protocols_without_images(
+    bright_cars: Path, kitti_results: Path
+) -> None:
+    for image in (bright_cars / "training/image_2").iterdir():
+        image.unlink()
+    data = open_dataset(f"kitti:{bright_cars}:val")
+    kitti = score(kitti_results, data)
+    assert kitti.protocol == "kitti"
+    assert kitti.kitti is not None
+    assert list(kitti.kitti.per_class) == ["Car", "Pedestrian", "Cyclist"]
+    assert kitti.kitti.per_class["Car"].easy.count == 6
+    assert kitti.kitti.per_class["Car"].easy.ap11 == pytest.approx(2 / 11)  # 6 of 41 samples
+    assert "easy" in kitti.text() and "†" in kitti.text()
+    coco = score(kitti_results, data, "coco")
+    assert coco.coco is not None
+    assert coco.coco.ap == 1.0
+
+
+def test_coco_results_by_the_kitti_protocol(
+    bright_cars: Path, kitti_results: Path, tmp_path: Path
+) -> None:
+    entries = [
+        entry(image_id=n, category_id=1, bbox=[10 + 12 * n, 10, 30, 45], score=0.9 - n / 10)
+        for n in range(6)
+    ]
+    file = write(tmp_path / "r.json", entries)
+    data = open_dataset(f"kitti:{bright_cars}:val")
+    assert score(file, data, "kitti").kitti == score(kitti_results, data).kitti
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "said"),
+    [
+        ([entry(), entry(category_id=90)], "detections-class", "entry 1: category_id 90 is not"),
+        ([entry(image_id=8)], "detections-image", "entry 0: image_id 8 is not in coco:"),
+        ([entry(bbox="drop")], "detections-entry", "entry 0: bbox is not [x, y, width, height]"),
+        ([entry(bbox=[1, 2, 3])], "detections-entry", "entry 0: bbox"),
+        ([entry(score="0.5")], "detections-entry", "entry 0: score is not a number"),
+        ([entry(score=float("nan"))], "detections-entry", "entry 0: score"),
+        ([entry(image_id="7")], "detections-entry", "entry 0: image_id is not a whole number"),
+        ([3], "detections-entry", "entry 0: not an object"),
+        ({"annotations": []}, "detections-unreadable", "is a list of detections"),
+        ("{", "detections-unreadable", "not JSON"),
+    ],
+)
+def test_bad_results_file(coco: Path, tmp_path: Path, content: Any, code: str, said: str) -> None:
+    file = write(tmp_path / "r.json", content)
+    run = CliRunner().invoke(main, ["score", str(file), "--data", f"coco:{coco}"])
+    assert run.exit_code == 2
+    assert run.stderr.startswith(f"error[{code}]: {file}")
+    assert said in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "code", "said"),
+    [
+        ("000002.txt", None, "detections-image", "1 of 6 images have no result file"),
+        ("000002.txt", f"Cow -1 -1 -10 0 0 9 9 {TAIL} 0.5", "detections-class", ":1: class 'Cow'"),
+        ("000002.txt", f"\nCar -1 -1 -10 0 0 9 9 {TAIL}", "detections-entry", ":2: 15 columns"),
+        ("000002.txt", "Car 0 0", "kitti-label-columns", ":1: 3 columns"),
+    ],
+)
+def test_bad_result_folder(
+    bright_cars: Path, kitti_results: Path, name: str, text: str | None, code: str, said: str
+) -> None:
+    if text is None:
+        (kitti_results / name).unlink()
+    else:
+        (kitti_results / name).write_text(text + "\n")
+    with pytest.raises(UserError) as caught:
+        score(kitti_results, open_dataset(f"kitti:{bright_cars}:val"))
+    assert caught.value.code == code
+    assert said in caught.value.message
+    assert name in caught.value.message
+
+
+def test_kitti_protocol_needs_kitti_labels(coco: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "r.json", [entry()])
+    with pytest.raises(UserError, match="needs KITTI labels"):
+        score(file, open_dataset(f"coco:{coco}"), "kitti")
+
+
+def test_missing_detections(coco: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        score(Path("/nowhere/r.json"), open_dataset(f"coco:{coco}"))
+    assert caught.value.code == "detections-missing"

@@ -1,0 +1,59 @@
+"""A tiny data set, a recipe that trains on it in seconds, and its teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detr.data.synth import generate
+from distill.recipe import Recipe
+
+SIZE = (64, 128)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A KITTI folder of ten small scenes, eight of them for training."""
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    generate(folder, images=10, size=SIZE, seed=3, format="kitti")
+    return folder
+
+
+@pytest.fixture()
+def tiny(scenes: Path) -> Recipe:
+    """Six steps of a detector of a few thousand weights."""
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "data": {"train": f"kitti:{scenes}:train", "val": f"kitti:{scenes}:val"},
+            "input": {"size": SIZE},
+            "detector": {
+                "backbone": {
+                    "name": "resnet18",
+                    "options": {
+                        "stem_type": "deep",
+                        "stem_width": 4,
+                        "channels": [8, 8, 16, 16],
+                        "layers": [1, 1, 1, 1],
+                    },
+                },
+                "width": 32,
+                "heads": 2,
+                "points": 2,
+                "ffn": 32,
+                "dropout": 0.1,
+                "encoder_layers": 1,
+                "decoder_layers": 2,
+                "queries": 12,
+                "query": "mixed",
+                "refine": "look_forward_twice",
+                "denoising": {"number": 10},
+            },
+            "optimizer": {"lr": 1e-3, "backbone_lr": 1e-3, "warmup_steps": 2, "drops": [0.5]},
+            "steps": 6,
+            "batch_size": 2,
+            "ema": 0.9,
+            "checkpoint_every": 3,
+        }
+    )

@@ -1,0 +1,107 @@
+"""How a recipe's ``methods`` become objects, and what the training loop may rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from detr.config import Strict
+from detr.errors import UserError
+from detr.models import Detector
+from distill import methods as package
+from distill.methods import METHODS, Method, Setting, build_methods, parse_methods
+from distill.step import Step
+
+Build = Callable[..., Detector]
+
+
+class Nothing(Strict):
+    pass
+
+
+class OwnLoss(Method):
+    """Replaces the detection loss and asks a question after the teacher has spoken."""
+
+    name = "own_loss"
+    Options = Nothing
+    replaces_detection_loss = True
+
+    def __init__(self, options: Strict, setting: Setting) -> None:
+        super().__init__()
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        return {}
+
+
+class Online(OwnLoss):
+    name = "online"
+    replaces_detection_loss = False
+    teacher = "ema"
+
+
+def test_names_options_and_docstrings() -> None:
+    for name, kind in METHODS.items():
+        assert kind.name == name
+        assert set(kind.Options.model_fields) == set(kind.Options().model_dump())
+        assert kind.Options.__doc__
+        # What `distill methods` prints.
+        assert kind.__doc__ and len(kind.__doc__.splitlines()[0]) > 30
+        for option in kind.Options.model_fields:
+            assert option in kind.Options.__doc__, f"{name}.{option} is not explained"
+
+
+@pytest.mark.parametrize(
+    ("specs", "code", "words"),
+    [
+        ([{"clokdistill": {}}], "method-unknown", "clockdistill"),
+        ([{"yolo": {}}], "method-unknown", "kd_detr"),
+        ([{"clockdistill": {"tempratur": 3}}], "method-option", "'temperature'"),
+        ([{"clockdistill": {"zzzzz": 3}}], "method-option", "there are memory, alpha"),
+        ([{"clockdistill": {"memory": "soft"}}], "method-option", "methods.clockdistill.memory"),
+        ([{"kd_detr": {"temperature": 0}}], "method-option", "methods.kd_detr.temperature"),
+        ([{"kd_detr": {}}, {"kd_detr": {"general": False}}], "method-twice", "kd_detr"),
+    ],
+)
+def test_mistakes_are_named(
+    specs: list[dict[str, dict[str, object]]], code: str, words: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        parse_methods(specs)
+    assert error.value.code == code
+    assert words in error.value.message
+
+
+def test_teacher_and_conflicts(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = build()
+    with pytest.raises(UserError) as error:
+        build_methods([{"kd_detr": {}}], student, None)
+    assert error.value.code == "method-teacher"
+
+    monkeypatch.setitem(package.METHODS, "own_loss", OwnLoss)
+    monkeypatch.setitem(package.METHODS, "online", Online)
+    monkeypatch.setitem(package.METHODS, "second", type("Second", (OwnLoss,), {"name": "second"}))
+    for specs in ([{"own_loss": {}}, {"second": {}}], [{"kd_detr": {}}, {"online": {}}]):
+        with pytest.raises(UserError) as error:
+            parse_methods(specs)
+        assert error.value.code == "method-conflict"
+    assert len(build_methods([{"kd_detr": {}}, {"own_loss": {}}], student, student)) == 2
+
+
+def test_methods_are_modules_of_their_own(build: Build) -> None:
+    teacher, student = build(), build(width=16)
+    clock = build_methods([{"clockdistill": {}}], student, teacher)[0]
+    names = set(clock.state_dict())
+    # Not a byte of student or teacher: both have their own place in a checkpoint.
+    assert names == {
+        "adapter.weight",
+        "adapter.bias",
+        "for_student.content.weight",
+        "for_student.content.bias",
+        "target_aware.content",
+    }
+    other = build_methods([{"clockdistill": {}}], student, teacher)[0]
+    other.load_state_dict(clock.state_dict())
+    torch.testing.assert_close(other.state_dict(), clock.state_dict())

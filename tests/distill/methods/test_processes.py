@@ -1,0 +1,75 @@
+"""The mean of two processes' losses is the loss of one process with both their images."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from detr.models import Detector, Target
+from distill.methods import Method
+from distill.step import Step
+
+CASES: list[tuple[str, dict[str, object]]] = [
+    ("clockdistill", {}),
+    ("clockdistill", {"memory": "plain", "general": False, "specific": False}),
+    ("kd_detr", {}),
+    ("kd_detr", {"class_sum": "normalized"}),
+]
+
+
+def one_image(value: Any, image: int, batch: int) -> Any:
+    """The part of a step, or of anything in it, that belongs to one image."""
+    if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch:
+        return value[image : image + 1]
+    if isinstance(value, list) and value and isinstance(value[0], Target):
+        return [value[image]]
+    if isinstance(value, list):
+        return [one_image(v, image, batch) for v in value]
+    if isinstance(value, dict):
+        return {k: one_image(v, image, batch) for k, v in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: one_image(getattr(value, f.name), image, batch) for f in fields(value)}
+        return replace(value, **parts)
+    return value
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_two_processes_equal_one(
+    name: str,
+    options: dict[str, object],
+    student: Detector,
+    teacher: Detector,
+    take_step: Callable[..., Step],
+    method: Callable[..., Method],
+    target: Callable[..., Target],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tested = method(name, student, teacher, **options)
+    # The second process has no objects at all; it must not change what the first one does.
+    step = take_step(
+        student, teacher, [tested], [target([[0.4, 0.5, 0.3, 0.4]], [1]), target([], [])]
+    )
+    whole = tested.losses(step)
+    module = sys.modules[type(tested).__module__]
+    halves = [one_image(step, image, 2) for image in range(2)]
+    sums: list[list[Tensor]] = []
+    for half in halves:
+        seen: list[Tensor] = []
+        monkeypatch.setattr(module, "mean_over_processes", lambda x, s=seen: (s.append(x), x)[1])
+        tested.losses(half)
+        sums.append(seen)
+    assert len(sums[0]) == len(sums[1]), "a process that reduces less often hangs the others"
+    found: list[dict[str, Tensor]] = []
+    for half in halves:
+        means = [torch.stack(pair).mean(0).detach() for pair in zip(*sums, strict=True)]
+        monkeypatch.setattr(module, "mean_over_processes", lambda _, m=means: m.pop(0))
+        found.append(tested.losses(half))
+    for key, value in whole.items():
+        mean = (found[0][key] + found[1][key]) / 2
+        torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-6, msg=key)

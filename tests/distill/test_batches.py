@@ -1,0 +1,108 @@
+"""Batches are a function of seed and step; augmentation keeps boxes on their objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detr.data import Labels, PreprocessConfig, open_dataset
+from distill.augment import AugmentConfig, augment
+from distill.batches import Batches
+
+CANVAS = (64, 128)
+
+
+def labels(boxes: list[list[float]], ignore: list[list[float]] | None = None) -> Labels:
+    regions = np.array(ignore or [], dtype=np.float32).reshape(-1, 4)
+    return Labels(
+        np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        np.arange(len(boxes), dtype=np.int64),
+        regions,
+        np.full(len(regions), -1, dtype=np.int64),
+    )
+
+
+def picture_with(boxes: list[list[float]], size: tuple[int, int]) -> np.ndarray:
+    """Black, with each box filled in its own grey."""
+    image = np.zeros((*size, 3), dtype=np.uint8)
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        image[int(y0) : int(y1), int(x0) : int(x1)] = 100 + 50 * i
+    return image
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_boxes_stay_on_what_they_enclose(seed: int) -> None:
+    boxes = [[20.0, 30.0, 60.0, 70.0], [150.0, 40.0, 200.0, 90.0]]
+    image = picture_with(boxes, (100, 240))
+    config = AugmentConfig(flip=0.5, zoom=(0.5, 2.5), jitter=0.0)
+    view, found = augment(image, labels(boxes), CANVAS, config, np.random.default_rng(seed))
+    assert view.shape[0] <= CANVAS[0] and view.shape[1] <= CANVAS[1]
+    assert len(found.boxes) + len(found.ignore) >= 1
+    for box, label in zip(found.boxes, found.labels, strict=True):
+        grey = 100 + 50 * int(label)
+        rows, columns = np.nonzero(np.abs(view[..., 0].astype(int) - grey) < 20)
+        seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(box, seen, atol=2.5)
+
+
+def test_what_a_crop_leaves_over_becomes_an_ignore_region() -> None:
+    boxes = [[0.0, 0.0, 100.0, 10.0], [0.0, 40.0, 20.0, 60.0]]
+    image = np.zeros((100, 240, 3), dtype=np.uint8)
+    config = AugmentConfig(flip=0.0, zoom=(4.0, 4.0), jitter=0.0)
+    cut = []
+    for seed in range(60):
+        _, found = augment(image, labels(boxes), CANVAS, config, np.random.default_rng(seed))
+        assert len(found.boxes) == len(found.labels)
+        assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+        cut.append(len(found.ignore))
+    assert max(cut) >= 1
+
+
+def test_ignore_regions_move_with_the_image() -> None:
+    image = np.zeros((64, 128, 3), dtype=np.uint8)
+    config = AugmentConfig(flip=1.0, zoom=(1.0, 1.0), jitter=0.0)
+    truth = labels([[0, 0, 10, 10]], ignore=[[100, 20, 128, 40]])
+    _, found = augment(image, truth, CANVAS, config, np.random.default_rng(0))
+    np.testing.assert_allclose(found.boxes, [[118, 0, 128, 10]])
+    np.testing.assert_allclose(found.ignore, [[0, 20, 28, 40]])
+
+
+def batches(scenes: Path, rank: int = 0, world: int = 1) -> Batches:
+    data = open_dataset(f"kitti:{scenes}:train")
+    return Batches(data, PreprocessConfig(size=CANVAS), AugmentConfig(), 2, 5, rank, world)
+
+
+def test_a_batch_is_a_function_of_seed_and_step(scenes: Path) -> None:
+    straight = list(batches(scenes).stream(0, 6, workers=2))
+    later = list(batches(scenes).stream(3, 6, workers=1))
+    for first, second in zip(straight[3:], later, strict=True):
+        assert first.paths == second.paths
+        assert torch.equal(first.images, second.images)
+        assert all(
+            torch.equal(a.boxes, b.boxes)
+            for a, b in zip(first.targets, second.targets, strict=True)
+        )
+    assert not torch.equal(straight[0].images, straight[1].images)
+
+
+def test_an_epoch_shows_every_image_once_across_processes(scenes: Path) -> None:
+    both = [batches(scenes, rank, 2) for rank in range(2)]
+    count = len(both[0].dataset)
+    assert count % 4 == 0
+    seen = [b.index(step, slot) for step in range(count // 4) for b in both for slot in range(2)]
+    assert sorted(seen) == list(range(count))
+
+
+def test_targets_are_relative_to_the_image_without_padding(scenes: Path) -> None:
+    for batch in batches(scenes).stream(0, 8, workers=1):
+        for target, size, image in zip(
+            batch.targets, batch.valid_sizes, batch.images, strict=True
+        ):
+            low = target.boxes[:, :2] - target.boxes[:, 2:] / 2
+            high = target.boxes[:, :2] + target.boxes[:, 2:] / 2
+            assert (low >= -1e-5).all() and (high <= 1 + 1e-5).all()
+            height, width = int(size[0]), int(size[1])
+            assert (image[:, height:] == 0).all() and (image[:, :, width:] == 0).all()

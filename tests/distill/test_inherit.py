@@ -1,0 +1,156 @@
+"""Inheriting weights by name and layer map."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig
+from detr.errors import UserError
+from detr.models import Detector, build_detector
+from distill.inherit import inherit, spread
+
+
+def detector(seed: int, **changes: Any) -> Detector:
+    settings: dict[str, Any] = {
+        "num_classes": 3,
+        "backbone": BackboneConfig(name="test_resnet", strides=(8, 16)),
+        "levels": 3,
+        "width": 32,
+        "heads": 4,
+        "points": 2,
+        "ffn": 32,
+        "encoder_layers": 3,
+        "decoder_layers": 3,
+        "queries": 5,
+        "query": "mixed",
+        "refine": "look_forward_twice",
+        "denoising": DenoisingConfig(number=4),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_detector(DetectorConfig(**{**settings, **changes}))
+        for parameter in model.parameters():
+            parameter.data += torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        (6, 6, (0, 1, 2, 3, 4, 5)),
+        (3, 6, (0, 2, 5)),
+        (2, 6, (0, 5)),
+        (1, 6, (5,)),
+        (4, 3, (0, 1, 1, 2)),
+        (0, 6, ()),
+        (3, 0, ()),
+    ],
+)
+def test_layers_spread_from_first_to_last(
+    student: int, teacher: int, expected: tuple[int, ...]
+) -> None:
+    assert spread(student, teacher) == expected
+
+
+def test_equal_models_share_everything_but_the_backbone() -> None:
+    teacher, student = detector(1), detector(2)
+    kept = copy.deepcopy(student.backbone.state_dict())
+    before = copy.deepcopy(teacher.state_dict())
+    report = inherit(student, teacher)
+    for name, tensor in student.state_dict().items():
+        source = (
+            kept[name.removeprefix("backbone.")] if name.startswith("backbone.") else before[name]
+        )
+        torch.testing.assert_close(tensor, source, rtol=0, atol=0, msg=name)
+    assert set(report.inherited) == {n for n in before if not n.startswith("backbone.")}
+    assert set(report.skipped.values()) == {"backbones are not inherited"}
+    for name, tensor in teacher.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_backbone_only_when_asked() -> None:
+    teacher, student = detector(1), detector(2)
+    assert not inherit(student, teacher, backbone=True).skipped
+    torch.testing.assert_close(student.state_dict(), teacher.state_dict())
+
+
+def test_fewer_layers_follow_the_map() -> None:
+    teacher = detector(1)
+    student = detector(2, encoder_layers=1, decoder_layers=2)
+    inherit(student, teacher)
+    ours, theirs = student.state_dict(), teacher.state_dict()
+
+    def same(mine: str, yours: str) -> bool:
+        return torch.equal(ours[mine], theirs[yours])
+
+    assert same("encoder.layers.0.ffn.expand.weight", "encoder.layers.2.ffn.expand.weight")
+    assert same("decoder.layers.0.ffn.expand.weight", "decoder.layers.0.ffn.expand.weight")
+    assert same("decoder.layers.1.ffn.expand.weight", "decoder.layers.2.ffn.expand.weight")
+    assert same("decoder.class_heads.1.weight", "decoder.class_heads.2.weight")
+    assert same("decoder.box_heads.1.layers.0.weight", "decoder.box_heads.2.layers.0.weight")
+    report = inherit(student, teacher, encoder=[0], decoder=[1, 1])
+    ours = student.state_dict()
+    assert same("encoder.layers.0.ffn.expand.weight", "encoder.layers.0.ffn.expand.weight")
+    assert same("decoder.layers.1.ffn.expand.weight", "decoder.layers.1.ffn.expand.weight")
+    assert report.inherited["decoder.class_heads.0.bias"] == "decoder.class_heads.1.bias"
+    for wrong in ([0], [0, 3], [-1, 0]):
+        with pytest.raises(UserError, match="decoder") as error:
+            inherit(student, teacher, decoder=wrong)
+        assert error.value.code == "inherit-layer-map"
+
+
+def test_shared_heads_follow_the_last_layer_and_back() -> None:
+    own, shared = detector(1), detector(2, shared_heads=True)
+    inherit(shared, own)
+    torch.testing.assert_close(
+        shared.state_dict()["decoder.class_heads.0.weight"],
+        own.state_dict()["decoder.class_heads.2.weight"],
+    )
+    again = detector(3)
+    inherit(again, shared)
+    for layer in range(3):
+        torch.testing.assert_close(
+            again.state_dict()[f"decoder.class_heads.{layer}.weight"],
+            shared.state_dict()["decoder.class_heads.0.weight"],
+        )
+
+
+def test_parts_of_another_shape_keep_all_their_weights() -> None:
+    teacher, student = detector(1), detector(2, levels=2, queries=4, ffn=48)
+    before = copy.deepcopy(student.state_dict())
+    report = inherit(student, teacher)
+    after = student.state_dict()
+    # Fewer levels change the sampling of every layer, so no layer is half the teacher's.
+    for name in after:
+        if ".layers." in name and name.startswith(("encoder", "decoder.layers")):
+            torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
+            assert name in report.skipped
+    assert report.skipped["source.content.weight"] == "shape [4, 32], the teacher's is [5, 32]"
+    assert "does not agree" in report.skipped["decoder.layers.0.ffn.norm.weight"]
+    for part in (
+        "neck.projections.1.0.weight",
+        "decoder.class_heads.2.weight",
+        "denoiser.label_embedding.weight",
+        "source.proposals.class_head.weight",
+    ):
+        assert part in report.inherited
+    assert report.text().startswith(f"inherited {len(report.inherited)} of {len(after)} tensors")
+    assert "decoder.layers.0" in report.text()
+
+
+def test_no_encoder_and_other_query_kind() -> None:
+    teacher = detector(1, encoder_layers=0)
+    report = inherit(detector(2), teacher)
+    assert report.skipped["encoder.layers.1.norm.weight"] == "the teacher has none"
+    learned = detector(3, query="learned", refine="detach", denoising=None)
+    assert inherit(learned, teacher).skipped["source.embedding.weight"] == "the teacher has none"
+
+
+def test_nothing_to_inherit_is_an_error() -> None:
+    with pytest.raises(UserError, match="width 16 and 32") as error:
+        inherit(detector(2, width=16, num_classes=2), detector(1))
+    assert error.value.code == "inherit-nothing"

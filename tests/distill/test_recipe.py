@@ -1,0 +1,111 @@
+"""Recipes: every mistake is told with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detr.errors import UserError
+from distill.recipe import Recipe, find_recipe, load_recipe, shipped
+
+MINIMAL = """\
+name: small
+data: {train: "kitti:data:train"}
+input: {size: [64, 128]}
+detector:
+  queries: 10
+  backbone:
+    name: resnet18
+optimizer:
+  lr: 0.001
+steps: 5
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_shipped_recipes_are_valid_and_name_themselves(name: str) -> None:
+    assert load_recipe(find_recipe(name)).name == name
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "told"),
+    [
+        ("steps: 5", "stepz: 5", "recipe-key", "recipe.yaml:10: no such key 'stepz'; did you mean"),
+        ("  lr: 0.001", "  lr_: 1", "recipe-key", "yaml:9: no such key 'optimizer.lr_'; did you m"),
+        ("    name:", "    nam:", "recipe-key", "yaml:7: no such key 'detector.backbone.nam'; did"),
+        ("steps: 5", "steps: many", "recipe-value", "recipe.yaml:10: steps: "),
+        ("steps: 5", "", "recipe-value", "recipe.yaml:1: steps: Field required"),
+        ("steps: 5", "steps: 5\nsteps: 6", "recipe-key", "yaml:11: key 'steps' appears twice"),
+        ("steps: 5", "steps: [5", "recipe-yaml", "recipe.yaml:11: "),
+        ("steps: 5", "steps: 5\ninherit: true", "recipe-value", "need a teacher"),
+        ("steps: 5", "steps: 5\nmethods: [clockdistill]", "recipe-value", "need a teacher"),
+        ("queries: 10", "queries: 10\n  heads: 7", "recipe-value", "recipe.yaml:4: detector: width"),
+    ],
+)
+def test_mistakes_name_file_and_line(
+    tmp_path: Path, old: str, new: str, code: str, told: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(write(tmp_path, MINIMAL.replace(old, new)))
+    assert caught.value.code == code
+    assert told in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_overrides_reach_nested_keys_and_lists(tmp_path: Path) -> None:
+    text = MINIMAL + "teacher: t\nmethods:\n  - clockdistill: {alpha: 1.0}\n"
+    recipe = load_recipe(
+        write(tmp_path, text),
+        ["optimizer.lr=2e-1", "validation.every=7", "methods.0.clockdistill.alpha=3.0", "ema=null"],
+    )
+    assert recipe.optimizer.lr == 0.2
+    assert recipe.validation.every == 7
+    assert recipe.methods == ({"clockdistill": {"alpha": 3.0}},)
+    assert recipe.ema is None
+
+
+@pytest.mark.parametrize(
+    ("override", "code"),
+    [
+        ("optimizer.rl=1", "recipe-key"),
+        ("steps=-1", "recipe-value"),
+        ("methods.3.x=1", "recipe-key"),
+        ("steps", "option-form"),
+        ("steps={", "recipe-yaml"),
+    ],
+)
+def test_mistakes_in_overrides_name_the_override(tmp_path: Path, override: str, code: str) -> None:
+    text = MINIMAL + "teacher: t\nmethods: [clockdistill]\n"
+    with pytest.raises(UserError) as caught:
+        load_recipe(write(tmp_path, text), [override])
+    assert caught.value.code == code
+    assert override in caught.value.message
+
+
+def test_frozen_copy_reads_back_equal(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL))
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(recipe.to_yaml())
+    assert load_recipe(copy) == recipe
+
+
+def test_classes_come_from_the_data(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL))
+    assert recipe.detector.for_classes(7).num_classes == 7
+    named = Recipe.model_validate(
+        {**recipe.model_dump(), "detector": {**recipe.detector.model_dump(), "num_classes": 3}}
+    )
+    with pytest.raises(UserError, match="7 classes"):
+        named.detector.for_classes(7)
+
+
+def test_unknown_recipe_suggests_a_shipped_one() -> None:
+    with pytest.raises(UserError, match="did you mean demo-teacher"):
+        find_recipe("demo-techer")

@@ -1,0 +1,159 @@
+"""The teacher is checked before anything is learned from it, and never changes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detr.config import BackboneConfig, ClassMap, DenoisingConfig, DetectorConfig
+from detr.data import PreprocessConfig, open_dataset
+from detr.data.synth import generate
+from detr.errors import UserError
+from detr.model_info import ModelInfo
+from detr.models import build_detector, save_model
+from distill.recipe import Recipe
+from distill.run_dir import RunDir
+from distill.setup import set_up
+from distill.teacher import load_teacher, open_teacher
+from distill.train import train_step
+
+INPUT = PreprocessConfig(size=(64, 96))
+DETECTOR: dict[str, Any] = {
+    "backbone": {"name": "test_resnet", "strides": (8, 16)},
+    "levels": 2,
+    "width": 16,
+    "heads": 2,
+    "points": 2,
+    "ffn": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "queries": 5,
+    "query": "mixed",
+    "refine": "look_forward_twice",
+    "denoising": {"number": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes") / "data"
+    generate(folder, 5, (64, 96), seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classes(scenes: Path) -> ClassMap:
+    return open_dataset(f"kitti:{scenes}:train").classes
+
+
+@pytest.fixture()
+def write_teacher(tmp_path: Path, classes: ClassMap) -> Any:
+    def write(names: tuple[str, ...] = classes.names, preprocess: PreprocessConfig = INPUT) -> Path:
+        torch.manual_seed(5)
+        backbone = BackboneConfig(**DETECTOR["backbone"])
+        denoising = DenoisingConfig(number=4)
+        settings = {**DETECTOR, "backbone": backbone, "denoising": denoising}
+        config = DetectorConfig(num_classes=len(names), **settings)
+        info = ModelInfo(
+            detector=config,
+            classes=ClassMap(names=names, category_ids=tuple(range(1, len(names) + 1))),
+            preprocess=preprocess,
+            provenance={"ap": 0.5},
+        )
+        save_model(tmp_path / "teacher.safetensors", build_detector(config), info)
+        return tmp_path / "teacher.safetensors"
+
+    return write
+
+
+def recipe(scenes: Path, teacher: Path, **changes: Any) -> Recipe:
+    settings: dict[str, Any] = {
+        "name": "tiny",
+        "data": {"train": f"kitti:{scenes}:train", "val": f"kitti:{scenes}:val"},
+        "input": {"size": (64, 96)},
+        "detector": DETECTOR,
+        "teacher": str(teacher),
+        "methods": ["clockdistill"],
+        "steps": 3,
+        "batch_size": 2,
+    }
+    return Recipe.model_validate({**settings, **changes})
+
+
+def test_a_good_teacher_is_frozen(write_teacher: Any, classes: ClassMap) -> None:
+    detector, info = load_teacher(write_teacher(), classes, INPUT)
+    assert info.classes.names == classes.names
+    assert not detector.training
+    assert not any(p.requires_grad for p in detector.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda names: ("Auto", *names[1:]), "the teacher does not know {0}; the data has no Auto"),
+        (lambda names: names[:-1], "the teacher does not know {last}"),
+        (lambda names: (*names, "Boat"), "the data has no Boat"),
+        (lambda names: (names[1], names[0], *names[2:]), "class 0 is {1} for the teacher and {0}"),
+    ],
+)
+def test_other_classes_are_named(
+    change: Any, words: str, write_teacher: Any, classes: ClassMap
+) -> None:
+    path = write_teacher(change(classes.names))
+    with pytest.raises(UserError) as error:
+        load_teacher(path, classes, INPUT)
+    assert error.value.code == "teacher-classes"
+    assert str(path) in error.value.message
+    assert words.format(*classes.names, last=classes.names[-1]) in error.value.message
+
+
+def test_other_normalisation_is_refused(write_teacher: Any, classes: ClassMap) -> None:
+    other = PreprocessConfig(size=(64, 96), mean=(0, 0, 0), std=(255, 255, 255))
+    with pytest.raises(UserError) as error:
+        load_teacher(write_teacher(preprocess=other), classes, INPUT)
+    assert error.value.code == "teacher-input"
+    # Another canvas is no obstacle: the teacher is measured on the student's.
+    load_teacher(write_teacher(preprocess=PreprocessConfig(size=(128, 96))), classes, INPUT)
+
+
+def test_ap_is_told_and_a_weak_teacher_refused(
+    write_teacher: Any, scenes: Path, classes: ClassMap
+) -> None:
+    path, val, said = write_teacher(), open_dataset(f"kitti:{scenes}:val"), list[str]()
+    teacher = open_teacher(recipe(scenes, path), classes, val, said.append)
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    assert len(said) == 1
+    assert f"on {len(val)} images" in said[0] and "its own record says 0.500" in said[0]
+
+    demanding = recipe(scenes, path, min_teacher_ap=0.9)
+    with pytest.raises(UserError, match=r"AP 0\.0\d\d on .* at least 0\.900") as error:
+        open_teacher(demanding, classes, val, said.append)
+    assert (error.value.code, error.value.exit_status) == ("teacher-weak", 3)
+
+    with pytest.raises(UserError) as error:
+        open_teacher(demanding, classes, None, said.append)
+    assert error.value.code == "teacher-unmeasured"
+    open_teacher(recipe(scenes, path), classes, None, said.append)
+    assert len(said) == 1
+
+
+def test_training_never_changes_the_teacher(
+    write_teacher: Any, scenes: Path, tmp_path: Path
+) -> None:
+    wanted = recipe(scenes, write_teacher(), inherit=True)
+    state = set_up(wanted, RunDir(tmp_path / "run", wanted))
+    assert state.teacher is not None
+    teacher, student = (copy.deepcopy(m.state_dict()) for m in (state.teacher, state.student))
+    torch.testing.assert_close(student["source.content.weight"], teacher["source.content.weight"])
+    for index in range(2):
+        values = train_step(state, state.batches.batch(index), index)
+        assert values["clockdistill/memory"] > 0
+    assert not state.teacher.training
+    for name, tensor in state.teacher.state_dict().items():
+        torch.testing.assert_close(tensor, teacher[name], rtol=0, atol=0, msg=name)
+    moved = [n for n, x in state.student.state_dict().items() if not torch.equal(x, student[n])]
+    assert any(name.startswith("decoder.layers") for name in moved)

@@ -1,0 +1,184 @@
+"""The run: exact resume, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from detr.errors import UserError
+from detr.models import load_model
+from distill import train as train_module
+from distill.cli import main
+from distill.recipe import Recipe
+from distill.run_dir import RunDir
+from distill.train import train
+
+
+class Stopped(Exception):
+    """Stands for the power supply."""
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a run die when it begins the given step."""
+    whole = train_module.train_step
+
+    def stopping(state: Any, batch: Any, index: int) -> dict[str, float]:
+        if index == step:
+            raise Stopped
+        return whole(state, batch, index)
+
+    monkeypatch.setattr(train_module, "train_step", stopping)
+
+
+def test_a_stopped_run_ends_with_the_weights_of_an_unstopped_one(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    train(tiny, straight)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(5, patch)
+        with pytest.raises(Stopped):
+            train(tiny, stopped)
+    train(tiny, stopped)
+
+    ours, theirs = (load_file(run / "model.safetensors") for run in (straight, stopped))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    first, second = (RunDir(run, tiny).load_checkpoint() for run in (straight, stopped))
+    assert first is not None and second is not None and first["step"] == second["step"] == 6
+    assert all(torch.equal(x, second["student"][name]) for name, x in first["student"].items())
+    losses = [
+        [row for row in map(json.loads, (run / "metrics.jsonl").open()) if "loss" in row]
+        for run in (straight, stopped)
+    ]
+    assert [row["step"] for row in losses[0]] == [row["step"] for row in losses[1]]
+
+
+def test_a_run_leaves_a_usable_model_and_repeats_nothing(tiny: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    model = train(tiny, run)
+    detector, info = load_model(run)
+    assert info.provenance["step"] == 6 and 0 <= info.provenance["ap"] <= 1
+    assert detector.config.num_classes == len(info.classes) == 7
+    assert "queries: 12" in (run / "recipe.yaml").read_text()
+    assert json.loads((run / "environment.json").read_text())["packages"]["torch"]
+    before = model.stat().st_mtime_ns
+    train(tiny, run)
+    assert model.stat().st_mtime_ns == before
+    assert "nothing to do" in (run / "log.txt").read_text()
+
+
+def test_training_lowers_the_loss(tiny: Recipe, tmp_path: Path) -> None:
+    longer = tiny.model_copy(update={"steps": 40, "batch_size": 4, "checkpoint_every": 40})
+    train(longer, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 2 and losses[1] < 0.9 * losses[0]
+
+
+def test_another_recipe_in_the_same_folder_is_refused(tiny: Recipe, tmp_path: Path) -> None:
+    RunDir(tmp_path, tiny)
+    other = tiny.model_copy(update={"batch_size": 3})
+    with pytest.raises(UserError, match="batch_size=2, now asked for 3") as caught:
+        RunDir(tmp_path, other)
+    assert caught.value.code == "run-differs"
+
+
+def test_a_loss_that_is_not_finite_names_step_and_files(tiny: Recipe, tmp_path: Path) -> None:
+    wild = tiny.optimizer.model_copy(update={"lr": 1e30, "clip": 0.0, "warmup_steps": 0})
+    with pytest.raises(UserError) as caught:
+        train(tiny.model_copy(update={"optimizer": wild}), tmp_path / "run")
+    assert caught.value.code == "loss-not-finite"
+    assert "step 1:" in caught.value.message and ".png" in caught.value.message
+
+
+def test_an_output_folder_that_cannot_be_written(tiny: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError) as caught:
+        train(tiny, tmp_path / "file" / "run")
+    assert caught.value.code == "output-unwritable"
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint_whole(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    run = RunDir(tmp_path, tiny)
+    run.save_checkpoint({"step": 3, "x": torch.arange(4)})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(UserError) as caught:
+        run.save_checkpoint({"step": 6, "x": torch.arange(4)})
+    assert caught.value.code == "disk-full"
+    state = run.load_checkpoint()
+    assert state is not None and state["step"] == 3 and state["x"].tolist() == [0, 1, 2, 3]
+    assert [path.name for path in run.checkpoint.parent.iterdir()] == ["last.pt"]
+
+
+class Evil:
+    """Runs code when unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, ("pwned",))
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunDir(tmp_path / "run", tiny)
+    run.checkpoint.parent.mkdir()
+    torch.save({"step": Evil()}, run.checkpoint)
+    with pytest.raises(UserError) as caught:
+        run.load_checkpoint()
+    assert caught.value.code == "checkpoint-unreadable"
+    assert str(run.checkpoint) in caught.value.message
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_distillation_runs_from_a_teacher_of_our_own(tiny: Recipe, tmp_path: Path) -> None:
+    train(tiny, tmp_path / "teacher")
+    student = Recipe.model_validate(
+        {
+            **tiny.model_dump(),
+            "name": "student",
+            "teacher": str(tmp_path / "teacher"),
+            "methods": ["clockdistill"],
+            "inherit": True,
+        }
+    )
+    train(student, tmp_path / "student")
+    rows = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").open()]
+    assert any(key.startswith("clockdistill/") for key in rows[0])
+    assert "teacher: AP" in (tmp_path / "student" / "log.txt").read_text()
+
+
+def test_the_command_line_tells_mistakes_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: x\nsteps: 3\noptimiser: {lr: 1}\n")
+    result = CliRunner().invoke(main, ["train", str(path)])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error[recipe-key]") and "did you mean 'optimizer'" in (
+        result.stderr
+    )
+    assert result.stderr.count("\n") == 1
+    result = CliRunner().invoke(main, ["run", "demo-teacher"])
+    assert result.exit_code == 2 and "recipe-not-distillation" in result.stderr
+
+
+def test_the_command_line_lists_methods_and_recipes() -> None:
+    methods = json.loads(CliRunner().invoke(main, ["methods", "--json"]).stdout)
+    assert "clockdistill" in methods
+    recipes = json.loads(CliRunner().invoke(main, ["recipes", "--json"]).stdout)
+    assert {"demo-teacher", "demo-student"} <= recipes.keys()
