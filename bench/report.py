@@ -112,11 +112,11 @@ class Report(BaseModel):
             share = (
                 f"{100 * row.coco.ap / base.coco.ap:.0f} % of {base.name}'s AP"
                 if base.coco.ap > 0
-                else f"beyond {base.name}'s AP"
+                else f"no meaningful share of {base.name}'s AP"
             )
             sentences.append(
                 f"{row.name}: {percent(row.coco.ap)} AP at {row.ms:.1f} ms = {share} "
-                f"({percent(base.coco.ap)}) at {base.ms / row.ms:.2f} times its speed "
+                f"({percent(base.coco.ap)}) at {base.ms / row.ms:.3g} times its speed "
                 f"({base.ms:.1f} ms)"
             )
         return sentences

@@ -56,16 +56,21 @@ def _points(report: Report, colors: dict[str, str]) -> list[Point]:
 
 
 def _bests(rows: Sequence[Row]) -> dict[str, str]:
-    """Name of the row with the best value in a column; none where there is nothing to compare."""
-    if len(rows) < 2:
-        return dict.fromkeys(("ap", "ap50", "ap75", "p50", "size"), "")
-    return {
-        "ap": max(rows, key=lambda r: r.coco.ap).name,
-        "ap50": max(rows, key=lambda r: r.coco.ap50).name,
-        "ap75": max(rows, key=lambda r: r.coco.ap75).name,
-        "p50": min(rows, key=lambda r: r.ms).name,
-        "size": min(rows, key=lambda r: r.size_mb).name,
+    """Name of the one row with the best value of a column; empty where several share it."""
+    columns = {
+        "ap": [-row.coco.ap for row in rows],
+        "ap50": [-row.coco.ap50 for row in rows],
+        "ap75": [-row.coco.ap75 for row in rows],
+        "p50": [row.ms for row in rows],
+        "size": [row.size_mb for row in rows],
     }
+    return {key: rows[k].name if (k := _lowest(v)) >= 0 else "" for key, v in columns.items()}
+
+
+def _lowest(values: Sequence[float]) -> int:
+    """Position of the lowest value, -1 where it is not the only one or nothing to compare with."""
+    low = min(values)
+    return values.index(low) if len(values) > 1 and values.count(low) == 1 else -1
 
 
 def _class_rows(report: Report) -> list[dict[str, object]]:
@@ -73,8 +78,7 @@ def _class_rows(report: Report) -> list[dict[str, object]]:
     table: list[dict[str, object]] = []
     for name in report.class_names():
         found = [row.coco.per_class[name] for row in report.rows]
-        values = [ap.ap or 0.0 for ap in found]
-        best = values.index(max(values)) if len(values) > 1 and max(values) > 0 else -1
+        best = _lowest([-(ap.ap or 0.0) for ap in found])
         table.append({"name": name, "count": found[0].count, "cells": found, "best": best})
     return table
 

@@ -60,12 +60,16 @@ def _results(report: Report) -> str:
 
 def _result(row: Row) -> list[str]:
     ap, total = row.coco, row.latency.end_to_end
-    values = (ap.ap, ap.ap50, ap.ap75, ap.ap_small, ap.ap_medium, ap.ap_large)
+    aps = (ap.ap, ap.ap50, ap.ap75, ap.ap_small, ap.ap_medium, ap.ap_large)
     times = (total.p50_ms, total.p90_ms, total.p99_ms, row.latency.engine.p50_ms)
     return [
-        row.name, row.engine, row.precision, "–" if row.parameters is None else f"{row.parameters / 1e6:.2f}", f"{row.size_mb:.1f}", *map(percent, values),
-        *(f"{ms:.1f}" for ms in times), f"{total.images_per_second:.1f}",
-    ]  # fmt: skip
+        *(row.name, row.engine, row.precision),
+        "–" if row.parameters is None else f"{row.parameters / 1e6:.2f}",
+        f"{row.size_mb:.1f}",
+        *map(percent, aps),
+        *(f"{ms:.1f}" for ms in times),
+        f"{total.images_per_second:.1f}",
+    ]
 
 
 def _per_class(report: Report) -> str:

@@ -103,14 +103,24 @@ def spread(count: int, limit: int | None) -> list[int]:
 
 
 def model_names(models: Sequence[Path]) -> list[str]:
-    """File names without suffix; as much of the folders before them as tells them apart."""
-    resolved = [model.resolve() for model in models]
-    if len(set(resolved)) < len(resolved):
-        raise UserError("bench-twice", "the same model is given twice")
+    """A short name for each model, as much of its path as tells it from the others.
+
+    Raises:
+        UserError: ``bench-twice``.
+    """
+    paths = [model.resolve() for model in models]
+    # A run directory's weights are called model.safetensors: its name says nothing.
+    paths = [path.parent if path.stem == "model" else path for path in paths]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError("bench-twice", f"{path}: the same model is given twice")
+    stems = [path.stem for path in paths]
+    if len(set(stems)) == len(stems):
+        return stems
     depth = 1
     while True:
-        names = ["/".join((*path.parts[-depth:-1], path.stem)) for path in resolved]
-        if len(set(names)) == len(names) or depth > max(len(p.parts) for p in resolved):
+        names = ["/".join(path.parts[1:][-depth:]) for path in paths]
+        if len(set(names)) == len(names) or depth >= max(len(path.parts) for path in paths):
             return names
         depth += 1
 

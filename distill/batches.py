@@ -55,7 +55,7 @@ class Batch:
 
 
 def _relative(boxes: FloatArray, size: tuple[int, int]) -> Tensor:
-    """xyxy pixels to cx cy w h in [0, 1]."""
+    """Corners in pixels to cx cy w h in [0, 1]."""
     scale = np.array([size[1], size[0]], dtype=np.float32)
     low, high = boxes[:, :2] / scale, boxes[:, 2:] / scale
     return torch.from_numpy(np.concatenate(((low + high) / 2, high - low), 1))

@@ -29,10 +29,10 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def giou(first: Tensor, second: Tensor) -> Tensor:
-    """Generalised IoU in [-1, 1] of broadcastable ``[..., 4]`` xyxy boxes (Rezatofighi 2019, eq. 1).
+    """Generalised IoU in [-1, 1] of broadcastable ``[..., 4]`` xyxy boxes.
 
-    IoU minus the share of the enclosing box that neither box covers. Pairwise use:
-    ``giou(a[:, None], b[None])``.
+    Rezatofighi et al. 2019, equation 1: IoU minus the share of the enclosing box that neither box
+    covers. Pairwise use: ``giou(a[:, None], b[None])``.
     """
     common = intersection(first, second)
     union = (area(first) + area(second) - common).clamp(min=1e-9)

@@ -107,7 +107,8 @@ def set_losses(
     place = (matches.layer, matches.image, matches.query)
 
     one_hot = torch.zeros_like(logits, dtype=torch.float32)
-    one_hot[(*place, labels)] = 1.0
+    positives = (*place, labels)
+    one_hot[positives] = 1.0
     class_loss = focal_loss(logits, one_hot)
     if any(len(target.ignore) for target in targets):
         silent = ignored(boxes, targets)

@@ -1,30 +1,31 @@
-"""Exponential moving average of a model's weights."""
+"""Exponential moving average of a detector's weights."""
 
 from __future__ import annotations
 
 import copy
 
 import torch
-from torch import nn
+
+from detr.models import Detector
 
 
 class Ema:
-    """A copy of a model that follows it slowly; what is evaluated and saved.
+    """A copy of a detector that follows it slowly; what is evaluated and saved.
 
     The decay rises from 0 to its final value over the first steps, so the random initial weights
     are forgotten even in a short run. Running statistics are averaged like weights.
 
     Args:
-        model: The model to follow.
+        model: The detector to follow.
         decay: Final decay per step.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Detector, decay: float) -> None:
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: Detector = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, model: Detector, step: int) -> None:
         """Moves towards the model after its step number ``step`` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         mine, theirs = self.model.state_dict(), model.state_dict()

@@ -1,7 +1,7 @@
 """A student starts from its teacher's weights, matched by name and layer map.
 
-D3ETR's "inheriting" (section 3.4): encoder, decoder, heads, queries and input projections start
-where the teacher ended; the backbones differ and keep their own weights.
+D3ETR's "inheriting strategy": encoder and decoder start where the teacher ended, and with them
+heads, queries and input projections. Backbones differ and keep their own weights.
 """
 
 from __future__ import annotations

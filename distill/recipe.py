@@ -174,7 +174,8 @@ class Recipe(Strict):
 
     def to_yaml(self) -> str:
         """The complete recipe, defaults included, in the order of the fields."""
-        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+        content = self.model_dump(mode="json")
+        text: str = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
         return text
 
 
@@ -244,7 +245,8 @@ def _build(
             if name in result:
                 raise UserError("recipe-key", f"{here}: key {name!r} appears twice")
             result[name] = _build(value, (*key, name), places, path)
-            places[(*key, name)] = here
+            inner = (*key, name)
+            places[inner] = here
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_build(v, (*key, str(i)), places, path) for i, v in enumerate(node.value)]

@@ -192,7 +192,12 @@ def set_up(recipe: Recipe, run: RunDir) -> State:
         ),
         ema=ema,
         batches=Batches(
-            data, recipe.input, recipe.augment, recipe.batch_size, recipe.seed, world.rank,
+            data,
+            recipe.input,
+            recipe.augment,
+            recipe.batch_size,
+            recipe.seed,
+            world.rank,
             world.size,
         ),
         val=val if world.main else None,
@@ -201,8 +206,7 @@ def set_up(recipe: Recipe, run: RunDir) -> State:
 
 def _placed(detector: Detector, device: torch.device) -> Detector:
     """On the device, convolutions channels-last: a third faster on a CPU, tensor cores on a GPU."""
-    # mypy and torch's stubs: the overload with a memory format only takes it by keyword.
-    return detector.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return detector.to(device).to(memory_format=torch.channels_last)
 
 
 def _open_teacher(

@@ -23,7 +23,7 @@ class Step:
         teacher: The frozen network, in evaluation mode, or None.
         student_memory: Output of the student's encoder.
         teacher_memory: Output of the teacher's encoder (no gradient), or None.
-        student_groups: The student's own queries (and denoising queries), before methods add theirs.
+        student_groups: The student's own and denoising queries, before methods add theirs.
         teacher_groups: The teacher's own queries.
         student_outputs: Decoded groups by role; filled after the decoder call.
         teacher_outputs: The teacher's decoded groups by role (no gradient).

@@ -7,6 +7,7 @@ therefore ends with the very weights of a run that was never stopped.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -89,10 +90,11 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
     set_rate(state.optimizer, rate(index, recipe.steps, recipe.optimizer))
     step = forward(state, batch.to(state.world.device), index)
     losses = losses_of(state, step)
-    total = torch.stack(list(losses.values())).sum()
-    values = dict(zip([*losses, "loss"], torch.stack([*losses.values(), total]).tolist(), strict=True))
-    if not torch.isfinite(total):
-        bad = [name for name, value in values.items() if not abs(value) < float("inf")]
+    terms = torch.stack(list(losses.values()))
+    total = terms.sum()
+    values = dict(zip(losses, terms.tolist(), strict=True)) | {"loss": total.item()}
+    if not math.isfinite(values["loss"]):
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
         files = " ".join(str(path) for path in batch.paths)
         raise UserError(
             "loss-not-finite",
@@ -100,7 +102,7 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
             "the labels, then run the same command again",
         )
     state.optimizer.zero_grad()
-    state.scaler.scale(total).backward()
+    torch.autograd.backward(state.scaler.scale(total))
     state.world.average_gradients(state.trained)
     state.scaler.unscale_(state.optimizer)
     if recipe.optimizer.clip:

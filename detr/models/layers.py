@@ -23,7 +23,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., sizes[0]]`` to ``[..., sizes[-1]]``."""
         for layer in self.layers[:-1]:
-            x = functional.relu(layer(x), inplace=True)
+            x = functional.relu(layer(x))
         out: Tensor = self.layers[-1](x)
         return out
 
@@ -42,8 +42,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D]`` to ``[..., D]``."""
-        # In place: this is the largest tensor of the model, and its backward needs the result only.
-        hidden = self.dropout(functional.relu(self.expand(x), inplace=True))
+        # Not in place: a linear layer returns a view, and autograd pays for changing one with two
+        # copies of the model's largest gradient.
+        hidden = self.dropout(functional.relu(self.expand(x)))
         out: Tensor = self.norm(x + self.dropout(self.contract(hidden)))
         return out
 

@@ -1,8 +1,8 @@
 """The torch operator ``detr::ms_deform_attn``: registered when this module is imported.
 
-One operator, so that an exported graph holds one node per attention. On the CPU it runs the
-compiled kernel of :mod:`detr.msda`; where that was not built, and for other devices without a
-kernel of ours, the differentiable ``grid_sample`` path.
+One operator, so that an exported graph holds one node per attention. It runs the compiled kernels
+of :mod:`detr.msda`, on the CPU and on CUDA; where there is none (no compiler at installation,
+another device), the ``grid_sample`` path.
 
 Shape legend: B batch, S tokens of all levels, M heads, D channels of a head, Q queries, V levels,
 P points.
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detr import msda
+from detr.models import msda_cuda
 from detr.models.structures import LevelShapes
 from detr.msda.check import check_like, check_sizes, dtype_name
 
@@ -89,21 +90,19 @@ def _reference_backward(
     )
 
 
-def _has_kernel(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and msda.native_available()
-
-
 @torch.library.custom_op("detr::ms_deform_attn", mutates_args=())
 def _forward(
     value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> Tensor:
     shapes = _pairs(spatial_shapes)
-    if not _has_kernel(value):
-        check_sizes(value, shapes, locations, weights)
-        return ms_deform_attn_reference(value, shapes, locations, weights).contiguous()
-    out = value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-    msda.forward(value, shapes, locations, weights, out, torch.get_num_threads())
-    return out
+    check_sizes(value, shapes, locations, weights)
+    if value.device.type == "cpu" and msda.native_available():
+        out = value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+        msda.forward(value, shapes, locations, weights, out, torch.get_num_threads())
+        return out
+    if msda_cuda.has_kernel(value, shapes, locations):
+        return msda_cuda.forward(value, shapes, locations, weights)
+    return ms_deform_attn_reference(value, shapes, locations, weights).contiguous()
 
 
 @_forward.register_fake
@@ -120,19 +119,25 @@ def _backward(
     weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shapes = _pairs(spatial_shapes)
-    if not _has_kernel(value):
-        sizes = check_sizes(value, shapes, locations, weights)
-        check_like("grad_out", grad_out, sizes.out, dtype_name(value))
-        grads = _reference_backward(grad_out, value, shapes, locations, weights)
-        return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
-    like = torch.contiguous_format
-    out = (
-        torch.empty_like(value, memory_format=like),
-        torch.empty_like(locations, memory_format=like),
-        torch.empty_like(weights, memory_format=like),
-    )
-    msda.backward(grad_out, value, shapes, locations, weights, out, torch.get_num_threads())
-    return out
+    sizes = check_sizes(value, shapes, locations, weights)
+    check_like("grad_out", grad_out, sizes.out, dtype_name(value))
+    if value.device.type == "cpu" and msda.native_available():
+        like = torch.contiguous_format
+        out = (
+            torch.empty_like(value, memory_format=like),
+            torch.empty_like(locations, memory_format=like),
+            torch.empty_like(weights, memory_format=like),
+        )
+        msda.backward(grad_out, value, shapes, locations, weights, out, torch.get_num_threads())
+        return out
+    # The CUDA kernel adds up in no fixed order. grid_sample does not either, and tells those who
+    # asked for deterministic algorithms.
+    if not torch.are_deterministic_algorithms_enabled() and msda_cuda.has_kernel(
+        value, shapes, locations
+    ):
+        return msda_cuda.backward(grad_out, value, shapes, locations, weights)
+    grads = _reference_backward(grad_out, value, shapes, locations, weights)
+    return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
 
 
 @_backward.register_fake

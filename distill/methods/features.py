@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from detr.errors import UserError
 from detr.models import Detector, Memory
 from distill.methods.base import float32
 from distill.methods.layers import pair_levels, split_levels
@@ -54,6 +55,12 @@ class FeaturePairs(nn.Module):
         if place == "backbone":
             # Backbone maps are the leading levels; the others exist behind the neck only.
             self.levels = tuple((s, t) for s, t in self.levels if s < count[0] and t < count[1])
+            if not self.levels:
+                raise UserError(
+                    "method-levels",
+                    f"methods.{method}: student (strides {list(student.config.backbone.strides)}) "
+                    f"and teacher ({list(teacher.config.backbone.strides)}) share no backbone map",
+                )
         ours, theirs = _channels(student, place), _channels(teacher, place)
         self.channels = tuple(theirs[t] for _, t in self.levels)
         self.align = nn.ModuleList(
@@ -72,7 +79,8 @@ class FeaturePairs(nn.Module):
         pairs = []
         for (s, t), align in zip(self.levels, self.align, strict=True):
             student = float32(align(ours[s]))
-            valid = ~padding[s].unflatten(1, student.shape[-2:])[:, None]
+            height, width = student.shape[-2:]
+            valid = ~padding[s].reshape(-1, 1, height, width)
             pairs.append(MapPair(student, float32(theirs[t]).detach(), valid))
         return pairs
 
@@ -93,6 +101,6 @@ def _maps(memory: Memory, place: Place) -> list[Tensor]:
         return memory.features
     tokens = memory.tokens if place == "memory" else memory.layers[0]
     return [
-        level.transpose(1, 2).unflatten(2, shape)
+        level.transpose(1, 2).reshape(len(level), -1, *shape)
         for level, shape in zip(split_levels(tokens, memory), memory.shapes, strict=True)
     ]

@@ -1,9 +1,9 @@
 """FGD: focal and global knowledge distillation (Yang et al., CVPR 2022).
 
-Focal: squared errors of the map, weighted by ground-truth masks (equations 4 and 5: objects by one
-over their cells, background by one over its cells) and by the teacher's spatial and channel
-attention (equations 6 to 8); both attentions are imitated, too (equation 10). Global: a GcNet block
-over each model's map, whose outputs are compared (equation 12).
+Focal: squared errors of the map, weighted by ground-truth masks (objects by one over their cells,
+background by one over its cells) and by the teacher's spatial and channel attention; both
+attentions are imitated, too. Global: a GcNet block over each model's map, whose outputs are
+compared.
 
 All sums are divided by the number of images and summed over levels. Departures: cells in the
 padding take no part in masks, attention or errors, and a box is placed by the image's share of the
@@ -35,10 +35,10 @@ class FgdOptions(Strict):
 
     Attributes:
         on: Which maps: ``backbone``, ``neck`` or ``memory`` (encoder output).
-        foreground, background: Weights of the focal errors (alpha and beta of equation 9).
-        attention: Weight of the attention error (gamma of equation 10).
-        relation: Weight of the global error (lambda of equation 12).
-        temperature: Of the attention (T of equations 6 and 7).
+        foreground, background: Weights of the focal errors (the paper's alpha and beta).
+        attention: Weight of the attention error (gamma).
+        relation: Weight of the global error (lambda).
+        temperature: Of the attention (T).
     """
 
     on: Place = "memory"
@@ -99,7 +99,7 @@ class Fgd(Method):
 
 
 def attention(maps: Tensor, valid: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Where and in which channels a map is strong (equations 6 and 7).
+    """Where and in which channels a map is strong.
 
     Args:
         maps: ``[B, C, H, W]``.
@@ -126,7 +126,7 @@ def _relation(pair: MapPair, ours: nn.Module, theirs: nn.Module) -> Tensor:
 
 
 class GcBlock(nn.Module):
-    """Global context block (GCNet, equation 6 of Cao et al. 2019) as FGD uses it (equation 11).
+    """Global context block (GCNet, Cao et al. 2019) as FGD uses it.
 
     One softmax attention over all cells pools a context vector, a bottleneck transforms it, and it
     is added to every cell. The last layer starts at zero, so the block starts as the identity.
@@ -151,4 +151,5 @@ class GcBlock(nn.Module):
         """``[B, C, H, W]`` to the same shape."""
         scores = self.mask(maps).masked_fill(~valid, float("-inf")).flatten(1)
         context = torch.einsum("bs,bcs->bc", F.softmax(scores, 1), maps.flatten(2))
-        return maps + self.transform(context)[..., None, None]
+        out: Tensor = maps + self.transform(context)[..., None, None]
+        return out

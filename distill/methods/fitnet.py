@@ -1,4 +1,4 @@
-"""FitNets: hints for thin deep nets (Romero et al., ICLR 2015), equation 3, on detector features.
+"""FitNets: hints for thin deep nets (Romero et al., ICLR 2015), on a detector's features.
 
 The student's maps, through a 1x1 convolution where the channels differ, follow the teacher's in the
 mean squared error. The error is a mean over all cells of a level that belong to an image and over

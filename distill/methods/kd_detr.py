@@ -1,4 +1,4 @@
-"""KD-DETR: consistent distillation points sampling (Wang et al., CVPR 2024), sections 3.3 and 3.4.
+"""KD-DETR: consistent distillation points sampling (Wang et al., CVPR 2024).
 
 General points are random queries, new in every step; specific points are the teacher's queries.
 Both models answer them, and the student's answers are pulled to the teacher's in proportion to the

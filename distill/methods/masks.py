@@ -1,6 +1,6 @@
 """Ground-truth masks over encoder tokens: where objects are, and how much each cell counts.
 
-Used by CLoCKDistill (equations 3 and 4) and FGD (equations 4 and 5).
+Used by CLoCKDistill (equations 3 and 4) and FGD.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""MGD: masked generative distillation (Yang et al., ECCV 2022), equations 3 to 5.
+"""MGD: masked generative distillation (Yang et al., ECCV 2022).
 
 A random part of the cells of the student's map is set to zero, and a small generator (3x3
 convolution, ReLU, 3x3 convolution) has to make the teacher's whole map from the rest. The squared
@@ -25,8 +25,8 @@ class MgdOptions(Strict):
 
     Attributes:
         on: Which maps: ``backbone``, ``neck`` or ``memory`` (encoder output).
-        dropped: Share of the cells that is set to zero (lambda of equation 3).
-        weight: Of the squared error (alpha of equation 5).
+        dropped: Share of the cells that is set to zero (lambda).
+        weight: Of the squared error (alpha).
     """
 
     on: Place = "memory"
@@ -60,7 +60,7 @@ class Mgd(Method):
         )
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """``features`` (equation 4, weighted)."""
+        """``features`` (weighted)."""
         terms = []
         for pair, generate in zip(self.maps(step), self.generators, strict=True):
             drawn = torch.rand(pair.valid.shape, generator=step.generator).to(pair.valid.device)

@@ -61,7 +61,7 @@ def general_points(
     generator: torch.Generator,
     device: torch.device,
 ) -> QueryGroup:
-    """Random queries, new in every step (KD-DETR section 3.3), the same for all images.
+    """Random queries, new in every step (KD-DETR), the same for all images.
 
     Content is N(0, 1), as are the logits of the references; learned queries get a random position,
     too.
@@ -89,7 +89,7 @@ def general_points(
 
 
 def specific_points(role: str, own: QueryGroup, config: DetectorConfig) -> QueryGroup:
-    """The teacher's own queries (KD-DETR section 3.3), for the student.
+    """The teacher's own queries (KD-DETR), for the student.
 
     With two-stage teachers these are the anchors the teacher chose on this image, detached.
     """

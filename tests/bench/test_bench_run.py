@@ -125,4 +125,9 @@ def test_the_same_model_twice(engines: dict[str, Any], bright_cars: Path) -> Non
 
 def test_names_take_as_much_of_the_path_as_they_need() -> None:
     assert bench_run.model_names([Path("a/x.bundle"), Path("b/y.bundle")]) == ["x", "y"]
-    assert bench_run.model_names([Path("a/m.bundle"), Path("b/m.bundle")]) == ["a/m", "b/m"]
+    assert bench_run.model_names([Path("a/m.bundle"), Path("b/m.bundle")]) == [
+        "a/m.bundle",
+        "b/m.bundle",
+    ]
+    mixed = [Path("runs/s.bundle"), Path("runs/s"), Path("runs/t/model.safetensors")]
+    assert bench_run.model_names(mixed) == ["s.bundle", "s", "t"]

@@ -49,9 +49,9 @@ def parse(html: str) -> Balance:
 
 def test_verdict_compares_with_the_reference(report: Report) -> None:
     assert report.verdict() == [
-        "student: 48.0 AP at 40.0 ms = 96 % of teacher's AP (50.0) at 2.50 times its speed "
+        "student: 48.0 AP at 40.0 ms = 96 % of teacher's AP (50.0) at 2.5 times its speed "
         "(100.0 ms)",
-        "baseline: 40.0 AP at 40.0 ms = 80 % of teacher's AP (50.0) at 2.50 times its speed "
+        "baseline: 40.0 AP at 40.0 ms = 80 % of teacher's AP (50.0) at 2.5 times its speed "
         "(100.0 ms)",
     ]
     alone = report.model_copy(update={"rows": report.rows[:1]})
@@ -61,7 +61,10 @@ def test_verdict_compares_with_the_reference(report: Report) -> None:
 def test_a_reference_that_finds_nothing_does_not_divide_by_zero(report: Report) -> None:
     rows = [row.model_copy(deep=True) for row in report.rows]
     rows[0].coco.ap = 0.0
-    assert "beyond teacher's AP (0.0)" in report.model_copy(update={"rows": rows}).verdict()[0]
+    assert (
+        "no meaningful share of teacher's AP (0.0)"
+        in report.model_copy(update={"rows": rows}).verdict()[0]
+    )
 
 
 def test_pareto_front_leaves_out_what_is_beaten(report: Report) -> None:
@@ -126,6 +129,14 @@ def test_html_escapes_what_it_is_given(report: Report) -> None:
     html = report.to_html()
     assert "<script" not in html
     assert evil in parse(html).text
+
+
+def test_best_value_is_marked_only_where_one_row_has_it(report: Report) -> None:
+    marked = re.findall(r'class="best">\s*([\d.]+)', report.to_html())
+    assert marked[:2] == ["50.0", "75.0"]  # AP and AP50 of the teacher; equal sizes and p50
+    for row in report.rows:
+        row.coco = report.rows[0].coco
+    assert 'class="best"' not in report.to_html()
 
 
 def test_long_class_lists_fold(report: Report) -> None:

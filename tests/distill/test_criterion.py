@@ -24,8 +24,9 @@ LN2 = math.log(2)
 NO_BOXES = torch.zeros(0, 4)
 
 
-def target(boxes: list[list[float]], labels: list[int], ignore: list[list[float]] | None = None
-           ) -> Target:
+def target(
+    boxes: list[list[float]], labels: list[int], ignore: list[list[float]] | None = None
+) -> Target:
     return Target(
         torch.tensor(boxes).reshape(-1, 4),
         torch.tensor(labels, dtype=torch.int64),

@@ -12,9 +12,9 @@ from detr.models import Target
 from distill.matcher import cost_matrix, match
 
 
-def random_case(layers: int, counts: list[int], queries: int, classes: int) -> tuple[
-    Tensor, Tensor, list[Target]
-]:
+def random_case(
+    layers: int, counts: list[int], queries: int, classes: int
+) -> tuple[Tensor, Tensor, list[Target]]:
     generator = torch.Generator().manual_seed(sum(counts) + queries)
     logits = torch.randn(layers, len(counts), queries, classes, generator=generator)
     boxes = torch.rand(layers, len(counts), queries, 4, generator=generator) * 0.5 + 0.1

@@ -46,7 +46,7 @@ def test_shipped_recipes_are_valid_and_name_themselves(name: str) -> None:
         ("steps: 5", "steps: [5", "recipe-yaml", "recipe.yaml:11: "),
         ("steps: 5", "steps: 5\ninherit: true", "recipe-value", "need a teacher"),
         ("steps: 5", "steps: 5\nmethods: [clockdistill]", "recipe-value", "need a teacher"),
-        ("queries: 10", "queries: 10\n  heads: 7", "recipe-value", "recipe.yaml:4: detector: width"),
+        ("queries: 10", "queries: 10\n  heads: 7", "recipe-value", "yaml:4: detector: width"),
     ],
 )
 def test_mistakes_name_file_and_line(

@@ -8,6 +8,8 @@
 //                                argument of each kernel
 //   MSDA_LANE_CHANNELS           channels per thread, a divisor of D (loads of 16 bytes at best)
 //   MSDA_LANES                   threads per head: the power of two not below D / MSDA_LANE_CHANNELS
+//   MSDA_THREADS                 threads per block
+//   MSDA_FORWARD_ONLY            optional: leave the backward kernel out
 //
 // One block serves kGroups neighbouring (image, query, head) triples. First its threads locate the
 // samples of all of them, each sample once; then MSDA_LANES threads per triple read the corners.
@@ -22,7 +24,7 @@ using Acc = Accumulator<Value>::type;
 constexpr int kHeads = MSDA_HEADS, kChannels = MSDA_CHANNELS;
 constexpr int kLevels = MSDA_LEVELS, kPoints = MSDA_POINTS, kSamples = kLevels * kPoints;
 constexpr int kLaneChannels = MSDA_LANE_CHANNELS, kLanes = MSDA_LANES;
-constexpr int kThreads = 128, kGroups = kThreads / kLanes;
+constexpr int kThreads = MSDA_THREADS, kGroups = kThreads / kLanes;
 constexpr Index kStride = Index(kHeads) * kChannels;
 
 static_assert(kChannels % kLaneChannels == 0, "each thread takes the same number of channels");
@@ -85,33 +87,49 @@ struct Lane {
         *reinterpret_cast<Packed *>(to) = packed;
     }
     __device__ __forceinline__ void add_scaled_to(Acc *sums, Acc scale) const {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-        if constexpr (sizeof(Acc) == 4 && kLaneChannels % 4 == 0) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && MSDA_LANE_CHANNELS % 4 == 0
+        if constexpr (sizeof(Acc) == 4) {
 #pragma unroll
             for (int i = 0; i < kLaneChannels; i += 4) {
                 atomicAdd(reinterpret_cast<float4 *>(sums + i),
                           make_float4(scale * part[i], scale * part[i + 1], scale * part[i + 2],
                                       scale * part[i + 3]));
             }
-            return;
-        }
+        } else
 #endif
+        {
 #pragma unroll
-        for (int i = 0; i < kLaneChannels; ++i) atomicAdd(sums + i, scale * part[i]);
+            for (int i = 0; i < kLaneChannels; ++i) atomicAdd(sums + i, scale * part[i]);
+        }
     }
 };
 
-// A located sample in shared memory. `token` counts from the image's first token.
+// Sizes of a level chosen at run time, without the detour through memory of a run-time index.
+MSDA_FUNCTION Level level_at(const Levels &levels, int level) {
+    Level chosen = levels.at[0];
+#pragma unroll
+    for (int v = 1; v < kLevels; ++v) {
+        chosen.height = v == level ? levels.at[v].height : chosen.height;
+        chosen.width = v == level ? levels.at[v].width : chosen.width;
+    }
+    return chosen;
+}
+
+// A located sample in shared memory, with all that reading its corners takes.
 struct Staged {
     Corners<Acc> share;
-    int token;
-    unsigned mask;
+    int token;            // top left corner, counted from the image's first token
+    unsigned width_mask;  // the level's width above the four bits of the corner mask
+
+    MSDA_FUNCTION unsigned mask() const { return width_mask & kAllCorners; }
+    MSDA_FUNCTION Index down() const { return Index(width_mask >> 4) * kStride; }
 };
 struct StagedGradient {
     Acc x, y, weight;  // first the shares and the weight, then their gradients
 };
 
-// Locates the samples of the block's groups, `first` being the first; calls keep(index, sample, weight).
+// Locates the samples of the block's groups, `first` being the first; calls keep(index, sample,
+// weight).
 template <class Keep>
 __device__ __forceinline__ void stage(const Acc *locations, const Acc *weights, int first, int groups,
                                       const Levels &levels, Staged *staged, Keep keep) {
@@ -124,10 +142,12 @@ __device__ __forceinline__ void stage(const Acc *locations, const Acc *weights, 
         for (int v = 0; v < kLevels; ++v) {
             start += v < level ? levels.at[v].height * levels.at[v].width : 0;
         }
-        const Sample<Acc> sample = locate(locations[at * 2], locations[at * 2 + 1],
-                                          levels.at[level].height, levels.at[level].width);
+        const Level size = level_at(levels, level);
+        const Sample<Acc> sample =
+            locate(locations[at * 2], locations[at * 2 + 1], size.height, size.width);
         const Acc weight = weights[at];
-        staged[i] = {corner_shares(sample.fx, sample.fy, weight), start + sample.row, sample.mask};
+        staged[i] = {corner_shares(sample.fx, sample.fy, weight), start + sample.row,
+                     static_cast<unsigned>(size.width) << 4 | sample.mask};
         keep(i, sample, weight);
     }
 }
@@ -157,20 +177,17 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     const Value *base =
         value + image * tokens_of(levels) * kStride + group % kHeads * kChannels + channel;
     Lane upper = Lane::zero(), lower = Lane::zero();
-#pragma unroll
-    for (int level = 0; level < kLevels; ++level) {
-        const Index down = levels.at[level].width * kStride;
-#pragma unroll
-        for (int point = 0; point < kPoints; ++point) {
-            const Staged sample = staged[local * kSamples + level * kPoints + point];
-            accumulate(upper, lower, base + sample.token * kStride, kStride, down, sample.mask,
-                       sample.share);
-        }
+#pragma unroll 4
+    for (int i = 0; i < kSamples; ++i) {
+        const Staged sample = staged[local * kSamples + i];
+        accumulate(upper, lower, base + sample.token * kStride, kStride, sample.down(), sample.mask(),
+                   sample.share);
     }
     upper.add(1, lower);
     upper.store(out + Index(group) * kChannels + channel);
 }
 
+#if !defined(MSDA_FORWARD_ONLY)
 // grad_value holds sums (float for half precision values) and starts as zeros. Its additions are
 // atomic, so their order, and with it the last bits, differ from run to run.
 extern "C" __global__ void __launch_bounds__(kThreads)
@@ -196,41 +213,39 @@ extern "C" __global__ void __launch_bounds__(kThreads)
                                       group % kHeads * kChannels + channel
                                 : 0;
     const Lane gradient = active ? Lane::load(grad_out + Index(group) * kChannels + channel) : Lane::zero();
-#pragma unroll
-    for (int level = 0; level < kLevels; ++level) {
-        const int height = levels.at[level].height, width = levels.at[level].width;
-        const Index down = width * kStride;
-        for (int point = 0; point < kPoints; ++point) {
-            const int i = local * kSamples + level * kPoints + point;
-            SampleGradient<Acc> sum{0, 0, 0};
-            if (active) {
-                const Staged sample = staged[i];
-                const StagedGradient share = gradients[i];
-                const Index at = offset + sample.token * kStride;
-                // The gradients are linear in the scalar products: each lane takes its channels' part.
-                sum = sample_gradient(corner_dots(gradient, value + at, kStride, down, sample.mask),
-                                      share.x, share.y, share.weight, height, width);
-                scatter(gradient, grad_value + at, kStride, down, sample.mask, sample.share);
-            }
-#pragma unroll
-            for (int other = kLanes / 2; other > 0; other /= 2) {
-                sum.weight += __shfl_xor_sync(0xffffffffu, sum.weight, other);
-                sum.x += __shfl_xor_sync(0xffffffffu, sum.x, other);
-                sum.y += __shfl_xor_sync(0xffffffffu, sum.y, other);
-            }
-            __syncwarp();  // all lanes have read gradients[i], also where kLanes is 1
-            if (active && channel == 0) gradients[i] = {sum.x, sum.y, sum.weight};
+    for (int i = local * kSamples; i < (local + 1) * kSamples; ++i) {
+        SampleGradient<Acc> sum{0, 0, 0};
+        if (active) {
+            const Staged sample = staged[i];
+            const StagedGradient share = gradients[i];
+            const Index at = offset + sample.token * kStride;
+            const Corners<Acc> dots =
+                corner_dots(gradient, value + at, kStride, sample.down(), sample.mask());
+            // The gradients are linear in the scalar products: each lane has its channels' part. The
+            // level's size comes in as they are written out.
+            sum = sample_gradient(dots, share.x, share.y, share.weight, 1, 1);
+            scatter(gradient, grad_value + at, kStride, sample.down(), sample.mask(), sample.share);
         }
+#pragma unroll
+        for (int other = kLanes / 2; other > 0; other /= 2) {
+            sum.weight += __shfl_xor_sync(0xffffffffu, sum.weight, other);
+            sum.x += __shfl_xor_sync(0xffffffffu, sum.x, other);
+            sum.y += __shfl_xor_sync(0xffffffffu, sum.y, other);
+        }
+        __syncwarp();  // all lanes have read gradients[i], also where kLanes is 1
+        if (active && channel == 0) gradients[i] = {sum.x, sum.y, sum.weight};
     }
     __syncthreads();
     for (int i = threadIdx.x; i < kGroups * kSamples; i += kThreads) {
         const Index at = Index(first) * kSamples + i;
         if (at >= Index(groups) * kSamples) break;
-        grad_locations[at * 2] = gradients[i].x;
-        grad_locations[at * 2 + 1] = gradients[i].y;
+        const Level size = level_at(levels, i % kSamples / kPoints);
+        grad_locations[at * 2] = gradients[i].x * static_cast<Acc>(size.width);
+        grad_locations[at * 2 + 1] = gradients[i].y * static_cast<Acc>(size.height);
         grad_weights[at] = gradients[i].weight;
     }
 }
+#endif
 
 }  // namespace MSDA_TARGET
 }  // namespace detr_msda

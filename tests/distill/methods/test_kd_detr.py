@@ -57,9 +57,9 @@ def test_official_variant(
         kl += sum(w * k / 3 for w, k, _, _ in rows) * 8 / 2
         l1 += 5 * sum(w * d / 4 for w, _, d, _ in rows) / weight
         overlap += 2 * sum(w * g for w, _, _, g in rows) / weight
-    assert float(losses[f"{role}_class"]) == pytest.approx(kl, rel=2e-3)
-    assert float(losses[f"{role}_l1"]) == pytest.approx(l1, rel=1e-4)
-    assert float(losses[f"{role}_giou"]) == pytest.approx(overlap, rel=1e-4)
+    assert losses[f"{role}_class"].item() == pytest.approx(kl, rel=2e-3)
+    assert losses[f"{role}_l1"].item() == pytest.approx(l1, rel=1e-4)
+    assert losses[f"{role}_giou"].item() == pytest.approx(overlap, rel=1e-4)
 
 
 def test_paired_and_normalized_variant(
@@ -86,7 +86,7 @@ def test_an_equal_student_has_nothing_to_learn_from_paired_layers(
     student = copy.deepcopy(teacher)
     kd = method("kd_detr", student, teacher, layers="paired")
     for name, value in kd.losses(take_step(student, teacher, [kd])).items():
-        assert abs(float(value)) < 1e-5, name
+        assert abs(value.item()) < 1e-5, name
 
 
 def test_class_weight_does_not_depend_on_the_batch_size(

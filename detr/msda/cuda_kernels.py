@@ -1,0 +1,216 @@
+"""Compiles the CUDA kernels with NVRTC and launches them; needs no torch and no CUDA toolkit.
+
+Takes device pointers, so that torch tensors and TensorRT buffers are served alike; compiling to PTX
+works on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from detr.errors import UserError
+from detr.msda import cuda_source
+from detr.msda.cuda_source import Attention
+
+
+@cache
+def _bindings() -> tuple[ModuleType, ModuleType]:
+    """The driver and NVRTC bindings."""
+    try:
+        from cuda.bindings import driver, nvrtc
+
+        nvrtc.nvrtcVersion()  # finds out whether the library itself is there
+    except (ImportError, RuntimeError) as reason:
+        raise UserError(
+            "cuda-bindings-missing",
+            "the CUDA kernel needs cuda-bindings and NVRTC: pip install 'detr-distillery[gpu]' "
+            f"({reason})",
+        ) from reason
+    return driver, nvrtc
+
+
+def require() -> None:
+    """Does nothing where kernels can be compiled.
+
+    Raises:
+        UserError: ``cuda-bindings-missing``.
+    """
+    _bindings()
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    """The value of a binding's (error, value...) tuple.
+
+    Raises:
+        RuntimeError: The call failed.
+    """
+    error, *values = result
+    if int(error) != 0:
+        raise RuntimeError(f"{type(error).__name__} {error.name}")
+    return values[0] if values else None
+
+
+def _compile(attention: Attention, architecture: str, kind: str) -> bytes:
+    """Compiles to ``PTX`` or ``CUBIN``.
+
+    Raises:
+        UserError: ``cuda-bindings-missing``.
+        RuntimeError: The compiler refused the source (a defect of ours) or the architecture.
+    """
+    _, nvrtc = _bindings()
+    program = _checked(
+        nvrtc.nvrtcCreateProgram(
+            attention.source.encode(),
+            b"msda.cu",
+            1,
+            [cuda_source.header_text().encode()],
+            [cuda_source.HEADER.name.encode()],
+        )
+    )
+    try:
+        options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
+        (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        if int(error) != 0:
+            log = bytes(int(_checked(nvrtc.nvrtcGetProgramLogSize(program))))
+            nvrtc.nvrtcGetProgramLog(program, log)
+            raise RuntimeError(f"NVRTC, {architecture}: {error.name}\n{log.decode()}")
+        size = int(_checked(getattr(nvrtc, f"nvrtcGet{kind}Size")(program)))
+        code = bytes(size)
+        _checked(getattr(nvrtc, f"nvrtcGet{kind}")(program, code))
+        return code
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+@cache
+def compile_ptx(attention: Attention, architecture: str) -> bytes:
+    """PTX of both kernels, ended by a zero byte, for a virtual architecture (``compute_80``).
+
+    Raises:
+        UserError: ``cuda-bindings-missing``.
+    """
+    return _compile(attention, architecture, "PTX")
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The two kernels in the driver."""
+
+    forward: Any
+    backward: Any
+
+
+@cache
+def _load(attention: Attention, capability: tuple[int, int]) -> _Loaded:
+    driver, _ = _bindings()
+    major, minor = capability
+    code = np.frombuffer(_compile(attention, f"sm_{major}{minor}", "CUBIN"), np.uint8)
+    # A library, unlike a module, serves every device and context of its kind.
+    library = _checked(driver.cuLibraryLoadData(code.ctypes.data, [], [], 0, [], [], 0))
+    kernels = [
+        _checked(driver.cuLibraryGetKernel(library, name.encode()))
+        for name in (cuda_source.FORWARD, cuda_source.BACKWARD)
+    ]
+    return _Loaded(*[driver.CUfunction(int(kernel)) for kernel in kernels])
+
+
+def _arguments(
+    inputs: Sequence[int],
+    queries: int,
+    groups: int,
+    outputs: Sequence[int],
+    shapes: Sequence[tuple[int, int]] | None,
+) -> list[Any]:
+    """A kernel's arguments in its order: inputs, scalars, outputs and, if not fixed, levels."""
+    arguments: list[Any] = [ctypes.c_void_p(pointer) for pointer in inputs]
+    arguments += [ctypes.c_int(queries), ctypes.c_int(groups)]
+    arguments += [ctypes.c_void_p(pointer) for pointer in outputs]
+    if shapes is not None:
+        sizes = [size for shape in shapes for size in shape]
+        arguments.append((ctypes.c_int * len(sizes))(*sizes))
+    return arguments
+
+
+def _launch(
+    attention: Attention, function: Any, arguments: list[Any], groups: int, stream: int
+) -> None:
+    driver, _ = _bindings()
+    pointers = (ctypes.c_void_p * len(arguments))(*[ctypes.addressof(a) for a in arguments])
+    grid, block = attention.blocks(groups), attention.threads
+    _checked(
+        driver.cuLaunchKernel(
+            function, grid, 1, 1, block, 1, 1, 0, stream, ctypes.addressof(pointers), 0
+        )
+    )
+
+
+def forward(
+    attention: Attention,
+    capability: tuple[int, int],
+    stream: int,
+    sizes: tuple[int, int],
+    inputs: Sequence[int],
+    out: int,
+    shapes: Sequence[tuple[int, int]] | None = None,
+) -> None:
+    """Launches the forward kernel on the current device.
+
+    Args:
+        attention: What to run.
+        capability: Compute capability of the current device, such as ``(9, 0)``.
+        stream: Handle of the stream to launch on.
+        sizes: Batch and number of queries.
+        inputs: Device pointers of value, locations and weights: dense, on 16 bytes.
+        out: Device pointer of the output.
+        shapes: (height, width) of each level where ``attention`` does not fix them.
+
+    Raises:
+        UserError: ``cuda-bindings-missing``.
+        RuntimeError: The driver refused.
+    """
+    batch, queries = sizes
+    groups = batch * queries * attention.heads
+    if groups:
+        kernel = _load(attention, capability).forward
+        arguments = _arguments(inputs, queries, groups, [out], shapes)
+        _launch(attention, kernel, arguments, groups, stream)
+
+
+def backward(
+    attention: Attention,
+    capability: tuple[int, int],
+    stream: int,
+    sizes: tuple[int, int],
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    shapes: Sequence[tuple[int, int]] | None = None,
+) -> None:
+    """Launches the backward kernel; arguments as :func:`forward`, except for these.
+
+    Args:
+        attention: What to run.
+        capability: As in :func:`forward`.
+        stream: As in :func:`forward`.
+        sizes: As in :func:`forward`.
+        inputs: Device pointers of grad_out, value, locations and weights.
+        outputs: Device pointers of the gradients of value (zeros to begin with, float32 unless the
+            value is float64), locations and weights.
+        shapes: As in :func:`forward`.
+
+    Raises:
+        UserError: ``cuda-bindings-missing``.
+        RuntimeError: The driver refused.
+    """
+    batch, queries = sizes
+    groups = batch * queries * attention.heads
+    if groups:
+        kernel = _load(attention, capability).backward
+        arguments = _arguments(inputs, queries, groups, outputs, shapes)
+        _launch(attention, kernel, arguments, groups, stream)

@@ -1,0 +1,1 @@
+"""Training: losses, matching, distillation methods, the training loop. Needs the train extra."""

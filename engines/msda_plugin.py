@@ -1,0 +1,156 @@
+"""Deformable attention as a TensorRT quick plugin, compiled ahead of time.
+
+TensorRT's ONNX parser finds the plugin by the node's ``plugin_namespace`` and embeds the kernel's
+PTX in the engine, so the machine that runs the engine needs neither this package nor a plugin
+library. Locations, weights and sums stay in float32; the values may be FP32, FP16 or BF16.
+
+TensorRT reads the types of the functions below when it is given them, so they must not become
+strings: this module does without ``from __future__ import annotations``.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from detr.errors import UserError
+from detr.msda.cuda_kernels import compile_ptx
+from detr.msda.cuda_source import FORWARD, Attention
+from engines.msda_function import OP_TYPE, PLUGIN_NAMESPACE
+
+# What this module uses of TensorRT; a test holds it to the lists of the releases it must work with.
+TENSORRT_NAMES = (
+    "DataType.BF16",
+    "DataType.FLOAT",
+    "DataType.HALF",
+    "NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS",
+    "plugin.AutoTuneCombination",
+    "plugin.KernelLaunchParams",
+    "plugin.ShapeExprs",
+    "plugin.SymInt32",
+    "plugin.SymIntExprs",
+    "plugin.TensorDesc",
+    "plugin.aot_impl",
+    "plugin.autotune",
+    "plugin.cdiv",
+    "plugin.register",
+)
+
+PLUGIN_ID = f"{PLUGIN_NAMESPACE}::{OP_TYPE}"
+
+# PTX for the oldest architecture TensorRT still serves: the driver compiles it for any newer one,
+# and the forward kernel uses nothing that came later.
+_VIRTUAL_ARCHITECTURE = "compute_75"
+
+
+def network_flags(trt: Any) -> int:
+    """Flags for ``create_network`` by which the parser asks for the ahead-of-time kernel."""
+    return 1 << int(trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS)
+
+
+def attention_of(
+    dtype: str, value: Any, weights: Any, spatial_shapes: npt.NDArray[np.int32]
+) -> Attention:
+    """The kernel for tensors of these shapes; batch and number of queries may be unknown (-1).
+
+    Args:
+        dtype: Type of the values.
+        value: Shape ``[B, S, M, D]``.
+        weights: Shape ``[B, Q, M, V, P]``.
+        spatial_shapes: Height and width of each level, one after the other.
+
+    Raises:
+        UserError: ``plugin-shape`` where heads, channels or points are not known to the builder, or
+            are too many for the kernel.
+    """
+    flat = [int(size) for size in spatial_shapes]
+    shapes = tuple(zip(flat[::2], flat[1::2], strict=True))
+    heads, channels, points = int(value[2]), int(value[3]), int(weights[4])
+    attention = Attention(dtype, heads, channels, len(shapes), points, shapes, forward_only=True)
+    if min(heads, channels, points) < 1 or not attention.supported:
+        raise UserError(
+            "plugin-shape",
+            f"{PLUGIN_ID}: no kernel for {heads} heads of {channels} channels with {points} points "
+            "(heads, channels and points must be known when the engine is built)",
+        )
+    return attention
+
+
+@cache
+def register() -> str:
+    """Makes the plugin known to TensorRT, once per process.
+
+    Returns:
+        The plugin's id.
+
+    Raises:
+        UserError: ``tensorrt-missing``.
+    """
+    try:
+        import tensorrt as trt
+        import tensorrt.plugin as trtp
+    except ImportError as reason:
+        raise UserError(
+            "tensorrt-missing",
+            "the TensorRT plugin needs TensorRT with quick plugins: "
+            f"pip install 'detr-distillery[trt]' ({reason})",
+        ) from reason
+
+    names = {
+        trt.DataType.FLOAT: "float32",
+        trt.DataType.HALF: "float16",
+        trt.DataType.BF16: "bfloat16",
+    }
+
+    @trtp.register(PLUGIN_ID)
+    def describe(
+        value: trtp.TensorDesc,
+        locations: trtp.TensorDesc,
+        weights: trtp.TensorDesc,
+        spatial_shapes: npt.NDArray[np.int32],
+    ) -> trtp.TensorDesc:
+        out = value.like()
+        batch, _, heads, channels = value.shape_expr
+        out.shape_expr = trtp.ShapeExprs.from_tuple(
+            (batch, locations.shape_expr[1], heads * channels)
+        )
+        return out
+
+    @trtp.autotune(PLUGIN_ID)
+    def formats(
+        value: trtp.TensorDesc,
+        locations: trtp.TensorDesc,
+        weights: trtp.TensorDesc,
+        outputs: tuple[trtp.TensorDesc],
+    ) -> list[trtp.AutoTuneCombination]:
+        return [
+            trtp.AutoTuneCombination(f"{kind}, FP32, FP32, {kind}", "LINEAR")
+            for kind in ("FP32", "FP16", "BF16")
+        ]
+
+    @trtp.aot_impl(PLUGIN_ID)
+    def compile_kernel(
+        value: trtp.TensorDesc,
+        locations: trtp.TensorDesc,
+        weights: trtp.TensorDesc,
+        spatial_shapes: npt.NDArray[np.int32],
+        outputs: tuple[trtp.TensorDesc],
+        tactic: int,
+    ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:
+        attention = attention_of(names[value.dtype], value.shape, weights.shape, spatial_shapes)
+        batch, queries, heads = weights.shape_expr[0], weights.shape_expr[1], weights.shape_expr[2]
+        groups = batch * queries * heads
+        launch = trtp.KernelLaunchParams()
+        launch.grid_x = trtp.cdiv(groups, attention.groups_per_block)
+        launch.block_x = attention.threads
+        # The kernel's arguments are the inputs, these two, and the output.
+        scalars = trtp.SymIntExprs(2)
+        scalars[0] = trtp.SymInt32(queries)
+        scalars[1] = trtp.SymInt32(groups)
+        ptx = compile_ptx(attention, _VIRTUAL_ARCHITECTURE).rstrip(b"\0")
+        return FORWARD, ptx, launch, scalars
+
+    # TensorRT holds on to the functions; naming them keeps linters from calling them unused.
+    _ = (describe, formats, compile_kernel)
+    return PLUGIN_ID

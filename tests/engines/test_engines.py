@@ -1,0 +1,114 @@
+"""Engines over a hand-made graph: they agree with each other, at any batch they can take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from detr import msda
+from detr.data.images import read_image
+from detr.errors import UserError
+from detr.types import ImageArray
+from engines import open_engine
+from engines.split import split
+from PIL import Image
+
+MakeBundle = Callable[..., Path]
+needs_kernel = pytest.mark.skipif(not msda.native_available(), reason="kernel not compiled")
+
+
+def pictures(count: int) -> list[ImageArray]:
+    generator = np.random.default_rng(1)
+    sizes = [(40, 60), (31, 48), (16, 90), (8, 8)]
+    return [generator.integers(0, 255, (*sizes[i % 4], 3)).astype(np.uint8) for i in range(count)]
+
+
+@needs_kernel
+@pytest.mark.parametrize("threads", [None, 1, 2])
+def test_native_finds_what_onnxruntime_finds(toy_bundle: MakeBundle, threads: int | None) -> None:
+    folder = toy_bundle()
+    native, reference = (open_engine(folder, name, threads) for name in ("native", "onnxruntime"))
+    for count in (1, 3, 2):
+        inputs = reference.prepare(pictures(count))
+        a, b = native.run(inputs), reference.run(inputs)
+        np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-4)
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
+        assert a.labels.dtype == np.int64 and a.boxes.shape == (count, 5, 4)
+
+
+@needs_kernel
+def test_results_outlive_the_next_run(toy_bundle: MakeBundle) -> None:
+    engine = open_engine(toy_bundle(), "native")
+    first = engine.run(engine.prepare(pictures(1)))
+    kept = first.boxes.copy()
+    engine.run(engine.prepare(pictures(2)[1:]))
+    np.testing.assert_array_equal(first.boxes, kept)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("native", marks=needs_kernel)])
+def test_small_batch_is_filled_up_and_large_one_refused(toy_bundle: MakeBundle, name: str) -> None:
+    engine = open_engine(toy_bundle(batch=2), name)
+    assert engine.batch_size == 2
+    pair, single = engine(pictures(2)), engine(pictures(1))
+    assert len(single) == 1
+    np.testing.assert_allclose(single[0].boxes, pair[0].boxes, atol=1e-4)
+    with pytest.raises(UserError, match="a batch of 3 images") as caught:
+        engine(pictures(3))
+    assert caught.value.code == "batch-too-large"
+
+
+def test_default_engine_of_a_bundle(toy_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = toy_bundle()
+    monkeypatch.setattr("detr.msda.native_available", lambda: False)
+    assert open_engine(folder).name == "onnxruntime"
+    monkeypatch.setattr("detr.msda.native_available", lambda: True)
+    assert open_engine(folder).name == "native"
+
+
+def test_engine_names(toy_bundle: MakeBundle, tmp_path: Path) -> None:
+    folder = toy_bundle()
+    with pytest.raises(UserError) as caught:
+        open_engine(folder, "tensorflow")
+    assert caught.value.code == "engine-unknown"
+    with pytest.raises(UserError) as caught:
+        open_engine(folder, "torch")
+    assert caught.value.code == "bundle-source" and "gone.safetensors" in caught.value.message
+    weights = tmp_path / "w.safetensors"
+    weights.touch()
+    with pytest.raises(UserError) as caught:
+        open_engine(weights, "native")
+    assert caught.value.code == "engine-needs-bundle"
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "I;16", "P"])
+def test_images_of_other_modes(toy_bundle: MakeBundle, tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    if mode == "I;16":
+        Image.fromarray(np.full((12, 20), 40000, np.uint16)).save(path)
+    else:
+        Image.new("RGB", (20, 12), (200, 100, 50)).convert(mode).save(path)
+    found = open_engine(toy_bundle())([read_image(path)])
+    assert np.isfinite(found[0].boxes).all()
+
+
+def test_one_pixel_image(toy_bundle: MakeBundle) -> None:
+    found = open_engine(toy_bundle())([np.zeros((1, 1, 3), np.uint8)])
+    assert np.isfinite(found[0].boxes).all() and np.isfinite(found[0].scores).all()
+
+
+def test_split_runs_every_node_once(toy_bundle: MakeBundle) -> None:
+    model = onnx.load(str(toy_bundle() / "model.onnx"))
+    steps = split(model)
+    assert [attention is not None for _, attention in steps] == [True, True, False]
+    names = [node.output[0] for segment, _ in steps for node in segment.model.graph.node]
+    assert len(names) == len(set(names))
+    everything = {n.output[0] for n in model.graph.node if n.op_type != "MSDeformAttn"}
+    assert set(names) == everything
+    for segment, _ in steps:
+        onnx.checker.check_model(segment.model, full_check=True)
+    # The boxes' scale is asked for at the end only, so it is computed there.
+    assert "scale" in names[names.index("where_2") :]

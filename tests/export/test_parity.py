@@ -1,0 +1,92 @@
+"""The comparison of detections sees what matters and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from detr.types import Detections
+from export.parity import Budget, compare
+
+
+def found(*rows: tuple[float, int, tuple[float, float, float, float]]) -> Detections:
+    rows = tuple(sorted(rows, key=lambda row: -row[0]))
+    return Detections(
+        np.array([box for _, _, box in rows], np.float32).reshape(-1, 4),
+        np.array([score for score, _, _ in rows], np.float32),
+        np.array([label for _, label, _ in rows], np.int64),
+    )
+
+
+CAR = (0.9, 0, (10.0, 10.0, 50.0, 40.0))
+VAN = (0.8, 1, (60.0, 10.0, 90.0, 40.0))
+TRAM = (0.7, 2, (0.0, 50.0, 90.0, 90.0))
+ALL = found(CAR, VAN, TRAM)
+
+
+def shifted(row: tuple[float, int, tuple[float, ...]], by: float) -> tuple[float, int, tuple]:
+    return (row[0], row[1], tuple(x + by for x in row[2]))
+
+
+def test_equal_is_equal() -> None:
+    parity = compare([ALL, found()], [ALL, found()])
+    assert (parity.images, parity.matched, parity.over(Budget())) == (2, 3, [])
+
+
+def test_order_of_equal_scores_does_not_matter() -> None:
+    a = Detections(ALL.boxes, np.full(3, 0.5, np.float32), ALL.labels)
+    b = Detections(ALL.boxes[::-1], np.full(3, 0.5, np.float32), ALL.labels[::-1])
+    assert compare([a], [b]).over(Budget()) == []
+
+
+@pytest.mark.parametrize(
+    ("candidate", "figure", "value"),
+    [
+        (found(CAR, VAN), "missing", 1),
+        (found(CAR, VAN, TRAM, (0.6, 0, (60, 60, 80, 80))), "extra", 1),
+        (found(CAR, (0.8, 2, VAN[2]), TRAM), "class_flips", 1),
+        (found(shifted(CAR, 0.6), VAN, TRAM), "max_box_px", 0.6),
+        (found((0.898, 0, CAR[2]), VAN, TRAM), "max_score", 0.002),
+        (found(shifted(CAR, 40), VAN, TRAM), "missing", 1),
+        (found(CAR, CAR, VAN, TRAM), "extra", 1),
+        (found((0.9, 0, (np.nan, 0, 5, 5)), VAN, TRAM), "missing", 1),
+    ],
+)
+def test_each_kind_of_difference(candidate: Detections, figure: str, value: float) -> None:
+    parity = compare([ALL], [candidate])
+    assert getattr(parity, figure) == pytest.approx(value, abs=1e-5)
+    assert len(parity.over(Budget())) >= 1
+
+
+def test_worst_image_is_named() -> None:
+    candidate = [ALL, ALL, found(CAR, VAN), ALL]
+    assert compare([ALL] * 4, candidate).worst_image == 2
+
+
+def test_falling_to_the_other_side_of_the_threshold_is_no_loss() -> None:
+    many = [(0.5, 0, (float(i * 20), 0.0, i * 20 + 10.0, 9.0)) for i in range(10)]
+    a = found(*many, (0.3001, 0, (500.0, 0, 520, 20)))
+    b = found(*many, (0.2999, 0, (500.0, 0, 520, 20)))
+    for first, second in ((a, b), (b, a)):
+        parity = compare([first], [second])
+        assert parity.over(Budget()) == []
+        assert parity.matched == 11
+    assert compare([a], [found(*many)]).missing == 1
+
+
+def test_a_timid_model_is_compared_all_the_same() -> None:
+    timid = found((0.02, 0, CAR[2]), (0.01, 1, VAN[2]))
+    assert compare([timid], [timid]).matched == 2
+    assert compare([timid], [found((0.02, 0, CAR[2]))]).missing == 1
+
+
+def test_boxes_without_area_match_by_place() -> None:
+    flat = found((0.9, 0, (10, 10, 10, 30)), (0.8, 0, (40, 10, 40, 30)))
+    assert compare([flat], [flat]).over(Budget()) == []
+    moved = found((0.9, 0, (10, 10, 10, 30)), (0.8, 0, (45, 10, 45, 30)))
+    assert compare([flat], [moved]).missing == 1
+
+
+def test_not_a_number_is_over_budget() -> None:
+    broken = found((np.nan, 0, CAR[2]), VAN, TRAM)
+    assert compare([ALL], [broken]).over(Budget(extra=0))
