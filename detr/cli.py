@@ -10,12 +10,12 @@ from detr.cli_support import LazyGroup
 @click.group(
     cls=LazyGroup,
     lazy={
-        "data": "detr.data.cli:data",
-        "demo": "detr.demo:demo",
-        "predict": "engines.cli:predict",
-        "distill": "distill.cli:main",
-        "export": "export.cli:main",
-        "bench": "bench.cli:main",
+        "bench": ("bench.cli:main", "Measure AP and latency of the artefact that ships."),
+        "data": ("detr.data.cli:data", "Check data sets, make synthetic ones."),
+        "demo": ("detr.demo:demo", "The whole path on synthetic road scenes, in minutes."),
+        "distill": ("distill.cli:main", "Train detectors, distil large ones into small ones."),
+        "export": ("export.cli:main", "Turn checkpoints into bundles that prove themselves."),
+        "predict": ("engines.cli:predict", "Find objects in images."),
     },
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -48,10 +47,13 @@ class LazyGroup(Group):
     Keeps ``detr data check`` free of torch, and rooms free of imports of each other.
 
     Args:
-        lazy: Command name to ``module:attribute``.
+        lazy: Command name to ``module:attribute`` and the line `--help` shows, which must not
+            need the import either.
     """
 
-    def __init__(self, *args: Any, lazy: dict[str, str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, lazy: dict[str, tuple[str, str]] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._lazy = lazy or {}
 
@@ -67,7 +69,7 @@ class LazyGroup(Group):
         """
         if cmd_name not in self._lazy:
             return super().get_command(ctx, cmd_name)
-        module, attribute = self._lazy[cmd_name].split(":")
+        module, attribute = self._lazy[cmd_name][0].split(":")
         try:
             command = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
@@ -76,15 +78,12 @@ class LazyGroup(Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands; one whose extra is absent is listed with what it needs."""
+        """Lists the commands without importing them."""
         rows = []
         for name in self.list_commands(ctx):
-            try:
-                command = self.get_command(ctx, name)
-            except UserError as error:
-                rows.append((name, error.message))
-                continue
-            if command is not None and not command.hidden:
+            if name in self._lazy:
+                rows.append((name, self._lazy[name][1]))
+            elif (command := super().get_command(ctx, name)) is not None and not command.hidden:
                 rows.append((name, command.get_short_help_str(limit=80)))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
@@ -141,9 +140,3 @@ def pairs(values: Sequence[str], option: str) -> dict[str, str]:
             raise UserError("option-form", f"{option} {value!r}: expected key=value")
         result[key] = text
     return result
-
-
-def run_quietly(action: Callable[[], T]) -> T:
-    """Runs ``action`` with what it prints on standard output thrown away."""
-    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
-        return action()

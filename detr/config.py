@@ -79,7 +79,8 @@ class DetectorConfig(Strict):
     Attributes:
         num_classes: Number of foreground classes K.
         levels: Number of feature levels V; levels beyond the backbone's maps are stride-2 convs.
-        width, heads, points: Model width D, attention heads M, sampling points P per head and level.
+        width, heads, points: Model width D, attention heads M, sampling points P per head and
+            level.
         ffn: Hidden width of the feed-forward networks.
         encoder_layers, decoder_layers: Depths; 0 encoder layers hand the projected maps to the
             decoder.
@@ -123,11 +124,14 @@ class DetectorConfig(Strict):
             raise ValueError(f"width {self.width} is not a multiple of 4 (2-D sine embedding)")
         if self.levels < len(self.backbone.strides):
             raise ValueError(
-                f"levels {self.levels} is less than the backbone's maps {len(self.backbone.strides)}"
+                f"levels {self.levels} is less than the backbone's "
+                f"{len(self.backbone.strides)} maps"
             )
         if self.denoising is not None and self.query != "mixed":
             raise ValueError("denoising needs query: mixed (anchors and label embeddings)")
         if self.query != "learned" and self.refine == "none":
-            raise ValueError(f"query: {self.query} starts from boxes and needs refine: detach or "
-                             "look_forward_twice")
+            raise ValueError(
+                f"query: {self.query} starts from boxes and needs refine: detach or "
+                "look_forward_twice"
+            )
         return self

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import click
 
-
 # One seed apart from the one the demo teacher was trained on: nobody has seen these images.
 DATA_SEED = 2026
+IMAGES, SIZE = 480, "96x320"
 
 
 def command_lines(out: Path, seed: int, steps: int | None) -> list[tuple[str, list[str]]]:
@@ -36,8 +36,8 @@ def command_lines(out: Path, seed: int, steps: int | None) -> list[tuple[str, li
     lines: list[tuple[str, list[str]]] = [
         (
             "Make road scenes in KITTI format",
-            ["data", "synth", str(data), "--images", "480", "--size", "96x320"]
-            + ["--seed", str(DATA_SEED), "--format", "kitti"],
+            shlex.split(f"data synth {shlex.quote(str(data))} --images {IMAGES} --size {SIZE}")
+            + shlex.split(f"--seed {DATA_SEED} --format kitti"),
         ),
         (
             "Distil the compact student from the demo teacher",
@@ -58,8 +58,8 @@ def command_lines(out: Path, seed: int, steps: int | None) -> list[tuple[str, li
     lines.append(
         (
             "Measure AP and latency of the exported bundles",
-            ["bench", "run", *map(str, bundles.values())]
-            + ["--data", f"kitti:{data}:val", "--engine", "onnxruntime", "--out", str(out)],
+            ["bench", "run", *map(str, bundles.values()), "--data", f"kitti:{data}:val"]
+            + ["--engine", "onnxruntime", "--out", str(out)],
         )
     )
     return lines
@@ -67,7 +67,10 @@ def command_lines(out: Path, seed: int, steps: int | None) -> list[tuple[str, li
 
 @click.command()
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True,
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
     help="Folder for data, runs, bundles and the report.",
 )
 @click.option("--seed", default=0, show_default=True, help="Training seed.")

@@ -12,7 +12,8 @@ class UserError(Exception):
     """A mistake of the user's, told in one line.
 
     Args:
-        code: Stable, lower-case, hyphenated (``kitti-label-columns``); listed in ``docs/errors.md``.
+        code: Stable, lower-case, hyphenated (``kitti-label-columns``); listed in
+            ``docs/errors.md``.
         message: One line that names the file and place and says what to do about it.
     """
 

@@ -34,6 +34,11 @@ class World:
             dist.all_reduce(value)
         return value / self.size
 
+    def wait(self) -> None:
+        """Returns when every process has come here: nobody runs ahead while one writes."""
+        if self.size > 1:
+            dist.barrier()
+
     def average_gradients(self, modules: list[nn.Module]) -> None:
         """Replaces every gradient by its mean over all processes, in one reduction.
 

@@ -37,19 +37,21 @@ class RunDir:
     Args:
         path: The folder.
         recipe: What the run is; must equal the one the folder was made with.
+        writes: False in the further processes of distributed training, which only read.
 
     Raises:
         UserError: ``run-differs`` naming the first key in which the recipes differ, or
             ``output-unwritable``.
     """
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
-        self.path, self.recipe = path, recipe
+    def __init__(self, path: Path, recipe: Recipe, writes: bool = True) -> None:
+        self.path, self.recipe, self.writes = path, recipe, writes
         frozen = path / "recipe.yaml"
         if frozen.exists():
             self._check_same(frozen)
             return
-        write_atomic(frozen, recipe.to_yaml())
+        if writes:
+            write_atomic(frozen, recipe.to_yaml())
 
     def _check_same(self, frozen: Path) -> None:
         before = _flatten(yaml.safe_load(frozen.read_text()))
@@ -85,6 +87,8 @@ class RunDir:
         Raises:
             UserError: ``disk-full`` or ``output-unwritable``; the earlier checkpoint is whole.
         """
+        if not self.writes:
+            return
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         write_atomic(self.checkpoint, buffer.getvalue())
@@ -110,6 +114,8 @@ class RunDir:
 
     def start(self, step: int) -> None:
         """Notes the environment and drops metrics from steps that will be repeated."""
+        if not self.writes:
+            return
         write_atomic(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
@@ -127,10 +133,13 @@ class RunDir:
 
     def say(self, text: str) -> None:
         """A line for the user: on standard error and, with the time, in ``log.txt``."""
-        tqdm.write(text, file=sys.stderr)
+        if self.writes:
+            tqdm.write(text, file=sys.stderr)
         self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
     def _append(self, name: str, line: str) -> None:
+        if not self.writes:
+            return
         path = self.path / name
         try:
             with path.open("a") as file:

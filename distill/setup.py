@@ -19,7 +19,7 @@ from detr.model_info import ModelInfo
 from detr.models import Detector, Target, build_detector, save_model
 from distill.batches import Batches
 from distill.cpu import prepare_cpu
-from distill.distributed import World, join
+from distill.distributed import World
 from distill.ema import Ema
 from distill.inherit import inherit
 from distill.methods import Method, build_methods, parse_methods
@@ -133,6 +133,8 @@ class State:
 
     def save(self, run: RunDir, step: int, ap: CocoAp | None) -> None:
         """Writes ``model.safetensors`` and ``model.json``."""
+        if not run.writes:
+            return
         provenance: dict[str, Any] = {"recipe": self.recipe.name, "step": step}
         provenance |= {"data": self.recipe.data.train, "torch": torch.__version__}
         if self.recipe.teacher is not None:
@@ -149,7 +151,7 @@ class State:
         save_model(run.model, self.evaluated, info)
 
 
-def set_up(recipe: Recipe, run: RunDir) -> State:
+def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
     """Opens the data, builds the student, checks the teacher, prepares the optimiser.
 
     Raises:
@@ -157,7 +159,6 @@ def set_up(recipe: Recipe, run: RunDir) -> State:
     """
     prepare_cpu()
     parse_methods(recipe.methods)  # a misspelt option is told before anything slow happens
-    world = join()
     data = open_dataset(recipe.data.train)
     if len(data) == 0:
         raise UserError("data-empty", f"{recipe.data.train}: no images to train on")

@@ -14,6 +14,7 @@ from detr.data.preprocess import PreprocessConfig
 from detr.errors import GateError, UserError
 from detr.model_info import ModelInfo
 from detr.models import Detector, load_model
+from detr.shipped import find_model
 from distill.recipe import Recipe
 from distill.validate import measure_ap
 
@@ -40,7 +41,7 @@ def open_teacher(
             where the recipe wants a least AP and has no validation data.
     """
     assert recipe.teacher is not None
-    path, minimum = Path(recipe.teacher), recipe.min_teacher_ap
+    path, minimum = find_model(Path(recipe.teacher)), recipe.min_teacher_ap
     teacher, info = load_teacher(path, classes, recipe.input)
     if val is None:
         if minimum is not None:

@@ -19,6 +19,7 @@ from detr.cli_support import progress
 from detr.errors import UserError
 from distill.batches import Batch
 from distill.criterion import detection_losses
+from distill.distributed import join
 from distill.optim import rate, set_rate
 from distill.recipe import Recipe
 from distill.run_dir import RunDir
@@ -131,11 +132,12 @@ def train(recipe: Recipe, out: Path) -> Path:
         UserError: Whatever is wrong with the recipe's data, teacher or output folder, and
             ``loss-not-finite``.
     """
-    run = RunDir(out, recipe)
+    world = join()
+    run = RunDir(out, recipe, world.main)
     if run.finished():
         run.say(f"{out}: finished, {recipe.steps} steps; nothing to do")
         return run.model
-    state = set_up(recipe, run)
+    state = set_up(recipe, run, world)
     first = state.resume(run.load_checkpoint())
     run.start(first)
     sums: dict[str, float] = defaultdict(float)
@@ -143,6 +145,7 @@ def train(recipe: Recipe, out: Path) -> Path:
     stream = state.batches.stream(first, recipe.steps, recipe.workers)
     with progress(range(first, recipe.steps), recipe.name, recipe.steps) as bar:
         bar.update(first)
+        bar.disable = not world.main
         for index in bar:
             begin = time.perf_counter()
             batch = next(stream)
@@ -168,6 +171,7 @@ def train(recipe: Recipe, out: Path) -> Path:
                 run.save_checkpoint(state.checkpoint(done))
                 if done < recipe.steps:
                     state.save(run, done, None)
+                world.wait()
     final = None
     if state.val is not None:
         final = measure_ap(state.evaluated, state.val, recipe.input)

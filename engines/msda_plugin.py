@@ -103,7 +103,7 @@ def register() -> str:
         trt.DataType.BF16: "bfloat16",
     }
 
-    @trtp.register(PLUGIN_ID)
+    @trtp.register(PLUGIN_ID)  # type: ignore[untyped-decorator]
     def describe(
         value: trtp.TensorDesc,
         locations: trtp.TensorDesc,
@@ -117,7 +117,7 @@ def register() -> str:
         )
         return out
 
-    @trtp.autotune(PLUGIN_ID)
+    @trtp.autotune(PLUGIN_ID)  # type: ignore[untyped-decorator]
     def formats(
         value: trtp.TensorDesc,
         locations: trtp.TensorDesc,
@@ -129,7 +129,7 @@ def register() -> str:
             for kind in ("FP32", "FP16", "BF16")
         ]
 
-    @trtp.aot_impl(PLUGIN_ID)
+    @trtp.aot_impl(PLUGIN_ID)  # type: ignore[untyped-decorator]
     def compile_kernel(
         value: trtp.TensorDesc,
         locations: trtp.TensorDesc,

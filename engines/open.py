@@ -6,6 +6,7 @@ from pathlib import Path
 
 from detr import msda
 from detr.errors import UserError
+from detr.shipped import find_model
 from engines.base import Engine
 from engines.bundle import Bundle, is_bundle, open_bundle
 
@@ -16,7 +17,7 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
     """Loads a model into a runtime.
 
     Args:
-        model: A bundle, a checkpoint (``.safetensors``) or a run directory.
+        model: A bundle, a checkpoint (``.safetensors``), a run directory or a shipped model's name.
         engine: ``onnxruntime``, ``native`` or ``torch``; by default ``torch`` for a checkpoint and
             for a bundle ``native``, or ``onnxruntime`` where our kernel was not compiled.
         threads: Threads within an operator; the runtime's default where ``None``.
@@ -25,7 +26,7 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
         UserError: ``model-missing``, ``engine-unknown``, ``engine-needs-bundle``, or what opening
             the bundle or the checkpoint raises.
     """
-    model = Path(model)
+    model = find_model(Path(model))
     if not model.exists():
         raise UserError("model-missing", f"{model}: no such checkpoint, run directory or bundle")
     if engine is not None and engine not in ENGINES:

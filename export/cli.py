@@ -9,6 +9,7 @@ import click
 
 from detr.cli_support import Group, emit, json_option
 from detr.errors import UserError
+from detr.shipped import find_model
 from engines.msda_function import Lowering
 
 
@@ -45,7 +46,7 @@ def onnx(
     data: str | None,
     as_json: bool,
 ) -> None:
-    """Export CHECKPOINT (weights or a run directory) to an ONNX bundle.
+    """Export CHECKPOINT (weights, a run directory or a shipped model) to an ONNX bundle.
 
     The bundle is run in ONNX Runtime and compared with torch before it is kept.
 
@@ -55,7 +56,7 @@ def onnx(
     from export.golden import dataset_images
     from export.onnx_export import export_bundle
 
-    size = _batch(batch)
+    checkpoint, size = find_model(checkpoint), _batch(batch)
     images = None
     if data is not None:
         images = dataset_images(data, load_model(checkpoint)[1].classes)

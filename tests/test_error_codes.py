@@ -28,7 +28,9 @@ def codes_in_source() -> set[str]:
 
 
 def test_documented_codes_are_the_raised_ones() -> None:
-    documented = set(re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "docs/errors.md").read_text(), re.M))
+    documented = set(
+        re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "docs/errors.md").read_text(), re.M)
+    )
     raised = codes_in_source()
     assert raised, "no error codes found: has the way they are raised changed?"
     assert documented - raised == set(), "documented but never raised"

@@ -23,7 +23,7 @@ import numpy as np
 from detr.msda import fallback
 from detr.msda.check import Sizes, check_like, check_sizes, dtype_name
 
-__all__ = ["backward", "forward", "native_available"]
+__all__ = ["backward", "forward", "instruction_set", "native_available"]
 
 Shapes = Sequence[Sequence[int]]
 
@@ -48,6 +48,12 @@ def _kernel() -> ModuleType | None:
 def native_available() -> bool:
     """Whether the compiled kernel is there; warns, once, if it is not."""
     return _kernel() is not None
+
+
+def instruction_set() -> str:
+    """What the kernel runs on here: ``avx512``, ``avx2``, ``baseline``, or ``numpy`` without it."""
+    native = _kernel()
+    return "numpy" if native is None else str(native.targets()[-1])
 
 
 @cache

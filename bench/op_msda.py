@@ -1,0 +1,379 @@
+"""``bench op msda``: one deformable attention, our kernel against the other ways to compute it.
+
+All contenders run in one process, on the same inputs, with the same number of threads, and none is
+timed before its output was checked against float64.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+import click
+import numpy as np
+from pydantic import BaseModel
+
+from bench.environment import Environment, judge, read_clocks, read_machine
+from detr.cli_support import Group, emit, json_option, progress
+from detr.errors import GateError
+from detr.msda import fallback
+from detr.msda.check import check_sizes
+from engines import msda_contenders as contenders
+from engines.msda_contenders import Array, Contender, PeakMemory, Problem, Unavailable
+
+Device = Literal["cpu", "cuda"]
+DTYPES = ("float32", "float16", "bfloat16")
+HEADS, CHANNELS, POINTS = 8, 32, 4
+BASE = "torch grid_sample"
+OURS = ("native", "native as torch op")
+
+# Queries whose output is checked: the float64 reference is far too slow for all of them.
+_CHECKED = 200
+# Largest error, relative to the largest output: other runtimes round coordinates to [-1, 1] first.
+_TOLERANCE = {"float32": 2e-3, "float16": 4e-3, "bfloat16": 3e-2}
+_OUR_TOLERANCE = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
+_MIN_CALLS, _SECONDS = 3, 3.0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of one published attention; ``queries`` is ``None`` for an encoder's own tokens."""
+
+    shapes: tuple[tuple[int, int], ...]
+    queries: int | None = None
+
+
+# Canvases of 402 x 1333 (KITTI) and 800 x 1333 (COCO), strides 8 to 64; DINO 5-scale adds stride 4.
+_KITTI = ((51, 167), (26, 84), (13, 42), (7, 21))
+_COCO = ((100, 167), (50, 84), (25, 42), (13, 21))
+PRESETS = {
+    "kitti-encoder": Preset(_KITTI),
+    "kitti-decoder": Preset(_KITTI, 900),
+    "coco-encoder": Preset(_COCO),
+    "dino-5scale": Preset(((200, 334), *_COCO)),
+}
+
+
+class OpRow(BaseModel):
+    """One contender.
+
+    Attributes:
+        name: Contender.
+        version: Runtime and version.
+        forward_ms: Median of the forward calls.
+        forward_best_ms: Fastest of them.
+        both_ms: Median of forward plus backward; ``None`` where it has no backward.
+        calls: Forward calls timed.
+        extra_mb: Peak memory of a forward call above what was held before it, output included, MiB.
+        error: Largest absolute difference from float64 on the checked queries.
+        times_faster: ``BASE``'s forward time divided by this one's.
+        times_faster_both: The same, forward plus backward.
+        bandwidth: CUDA only: bytes of inputs and output, each counted once, per second, as a share
+            of the measured copy bandwidth.
+        skipped: Why it was not measured; all of the above are then ``None``.
+    """
+
+    name: str
+    version: str | None = None
+    forward_ms: float | None = None
+    forward_best_ms: float | None = None
+    both_ms: float | None = None
+    calls: int | None = None
+    extra_mb: float | None = None
+    error: float | None = None
+    times_faster: float | None = None
+    times_faster_both: float | None = None
+    bandwidth: float | None = None
+    skipped: str | None = None
+
+
+class OpReport(BaseModel):
+    """All contenders on one problem, and the machine."""
+
+    preset: str
+    dtype: str
+    device: Device
+    threads: int
+    batch: int
+    queries: int
+    heads: int
+    channels: int
+    points: int
+    levels: list[tuple[int, int]]
+    output_mb: float
+    rows: list[OpRow]
+    environment: Environment
+
+    def text(self) -> str:
+        """A table for people."""
+        head = ["", "forward ms", "x", "+ backward ms", "x", "extra MiB", "error"]
+        table = [head, *(_cells(row) for row in self.rows if row.skipped is None)]
+        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+        lines = [
+            f"{self.preset}, {self.dtype}, {self.device}, {self.threads} threads: batch "
+            f"{self.batch}, {self.queries} queries, {self.heads} heads x {self.channels}, "
+            f"{self.points} points, levels "
+            + " ".join(f"{height}x{width}" for height, width in self.levels)
+            + f"; output {self.output_mb:.1f} MiB; x: times faster than {BASE}"
+        ]
+        for line in table:
+            cells = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+            lines.append("  ".join([line[0].ljust(widths[0]), *cells]))
+        lines += [f"{row.name}: skipped, {row.skipped}" for row in self.rows if row.skipped]
+        shares = [(row.name, row.bandwidth) for row in self.rows if row.bandwidth is not None]
+        lines += [f"{name}: {100 * share:.0f} % of copy bandwidth" for name, share in shares]
+        machine = self.environment.machine
+        packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+        lines.append(f"{machine.cpu}, {machine.cores_usable} cores; {packages}")
+        lines.append("; ".join([self.environment.run, *self.environment.reasons]))
+        return "\n".join(lines)
+
+
+def _cells(row: OpRow) -> list[str]:
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    return [
+        row.name,
+        number(row.forward_ms, ".2f"),
+        number(row.times_faster, ".1f"),
+        number(row.both_ms, ".2f"),
+        number(row.times_faster_both, ".1f"),
+        number(row.extra_mb, ".1f"),
+        number(row.error, ".1e"),
+    ]
+
+
+def make_problem(preset: str, dtype: str, batch: int, threads: int) -> Problem:
+    """Inputs with the locality of the real thing: samples lie a few cells around their query."""
+    chosen = PRESETS[preset]
+    rng = np.random.default_rng(0)
+    sizes = np.array([(width, height) for height, width in chosen.shapes], np.float32)
+    if chosen.queries is None:
+        centres = [
+            np.stack(np.meshgrid((np.arange(w) + 0.5) / w, (np.arange(h) + 0.5) / h), -1)
+            for h, w in chosen.shapes
+        ]
+        reference = np.concatenate([centre.reshape(-1, 2) for centre in centres])
+    else:
+        reference = rng.random((chosen.queries, 2))
+    queries, levels = len(reference), len(chosen.shapes)
+    tokens = sum(h * w for h, w in chosen.shapes)
+    at = (batch, queries, HEADS, levels, POINTS)
+    offsets = 2 * rng.standard_normal((*at, 2), dtype=np.float32) / sizes[:, None]
+    weights = rng.random(at, dtype=np.float32)
+    weights /= weights.sum((3, 4), keepdims=True)
+    if dtype == "bfloat16":
+        import ml_dtypes  # comes with onnx
+
+        stored: Any = ml_dtypes.bfloat16
+    else:
+        stored = np.dtype(dtype)
+    value = rng.standard_normal((batch, tokens, HEADS, CHANNELS), dtype=np.float32)
+    grad_out = rng.standard_normal((batch, queries, HEADS * CHANNELS), dtype=np.float32)
+    return Problem(
+        chosen.shapes,
+        value.astype(stored),
+        (reference.astype(np.float32)[None, :, None, None, None] + offsets),
+        weights,
+        grad_out.astype(stored),
+        threads,
+    )
+
+
+def reference_output(problem: Problem) -> tuple[Array, Array]:
+    """Indices of the checked queries and their output in float64, ``[B, checked, M * D]``."""
+    count = problem.locations.shape[1]
+    chosen = np.unique(np.linspace(0, count - 1, _CHECKED).astype(int))
+    value = problem.value.astype(np.float64)
+    locations = problem.locations[:, chosen].astype(np.float64)
+    weights = problem.weights[:, chosen].astype(np.float64)
+    sizes = check_sizes(value, problem.shapes, locations, weights)
+    return chosen, fallback.forward(sizes, value, locations, weights).reshape(sizes.out)
+
+
+def _times(call: Callable[[], object]) -> list[float]:
+    """Milliseconds of several calls, after one that is not counted."""
+    call()
+    times: list[float] = []
+    while len(times) < _MIN_CALLS or (sum(times) < 1e3 * _SECONDS and len(times) < 200):
+        start = perf_counter()
+        call()
+        times.append(1e3 * (perf_counter() - start))
+    return times
+
+
+def _measure(
+    name: str, contender: Contender, problem: Problem, wanted: tuple[Array, Array]
+) -> OpRow:
+    chosen, exact = wanted
+    if contender.device_memory is not None:
+        contender.forward()
+        contender.device_memory()
+    gc.collect()
+    with PeakMemory() as memory:
+        contender.forward()
+    extra = memory.bytes if contender.device_memory is None else contender.device_memory()
+    error = float(np.abs(contender.result()[:, chosen].astype(np.float64) - exact).max(initial=0))
+    scale = max(1.0, float(np.abs(exact).max(initial=0)))
+    allowed = (_OUR_TOLERANCE if name in OURS else _TOLERANCE)[problem.dtype]
+    if not error <= allowed * scale:
+        raise GateError(
+            "kernel-mismatch",
+            f"{name}: output is off by {error:.2e} from float64, more than {allowed * scale:.1e}",
+        )
+    forward = _times(contender.forward)
+    both = _times(contender.both) if contender.both is not None else None
+    return OpRow(
+        name=name,
+        version=contender.version,
+        forward_ms=float(np.median(forward)),
+        forward_best_ms=min(forward),
+        both_ms=float(np.median(both)) if both else None,
+        calls=len(forward),
+        extra_mb=extra / 2**20 if extra is not None else None,
+        error=error,
+    )
+
+
+def _builders(problem: Problem, device: Device) -> dict[str, Callable[[], Contender]]:
+    torch_ways = {
+        "native as torch op": lambda: contenders.torch_op(problem, device),
+        BASE: lambda: contenders.torch_grid_sample(problem, device),
+    }
+    if device == "cuda":
+        return torch_ways
+    return {
+        "native": lambda: contenders.native(problem),
+        **torch_ways,
+        "onnxruntime GridSample": lambda: contenders.onnxruntime(problem, "gridsample"),
+        "onnxruntime gather": lambda: contenders.onnxruntime(problem, "gather"),
+        "openvino GridSample": lambda: contenders.openvino(problem),
+    }
+
+
+CONTENDERS = {
+    "torch": BASE,
+    "onnxruntime": "onnxruntime GridSample",
+    "gather": "onnxruntime gather",
+    "openvino": "openvino GridSample",
+}
+
+
+def run(
+    preset: str, dtype: str, device: Device, against: set[str], batch: int, threads: int
+) -> OpReport:
+    """Checks and times our kernel and each contender of ``against`` (keys of ``CONTENDERS``).
+
+    Raises:
+        UserError: ``device-missing``.
+        GateError: ``kernel-mismatch``: a contender's output is wrong.
+    """
+    contenders.check_device(device)
+    problem = make_problem(preset, dtype, batch, threads)
+    wanted = reference_output(problem)
+    before = read_clocks()
+    rows = []
+    names = {*OURS, *(CONTENDERS[name] for name in against)}
+    builders = {k: v for k, v in _builders(problem, device).items() if k in names}
+    for name, build in progress(list(builders.items()), "contenders"):
+        try:
+            rows.append(_measure(name, build(), problem, wanted))
+        except ModuleNotFoundError as reason:
+            rows.append(OpRow(name=name, skipped=f"{reason.name} is not installed"))
+        except Unavailable as reason:
+            rows.append(OpRow(name=name, skipped=str(reason)))
+        gc.collect()
+    _compare(rows)
+    if device == "cuda":
+        touched = sum(
+            x.nbytes for x in (problem.value, problem.locations, problem.weights, problem.grad_out)
+        )
+        peak = contenders.copy_bandwidth()
+        for row in rows:
+            if row.forward_ms is not None:
+                row.bandwidth = touched / (row.forward_ms / 1e3) / peak
+    versions = dict(row.version.split(maxsplit=1) for row in rows if row.version)
+    versions["native kernel"] = versions.pop("detr", "numpy")
+    environment = judge(read_machine(versions), before, read_clocks())
+    return OpReport(
+        preset=preset,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        batch=batch,
+        queries=problem.locations.shape[1],
+        heads=HEADS,
+        channels=CHANNELS,
+        points=POINTS,
+        levels=list(problem.shapes),
+        output_mb=problem.grad_out.nbytes / 2**20,
+        rows=rows,
+        environment=environment,
+    )
+
+
+def _compare(rows: list[OpRow]) -> None:
+    base = next((row for row in rows if row.name == BASE), None)
+    if base is None or base.forward_ms is None:
+        return
+    for row in rows:
+        if row.forward_ms is not None:
+            row.times_faster = base.forward_ms / row.forward_ms
+        if row.both_ms is not None and base.both_ms is not None:
+            row.times_faster_both = base.both_ms / row.both_ms
+
+
+@click.group(cls=Group)
+def op() -> None:
+    """Time single operators."""
+
+
+@op.command()
+@click.option(
+    "--preset", type=click.Choice(list(PRESETS)), default="kitti-encoder", show_default=True
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="float32",
+    show_default=True,
+    help="Type of the values; locations, weights and sums are float32.",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--against",
+    type=click.Choice(["all", *CONTENDERS]),
+    multiple=True,
+    default=["all"],
+    show_default=True,
+    help="What to compare with; may be repeated.",
+)
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="For every contender; all cores by default."
+)
+@json_option
+def msda(
+    preset: str,
+    dtype: str,
+    device: Device,
+    against: tuple[str, ...],
+    batch: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    r"""Time multi-scale deformable attention.
+
+    \b
+    Example:
+      detr bench op msda --preset kitti-encoder --against all
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    chosen = set(CONTENDERS) if "all" in against else set(against)
+    report = run(preset, dtype, device, chosen, batch, threads or usable or 1)
+    emit(report, as_json, report.text())
