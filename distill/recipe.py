@@ -139,6 +139,7 @@ class Recipe(Strict):
         augment: How training images vary.
         validation: When AP is measured.
         checkpoint_every: Steps between checkpoints.
+        tensorboard: Write the metrics for TensorBoard as well.
         workers: Threads that prepare batches ahead.
         seed: Of initial weights, order, augmentation and noise.
         min_teacher_ap: Refuse a teacher below this AP (0..1) on a slice of ``data.val``.
@@ -160,6 +161,7 @@ class Recipe(Strict):
     augment: AugmentConfig = AugmentConfig()
     validation: ValidationRecipe = ValidationRecipe()
     checkpoint_every: Positive = 500
+    tensorboard: bool = False
     workers: Positive = 1
     seed: Annotated[int, Field(ge=0)] = 0
     min_teacher_ap: Annotated[float, Field(ge=0, le=1)] | None = None

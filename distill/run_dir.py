@@ -1,8 +1,9 @@
 """The run directory: everything a training run leaves behind, and enough to go on with it.
 
 ``recipe.yaml`` (complete), ``environment.json``, ``metrics.jsonl``, ``log.txt``,
-``checkpoints/last.pt`` and ``model.safetensors`` with ``model.json``. Files are replaced in one
-step, so a full disk or a lost power supply costs at most the work since the last checkpoint.
+``checkpoints/last.pt``, ``model.safetensors`` with ``model.json``, and ``tensorboard/`` where asked
+for. Files are replaced in one step, so a full disk or a lost power supply costs at most the work
+since the last checkpoint.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tqdm import tqdm
 
+from detr.cli_support import missing_extra
 from detr.errors import UserError
 from detr.files import output_error, write_atomic
 from detr.model_info import read_model_info
-from distill.recipe import Recipe
+from distill.recipe import Recipe, load_recipe
 
 _PACKAGES = ("detr-distillery", "torch", "torchvision", "timm", "numpy", "scipy")
 
@@ -54,8 +56,9 @@ class RunDir:
             write_atomic(frozen, recipe.to_yaml())
 
     def _check_same(self, frozen: Path) -> None:
-        before = _flatten(yaml.safe_load(frozen.read_text()))
-        now = _flatten(yaml.safe_load(self.recipe.to_yaml()))
+        # Read as a recipe, so that a key that came later has its default on both sides.
+        before = _flatten(load_recipe(frozen).model_dump(mode="json"))
+        now = _flatten(self.recipe.model_dump(mode="json"))
         for key in [*now, *before]:
             if before.get(key) != now.get(key):
                 raise UserError(
@@ -97,13 +100,20 @@ class RunDir:
         """The last checkpoint, on the CPU, or None where there is none yet.
 
         Raises:
-            UserError: ``checkpoint-unreadable``; a file with code in it is not run.
+            UserError: ``checkpoint-unreadable``, or ``checkpoint-pickle`` for a file with code in
+                it, which is not run.
         """
         if not self.checkpoint.exists():
             return None
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                "checkpoint-pickle",
+                f"{self.checkpoint}: holds more than tensors, such as code that would run on "
+                "loading it, or is damaged, and was not loaded; delete it to start the run anew",
+            ) from error
+        except (OSError, RuntimeError, EOFError, ValueError) as error:
             raise UserError(
                 "checkpoint-unreadable",
                 f"{self.checkpoint}: not a checkpoint of tensors ({type(error).__name__}); "
@@ -130,6 +140,18 @@ class RunDir:
         """Appends one line to ``metrics.jsonl``; ``step`` counts finished steps."""
         rounded = {key: float(f"{value:.6g}") for key, value in values.items()}
         self._append("metrics.jsonl", json.dumps({"step": step, **rounded}))
+        if self.recipe.tensorboard and self.writes:
+            for key, value in rounded.items():
+                self._board.add_scalar(key, value, step)
+
+    @cached_property
+    def _board(self) -> Any:
+        # Imported here: it costs seconds, and only who asks for it has it.
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError as error:
+            raise missing_extra(error, "tensorboard: true") from error
+        return SummaryWriter(str(self.path / "tensorboard"))
 
     def say(self, text: str) -> None:
         """A line for the user: on standard error and, with the time, in ``log.txt``."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +31,8 @@ from distill.validate import measure_ap
 
 # Steps whose losses are averaged into one line of metrics.jsonl.
 LOG_EVERY = 20
+
+T = TypeVar("T")
 
 
 def forward(state: State, batch: Batch, index: int) -> Step:
@@ -88,12 +92,16 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
     """
     recipe = state.recipe
     torch.manual_seed(state.seed_of(index))  # dropout and denoising noise
-    set_rate(state.optimizer, rate(index, recipe.steps, recipe.optimizer))
+    factor = rate(index, recipe.steps, recipe.optimizer)
+    set_rate(state.optimizer, factor)
     step = forward(state, batch.to(state.world.device), index)
     losses = losses_of(state, step)
     terms = torch.stack(list(losses.values()))
     total = terms.sum()
-    values = dict(zip(losses, terms.tolist(), strict=True)) | {"loss": total.item()}
+    values = dict(zip(losses, terms.tolist(), strict=True)) | {
+        "loss": total.item(),
+        "lr": factor * recipe.optimizer.lr,
+    }
     if not math.isfinite(values["loss"]):
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         files = " ".join(str(path) for path in batch.paths)
@@ -140,55 +148,73 @@ def train(recipe: Recipe, out: Path) -> Path:
     state = set_up(recipe, run, world)
     first = state.resume(run.load_checkpoint())
     run.start(first)
-    sums: dict[str, float] = defaultdict(float)
-    last_ap, mark, waited = "", time.perf_counter(), 0.0
-    stream = state.batches.stream(first, recipe.steps, recipe.workers)
+    batches = state.batches.stream(first, recipe.steps, recipe.workers)
+    meter, last_ap = Meter(), ""
     with progress(range(first, recipe.steps), recipe.name, recipe.steps) as bar:
         bar.update(first)
         bar.disable = not world.main
         for index in bar:
-            begin = time.perf_counter()
-            batch = next(stream)
-            waited += time.perf_counter() - begin
-            for name, value in train_step(state, batch, index).items():
-                sums[name] += value
+            batch = meter.timed(lambda: next(batches))
+            meter.add(train_step(state, batch, index))
             done = index + 1
             if done % LOG_EVERY == 0 or done == recipe.steps:
-                count = (done - 1) % LOG_EVERY + 1
-                means = {name: value / count for name, value in sums.items()}
-                now = time.perf_counter()
-                means["ms"], means["wait_ms"] = ((now - mark) / count * 1e3, waited / count * 1e3)
-                means["lr"] = recipe.optimizer.lr * rate(index, recipe.steps, recipe.optimizer)
+                means = meter.means()
                 run.record(done, means)
                 bar.set_postfix_str(f"loss {means['loss']:.3f}{last_ap}")
-                sums.clear()
-                mark, waited = now, 0.0
-            every = recipe.validation.every
-            if state.val is not None and every and done % every == 0 and done < recipe.steps:
-                last_ap = f", {validate(state, run, done)}"
-                mark = time.perf_counter()
-            if done % recipe.checkpoint_every == 0 or done == recipe.steps:
+            if done < recipe.steps and due(done, recipe.validation.every):
+                last_ap = f", {validate(state, run, done, recipe.validation.images)}"
+                meter = Meter()
+            if done == recipe.steps or due(done, recipe.checkpoint_every):
                 run.save_checkpoint(state.checkpoint(done))
-                if done < recipe.steps:
-                    state.save(run, done, None)
                 world.wait()
-    final = None
-    if state.val is not None:
-        final = measure_ap(state.evaluated, state.val, recipe.input)
-        run.record(recipe.steps, {"ap": final.ap, "ap50": final.ap50})
-    state.save(run, recipe.steps, final)
-    ap = "" if final is None else f", AP {final.ap:.3f}, AP50 {final.ap50:.3f}"
-    run.say(f"{out}: finished, {recipe.steps} steps{ap}")
+    ap = validate(state, run, recipe.steps)
+    run.say(f"{out}: finished, {recipe.steps} steps{ap and ', ' + ap}")
     return run.model
 
 
-def validate(state: State, run: RunDir, done: int) -> str:
-    """Measures AP during training, notes it and returns it as text."""
-    assert state.val is not None
-    result = measure_ap(
-        state.evaluated, state.val, state.recipe.input, state.recipe.validation.images
-    )
-    run.record(done, {"ap": result.ap, "ap50": result.ap50})
-    text = f"AP {result.ap:.3f}, AP50 {result.ap50:.3f}"
-    run.say(f"step {done}: {text} on {result.images} images")
+def due(done: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens now."""
+    return every > 0 and done % every == 0
+
+
+def validate(state: State, run: RunDir, done: int, images: int | None = None) -> str:
+    """Saves the model, with its AP where there is validation data; returns the AP as text."""
+    result, text = None, ""
+    if state.val is not None:
+        result = measure_ap(state.evaluated, state.val, state.recipe.input, images)
+        run.record(done, {"ap": result.ap, "ap50": result.ap50})
+        text = f"AP {result.ap:.3f}, AP50 {result.ap50:.3f}"
+        run.say(f"step {done}: {text} on {result.images} images")
+    state.save(run, done, result)
     return text
+
+
+class Meter:
+    """Means of what the steps report, and where the time goes."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._steps, self._begin = 0, time.perf_counter()
+
+    def timed(self, wait: Callable[[], T]) -> T:
+        """Calls ``wait`` and counts its time as waiting for data."""
+        begin = time.perf_counter()
+        result = wait()
+        self._sums["wait_ms"] += (time.perf_counter() - begin) * 1e3
+        return result
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Counts one step."""
+        self._steps += 1
+        for name, value in values.items():
+            self._sums[name] += value
+
+    def means(self) -> dict[str, float]:
+        """Means per step since the last call, with the wall time ``ms``; starts afresh."""
+        self._sums["ms"] = (time.perf_counter() - self._begin) * 1e3
+        means = {name: value / self._steps for name, value in self._sums.items()}
+        self._start()
+        return means

@@ -90,7 +90,7 @@ class Golden:
 
     def to_bytes(self) -> bytes:
         """The content of a ``golden.npz``."""
-        arrays = {f"image_{i}": image for i, image in enumerate(self.images)}
+        arrays: dict[str, Any] = {f"image_{i}": image for i, image in enumerate(self.images)}
         for i, found in enumerate(self.detections):
             arrays |= {
                 f"boxes_{i}": found.boxes,
@@ -98,7 +98,7 @@ class Golden:
                 f"labels_{i}": found.labels,
             }
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
         return buffer.getvalue()
 
 
@@ -173,7 +173,9 @@ def _read_sidecar(path: Path) -> BundleInfo:
 
 def _check_file(folder: Path, name: str, expected: str) -> None:
     if not _is_inside(name):
-        raise UserError("bundle-outside", f"{folder / SIDECAR}: files: {name} is outside the bundle")
+        raise UserError(
+            "bundle-outside", f"{folder / SIDECAR}: files: {name} is outside the bundle"
+        )
     file = folder / name
     if not file.is_file():
         raise UserError("bundle-missing-file", f"{file}: named in {SIDECAR} but not there")

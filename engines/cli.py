@@ -101,9 +101,9 @@ def _found(
             label=names[label],
             category_id=category_ids[label],
             score=float(score),
-            box=tuple(float(x) for x in box),
+            box=(float(x0), float(y0), float(x1), float(y1)),
         )
-        for box, score, label in zip(
+        for (x0, y0, x1, y1), score, label in zip(
             detections.boxes, detections.scores, detections.labels.tolist(), strict=True
         )
     ]
@@ -113,7 +113,5 @@ def _text(one: Prediction) -> str:
     lines = [f"{one.image}: {len(one.detections)} found"]
     for found in one.detections:
         x0, y0, x1, y1 = found.box
-        lines.append(
-            f"  {found.score:.2f}  {found.label:<16} {x0:.1f} {y0:.1f} {x1:.1f} {y1:.1f}"
-        )
+        lines.append(f"  {found.score:.2f}  {found.label:<16} {x0:.1f} {y0:.1f} {x1:.1f} {y1:.1f}")
     return "\n".join(lines)

@@ -180,8 +180,9 @@ def _gridsample_body(body: _Body, shapes: list[tuple[int, int]], head: HeadShape
         # Flatten merges B and M without knowing B or Q.
         where = body.op("Flatten", where, axis=2)
         where = body.op("Reshape", where, body.shape(0, -1, head.points, 2))
-        sample = body.op("GridSample", image, where, mode="bilinear", padding_mode="zeros",
-                         align_corners=0)
+        sample = body.op(
+            "GridSample", image, where, mode="bilinear", padding_mode="zeros", align_corners=0
+        )
         samples.append(sample)  # [B*M,D,Q,P]
     sampled = samples[0] if len(samples) == 1 else body.op("Concat", *samples, axis=3)
 

@@ -86,7 +86,8 @@ def split(model: ModelProto) -> list[tuple[Segment, Attention | None]]:
 
 
 def _attention(node: NodeProto) -> Attention:
-    return Attention(*node.input, *node.output, node_shapes(node))
+    value, locations, weights = node.input
+    return Attention(value, locations, weights, node.output[0], node_shapes(node))
 
 
 def _ancestors(

@@ -25,15 +25,25 @@ def main() -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle folder.")
 @click.option(
-    "--opset", type=click.Choice(["17", "18"]), default="17", show_default=True,
+    "--opset",
+    type=click.Choice(["17", "18"]),
+    default="17",
+    show_default=True,
     help="ONNX operator set.",
 )
 @click.option(
-    "--batch", default="1", show_default=True, metavar="N|dynamic", help="Images per run.",
+    "--batch",
+    default="1",
+    show_default=True,
+    metavar="N|dynamic",
+    help="Images per run.",
 )
 @click.option(
-    "--lowering", type=click.Choice(["gridsample", "gather"]), default="gridsample",
-    show_default=True, help="How runtimes without our kernel compute deformable attention.",
+    "--lowering",
+    type=click.Choice(["gridsample", "gather"]),
+    default="gridsample",
+    show_default=True,
+    help="How runtimes without our kernel compute deformable attention.",
 )
 @click.option("--data", help="Data set to take the golden images from; drawn ones by default.")
 @json_option

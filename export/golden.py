@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from detr.data import open_dataset
 from detr.config import ClassMap
+from detr.data import open_dataset
 from detr.types import ImageArray
 
 COUNT = 4

@@ -104,9 +104,7 @@ _SCHEMA = onnx.defs.OpSchema(
 _NODE = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION), OP_TYPE, _SCHEMA)
 
 
-def _translate(
-    value: Any, spatial_shapes: Sequence[int], locations: Any, weights: Any
-) -> Any:
+def _translate(value: Any, spatial_shapes: Sequence[int], locations: Any, weights: Any) -> Any:
     """``torch.ops.detr.ms_deform_attn`` as one node of our domain."""
     return _NODE(
         value,
@@ -121,15 +119,17 @@ def _translate(
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the exporter's own notes, which no user can act on, off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _strip_notes(model: ModelProto) -> None:

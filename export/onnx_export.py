@@ -68,9 +68,7 @@ def export_bundle(
         raise UserError("output-exists", f"{out}: exists and is not a bundle; nothing was written")
     torch_engine = TorchEngine(checkpoint)
     info = torch_engine.info
-    model = export_graph(
-        torch_engine.detector, info.preprocess.size, opset, batch, lowering
-    )
+    model = export_graph(torch_engine.detector, info.preprocess.size, opset, batch, lowering)
     images = list(images) if images is not None else drawn_images(info.preprocess.size)
     golden = Golden(images, _detect(torch_engine, images, 1))
     with _replacing(out) as folder:
@@ -130,9 +128,7 @@ def _write_model(model: ModelProto, folder: Path) -> dict[str, str]:
             onnx.save_model(model, str(folder / MODEL))
             return {MODEL: sha256(folder / MODEL)}
         weights = f"{MODEL}.data"
-        onnx.save_model(
-            model, str(folder / MODEL), save_as_external_data=True, location=weights
-        )
+        onnx.save_model(model, str(folder / MODEL), save_as_external_data=True, location=weights)
         return {name: sha256(folder / name) for name in (MODEL, weights)}
     except OSError as error:
         raise output_error(folder / MODEL, error) from error

@@ -37,9 +37,7 @@ def lower_to_17(model: ModelProto) -> None:
     _drop_unused(model.graph)
 
 
-def _lower_node(
-    node: NodeProto, constants: dict[str, onnx.TensorProto], graph: GraphProto
-) -> None:
+def _lower_node(node: NodeProto, constants: dict[str, onnx.TensorProto], graph: GraphProto) -> None:
     if node.op_type in _REDUCTIONS:
         _axes_to_attribute(node, constants)
     elif node.op_type == "Split":

@@ -71,8 +71,11 @@ class Parity(BaseModel):
             ("score difference", self.max_score, budget.score),
         )
         # Written so that a NaN is over every budget.
-        return [f"{value:.4g} {what} (at most {most:g})" for what, value, most in checks
-                if not value <= most]
+        return [
+            f"{value:.4g} {what} (at most {most:g})"
+            for what, value, most in checks
+            if not value <= most
+        ]
 
     def summary(self) -> str:
         """One line for a person."""
@@ -127,7 +130,7 @@ def _compare_image(
     expected: Detections, found: Detections, score: float, at_least: int, slack: float
 ) -> Parity:
     threshold = score
-    if 0 < len(expected):
+    if len(expected) > 0:
         threshold = min(score, float(expected.scores[min(at_least, len(expected)) - 1]))
     # Partners are looked for below the threshold too: 0.3001 against 0.2999 is no loss.
     expected = expected.above(threshold - slack)

@@ -57,7 +57,7 @@ def _checked(result: tuple[Any, ...]) -> Any:
     return values[0] if values else None
 
 
-def _compile(attention: Attention, architecture: str, kind: str) -> bytes:
+def _compile_text(source: str, architecture: str, kind: str) -> bytes:
     """Compiles to ``PTX`` or ``CUBIN``.
 
     Raises:
@@ -67,7 +67,7 @@ def _compile(attention: Attention, architecture: str, kind: str) -> bytes:
     _, nvrtc = _bindings()
     program = _checked(
         nvrtc.nvrtcCreateProgram(
-            attention.source.encode(),
+            source.encode(),
             b"msda.cu",
             1,
             [cuda_source.header_text().encode()],
@@ -96,7 +96,7 @@ def compile_ptx(attention: Attention, architecture: str) -> bytes:
     Raises:
         UserError: ``cuda-bindings-missing``.
     """
-    return _compile(attention, architecture, "PTX")
+    return _compile_text(attention.source, architecture, "PTX")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class _Loaded:
 def _load(attention: Attention, capability: tuple[int, int]) -> _Loaded:
     driver, _ = _bindings()
     major, minor = capability
-    code = np.frombuffer(_compile(attention, f"sm_{major}{minor}", "CUBIN"), np.uint8)
+    code = np.frombuffer(_compile_text(attention.source, f"sm_{major}{minor}", "CUBIN"), np.uint8)
     # A library, unlike a module, serves every device and context of its kind.
     library = _checked(driver.cuLibraryLoadData(code.ctypes.data, [], [], 0, [], [], 0))
     kernels = [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,9 @@ def test_training_lowers_the_loss(tiny: Recipe, tmp_path: Path) -> None:
 
 def test_another_recipe_in_the_same_folder_is_refused(tiny: Recipe, tmp_path: Path) -> None:
     RunDir(tmp_path, tiny)
+    frozen = tmp_path / "recipe.yaml"
+    frozen.write_text(frozen.read_text().replace("tensorboard: false\n", ""))
+    RunDir(tmp_path, tiny)  # made before the key existed: still the same run
     other = tiny.model_copy(update={"batch_size": 3})
     with pytest.raises(UserError, match="batch_size=2, now asked for 3") as caught:
         RunDir(tmp_path, other)
@@ -145,7 +150,7 @@ def test_a_checkpoint_with_code_in_it_is_refused(
     torch.save({"step": Evil()}, run.checkpoint)
     with pytest.raises(UserError) as caught:
         run.load_checkpoint()
-    assert caught.value.code == "checkpoint-unreadable"
+    assert caught.value.code == "checkpoint-pickle"
     assert str(run.checkpoint) in caught.value.message
     assert not (tmp_path / "pwned").exists()
 
@@ -185,3 +190,34 @@ def test_the_command_line_lists_methods_and_recipes() -> None:
     assert "clockdistill" in methods
     recipes = json.loads(CliRunner().invoke(main, ["recipes", "--json"]).stdout)
     assert {"demo-teacher", "demo-student"} <= recipes.keys()
+
+
+def test_two_processes_train_one_model_and_one_of_them_writes(tiny: Recipe, tmp_path: Path) -> None:
+    short = tiny.model_copy(update={"steps": 2, "data": tiny.data.model_copy(update={"val": None})})
+    (tmp_path / "recipe.yaml").write_text(short.to_yaml())
+    script = tmp_path / "distill_train.py"
+    script.write_text(
+        "import torch\n"
+        "from pathlib import Path\n"
+        "import distill.train as t\n"
+        "from distill.recipe import load_recipe\n"
+        f"here = Path({str(tmp_path)!r})\n"
+        "states = []\n"
+        "set_up = t.set_up\n"
+        "t.set_up = lambda *a: states.append(set_up(*a)) or states[0]\n"
+        "t.train(load_recipe(here / 'recipe.yaml'), here / 'run')\n"
+        "weights = [p.detach() for p in states[0].parameters]\n"
+        "torch.save(weights, here / f'rank{states[0].world.rank}.pt')\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [*command, str(script)], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    # Each process saw other images, yet the averaged gradients kept the weights the same.
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows] == [2]
+    assert (tmp_path / "run" / "model.safetensors").is_file()

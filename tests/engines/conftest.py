@@ -73,7 +73,14 @@ def toy_model(batch: int | Literal["dynamic"]) -> onnx.ModelProto:
         helper.make_node("ReduceSum", ["valid_3d", "last"], ["valid_sum"], keepdims=0),
         helper.make_node("Mul", ["valid_sum", "tiny"], ["valid_tiny"]),
         helper.make_node("Add", ["scores_all", "valid_tiny"], ["scores"]),
-        helper.make_node("Cast", ["scores", ], ["labels"], to=TensorProto.INT64),
+        helper.make_node(
+            "Cast",
+            [
+                "scores",
+            ],
+            ["labels"],
+            to=TensorProto.INT64,
+        ),
     ]
     weights = [
         weight("patch", width, 3, 8, 8),

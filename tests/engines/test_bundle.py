@@ -68,7 +68,11 @@ BROKEN: dict[str, tuple[str, str, Callable[[Path], object]]] = {
         "opsett",
         lambda f: rewrite(f, lambda s: s.update(opsett=17)),
     ),
-    "newer format": ("bundle-sidecar", "format", lambda f: rewrite(f, lambda s: s.update(format=2))),
+    "newer format": (
+        "bundle-sidecar",
+        "format",
+        lambda f: rewrite(f, lambda s: s.update(format=2)),
+    ),
     "graph not listed": (
         "bundle-sidecar",
         "model.onnx",

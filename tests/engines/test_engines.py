@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from detr import msda
 from detr.data.images import read_image
@@ -15,7 +16,6 @@ from detr.errors import UserError
 from detr.types import ImageArray
 from engines import open_engine
 from engines.split import split
-from PIL import Image
 
 MakeBundle = Callable[..., Path]
 needs_kernel = pytest.mark.skipif(not msda.native_available(), reason="kernel not compiled")
@@ -61,7 +61,9 @@ def test_small_batch_is_filled_up_and_large_one_refused(toy_bundle: MakeBundle, 
     assert caught.value.code == "batch-too-large"
 
 
-def test_default_engine_of_a_bundle(toy_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_engine_of_a_bundle(
+    toy_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = toy_bundle()
     monkeypatch.setattr("detr.msda.native_available", lambda: False)
     assert open_engine(folder).name == "onnxruntime"

@@ -33,9 +33,7 @@ def model(shapes: Any, lowering: Lowering, opset: int) -> onnx.ModelProto:
         ],
         [info("output", "B", "Q", HEAD.heads * HEAD.channels)],
     )
-    result = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9
-    )
+    result = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
     set_lowering(result, HEAD, lowering)
     onnx.checker.check_model(result, full_check=True)
     return result

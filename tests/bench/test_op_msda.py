@@ -1,0 +1,100 @@
+"""``bench op msda`` on a problem of a few cells."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bench import op_msda
+from bench.op_msda import OpReport, Preset, make_problem, op
+from detr import msda
+from detr.errors import GateError, UserError
+from engines import msda_contenders
+from engines.msda_contenders import Contender, PeakMemory
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op_msda, "_SECONDS", 0.0)
+    monkeypatch.setitem(op_msda.PRESETS, "kitti-encoder", Preset(((6, 9), (3, 5))))
+    monkeypatch.setitem(op_msda.PRESETS, "kitti-decoder", Preset(((6, 9), (3, 5)), 11))
+
+
+def report(*arguments: str) -> OpReport:
+    result = CliRunner().invoke(op, ["msda", *arguments, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return OpReport.model_validate_json(result.stdout)
+
+
+def test_all_contenders_agree_and_are_compared() -> None:
+    found = report("--preset", "kitti-decoder", "--threads", "1")
+    assert (found.queries, found.threads, found.levels) == (11, 1, [(6, 9), (3, 5)])
+    rows = {row.name: row for row in found.rows}
+    assert set(rows) >= {"native", "native as torch op", "torch grid_sample"}
+    assert {"onnxruntime GridSample", "onnxruntime gather", "openvino GridSample"} <= set(rows)
+    base = rows["torch grid_sample"]
+    for row in found.rows:
+        if row.skipped is None:
+            assert row.calls == 3 and row.error is not None and row.error < 1e-4
+            assert row.forward_ms is not None and base.forward_ms is not None
+            assert row.times_faster == pytest.approx(base.forward_ms / row.forward_ms)
+    if msda.native_available():
+        assert rows["native"].error is not None and rows["native"].error < 2e-5
+        assert rows["native"].both_ms is not None
+    assert found.environment.machine.packages["onnxruntime"]
+    assert found.text().count("\n") >= len(rows)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_skips_those_who_cannot(dtype: str) -> None:
+    rows = {row.name: row for row in report("--dtype", dtype, "--against", "gather").rows}
+    assert set(rows) == {"native", "native as torch op", "onnxruntime gather"}
+    assert rows["onnxruntime gather"].skipped == "takes part in float32 only"
+    if msda.native_available():
+        assert rows["native"].forward_ms is not None
+
+
+def test_a_wrong_output_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(problem: msda_contenders.Problem) -> Contender:
+        wrong = np.zeros_like(problem.grad_out)
+        return Contender(lambda: None, lambda: wrong, None, "broken 1")
+
+    monkeypatch.setattr(msda_contenders, "native", broken)
+    with pytest.raises(GateError, match="native: output is off"):
+        op_msda.run("kitti-encoder", "float32", "cpu", set(), 1, 1)
+
+
+def test_encoder_samples_lie_around_their_query() -> None:
+    problem = make_problem("kitti-encoder", "float32", 2, 1)
+    assert problem.locations.shape == (2, 69, 8, 2, 4, 2)
+    first = problem.locations[:, 0, :, 0, :, 0] * 9 - 0.5  # in cells of the first level
+    assert abs(float(first.mean())) < 1.5 and float(first.std()) == pytest.approx(2, rel=0.3)
+    np.testing.assert_allclose(problem.weights.sum((3, 4)), 1, rtol=1e-5)
+
+
+def test_cuda_without_a_device_is_one_line() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(UserError, match="no CUDA device"):
+        op_msda.run("kitti-encoder", "float32", "cuda", set(), 1, 1)
+
+
+def test_peak_memory_sees_what_was_freed_again() -> None:
+    kept: list[Any] = []
+    with PeakMemory() as peak:
+        block = np.ones(40 * 2**20, np.uint8)
+        kept.append(block.sum())
+        del block
+    if peak.bytes is None:
+        pytest.skip("no resettable high-water mark here")
+    assert 36 * 2**20 < peak.bytes < 80 * 2**20
+
+
+def test_json_is_json() -> None:
+    result = CliRunner().invoke(op, ["msda", "--against", "gather", "--json"])
+    assert json.loads(result.stdout)["preset"] == "kitti-encoder"

@@ -1,0 +1,196 @@
+"""The TensorRT plugin as far as it goes without TensorRT, against a stand-in for its Python API."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detr.errors import UserError
+from engines import msda_plugin
+from engines.msda_function import make_node
+
+FLAT = np.array([51, 167, 26, 84, 13, 42, 7, 21], np.int32)
+
+
+class Expression:
+    """A symbolic number, as text."""
+
+    def __init__(self, text: object) -> None:
+        self.text = str(text)
+
+    def __mul__(self, other: Expression) -> Expression:
+        return Expression(f"{self.text}*{other.text}")
+
+
+class TensorDesc:
+    def __init__(self, dtype: str, names: str, shape: tuple[int, ...]) -> None:
+        self.dtype, self.shape = dtype, shape
+        self.shape_expr: Any = tuple(Expression(name) for name in names)
+
+    def like(self) -> TensorDesc:
+        copy = TensorDesc(self.dtype, "", self.shape)
+        copy.shape_expr = self.shape_expr
+        return copy
+
+
+class KernelLaunchParams:
+    grid_x: Any = 1
+    block_x: Any = 1
+
+
+class SymIntExprs(list[Any]):
+    def __init__(self, length: int) -> None:
+        super().__init__([None] * length)
+
+
+class ShapeExprs:
+    @staticmethod
+    def from_tuple(expressions: tuple[Expression, ...]) -> tuple[str, ...]:
+        return tuple(expression.text for expression in expressions)
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The plugin's three functions, as TensorRT gets them."""
+    functions: dict[str, Any] = {}
+
+    def taker(kind: str) -> Any:
+        def decorator(plugin_id: str) -> Any:
+            assert plugin_id == "detr::MSDeformAttn"
+            return lambda function: functions.setdefault(kind, function)
+
+        return decorator
+
+    trt = types.ModuleType("tensorrt")
+    trt.DataType = types.SimpleNamespace(FLOAT="FLOAT", HALF="HALF", BF16="BF16")  # type: ignore
+    plugin = types.ModuleType("tensorrt.plugin")
+    for name in ("register", "autotune", "aot_impl"):
+        setattr(plugin, name, taker(name))
+    for kind in (TensorDesc, KernelLaunchParams, SymIntExprs, ShapeExprs):
+        setattr(plugin, kind.__name__, kind)
+    plugin.SymInt32 = lambda expression: expression.text  # type: ignore
+    plugin.cdiv = lambda a, b: f"cdiv({a.text}, {b})"  # type: ignore
+    plugin.AutoTuneCombination = lambda kinds, layout: (kinds, layout)  # type: ignore
+    trt.plugin = plugin  # type: ignore
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setitem(sys.modules, "tensorrt.plugin", plugin)
+    msda_plugin.register.cache_clear()
+    try:
+        assert msda_plugin.register() == msda_plugin.register() == "detr::MSDeformAttn"
+    finally:
+        msda_plugin.register.cache_clear()
+    return functions
+
+
+def tensors(dtype: str = "HALF") -> tuple[TensorDesc, TensorDesc, TensorDesc]:
+    """With batch unknown, as in an engine built for several batch sizes."""
+    return (
+        TensorDesc(dtype, "BSMD", (-1, 11394, 8, 32)),
+        TensorDesc("FLOAT", "BQMVPx", (-1, 900, 8, 4, 4, 2)),
+        TensorDesc("FLOAT", "BQMVP", (-1, 900, 8, 4, 4)),
+    )
+
+
+def test_the_plugin_is_the_one_the_node_asks_for() -> None:
+    node = make_node("v", "l", "w", "o", ((2, 2),))
+    attributes = {a.name: a for a in node.attribute}
+    namespace, name = msda_plugin.PLUGIN_ID.split("::")
+    assert attributes["plugin_namespace"].s.decode() == namespace
+    assert node.op_type == name
+    assert attributes["plugin_version"].s == b"1"  # the version quick plugins have
+
+
+def test_describes_its_output(registered: dict[str, Any]) -> None:
+    out = registered["register"](*tensors(), spatial_shapes=FLAT)
+    assert out.shape_expr == ("B", "Q", "M*D") and out.dtype == "HALF"
+    # TensorRT reads the annotations themselves; as strings they would be refused.
+    for function in registered.values():
+        parameters = inspect.signature(function).parameters.values()
+        assert not any(isinstance(parameter.annotation, str) for parameter in parameters)
+    names = list(inspect.signature(registered["register"]).parameters)
+    assert names == ["value", "locations", "weights", "spatial_shapes"]
+
+
+def test_only_values_may_be_in_half_precision(registered: dict[str, Any]) -> None:
+    found = registered["autotune"](*tensors(), ())
+    assert [kinds for kinds, _ in found] == [
+        "FP32, FP32, FP32, FP32",
+        "FP16, FP32, FP32, FP16",
+        "BF16, FP32, FP32, BF16",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "groups"), [("FLOAT", 16), ("HALF", 32), ("BF16", 32)], ids=lambda x: str(x)
+)
+def test_gives_ptx_and_its_launch(registered: dict[str, Any], dtype: str, groups: int) -> None:
+    pytest.importorskip("cuda.bindings.nvrtc")
+    name, ptx, launch, scalars = registered["aot_impl"](*tensors(dtype), FLAT, (), 0)
+    text = ptx.decode()
+    assert f".entry {name}(" in text and "msda_backward" not in text and "\0" not in text
+    # Three inputs, the two scalars, one output; pointers and integers in that order.
+    entry = text[text.index(f".entry {name}(") :]
+    kinds = [line.split()[1] for line in entry[: entry.index(")")].splitlines()[1:] if line.strip()]
+    assert kinds == [".u64", ".u64", ".u64", ".u32", ".u32", ".u64"]
+    assert scalars == ["Q", "B*Q*M"]
+    assert launch.grid_x == f"cdiv(B*Q*M, {groups})" and launch.block_x == 128
+    assert ".target sm_75" in text
+
+
+def test_unknown_or_too_wide_heads_are_refused() -> None:
+    for value in ((1, 10, -1, 32), (1, 10, 8, 37)):
+        with pytest.raises(UserError, match="no kernel for"):
+            msda_plugin.attention_of("float32", value, (1, 5, 8, 4, 4), FLAT)
+
+
+def test_without_tensorrt_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    msda_plugin.register.cache_clear()
+    with pytest.raises(UserError, match=r"detr-distillery\[trt\]"):
+        msda_plugin.register()
+
+
+def used_names() -> set[str]:
+    """Attributes of ``trt`` and ``trtp`` in the module's source."""
+    found = set()
+    for node in ast.walk(ast.parse(Path(msda_plugin.__file__).read_text())):
+        if isinstance(node, ast.Attribute):
+            dotted = ast.unparse(node).split(".")
+            if dotted[0] == "trtp":
+                found.add("plugin." + dotted[1])
+            elif dotted[0] == "trt" and len(dotted) == 3:
+                found.add(".".join(dotted[1:]))
+    return found
+
+
+def test_the_list_of_names_is_what_the_source_uses() -> None:
+    assert used_names() == set(msda_plugin.TENSORRT_NAMES)
+    assert list(msda_plugin.TENSORRT_NAMES) == sorted(msda_plugin.TENSORRT_NAMES)
+
+
+@pytest.mark.parametrize("release", ["10.16", "11.4"])
+def test_enum_members_exist_in_both_majors(shared_data: Path, release: str) -> None:
+    path = shared_data.parent / "reference" / f"tensorrt-{release}-api.txt"
+    if not path.is_file():
+        pytest.skip(f"no list of TensorRT {release}'s names")
+    lines = path.read_text().splitlines()
+    enums = {line.split()[0]: line for line in lines if line.startswith("  ") and "[" in line}
+    for name in msda_plugin.TENSORRT_NAMES:
+        owner, member = name.split(".")
+        if owner != "plugin":
+            assert f"'{member}'" in enums[owner]
+
+
+def test_all_names_exist_in_the_installed_bindings() -> None:
+    trt = pytest.importorskip("tensorrt")
+    pytest.importorskip("tensorrt.plugin")
+    for name in msda_plugin.TENSORRT_NAMES:
+        functools.reduce(getattr, name.split("."), trt)

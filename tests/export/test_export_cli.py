@@ -1,0 +1,48 @@
+"""``detr export onnx`` as typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from export.cli import main
+
+MakeCheckpoint = Callable[..., Path]
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_json_is_the_sidecar(checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    out = tmp_path / "x.bundle"
+    result = call("onnx", checkpoint("deformable"), "--out", out, "--lowering", "gather", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == json.loads((out / "bundle.json").read_text())
+    assert json.loads(result.stdout)["lowering"] == "gather"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["onnx", "nowhere", "--out", "x.bundle"], "checkpoint-missing"),
+        (["onnx", "nowhere", "--out", "x.bundle", "--batch", "0"], "option-batch"),
+        (["onnx", "nowhere", "--out", "x.bundle", "--batch", "many"], "option-batch"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], code: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error[{code}]") and result.stderr.count("\n") == 1
+
+
+def test_unknown_data_is_told_before_the_export(checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    result = call(
+        "onnx", checkpoint("deformable"), "--out", tmp_path / "x.bundle", "--data", "kitti:/nowhere"
+    )
+    assert result.exit_code == 2 and "/nowhere" in result.stderr
+    assert not (tmp_path / "x.bundle").exists()
