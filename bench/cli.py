@@ -52,11 +52,9 @@ def run(
     iterations: int,
     as_json: bool,
 ) -> None:
-    r"""Measure AP and latency of each BUNDLE (or checkpoint) on DATA.
+    """Measure AP and latency of each BUNDLE (or checkpoint) on DATA.
 
-    \b
-    Example:
-      detr bench run teacher.bundle student.bundle --data kitti:/data/kitti:val --out report
+    Example: detr bench run teacher.bundle student.bundle --data kitti:/data/kitti:val --out report
     """
     from bench.run import run as measure
 
@@ -82,14 +80,11 @@ def run(
 )
 @json_option
 def score(detections: Path, data: str, protocol: str | None, as_json: bool) -> None:
-    r"""Score DETECTIONS (a COCO results file or a folder of KITTI result files) against DATA.
+    """Score DETECTIONS (a COCO results file or a folder of KITTI result files) against DATA.
 
     Needs the labels only: no images, no model.
 
-    \b
-    Example:
-      detr bench score results.json --data coco:/data/coco:val
-      detr bench score results_folder --data kitti:/data/kitti:val --protocol kitti
+    Example: detr bench score results_folder --data kitti:/data/kitti:val --protocol kitti
     """
     from bench import score as scoring
 

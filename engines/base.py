@@ -1,4 +1,4 @@
-"""What an engine is: one protocol over every runtime, so that parity, AP and latency are written once.
+"""What an engine is: one protocol over every runtime; parity, AP and latency are written once.
 
 ``prepare`` and ``finish`` are the same for all engines; an engine adds ``_infer``. ``run`` alone is
 what a benchmark calls engine time; the three together are end-to-end time.

@@ -235,6 +235,7 @@ def _corners(body: _Body, axis: int, sizes: list[int]) -> list[tuple[str, str]]:
     """The two cells around each location along one axis.
 
     Args:
+        body: Takes the nodes.
         axis: 0 for x, 1 for y.
         sizes: Extent of each level along the axis.
 

@@ -18,7 +18,7 @@ from detr.data.preprocess import Inputs
 from engines.base import Engine, RawDetections
 from engines.bundle import OUTPUTS, Bundle
 from engines.ort_engine import session_options
-from engines.split import Attention, Segment, split
+from engines.split import Attention, Segment, last_uses, split
 
 
 class _Piece:
@@ -33,6 +33,8 @@ class _Piece:
             segment.model.SerializeToString(),
             session_options(threads, spinning=False),
             providers=["CPUExecutionProvider"],
+            # Its fused Add and LayerNorm is several times slower than the two alone.
+            disabled_optimizers=["SkipLayerNormFusion"],
         )
 
     def run(self, values: dict[str, ort.OrtValue]) -> None:
@@ -62,9 +64,10 @@ class NativeEngine(Engine):
         self.versions = {"onnxruntime": ort.__version__}
         self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
         self._threads = threads
+        parts = split(onnx.load(str(bundle.model)))
         self._steps = [
-            (_Piece(segment, threads), attention)
-            for segment, attention in split(onnx.load(str(bundle.model)))
+            (_Piece(segment, threads), attention, last)
+            for (segment, attention), last in zip(parts, last_uses(parts), strict=True)
         ]
 
     def _infer(self, inputs: Inputs) -> RawDetections:
@@ -73,10 +76,13 @@ class NativeEngine(Engine):
             "valid_sizes": ort.OrtValue.ortvalue_from_numpy(inputs.valid_sizes),
             "original_sizes": ort.OrtValue.ortvalue_from_numpy(inputs.original_sizes),
         }
-        for piece, attention in self._steps:
+        for piece, attention, last in self._steps:
             piece.run(values)
             if attention is not None:
                 values[attention.output] = self._attend(attention, values)
+            for name in last:
+                # Gives the memory back to the session that made it, for its next run.
+                del values[name]
         return RawDetections(*(values[name].numpy() for name in OUTPUTS))
 
     def _attend(self, attention: Attention, values: dict[str, ort.OrtValue]) -> ort.OrtValue:

@@ -85,6 +85,23 @@ def split(model: ModelProto) -> list[tuple[Segment, Attention | None]]:
     return result
 
 
+def last_uses(parts: list[tuple[Segment, Attention | None]]) -> list[list[str]]:
+    """For each part, the names nothing after it asks for; the model's outputs are never among them.
+
+    Args:
+        parts: What :func:`split` returned.
+    """
+    needed = set(parts[-1][0].outputs)
+    result: list[list[str]] = []
+    for segment, attention in reversed(parts):
+        present = {*segment.inputs, *segment.outputs}
+        if attention is not None:
+            present |= {attention.value, attention.locations, attention.weights, attention.output}
+        result.append(sorted(present - needed))
+        needed |= present
+    return result[::-1]
+
+
 def _attention(node: NodeProto) -> Attention:
     value, locations, weights = node.input
     return Attention(value, locations, weights, node.output[0], node_shapes(node))

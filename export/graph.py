@@ -133,7 +133,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _strip_notes(model: ModelProto) -> None:
-    """Removes stack traces and paths of the exporting machine, so equal weights give equal files."""
+    """Removes stack traces and paths: equal weights give equal files on any machine."""
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
     for node in model.graph.node:

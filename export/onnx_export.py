@@ -116,7 +116,7 @@ def _prove(bundle: Bundle, golden: Golden) -> Parity:
             raise UserError(
                 "export-parity",
                 f"ONNX Runtime at batch {size} does not find what torch finds: "
-                f"{', '.join(faults)}, worst on golden image {parity.worst_image}; no bundle written",
+                f"{', '.join(faults)}, worst on golden image {parity.worst_image}; nothing written",
             )
     return parity
 

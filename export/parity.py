@@ -80,9 +80,9 @@ class Parity(BaseModel):
     def summary(self) -> str:
         """One line for a person."""
         return (
-            f"{self.matched} detections on {self.images} images: boxes within "
-            f"{self.max_box_px:.2g} px, scores within {self.max_score:.2g}, {self.missing} missing, "
-            f"{self.extra} extra, {self.class_flips} class flips"
+            f"{self.matched} detections on {self.images} images: "
+            f"boxes within {self.max_box_px:.2g} px, scores within {self.max_score:.2g}, "
+            f"{self.missing} missing, {self.extra} extra, {self.class_flips} class flips"
         )
 
 

@@ -68,12 +68,22 @@ def parse_size(text: str) -> tuple[int, int]:
     show_default=True,
     help="Folder layout.",
 )
-def synth(out: Path, images: int, size: str, seed: int, form: Literal["kitti", "coco"]) -> None:
+@click.option(
+    "--val-fraction", type=float, default=0.2, show_default=True, help="Share of scenes in val."
+)
+def synth(
+    out: Path,
+    images: int,
+    size: str,
+    seed: int,
+    form: Literal["kitti", "coco"],
+    val_fraction: float,
+) -> None:
     """Make a folder OUT of synthetic road scenes with labels, split into train and val.
 
     Example: detr data synth runs/scenes --images 500 --size 128x416 --seed 1
     """
     from detr.data.synth import generate
 
-    generate(out, images, parse_size(size), seed, form)
+    generate(out, images, parse_size(size), seed, form, val_fraction)
     click.echo(f"{images} scenes in {form}:{out}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,14 +15,6 @@ MakeCheckpoint = Callable[..., Path]
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def test_json_is_the_sidecar(checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    out = tmp_path / "x.bundle"
-    result = call("onnx", checkpoint("deformable"), "--out", out, "--lowering", "gather", "--json")
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout) == json.loads((out / "bundle.json").read_text())
-    assert json.loads(result.stdout)["lowering"] == "gather"
 
 
 @pytest.mark.parametrize(

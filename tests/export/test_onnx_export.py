@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +11,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
+from onnx import numpy_helper
 
 from detr import msda
+from detr.data import open_dataset
 from detr.errors import UserError
 from detr.types import Detections
 from engines import open_engine
-from engines.bundle import Bundle
+from engines.bundle import Bundle, open_bundle
 from export import onnx_export
+from export.cli import main
 from export.onnx_export import export_bundle
 from export.parity import Budget, compare
 
@@ -38,7 +44,13 @@ def bundle(
 ) -> tuple[Bundle, Path]:
     source = checkpoint(request.param)
     out = tmp_path_factory.mktemp("bundles") / f"{request.param}.bundle"
-    return export_bundle(source, out, *CASES[request.param]), source
+    opset, batch, lowering = CASES[request.param]
+    options = ["--opset", opset, "--batch", batch, "--lowering", lowering, "--json"]
+    arguments = [str(x) for x in ["onnx", source, "--out", out, *options]]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == json.loads((out / "bundle.json").read_text())
+    return open_bundle(out), source
 
 
 def test_graph_form(bundle: tuple[Bundle, Path]) -> None:
@@ -99,29 +111,66 @@ def test_engines_find_what_torch_finds(bundle: tuple[Bundle, Path], name: str) -
         assert parity.matched >= 30
 
 
+def test_real_images(bundle: tuple[Bundle, Path], shared_data: Path) -> None:
+    data = open_dataset(f"kitti:{shared_data / 'kitti_tiny'}")
+    images = [data.image(i) for i in range(20)]
+    reference, engine = open_engine(bundle[1]), open_engine(bundle[0].path, "onnxruntime")
+    size = engine.batch_size or 4
+    expected, found = (
+        [x for start in range(0, 20, size) for x in one(images[start : start + size])]
+        for one in (reference, engine)
+    )
+    assert [len(x.above(0.3)) for x in expected] == [len(x.above(0.3)) for x in found]
+    assert compare(expected, found).over(Budget()) == []
+
+
 def test_a_wrong_graph_is_not_kept(
-    checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export_graph = onnx_export.export_graph
-
-    def half_pixel_off(*args: object) -> onnx.ModelProto:
-        model = export_graph(*args)  # type: ignore[arg-type]
-        for node in model.functions[0].node:
-            for attribute in node.attribute:
-                if attribute.name == "align_corners":
-                    attribute.i = 1
-        return model
-
+    model = onnx.load(str(bundle[0].model))
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("attention.value_proj.bias"):
+            wrong = numpy_helper.to_array(tensor) + 0.5
+            tensor.CopyFrom(numpy_helper.from_array(wrong.astype(np.float32), tensor.name))
     out = tmp_path / "x.bundle"
     out.mkdir()
     (out / "bundle.json").write_text("the old one")
-    monkeypatch.setattr(onnx_export, "export_graph", half_pixel_off)
+    monkeypatch.setattr(onnx_export, "export_graph", lambda *_: model)
     with pytest.raises(UserError) as caught:
-        export_bundle(checkpoint("deformable"), out)
+        export_bundle(bundle[1], out, batch=bundle[0].info.batch)
     assert caught.value.code == "export-parity"
     assert "\n" not in caught.value.message
     assert [path.name for path in tmp_path.iterdir()] == ["x.bundle"]
     assert (out / "bundle.json").read_text() == "the old one"
+
+
+def test_a_full_disk_costs_nothing(
+    bundle: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    model = onnx.load(str(bundle[0].model))
+    monkeypatch.setattr(onnx_export, "export_graph", lambda *_: model)
+    monkeypatch.setattr(onnx_export.onnx, "save_model", full)
+    with pytest.raises(UserError) as caught:
+        export_bundle(bundle[1], tmp_path / "x.bundle", batch=bundle[0].info.batch)
+    assert caught.value.code == "disk-full" and "model.onnx" in caught.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_large_weights_lie_beside_the_graph(
+    bundle: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load(str(bundle[0].model))
+    monkeypatch.setattr(onnx_export, "export_graph", lambda *_: model)
+    monkeypatch.setattr(onnx_export, "_EMBED_BYTES", 1000)
+    result = export_bundle(bundle[1], tmp_path / "x.bundle", batch=bundle[0].info.batch)
+    assert "model.onnx.data" in result.info.files
+    assert result.model.stat().st_size < bundle[0].model.stat().st_size / 2
+    image = np.full((64, 96, 3), 90, np.uint8)
+    small, large = (open_engine(b.path, "onnxruntime")([image]) for b in (bundle[0], result))
+    np.testing.assert_array_equal(small[0].boxes, large[0].boxes)
 
 
 def test_something_else_is_not_overwritten(checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
