@@ -23,8 +23,8 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
         threads: Threads within an operator; the runtime's default where ``None``.
 
     Raises:
-        UserError: ``model-missing``, ``engine-unknown``, ``engine-needs-bundle``, or what opening
-            the bundle or the checkpoint raises.
+        UserError: ``model-missing``, ``engine-unknown``, ``engine-needs-bundle``,
+            ``runtime-missing``, or what opening the bundle or the checkpoint raises.
     """
     model = find_model(Path(model))
     if not model.exists():
@@ -48,7 +48,14 @@ def _open_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> Eng
         from engines.torch_engine import TorchEngine, bundle_weights
 
         return TorchEngine(bundle_weights(bundle), threads)
-    if engine == "native" or (engine is None and msda.native_available()):
+    native = msda.native_available()
+    if engine == "native" and not native:
+        raise UserError(
+            "runtime-missing",
+            "engine native: our kernel was not compiled; install a C++ compiler and reinstall "
+            "detr-distillery, or take engine onnxruntime",
+        )
+    if native and engine != "onnxruntime":
         from engines.native_engine import NativeEngine
 
         return NativeEngine(bundle, threads)

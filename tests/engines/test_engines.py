@@ -67,6 +67,9 @@ def test_default_engine_of_a_bundle(
     folder = toy_bundle()
     monkeypatch.setattr("detr.msda.native_available", lambda: False)
     assert open_engine(folder).name == "onnxruntime"
+    with pytest.raises(UserError) as caught:
+        open_engine(folder, "native")
+    assert caught.value.code == "runtime-missing"
     monkeypatch.setattr("detr.msda.native_available", lambda: True)
     assert open_engine(folder).name == "native"
 
