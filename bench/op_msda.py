@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ _CHECKED = 200
 # Largest error, relative to the largest output: other runtimes round coordinates to [-1, 1] first.
 _TOLERANCE = {"float32": 2e-3, "float16": 4e-3, "bfloat16": 3e-2}
 _OUR_TOLERANCE = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
-_MIN_CALLS, _SECONDS = 3, 3.0
+_ROUNDS, _BURST_CALLS, _BURST_SECONDS = 5, 20, 0.5
 
 
 @dataclass(frozen=True)
@@ -196,20 +196,50 @@ def reference_output(problem: Problem) -> tuple[Array, Array]:
     return chosen, fallback.forward(sizes, value, locations, weights).reshape(sizes.out)
 
 
-def _times(call: Callable[[], object]) -> list[float]:
-    """Milliseconds of several calls, after one that is not counted."""
+def _burst(call: Callable[[], object]) -> list[float]:
+    """Milliseconds of a few calls, after one that is not counted.
+
+    That one wakes the contender's own threads and puts those of the one before it to sleep.
+    """
     call()
     times: list[float] = []
-    while len(times) < _MIN_CALLS or (sum(times) < 1e3 * _SECONDS and len(times) < 200):
+    while not times or (sum(times) < 1e3 * _BURST_SECONDS and len(times) < _BURST_CALLS):
         start = perf_counter()
         call()
         times.append(1e3 * (perf_counter() - start))
     return times
 
 
-def _measure(
+@dataclass
+class _Entrant:
+    """A contender that gave the right answer, and its times."""
+
+    contender: Contender
+    row: OpRow
+    forward: list[float] = field(default_factory=list)
+    both: list[float] = field(default_factory=list)
+
+    def burst(self) -> None:
+        self.forward += _burst(self.contender.forward)
+        if self.contender.both is not None:
+            self.both += _burst(self.contender.both)
+
+    def finish(self) -> None:
+        self.row.calls = len(self.forward)
+        self.row.forward_ms = float(np.median(self.forward))
+        self.row.forward_best_ms = min(self.forward)
+        if self.both:
+            self.row.both_ms = float(np.median(self.both))
+
+
+def _enter(
     name: str, contender: Contender, problem: Problem, wanted: tuple[Array, Array]
-) -> OpRow:
+) -> _Entrant:
+    """Measures memory and error.
+
+    Raises:
+        GateError: ``kernel-mismatch``.
+    """
     chosen, exact = wanted
     if contender.device_memory is not None:
         contender.forward()
@@ -226,18 +256,13 @@ def _measure(
             "kernel-mismatch",
             f"{name}: output is off by {error:.2e} from float64, more than {allowed * scale:.1e}",
         )
-    forward = _times(contender.forward)
-    both = _times(contender.both) if contender.both is not None else None
-    return OpRow(
+    row = OpRow(
         name=name,
         version=contender.version,
-        forward_ms=float(np.median(forward)),
-        forward_best_ms=min(forward),
-        both_ms=float(np.median(both)) if both else None,
-        calls=len(forward),
         extra_mb=extra / 2**20 if extra is not None else None,
         error=error,
     )
+    return _Entrant(contender, row)
 
 
 def _builders(problem: Problem, device: Device) -> dict[str, Callable[[], Contender]]:
@@ -280,14 +305,21 @@ def run(
     rows = []
     names = {*OURS, *(CONTENDERS[name] for name in against)}
     builders = {k: v for k, v in _builders(problem, device).items() if k in names}
-    for name, build in progress(list(builders.items()), "contenders"):
+    entrants = []
+    for name, build in progress(list(builders.items()), "checking outputs"):
         try:
-            rows.append(_measure(name, build(), problem, wanted))
+            entrants.append(_enter(name, build(), problem, wanted))
+            rows.append(entrants[-1].row)
         except ModuleNotFoundError as reason:
             rows.append(OpRow(name=name, skipped=f"{reason.name} is not installed"))
         except Unavailable as reason:
             rows.append(OpRow(name=name, skipped=str(reason)))
-        gc.collect()
+    # In turn, so that whatever else the machine does meets all of them alike.
+    for _ in progress(range(_ROUNDS), "timing"):
+        for entrant in entrants:
+            entrant.burst()
+    for entrant in entrants:
+        entrant.finish()
     _compare(rows)
     if device == "cuda":
         touched = sum(

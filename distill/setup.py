@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +25,7 @@ from distill.methods import Method, build_methods, parse_methods
 from distill.optim import build_optimizer
 from distill.recipe import Recipe
 from distill.run_dir import RunDir
-from distill.teacher import check_ap, load_teacher
-
-# Images on which a teacher is measured before anything is learned from it.
-TEACHER_IMAGES = 64
+from distill.teacher import open_teacher, tell_ap
 
 
 @dataclass
@@ -92,10 +88,16 @@ class State:
         dtype = torch.bfloat16 if self.recipe.amp == "bf16" else torch.float16
         return torch.autocast("cuda", dtype)
 
-    def seed_of(self, index: int) -> int:
-        """Seed of a step's random choices; no two steps or processes share one."""
+    def seed_of(self, index: int, shared: bool = False) -> int:
+        """Seed of a step's random choices; no two steps share one.
+
+        Args:
+            index: The step.
+            shared: The same in every process (queries a method draws for all), not one for each.
+        """
         # SplitMix64's odd constant spreads neighbouring numbers over all 63 bits.
-        key = (self.recipe.seed << 40) + (index + 1) * self.world.size + self.world.rank
+        rank = 0 if shared else self.world.rank
+        key = (self.recipe.seed << 40) + (index + 1) * self.world.size + rank
         return key * 0x9E3779B97F4A7C15 % 2**63
 
     def normalizer(self, targets: Sequence[Target]) -> Tensor:
@@ -169,7 +171,9 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
     student = _placed(build_detector(recipe.detector.for_classes(len(data.classes))), world.device)
     teacher = None
     if recipe.teacher is not None:
-        teacher = _open_teacher(recipe, data.classes, val, run, world.device)
+        teacher, path = open_teacher(recipe, data.classes, world.device)
+        if not run.checkpoint.exists():  # a run that goes on has measured it already
+            tell_ap(recipe, teacher, path, val, run.say)
         if recipe.inherit is not None:
             report = inherit(student, teacher, recipe.inherit.encoder, recipe.inherit.decoder)
             run.say(report.text())
@@ -208,18 +212,3 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
 def _placed(detector: Detector, device: torch.device) -> Detector:
     """On the device, convolutions channels-last: a third faster on a CPU, tensor cores on a GPU."""
     return detector.to(device).to(memory_format=torch.channels_last)
-
-
-def _open_teacher(
-    recipe: Recipe, classes: ClassMap, val: Dataset | None, run: RunDir, device: torch.device
-) -> Detector:
-    """The recipe's teacher; a run that starts measures it first, one that goes on has done so."""
-    assert recipe.teacher is not None
-    path = Path(recipe.teacher)
-    teacher, _ = load_teacher(path, classes, recipe.input)
-    _placed(teacher, device)
-    if val is not None and not run.checkpoint.exists():
-        minimum = recipe.min_teacher_ap
-        result = check_ap(path, teacher, val, recipe.input, TEACHER_IMAGES, minimum)
-        run.say(f"teacher: AP {result.ap:.3f}, AP50 {result.ap50:.3f} on {result.images} images")
-    return teacher

@@ -22,41 +22,55 @@ from distill.validate import measure_ap
 _SLICE = 64
 
 
-def open_teacher(
-    recipe: Recipe, classes: ClassMap, val: Dataset | None, say: Callable[[str], None]
-) -> Detector:
-    """Loads a recipe's teacher, checks it and tells how good it is.
+def open_teacher(recipe: Recipe, classes: ClassMap, device: torch.device) -> tuple[Detector, Path]:
+    """Loads a recipe's teacher and checks that it fits the recipe.
 
     Args:
         recipe: With a teacher.
         classes: Of the training data.
+        device: Where the teacher goes; its convolutions become channels-last, as the student's.
+
+    Returns:
+        The frozen teacher and its file.
+
+    Raises:
+        UserError: What :func:`load_teacher` raises.
+    """
+    assert recipe.teacher is not None
+    path = find_model(Path(recipe.teacher))
+    teacher, _ = load_teacher(path, classes, recipe.input)
+    return teacher.to(device).to(memory_format=torch.channels_last), path
+
+
+def tell_ap(
+    recipe: Recipe, teacher: Detector, path: Path, val: Dataset | None, say: Callable[[str], None]
+) -> None:
+    """Measures the teacher before anything is learned from it, and says what came out.
+
+    Args:
+        recipe: With a teacher.
+        teacher: As opened.
+        path: Its file, for messages.
         val: Validation data; without it there is no AP to tell.
         say: Takes lines for the log.
 
-    Returns:
-        The frozen teacher.
-
     Raises:
-        UserError: What :func:`load_teacher` and :func:`check_ap` raise, ``teacher-unmeasured``
-            where the recipe wants a least AP and has no validation data.
+        UserError: What :func:`check_ap` raises; ``teacher-unmeasured`` where the recipe wants a
+            least AP and has no validation data.
     """
-    assert recipe.teacher is not None
-    path, minimum = find_model(Path(recipe.teacher)), recipe.min_teacher_ap
-    teacher, info = load_teacher(path, classes, recipe.input)
+    minimum = recipe.min_teacher_ap
     if val is None:
         if minimum is not None:
             raise UserError(
                 "teacher-unmeasured",
                 f"min_teacher_ap: {minimum}: there is no data.val to measure {path} on",
             )
-        return teacher
-    if torch.cuda.is_available():
-        teacher = teacher.to("cuda")
+        return
     result = check_ap(path, teacher, val, recipe.input, _SLICE, minimum)
-    trained = info.provenance.get("ap")
-    said = f" (its own record says {trained:.3f})" if isinstance(trained, float) else ""
-    say(f"teacher {path}: AP {result.ap:.3f} on {result.images} images of {val.spec}{said}")
-    return teacher
+    say(
+        f"teacher {path.name}: AP {result.ap:.3f}, AP50 {result.ap50:.3f} on {result.images} "
+        f"images of {val.spec}"
+    )
 
 
 def load_teacher(

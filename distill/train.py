@@ -53,7 +53,7 @@ def forward(state: State, batch: Batch, index: int) -> Step:
             student_groups=student.queries(memory, batch.targets),
             teacher_groups=[],
             normalizer=state.normalizer(batch.targets),
-            generator=torch.Generator().manual_seed(state.seed_of(index)),
+            generator=torch.Generator().manual_seed(state.seed_of(index, shared=True)),
         )
         if teacher is not None:
             with torch.no_grad():

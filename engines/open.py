@@ -48,17 +48,17 @@ def _open_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> Eng
         from engines.torch_engine import TorchEngine, bundle_weights
 
         return TorchEngine(bundle_weights(bundle), threads)
-    native = msda.native_available()
-    if engine == "native" and not native:
+    # Asked for only where it matters: the answer comes with a warning if it is no.
+    if engine != "onnxruntime" and msda.native_available():
+        from engines.native_engine import NativeEngine
+
+        return NativeEngine(bundle, threads)
+    if engine == "native":
         raise UserError(
             "runtime-missing",
             "engine native: our kernel was not compiled; install a C++ compiler and reinstall "
             "detr-distillery, or take engine onnxruntime",
         )
-    if native and engine != "onnxruntime":
-        from engines.native_engine import NativeEngine
-
-        return NativeEngine(bundle, threads)
     from engines.ort_engine import OrtEngine
 
     return OrtEngine(bundle, threads)

@@ -70,23 +70,43 @@ template <class Acc> struct Samples {
     }
 };
 
-template <class Value> void forward(const Problem &p, const ForwardArrays &arrays, void *scratch,
-                                    Index begin, Index end) {
+// Copies the channels of one head together: [tokens][channels] at `packed`.
+template <class Value> void pack(const Problem &p, const Value *values, Value *packed) {
+    const Index stride = p.heads * p.channels;
+    for (Index token = 0; token < p.tokens; ++token) {
+        const Value *from = values + token * stride;
+        Value *to = packed + token * p.channels;
+        for (Index channel = 0; channel < p.channels; ++channel) to[channel] = from[channel];
+    }
+}
+
+template <class Value>
+void forward(const Problem &p, const ForwardArrays &arrays, void *scratch, const ForwardUnit &unit) {
     using Acc = typename Accumulator<Value>::type;
-    const Value *values = static_cast<const Value *>(arrays.value);
+    const Index count = p.samples(), heads = p.heads, channels = p.channels;
     const Acc *locations = static_cast<const Acc *>(arrays.locations);
     const Acc *weights = static_cast<const Acc *>(arrays.weights);
     Value *out = static_cast<Value *>(arrays.out);
-    const Index count = p.samples(), stride = p.heads * p.channels;
     Samples<Acc> samples(static_cast<char *>(scratch), count);
     for (Index i = 0; i < count; ++i) {
         samples.width[i] = p.widths[i / p.points];
         samples.height[i] = p.heights[i / p.points];
     }
-    for (Index query = begin; query < end; ++query) {
-        const Value *image = values + query / p.queries * p.tokens * stride;
-        for (Index head = 0; head < p.heads; ++head) {
-            const Index first = (query * p.heads + head) * count;
+    const Value *image = static_cast<const Value *>(arrays.value) + unit.image * p.tokens * heads * channels;
+    Value *packed = reinterpret_cast<Value *>(samples.mask + count);
+    const Index stride = unit.packed ? channels : heads * channels;
+    for (Index head = unit.first_head; head < unit.last_head; ++head) {
+        const Value *head_values = image + head * channels;
+        if (unit.packed) {
+            pack(p, head_values, packed);
+            head_values = packed;
+        }
+    for (Index query = unit.image * p.queries + unit.first_query; query < unit.image * p.queries + unit.last_query; ++query) {
+            const Index first = (query * heads + head) * count;
+            const char *ahead = reinterpret_cast<const char *>(locations + (first + 8 * heads * count) * 2);
+            for (Index i = 0; i < count * 2 * Index(sizeof(Acc)); i += 64) __builtin_prefetch(ahead + i);
+            ahead = reinterpret_cast<const char *>(weights + first + 8 * heads * count);
+            for (Index i = 0; i < count * Index(sizeof(Acc)); i += 64) __builtin_prefetch(ahead + i);
 #pragma GCC ivdep
             for (Index i = 0; i < count; ++i) {
                 samples.x[i] = locations[(first + i) * 2];
@@ -94,9 +114,8 @@ template <class Value> void forward(const Problem &p, const ForwardArrays &array
                 samples.weight[i] = weights[first + i];
             }
             samples.locate_all(count);
-            const Value *head_values = image + head * p.channels;
-            Value *head_out = out + (query * p.heads + head) * p.channels;
-            channel_blocks(p.channels, [&](auto width, Index channel) {
+            Value *head_out = out + (query * heads + head) * channels;
+            channel_blocks(channels, [&](auto width, Index channel) {
                 using Block = Row<Acc, decltype(width)::value>;
                 Block upper = Block::zero(), lower = Block::zero();
                 Index i = 0;
@@ -251,7 +270,8 @@ template <class Body> auto with_type(ValueType type, Body body) {
 
 Index forward_scratch(const Problem &p, ValueType type) {
     return with_type(type, [&](auto value) {
-        return Samples<typename Accumulator<decltype(value)>::type>::kBytes * p.samples();
+        return Samples<typename Accumulator<decltype(value)>::type>::kBytes * p.samples() +
+               p.tokens * p.channels * Index(sizeof(value));
     });
 }
 
@@ -265,9 +285,9 @@ Index backward_scratch(const Problem &p, ValueType type, Index heads) {
 }
 
 void run_forward(const Problem &p, ValueType type, const ForwardArrays &arrays, void *scratch,
-                 Index begin, Index end) {
+                 const ForwardUnit &unit) {
     with_type(type, [&](auto value) {
-        forward<decltype(value)>(p, arrays, scratch, begin, end);
+        forward<decltype(value)>(p, arrays, scratch, unit);
         return 0;
     });
 }

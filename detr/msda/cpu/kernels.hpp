@@ -19,6 +19,11 @@ struct ForwardArrays {
     void *out;
 };
 
+struct ForwardUnit {
+    long long image, first_head, last_head, first_query, last_query;
+    bool packed;
+};
+
 struct BackwardArrays {
     const void *grad_out, *value, *locations, *weights;
     void *grad_value, *grad_locations, *grad_weights;
@@ -29,9 +34,8 @@ struct Kernels {
     // Bytes of scratch one thread needs.
     long long (*forward_scratch)(const Problem &, ValueType);
     long long (*backward_scratch)(const Problem &, ValueType, long long heads);
-    // Queries [begin, end) of batch * queries.
-    void (*forward)(const Problem &, ValueType, const ForwardArrays &, void *scratch, long long begin,
-                    long long end);
+    void (*forward)(const Problem &, ValueType, const ForwardArrays &, void *scratch,
+                    const ForwardUnit &);
     // All gradients of one image, one level and the heads [first, last). No two such units write to
     // the same place, and each adds up in the order of the queries: the result has the same bits
     // however the work is shared out.

@@ -147,14 +147,21 @@ void forward(const ConstArray &value, const std::vector<std::pair<int, int>> &sh
     const ForwardArrays arrays{value.data(), locations.data(), weights.data(), out.data()};
     threads = std::max(threads, 1);
     const Problem &problem = call.problem;
-    const long long queries = problem.batch * problem.queries;
-    // Small enough to share out evenly, large enough that handing them out costs nothing.
-    const long long step = std::clamp(queries / (threads * 8LL), 1LL, 64LL);
+    const bool packed = problem.queries * problem.samples() >= 4 * problem.tokens && getenv("MSDA_DIRECT") == nullptr;
     nb::gil_scoped_release release;
     Scratch scratch(kernels.forward_scratch(problem, call.type), threads);
-    parallel_for((queries + step - 1) / step, threads, [&](long long chunk, int worker) {
-        kernels.forward(problem, call.type, arrays, scratch.of(worker), chunk * step,
-                        std::min(queries, (chunk + 1) * step));
+    if (packed) {
+        parallel_for(problem.batch * problem.heads, threads, [&](long long index, int worker) {
+            kernels.forward(problem, call.type, arrays, scratch.of(worker), {index / problem.heads, index % problem.heads, index % problem.heads + 1, 0, problem.queries, true});
+        });
+        return;
+    }
+    const long long step = std::clamp(problem.queries / (threads * 8LL), 1LL, 64LL);
+    const long long chunks = (problem.queries + step - 1) / step;
+    parallel_for(problem.batch * chunks, threads, [&](long long index, int worker) {
+        const long long chunk = index % chunks;
+        kernels.forward(problem, call.type, arrays, scratch.of(worker), {index / chunks, 0, problem.heads, chunk * step,
+                        std::min(problem.queries, (chunk + 1) * step), false});
     });
 }
 
