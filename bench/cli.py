@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from bench.op_msda import op
 from detr.cli_support import Group, emit, json_option
 from detr.data import open_dataset
 
@@ -90,3 +91,6 @@ def score(detections: Path, data: str, protocol: str | None, as_json: bool) -> N
 
     result = scoring.score(detections, open_dataset(data), protocol)  # type: ignore[arg-type]
     emit(result, as_json, result.text())
+
+
+main.add_command(op)
