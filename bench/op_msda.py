@@ -399,11 +399,9 @@ def msda(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    r"""Time multi-scale deformable attention.
+    """Time multi-scale deformable attention.
 
-    \b
-    Example:
-      detr bench op msda --preset kitti-encoder --against all
+    Example: detr bench op msda --preset kitti-encoder --against all
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     chosen = set(CONTENDERS) if "all" in against else set(against)

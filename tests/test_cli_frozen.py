@@ -45,7 +45,7 @@ def leaves(command: click.Command, context: click.Context) -> list[tuple[str, cl
 def test_command_line_is_frozen() -> None:
     now = signature(main, click.Context(main, info_name="detr"))
     assert now == json.loads(FROZEN.read_text()), (
-        "the command line changed; if that is meant, write it down in tests/cli.json and CHANGELOG.md"
+        "the command line changed; if that is meant, write it down in cli.json and CHANGELOG.md"
     )
 
 
