@@ -124,6 +124,7 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
         dynamic_ncols=True,
         leave=False,
         mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        delay=1.0,  # what is done within a second, or fails at once, needs no bar
     )
 
 

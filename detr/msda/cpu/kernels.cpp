@@ -70,59 +70,52 @@ template <class Acc> struct Samples {
     }
 };
 
-// Copies the channels of one head together: [tokens][channels] at `packed`.
-template <class Value> void pack(const Problem &p, const Value *values, Value *packed) {
-    const Index stride = p.heads * p.channels;
-    for (Index token = 0; token < p.tokens; ++token) {
-        const Value *from = values + token * stride;
-        Value *to = packed + token * p.channels;
-        for (Index channel = 0; channel < p.channels; ++channel) to[channel] = from[channel];
-    }
-}
-
-template <class Value>
-void forward(const Problem &p, const ForwardArrays &arrays, void *scratch, const ForwardUnit &unit) {
+template <class Value> void forward(const Problem &p, const ForwardArrays &arrays, void *scratch,
+                                    Index begin, Index end) {
     using Acc = typename Accumulator<Value>::type;
-    const Index count = p.samples(), heads = p.heads, channels = p.channels;
+    const Value *values = static_cast<const Value *>(arrays.value);
     const Acc *locations = static_cast<const Acc *>(arrays.locations);
     const Acc *weights = static_cast<const Acc *>(arrays.weights);
     Value *out = static_cast<Value *>(arrays.out);
+    const Index stride = p.heads * p.channels, count = p.heads * p.samples();
     Samples<Acc> samples(static_cast<char *>(scratch), count);
     for (Index i = 0; i < count; ++i) {
-        samples.width[i] = p.widths[i / p.points];
-        samples.height[i] = p.heights[i / p.points];
+        samples.width[i] = p.widths[i % p.samples() / p.points];
+        samples.height[i] = p.heights[i % p.samples() / p.points];
     }
-    const Value *image = static_cast<const Value *>(arrays.value) + unit.image * p.tokens * heads * channels;
-    Value *packed = reinterpret_cast<Value *>(samples.mask + count);
-    const Index stride = unit.packed ? channels : heads * channels;
-    for (Index head = unit.first_head; head < unit.last_head; ++head) {
-        const Value *head_values = image + head * channels;
-        if (unit.packed) {
-            pack(p, head_values, packed);
-            head_values = packed;
-        }
-    for (Index query = unit.image * p.queries + unit.first_query; query < unit.image * p.queries + unit.last_query; ++query) {
-            const Index first = (query * heads + head) * count;
-            const char *ahead = reinterpret_cast<const char *>(locations + (first + 8 * heads * count) * 2);
-            for (Index i = 0; i < count * 2 * Index(sizeof(Acc)); i += 64) __builtin_prefetch(ahead + i);
-            ahead = reinterpret_cast<const char *>(weights + first + 8 * heads * count);
-            for (Index i = 0; i < count * Index(sizeof(Acc)); i += 64) __builtin_prefetch(ahead + i);
+    for (Index position = begin; position < end; ++position) {
+        const Index batch = position / p.queries;
+        const Index query = batch * p.queries + p.order[position];
+        // All heads' samples at once: locating has a long latency, which then is paid once.
 #pragma GCC ivdep
-            for (Index i = 0; i < count; ++i) {
-                samples.x[i] = locations[(first + i) * 2];
-                samples.y[i] = locations[(first + i) * 2 + 1];
-                samples.weight[i] = weights[first + i];
-            }
-            samples.locate_all(count);
-            Value *head_out = out + (query * heads + head) * channels;
-            channel_blocks(channels, [&](auto width, Index channel) {
+        for (Index i = 0; i < count; ++i) {
+            samples.x[i] = locations[(query * count + i) * 2];
+            samples.y[i] = locations[(query * count + i) * 2 + 1];
+            samples.weight[i] = weights[query * count + i];
+        }
+        samples.locate_all(count);
+        const Value *image = values + batch * p.tokens * stride;
+        for (Index head = 0; head < p.heads; ++head) {
+            Value *head_out = out + query * stride + head * p.channels;
+            channel_blocks(p.channels, [&](auto width, Index channel) {
                 using Block = Row<Acc, decltype(width)::value>;
                 Block upper = Block::zero(), lower = Block::zero();
-                Index i = 0;
+                Index i = head * p.samples();
                 for (Index level = 0; level < p.levels; ++level) {
-                    const Value *base = head_values + p.starts[level] * stride + channel;
+                    const Value *base =
+                        image + p.starts[level] * stride + head * p.channels + channel;
                     const Index down = p.widths[level] * stride;
                     for (Index point = 0; point < p.points; ++point, ++i) {
+#ifdef MSDA_PREFETCH
+                        const Index a = i + MSDA_PREFETCH;
+                        const Value *next = base + samples.row[a] * stride + p.channels*MSDA_PREFETCH/16;
+                        for (Index c = 0; c < decltype(width)::value; c += 64 / Index(sizeof(Value))) {
+                            __builtin_prefetch(next + c);
+                            __builtin_prefetch(next + stride + c);
+                            __builtin_prefetch(next + down + c);
+                            __builtin_prefetch(next + down + stride + c);
+                        }
+#endif
                         accumulate(upper, lower, base + samples.row[i] * stride, stride, down,
                                    samples.mask[i], samples.corners(i));
                     }
@@ -270,8 +263,7 @@ template <class Body> auto with_type(ValueType type, Body body) {
 
 Index forward_scratch(const Problem &p, ValueType type) {
     return with_type(type, [&](auto value) {
-        return Samples<typename Accumulator<decltype(value)>::type>::kBytes * p.samples() +
-               p.tokens * p.channels * Index(sizeof(value));
+        return Samples<typename Accumulator<decltype(value)>::type>::kBytes * p.heads * p.samples();
     });
 }
 
@@ -285,9 +277,9 @@ Index backward_scratch(const Problem &p, ValueType type, Index heads) {
 }
 
 void run_forward(const Problem &p, ValueType type, const ForwardArrays &arrays, void *scratch,
-                 const ForwardUnit &unit) {
+                 Index begin, Index end) {
     with_type(type, [&](auto value) {
-        forward<decltype(value)>(p, arrays, scratch, unit);
+        forward<decltype(value)>(p, arrays, scratch, begin, end);
         return 0;
     });
 }

@@ -10,6 +10,7 @@ struct Problem {
     long long batch, tokens, heads, channels, queries, levels, points;
     const int *heights, *widths;  // per level
     const long long *starts;      // first token of each level
+    const int *order;             // per image, in which order to visit its queries
 
     long long samples() const { return levels * points; }
 };
@@ -17,11 +18,6 @@ struct Problem {
 struct ForwardArrays {
     const void *value, *locations, *weights;
     void *out;
-};
-
-struct ForwardUnit {
-    long long image, first_head, last_head, first_query, last_query;
-    bool packed;
 };
 
 struct BackwardArrays {
@@ -34,8 +30,9 @@ struct Kernels {
     // Bytes of scratch one thread needs.
     long long (*forward_scratch)(const Problem &, ValueType);
     long long (*backward_scratch)(const Problem &, ValueType, long long heads);
-    void (*forward)(const Problem &, ValueType, const ForwardArrays &, void *scratch,
-                    const ForwardUnit &);
+    // The queries at [begin, end) of `order`.
+    void (*forward)(const Problem &, ValueType, const ForwardArrays &, void *scratch, long long begin,
+                    long long end);
     // All gradients of one image, one level and the heads [first, last). No two such units write to
     // the same place, and each adds up in the order of the queries: the result has the same bits
     // however the work is shared out.

@@ -8,6 +8,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -72,6 +73,7 @@ struct Call {
     ValueType type;
     std::vector<int> heights, widths;
     std::vector<long long> starts;
+    std::vector<int> order;
     Sizes value_sizes, location_sizes, weight_sizes, out_sizes;
 
     Call(const ConstArray &value, const std::vector<std::pair<int, int>> &shapes,
@@ -102,7 +104,29 @@ struct Call {
         expect_coordinates("locations", locations.dtype());
         expect_coordinates("weights", weights.dtype());
         problem = {batch,  tokens,         heads,         channels,     queries, levels,
-                   points, heights.data(), widths.data(), starts.data()};
+                   points, heights.data(), widths.data(), starts.data(), nullptr};
+    }
+    template <class Acc> void sort_queries(const Acc *locations) {
+        const Problem &p = problem;
+        order.resize(p.batch * p.queries);
+        const int W = getenv("MSDA_STRIP") ? atoi(getenv("MSDA_STRIP")) : 16;
+        const int strips = std::max(widths[0] / W, 1), lines = 256;
+        std::vector<int> keys(p.queries), ends(strips * lines + 1);
+        const long long step = p.heads * p.samples() * 2;
+        for (long long image = 0; image < p.batch; ++image) {
+            std::fill(ends.begin(), ends.end(), 0);
+            const Acc *at = locations + image * p.queries * step;
+            for (long long query = 0; query < p.queries; ++query) {
+                const Acc x = at[query * step], y = at[query * step + 1];
+                const int strip = x > 0 ? int(std::min(x * strips, Acc(strips - 1))) : 0;
+                const int line = y > 0 ? int(std::min(y * lines, Acc(lines - 1))) : 0;
+                keys[query] = strip * lines + line;
+                ++ends[keys[query] + 1];
+            }
+            for (int i = 0; i < strips * lines; ++i) ends[i + 1] += ends[i];
+            for (long long query = 0; query < p.queries; ++query) order[image * p.queries + ends[keys[query]]++] = int(query);
+        }
+        problem.order = order.data();
     }
     void expect_coordinates(const char *name, nb::dlpack::dtype actual) const {
         const auto wanted = type == ValueType::float64 ? nb::dtype<double>() : nb::dtype<float>();
@@ -140,28 +164,24 @@ template <class Body> void parallel_for(long long count, int threads, Body body)
 void forward(const ConstArray &value, const std::vector<std::pair<int, int>> &shapes,
              const ConstArray &locations, const ConstArray &weights, const Array &out, int threads,
              const std::string &target) {
-    const Call call(value, shapes, locations, weights);
+    Call call(value, shapes, locations, weights);
     expect("out", out, call.out_sizes);
     call.expect_values("out", out.dtype());
     const Kernels &kernels = kernels_of(target);
     const ForwardArrays arrays{value.data(), locations.data(), weights.data(), out.data()};
     threads = std::max(threads, 1);
     const Problem &problem = call.problem;
-    const bool packed = problem.queries * problem.samples() >= 4 * problem.tokens && getenv("MSDA_DIRECT") == nullptr;
+    const long long queries = problem.batch * problem.queries;
     nb::gil_scoped_release release;
+    if (getenv("MSDA_NOSORT")) { call.order.resize(queries); for (long long i=0;i<queries;++i) call.order[i]=i%problem.queries; call.problem.order=call.order.data(); }
+    else
+    if (call.type == ValueType::float64) call.sort_queries((const double*)locations.data()); else call.sort_queries((const float*)locations.data());
+    // Small enough to share out evenly, large enough that handing them out costs nothing.
+    const long long step = std::clamp(queries / (threads * 16LL), 1LL, 512LL);
     Scratch scratch(kernels.forward_scratch(problem, call.type), threads);
-    if (packed) {
-        parallel_for(problem.batch * problem.heads, threads, [&](long long index, int worker) {
-            kernels.forward(problem, call.type, arrays, scratch.of(worker), {index / problem.heads, index % problem.heads, index % problem.heads + 1, 0, problem.queries, true});
-        });
-        return;
-    }
-    const long long step = std::clamp(problem.queries / (threads * 8LL), 1LL, 64LL);
-    const long long chunks = (problem.queries + step - 1) / step;
-    parallel_for(problem.batch * chunks, threads, [&](long long index, int worker) {
-        const long long chunk = index % chunks;
-        kernels.forward(problem, call.type, arrays, scratch.of(worker), {index / chunks, 0, problem.heads, chunk * step,
-                        std::min(problem.queries, (chunk + 1) * step), false});
+    parallel_for((queries + step - 1) / step, threads, [&](long long chunk, int worker) {
+        kernels.forward(problem, call.type, arrays, scratch.of(worker), chunk * step,
+                        std::min(queries, (chunk + 1) * step));
     });
 }
 

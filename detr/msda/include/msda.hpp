@@ -191,12 +191,22 @@ MSDA_FUNCTION void accumulate(Row &upper, Row &lower, const Value *corner, Index
         upper.add(share.top_right, Row::load(corner + stride));
         lower.add(share.bottom_left, Row::load(corner + down));
         lower.add(share.bottom_right, Row::load(corner + down + stride));
+#if defined(MSDA_SELECT)
+    } else {
+        static const Value zeros[64] = {};
+        upper.add(share.top_left, Row::load(mask & 1u ? corner : zeros));
+        upper.add(share.top_right, Row::load(mask & 2u ? corner + stride : zeros));
+        lower.add(share.bottom_left, Row::load(mask & 4u ? corner + down : zeros));
+        lower.add(share.bottom_right, Row::load(mask & 8u ? corner + down + stride : zeros));
+    }
+#else
     } else if (mask != 0u) {
         if (mask & 1u) upper.add(share.top_left, Row::load(corner));
         if (mask & 2u) upper.add(share.top_right, Row::load(corner + stride));
         if (mask & 4u) lower.add(share.bottom_left, Row::load(corner + down));
         if (mask & 8u) lower.add(share.bottom_right, Row::load(corner + down + stride));
     }
+#endif
 }
 
 // Scalar products of `gradient` with the corners of one sample.

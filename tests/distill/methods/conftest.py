@@ -83,7 +83,7 @@ def _step(
         methods=methods,
         autocast=contextlib.nullcontext,
         normalizer=lambda _: torch.tensor(float(max(1, count))),
-        seed_of=lambda step: 1000 + step,
+        seed_of=lambda step, shared=False: 1000 + step,
     )
     torch.manual_seed(seed)
     batch = Batch(images, valid, list(targets), [Path("a.png")] * len(targets))
