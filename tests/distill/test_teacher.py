@@ -15,6 +15,7 @@ from detr.data.synth import generate
 from detr.errors import UserError
 from detr.model_info import ModelInfo
 from detr.models import build_detector, save_model
+from distill.distributed import join
 from distill.recipe import Recipe
 from distill.run_dir import RunDir
 from distill.setup import set_up
@@ -148,7 +149,7 @@ def test_training_never_changes_the_teacher(
     write_teacher: Any, scenes: Path, tmp_path: Path
 ) -> None:
     wanted = recipe(scenes, write_teacher(), inherit=True)
-    state = set_up(wanted, RunDir(tmp_path / "run", wanted))
+    state = set_up(wanted, RunDir(tmp_path / "run", wanted), join())
     assert state.teacher is not None
     teacher, student = (copy.deepcopy(m.state_dict()) for m in (state.teacher, state.student))
     torch.testing.assert_close(student["source.content.weight"], teacher["source.content.weight"])

@@ -28,111 +28,162 @@ template <class Visit> MSDA_FUNCTION void channel_blocks(Index channels, Visit v
     blocks_of<1>(channel, channels, visit);
 }
 
-// Located samples, one array per quantity, in the caller's scratch memory.
-template <class Acc> struct Samples {
-    Acc *x, *y, *weight;
-    Acc *fx, *fy;
-    Acc *top_left, *top_right, *bottom_left, *bottom_right;  // shares times weight
-    int *row, *width, *height;
-    unsigned *mask;
-    static constexpr Index kBytes = 9 * sizeof(Acc) + 4 * sizeof(int);
+// Samples located at once: many, because locating has a long latency and is done in whole vectors;
+// few enough to stay in the first cache. The module refuses problems with more of them per head.
+constexpr Index kCapacity = kMostSamples;
 
-    Samples(char *scratch, Index count) {
-        Acc *acc = reinterpret_cast<Acc *>(scratch);
-        Acc **arrays[] = {&x, &y, &weight, &fx, &fy, &top_left, &top_right, &bottom_left, &bottom_right};
-        for (Acc **array : arrays) {
-            *array = acc;
-            acc += count;
-        }
-        row = reinterpret_cast<int *>(acc);
-        width = row + count;
-        height = width + count;
-        mask = reinterpret_cast<unsigned *>(height + count);
-    }
+// Located samples, one array per quantity, at distances known at compile time.
+template <class Acc> struct alignas(64) Samples {
+    Acc x[kCapacity], y[kCapacity], weight[kCapacity];
+    Acc fx[kCapacity], fy[kCapacity];
+    Acc share[4][kCapacity];  // of the corners, times weight
+    int row[kCapacity], width[kCapacity], height[kCapacity];
+    unsigned mask[kCapacity];
 
     void locate_all(Index count) {
 #pragma GCC ivdep
         for (Index i = 0; i < count; ++i) {
             const Sample<Acc> sample = locate(x[i], y[i], height[i], width[i]);
-            const Corners<Acc> share = corner_shares(sample.fx, sample.fy, weight[i]);
+            const Corners<Acc> corners = corner_shares(sample.fx, sample.fy, weight[i]);
             row[i] = sample.row;
             mask[i] = sample.mask;
             fx[i] = sample.fx;
             fy[i] = sample.fy;
-            top_left[i] = share.top_left;
-            top_right[i] = share.top_right;
-            bottom_left[i] = share.bottom_left;
-            bottom_right[i] = share.bottom_right;
+            share[0][i] = corners.top_left;
+            share[1][i] = corners.top_right;
+            share[2][i] = corners.bottom_left;
+            share[3][i] = corners.bottom_right;
         }
     }
     Corners<Acc> corners(Index i) const {
-        return {top_left[i], top_right[i], bottom_left[i], bottom_right[i]};
+        return {share[0][i], share[1][i], share[2][i], share[3][i]};
     }
 };
 
-template <class Value> void forward(const Problem &p, const ForwardArrays &arrays, void *scratch,
-                                    Index begin, Index end) {
-    using Acc = typename Accumulator<Value>::type;
-    const Value *values = static_cast<const Value *>(arrays.value);
-    const Acc *locations = static_cast<const Acc *>(arrays.locations);
-    const Acc *weights = static_cast<const Acc *>(arrays.weights);
-    Value *out = static_cast<Value *>(arrays.out);
-    const Index stride = p.heads * p.channels, count = p.heads * p.samples();
-    Samples<Acc> samples(static_cast<char *>(scratch), count);
-    for (Index i = 0; i < count; ++i) {
-        samples.width[i] = p.widths[i % p.samples() / p.points];
-        samples.height[i] = p.heights[i % p.samples() / p.points];
+// About as many samples as are located together.
+constexpr Index kSampleBlock = 256;
+
+// Queries located together in a unit that takes `samples` of each.
+Index queries_per_block(Index samples) {
+    const Index queries = kSampleBlock / (samples > 0 ? samples : 1);
+    return queries > 1 ? queries : 1;
+}
+
+// Heads of which a query's samples fit.
+Index heads_at_once(Index heads, Index samples) {
+    const Index fitting = kCapacity / (samples > 0 ? samples : 1);
+    return heads < fitting ? heads : fitting;
+}
+
+// A block of queries in some heads, each with the same `run` of samples out of its p.samples().
+struct Block {
+    const Problem &p;
+    Index query, queries, first_head, heads, first_sample, run;
+
+    Index count() const { return queries * heads * run; }
+    // Starts loading what the q-th query from here has in `array`. With one head at a time, the
+    // queries lie too far apart for the processor to see the pattern by itself.
+    MSDA_FUNCTION void prefetch(Index q, const void *array, Index sample_bytes) const {
+        const Index from = ((query + q) * p.heads + first_head) * p.samples() + first_sample;
+        const char *at = static_cast<const char *>(array) + from * sample_bytes;
+        for (Index byte = 0; byte < run * sample_bytes; byte += 64) __builtin_prefetch(at + byte);
     }
-    for (Index position = begin; position < end; ++position) {
-        const Index batch = position / p.queries;
-        const Index query = batch * p.queries + p.order[position];
-        // All heads' samples at once: locating has a long latency, which then is paid once.
+    // Calls visit(sample in the problem, sample in the block) for each (query, head), in order.
+    template <class Visit> MSDA_FUNCTION void each_run(Visit visit) const {
+        Index to = 0;
+        for (Index q = 0; q < queries; ++q) {
+            Index from = ((query + q) * p.heads + first_head) * p.samples() + first_sample;
+            for (Index head = 0; head < heads; ++head, from += p.samples(), to += run) visit(from, to);
+        }
+    }
+};
+
+template <class Acc>
+void locate_block(const Block &block, const Acc *locations, const Acc *weights, Samples<Acc> &samples) {
+    block.each_run([&](Index from, Index to) {
 #pragma GCC ivdep
-        for (Index i = 0; i < count; ++i) {
-            samples.x[i] = locations[(query * count + i) * 2];
-            samples.y[i] = locations[(query * count + i) * 2 + 1];
-            samples.weight[i] = weights[query * count + i];
+        for (Index i = 0; i < block.run; ++i) {
+            samples.x[to + i] = locations[(from + i) * 2];
+            samples.y[to + i] = locations[(from + i) * 2 + 1];
+            samples.weight[to + i] = weights[from + i];
         }
-        samples.locate_all(count);
-        const Value *image = values + batch * p.tokens * stride;
-        for (Index head = 0; head < p.heads; ++head) {
-            Value *head_out = out + query * stride + head * p.channels;
-            channel_blocks(p.channels, [&](auto width, Index channel) {
-                using Block = Row<Acc, decltype(width)::value>;
-                Block upper = Block::zero(), lower = Block::zero();
-                Index i = head * p.samples();
-                for (Index level = 0; level < p.levels; ++level) {
-                    const Value *base =
-                        image + p.starts[level] * stride + head * p.channels + channel;
-                    const Index down = p.widths[level] * stride;
-                    for (Index point = 0; point < p.points; ++point, ++i) {
-#ifdef MSDA_PREFETCH
-                        const Index a = i + MSDA_PREFETCH;
-                        const Value *next = base + samples.row[a] * stride + p.channels*MSDA_PREFETCH/16;
-                        for (Index c = 0; c < decltype(width)::value; c += 64 / Index(sizeof(Value))) {
-                            __builtin_prefetch(next + c);
-                            __builtin_prefetch(next + stride + c);
-                            __builtin_prefetch(next + down + c);
-                            __builtin_prefetch(next + down + stride + c);
-                        }
-#endif
-                        accumulate(upper, lower, base + samples.row[i] * stride, stride, down,
-                                   samples.mask[i], samples.corners(i));
-                    }
-                }
-                upper.add(lower);
-                upper.store(head_out + channel);
-            });
-        }
+    });
+    samples.locate_all(block.count());
+}
+
+// Copies one head's channels together: they then share few cache sets and pages no longer.
+template <class Value> void pack(const Problem &p, const Value *values, Value *packed) {
+    for (Index token = 0; token < p.tokens; ++token) {
+        const Value *from = values + token * p.heads * p.channels;
+        Value *to = packed + token * p.channels;
+        for (Index channel = 0; channel < p.channels; ++channel) to[channel] = from[channel];
     }
 }
 
-// Samples located together in the backward pass, about; a multiple of any vector's length.
-constexpr Index kSampleBlock = 256;
+// Bytes of a packed head, rounded up to keep what follows aligned.
+template <class Value> Index packed_bytes(const Problem &p) {
+    return (p.tokens * p.channels * Index(sizeof(Value)) + 63) / 64 * 64;
+}
 
-Index queries_per_block(const Problem &p, Index heads) {
-    const Index queries = kSampleBlock / (heads * p.points > 0 ? heads * p.points : 1);
-    return queries > 1 ? queries : 1;
+template <class Value>
+void forward(const Problem &p, const ForwardArrays &arrays, void *scratch, const ForwardUnit &unit) {
+    using Acc = typename Accumulator<Value>::type;
+    const Index row = p.heads * p.channels, stride = unit.packed ? p.channels : row;
+    const Value *image = static_cast<const Value *>(arrays.value) + unit.image * p.tokens * row;
+    Value *packed = static_cast<Value *>(scratch);
+    const Index all_heads = unit.last_head - unit.first_head;
+    const Index step = unit.packed ? 1 : heads_at_once(all_heads, p.samples());
+    const Index block_queries = queries_per_block(step * p.samples());
+    Samples<Acc> &samples = *reinterpret_cast<Samples<Acc> *>(
+        static_cast<char *>(scratch) + (unit.packed ? packed_bytes<Value>(p) : 0));
+    for (Index i = 0; i < block_queries * step * p.samples(); ++i) {
+        samples.width[i] = p.widths[i % p.samples() / p.points];
+        samples.height[i] = p.heights[i % p.samples() / p.points];
+    }
+    for (Index first_head = unit.first_head; first_head < unit.last_head; first_head += step) {
+        const Value *values = image + first_head * p.channels;
+        const Index heads = unit.last_head - first_head < step ? unit.last_head - first_head : step;
+        if (unit.packed) {
+            pack(p, values, packed);
+            values = packed;
+        }
+        for (Index query = unit.first_query; query < unit.last_query; query += block_queries) {
+            const Index left = unit.last_query - query;
+            const Block block{p,          unit.image * p.queries + query,
+                              left < block_queries ? left : block_queries,
+                              first_head, heads,
+                              0,          p.samples()};
+            locate_block(block, static_cast<const Acc *>(arrays.locations),
+                         static_cast<const Acc *>(arrays.weights), samples);
+            for (Index i = 0, q = 0; q < block.queries; ++q) {
+                Value *out = static_cast<Value *>(arrays.out) + (block.query + q) * row +
+                             first_head * p.channels;
+                if (unit.packed && q + block_queries < left) {
+                    block.prefetch(q + block_queries, arrays.locations, 2 * sizeof(Acc));
+                    block.prefetch(q + block_queries, arrays.weights, sizeof(Acc));
+                }
+                for (Index head = 0; head < heads; ++head, i += p.samples()) {
+                    const Index column = head * p.channels;
+                    channel_blocks(p.channels, [&](auto width, Index channel) {
+                        using Part = Row<Acc, decltype(width)::value>;
+                        Part upper = Part::zero(), lower = Part::zero();
+                        Index sample = i;
+                        for (Index level = 0; level < p.levels; ++level) {
+                            const Value *base = values + p.starts[level] * stride + column + channel;
+                            const Index down = p.widths[level] * stride;
+                            for (Index point = 0; point < p.points; ++point, ++sample) {
+                                accumulate(upper, lower, base + samples.row[sample] * stride, stride,
+                                           down, samples.mask[sample], &samples.share[0][sample],
+                                           kCapacity);
+                            }
+                        }
+                        upper.add(lower);
+                        upper.store(out + column + channel);
+                    });
+                }
+            }
+        }
+    }
 }
 
 Index largest_level(const Problem &p) {
@@ -148,26 +199,25 @@ Index largest_level(const Problem &p) {
 template <class Value> constexpr bool kSumsInPlace = sizeof(Value) >= sizeof(float);
 
 template <class Value>
-void backward(const Problem &p, const BackwardArrays &arrays, void *scratch, Index image, Index level,
-              Index first_head, Index last_head) {
+void backward(const Problem &p, const BackwardArrays &arrays, void *scratch, const BackwardUnit &unit) {
     using Acc = typename Accumulator<Value>::type;
-    const Index points = p.points, heads = last_head - first_head, width_of_unit = heads * p.channels;
-    const Index stride = p.heads * p.channels;
-    const int height = p.heights[level], width = p.widths[level];
+    const Index points = p.points, heads = unit.last_head - unit.first_head;
+    const Index width_of_unit = heads * p.channels, stride = p.heads * p.channels;
+    const int height = p.heights[unit.level], width = p.widths[unit.level];
     const Index rows = Index(height) * width;
-    const Index offset = (image * p.tokens + p.starts[level]) * stride + first_head * p.channels;
+    const Index offset =
+        (unit.image * p.tokens + p.starts[unit.level]) * stride + unit.first_head * p.channels;
     const Value *values = static_cast<const Value *>(arrays.value) + offset;
     Value *grad_values = static_cast<Value *>(arrays.grad_value) + offset;
 
-    const Index block = queries_per_block(p, heads);
-    const Index capacity = block * heads * points;
-    Corners<Acc> *dots = static_cast<Corners<Acc> *>(scratch);
-    Samples<Acc> samples(reinterpret_cast<char *>(dots + capacity), capacity);
-    for (Index i = 0; i < capacity; ++i) {
+    const Index block_queries = queries_per_block(heads * points);
+    Samples<Acc> &samples = *static_cast<Samples<Acc> *>(scratch);
+    Corners<Acc> *dots = reinterpret_cast<Corners<Acc> *>(&samples + 1);
+    for (Index i = 0; i < block_queries * heads * points; ++i) {
         samples.width[i] = width;
         samples.height[i] = height;
     }
-    Acc *sums = reinterpret_cast<Acc *>(samples.mask + capacity);
+    Acc *sums = reinterpret_cast<Acc *>(dots + kCapacity);
     Index sums_stride = width_of_unit;
     if constexpr (kSumsInPlace<Value>) {
         sums = grad_values;
@@ -177,37 +227,26 @@ void backward(const Problem &p, const BackwardArrays &arrays, void *scratch, Ind
         for (Index i = 0; i < width_of_unit; ++i) sums[row * sums_stride + i] = 0;
     }
 
-    for (Index begin = 0; begin < p.queries; begin += block) {
-        const Index queries = p.queries - begin < block ? p.queries - begin : block;
-        // Head h of query q has its samples at arrays + (q * p.heads + h) * p.samples().
-        const Index first =
-            ((image * p.queries + begin) * p.heads + first_head) * p.samples() + level * points;
-        const Acc *locations = static_cast<const Acc *>(arrays.locations) + first * 2;
-        const Acc *weights = static_cast<const Acc *>(arrays.weights) + first;
-        Acc *grad_locations = static_cast<Acc *>(arrays.grad_locations) + first * 2;
-        Acc *grad_weights = static_cast<Acc *>(arrays.grad_weights) + first;
-        const Value *grad_out = static_cast<const Value *>(arrays.grad_out) +
-                                (image * p.queries + begin) * stride + first_head * p.channels;
-        Index i = 0;
-        for (Index q = 0; q < queries; ++q) {
-            for (Index head = 0; head < heads; ++head) {
-                const Index at = (q * p.heads + head) * p.samples();
-                for (Index point = 0; point < points; ++point, ++i) {
-                    samples.x[i] = locations[(at + point) * 2];
-                    samples.y[i] = locations[(at + point) * 2 + 1];
-                    samples.weight[i] = weights[at + point];
-                    dots[i] = Corners<Acc>{};
-                }
-            }
-        }
-        samples.locate_all(i);
-        i = 0;
-        for (Index q = 0; q < queries; ++q) {
+    for (Index query = 0; query < p.queries; query += block_queries) {
+        const Index left = p.queries - query;
+        const Block block{p,
+                          unit.image * p.queries + query,
+                          left < block_queries ? left : block_queries,
+                          unit.first_head,
+                          heads,
+                          unit.level * points,
+                          points};
+        locate_block(block, static_cast<const Acc *>(arrays.locations),
+                     static_cast<const Acc *>(arrays.weights), samples);
+        for (Index i = 0; i < block.count(); ++i) dots[i] = Corners<Acc>{};
+        for (Index i = 0, q = 0; q < block.queries; ++q) {
+            const Value *grad_out = static_cast<const Value *>(arrays.grad_out) +
+                                    (block.query + q) * stride + unit.first_head * p.channels;
             for (Index head = 0; head < heads; ++head, i += points) {
                 channel_blocks(p.channels, [&](auto size, Index channel) {
-                    using Block = Row<Acc, decltype(size)::value>;
+                    using Part = Row<Acc, decltype(size)::value>;
                     const Index column = head * p.channels + channel;
-                    const Block gradient = Block::load(grad_out + q * stride + column);
+                    const Part gradient = Part::load(grad_out + column);
                     for (Index s = i; s < i + points; ++s) {
                         const Index row = samples.row[s];
                         const unsigned mask = samples.mask[s];
@@ -223,19 +262,18 @@ void backward(const Problem &p, const BackwardArrays &arrays, void *scratch, Ind
                 });
             }
         }
-        i = 0;
-        for (Index q = 0; q < queries; ++q) {
-            for (Index head = 0; head < heads; ++head) {
-                const Index at = (q * p.heads + head) * p.samples();
-                for (Index point = 0; point < points; ++point, ++i) {
-                    const SampleGradient<Acc> gradient = sample_gradient(
-                        dots[i], samples.fx[i], samples.fy[i], samples.weight[i], height, width);
-                    grad_weights[at + point] = gradient.weight;
-                    grad_locations[(at + point) * 2] = gradient.x;
-                    grad_locations[(at + point) * 2 + 1] = gradient.y;
-                }
+        Acc *grad_locations = static_cast<Acc *>(arrays.grad_locations);
+        Acc *grad_weights = static_cast<Acc *>(arrays.grad_weights);
+        block.each_run([&](Index to, Index from) {
+            for (Index i = 0; i < points; ++i) {
+                const SampleGradient<Acc> gradient =
+                    sample_gradient(dots[from + i], samples.fx[from + i], samples.fy[from + i],
+                                    samples.weight[from + i], height, width);
+                grad_weights[to + i] = gradient.weight;
+                grad_locations[(to + i) * 2] = gradient.x;
+                grad_locations[(to + i) * 2 + 1] = gradient.y;
             }
-        }
+        });
     }
     if constexpr (!kSumsInPlace<Value>) {
         for (Index row = 0; row < rows; ++row) {
@@ -261,33 +299,34 @@ template <class Body> auto with_type(ValueType type, Body body) {
     }
 }
 
-Index forward_scratch(const Problem &p, ValueType type) {
+Index forward_scratch(const Problem &p, ValueType type, bool packed) {
     return with_type(type, [&](auto value) {
-        return Samples<typename Accumulator<decltype(value)>::type>::kBytes * p.heads * p.samples();
+        using Acc = typename Accumulator<decltype(value)>::type;
+        return Index(sizeof(Samples<Acc>)) + (packed ? packed_bytes<decltype(value)>(p) : 0);
     });
 }
 
 Index backward_scratch(const Problem &p, ValueType type, Index heads) {
     return with_type(type, [&](auto value) {
         using Acc = typename Accumulator<decltype(value)>::type;
-        const Index samples = queries_per_block(p, heads) * heads * p.points;
         const Index sums = kSumsInPlace<decltype(value)> ? 0 : largest_level(p) * heads * p.channels;
-        return samples * (Samples<Acc>::kBytes + Index(sizeof(Corners<Acc>))) + sums * Index(sizeof(Acc));
+        return Index(sizeof(Samples<Acc>)) + Index(sizeof(Corners<Acc>)) * kCapacity +
+               sums * Index(sizeof(Acc));
     });
 }
 
 void run_forward(const Problem &p, ValueType type, const ForwardArrays &arrays, void *scratch,
-                 Index begin, Index end) {
+                 const ForwardUnit &unit) {
     with_type(type, [&](auto value) {
-        forward<decltype(value)>(p, arrays, scratch, begin, end);
+        forward<decltype(value)>(p, arrays, scratch, unit);
         return 0;
     });
 }
 
 void run_backward(const Problem &p, ValueType type, const BackwardArrays &arrays, void *scratch,
-                  Index image, Index level, Index first_head, Index last_head) {
+                  const BackwardUnit &unit) {
     with_type(type, [&](auto value) {
-        backward<decltype(value)>(p, arrays, scratch, image, level, first_head, last_head);
+        backward<decltype(value)>(p, arrays, scratch, unit);
         return 0;
     });
 }

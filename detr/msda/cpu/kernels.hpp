@@ -3,6 +3,9 @@
 
 namespace detr_msda {
 
+// Samples a query may have in one head (levels times points).
+constexpr long long kMostSamples = 512;
+
 enum class ValueType { float32, float64, float16, bfloat16 };
 
 // Sizes of one call; arrays are dense and in the order of the torch op's documentation.
@@ -10,9 +13,20 @@ struct Problem {
     long long batch, tokens, heads, channels, queries, levels, points;
     const int *heights, *widths;  // per level
     const long long *starts;      // first token of each level
-    const int *order;             // per image, in which order to visit its queries
 
     long long samples() const { return levels * points; }
+};
+
+// A part of the forward pass: some heads and queries of one image.
+struct ForwardUnit {
+    long long image, first_head, last_head, first_query, last_query;
+    bool packed;  // copy each head's values together first
+};
+
+// All gradients of one image and level and some heads. No two such units write to the same place, and
+// each adds up in the order of the queries: the result has the same bits however work is shared out.
+struct BackwardUnit {
+    long long image, level, first_head, last_head;
 };
 
 struct ForwardArrays {
@@ -27,17 +41,13 @@ struct BackwardArrays {
 
 struct Kernels {
     const char *name;
-    // Bytes of scratch one thread needs.
-    long long (*forward_scratch)(const Problem &, ValueType);
+    // Bytes of scratch a thread needs; in the backward pass for units of so many heads, which may have
+    // kMostSamples samples of one level between them.
+    long long (*forward_scratch)(const Problem &, ValueType, bool packed);
     long long (*backward_scratch)(const Problem &, ValueType, long long heads);
-    // The queries at [begin, end) of `order`.
-    void (*forward)(const Problem &, ValueType, const ForwardArrays &, void *scratch, long long begin,
-                    long long end);
-    // All gradients of one image, one level and the heads [first, last). No two such units write to
-    // the same place, and each adds up in the order of the queries: the result has the same bits
-    // however the work is shared out.
+    void (*forward)(const Problem &, ValueType, const ForwardArrays &, void *scratch, const ForwardUnit &);
     void (*backward)(const Problem &, ValueType, const BackwardArrays &, void *scratch,
-                     long long image, long long level, long long first, long long last);
+                     const BackwardUnit &);
 };
 
 const Kernels &kernels_baseline();

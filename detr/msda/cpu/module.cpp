@@ -8,7 +8,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -73,7 +72,6 @@ struct Call {
     ValueType type;
     std::vector<int> heights, widths;
     std::vector<long long> starts;
-    std::vector<int> order;
     Sizes value_sizes, location_sizes, weight_sizes, out_sizes;
 
     Call(const ConstArray &value, const std::vector<std::pair<int, int>> &shapes,
@@ -93,6 +91,9 @@ struct Call {
         const long long batch = value.shape(0), heads = value.shape(2), channels = value.shape(3);
         const long long queries = locations.shape(1), points = locations.shape(4);
         const long long levels = (long long)shapes.size();
+        if (levels * points > kMostSamples) {
+            throw std::invalid_argument("levels times points must be at most 512");
+        }
         value_sizes = {batch, tokens, heads, channels};
         weight_sizes = {batch, queries, heads, levels, points};
         location_sizes = weight_sizes;
@@ -104,29 +105,7 @@ struct Call {
         expect_coordinates("locations", locations.dtype());
         expect_coordinates("weights", weights.dtype());
         problem = {batch,  tokens,         heads,         channels,     queries, levels,
-                   points, heights.data(), widths.data(), starts.data(), nullptr};
-    }
-    template <class Acc> void sort_queries(const Acc *locations) {
-        const Problem &p = problem;
-        order.resize(p.batch * p.queries);
-        const int W = getenv("MSDA_STRIP") ? atoi(getenv("MSDA_STRIP")) : 16;
-        const int strips = std::max(widths[0] / W, 1), lines = 256;
-        std::vector<int> keys(p.queries), ends(strips * lines + 1);
-        const long long step = p.heads * p.samples() * 2;
-        for (long long image = 0; image < p.batch; ++image) {
-            std::fill(ends.begin(), ends.end(), 0);
-            const Acc *at = locations + image * p.queries * step;
-            for (long long query = 0; query < p.queries; ++query) {
-                const Acc x = at[query * step], y = at[query * step + 1];
-                const int strip = x > 0 ? int(std::min(x * strips, Acc(strips - 1))) : 0;
-                const int line = y > 0 ? int(std::min(y * lines, Acc(lines - 1))) : 0;
-                keys[query] = strip * lines + line;
-                ++ends[keys[query] + 1];
-            }
-            for (int i = 0; i < strips * lines; ++i) ends[i + 1] += ends[i];
-            for (long long query = 0; query < p.queries; ++query) order[image * p.queries + ends[keys[query]]++] = int(query);
-        }
-        problem.order = order.data();
+                   points, heights.data(), widths.data(), starts.data()};
     }
     void expect_coordinates(const char *name, nb::dlpack::dtype actual) const {
         const auto wanted = type == ValueType::float64 ? nb::dtype<double>() : nb::dtype<float>();
@@ -164,24 +143,30 @@ template <class Body> void parallel_for(long long count, int threads, Body body)
 void forward(const ConstArray &value, const std::vector<std::pair<int, int>> &shapes,
              const ConstArray &locations, const ConstArray &weights, const Array &out, int threads,
              const std::string &target) {
-    Call call(value, shapes, locations, weights);
+    const Call call(value, shapes, locations, weights);
     expect("out", out, call.out_sizes);
     call.expect_values("out", out.dtype());
     const Kernels &kernels = kernels_of(target);
     const ForwardArrays arrays{value.data(), locations.data(), weights.data(), out.data()};
     threads = std::max(threads, 1);
     const Problem &problem = call.problem;
-    const long long queries = problem.batch * problem.queries;
+    const long long queries = std::max(problem.queries, 1LL), heads = std::max(problem.heads, 1LL);
+    const long long groups = problem.batch * heads;
+    // Packing a head costs one pass over its tokens and pays where each is then read several times.
+    long long parts = (threads * 2 + groups - 1) / std::max(groups, 1LL);
+    const bool packed = queries / std::max(parts, 1LL) * problem.samples() >= 4 * problem.tokens;
+    // Otherwise pieces small enough to share out evenly, yet too large for that to cost anything.
+    if (!packed) parts = std::max(threads * 8 / std::max(problem.batch, 1LL), (queries + 63) / 64);
+    const long long step = (queries + parts - 1) / std::max(parts, 1LL);
+    const long long pieces = (queries + step - 1) / step;
     nb::gil_scoped_release release;
-    if (getenv("MSDA_NOSORT")) { call.order.resize(queries); for (long long i=0;i<queries;++i) call.order[i]=i%problem.queries; call.problem.order=call.order.data(); }
-    else
-    if (call.type == ValueType::float64) call.sort_queries((const double*)locations.data()); else call.sort_queries((const float*)locations.data());
-    // Small enough to share out evenly, large enough that handing them out costs nothing.
-    const long long step = std::clamp(queries / (threads * 16LL), 1LL, 512LL);
-    Scratch scratch(kernels.forward_scratch(problem, call.type), threads);
-    parallel_for((queries + step - 1) / step, threads, [&](long long chunk, int worker) {
-        kernels.forward(problem, call.type, arrays, scratch.of(worker), chunk * step,
-                        std::min(queries, (chunk + 1) * step));
+    Scratch scratch(kernels.forward_scratch(problem, call.type, packed), threads);
+    parallel_for(problem.batch * pieces * (packed ? heads : 1), threads, [&](long long index, int worker) {
+        const long long first_query = index % pieces * step, rest = index / pieces;
+        const long long head = packed ? rest % heads : 0, image = packed ? rest / heads : rest;
+        kernels.forward(problem, call.type, arrays, scratch.of(worker),
+                        {image, head, packed ? std::min(head + 1, problem.heads) : problem.heads,
+                         first_query, std::min(problem.queries, first_query + step), packed});
     });
 }
 
@@ -206,15 +191,17 @@ void backward(const ConstArray &grad_out, const ConstArray &value,
     const Problem &problem = call.problem;
     // Few heads to a unit share the work out better, many read memory in longer runs.
     const long long units = std::max(problem.batch * problem.levels, 1LL);
-    const long long parts = std::clamp((threads * 4 + units - 1) / units, 1LL, std::max(problem.heads, 1LL));
-    const long long heads = (problem.heads + parts - 1) / parts;
+    const long long wanted = std::clamp((threads * 4 + units - 1) / units, 1LL, std::max(problem.heads, 1LL));
+    const long long fitting = kMostSamples / std::max(problem.points, 1LL);
+    const long long heads = std::min((problem.heads + wanted - 1) / wanted, fitting);
+    const long long parts = (problem.heads + heads - 1) / std::max(heads, 1LL);
     nb::gil_scoped_release release;
     Scratch scratch(kernels.backward_scratch(problem, call.type, heads), threads);
     parallel_for(units * parts, threads, [&](long long index, int worker) {
         const long long first = index % parts * heads, image = index / parts % problem.batch;
-        kernels.backward(problem, call.type, arrays, scratch.of(worker), image,
-                         index / parts / problem.batch, std::min(first, problem.heads),
-                         std::min(first + heads, problem.heads));
+        kernels.backward(problem, call.type, arrays, scratch.of(worker),
+                         {image, index / parts / problem.batch, std::min(first, problem.heads),
+                          std::min(first + heads, problem.heads)});
     });
 }
 

@@ -181,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < kSamples; ++i) {
         const Staged sample = staged[local * kSamples + i];
         accumulate(upper, lower, base + sample.token * kStride, kStride, sample.down(), sample.mask(),
-                   sample.share);
+                   &sample.share.top_left, 1);
     }
     upper.add(1, lower);
     upper.store(out + Index(group) * kChannels + channel);

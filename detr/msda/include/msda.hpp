@@ -180,33 +180,39 @@ MSDA_FUNCTION SampleGradient<Acc> sample_gradient(Corners<Acc> dot, Acc fx, Acc 
             weight * static_cast<Acc>(height) * (bottom - top)};
 }
 
+// Keeps the compiler from folding a pointer into something else that it knows. Two uses: corners
+// that are pointers of their own make shorter instructions than base plus index, and a second pointer
+// to the shares lets the usual path load each share where it is used.
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+#define MSDA_OPAQUE(pointer)
+#else
+#define MSDA_OPAQUE(pointer) asm("" : "+r"(pointer))
+#endif
+
 // Adds one sample to two running sums of `Row` (a few channels in registers): two, because the upper
 // and the lower pair of corners then form separate chains of dependent additions.
 // `corner` points at the top left corner's channels; `stride` is one row, `down` one line, in values.
+// The shares of the corners lie `step` apart at `share`: top left, top right, bottom left, bottom right.
 template <class Row, class Value, class Acc>
 MSDA_FUNCTION void accumulate(Row &upper, Row &lower, const Value *corner, Index stride, Index down,
-                              unsigned mask, Corners<Acc> share) {
+                              unsigned mask, const Acc *share, Index step) {
     if (mask == kAllCorners) {
-        upper.add(share.top_left, Row::load(corner));
-        upper.add(share.top_right, Row::load(corner + stride));
-        lower.add(share.bottom_left, Row::load(corner + down));
-        lower.add(share.bottom_right, Row::load(corner + down + stride));
-#if defined(MSDA_SELECT)
-    } else {
-        static const Value zeros[64] = {};
-        upper.add(share.top_left, Row::load(mask & 1u ? corner : zeros));
-        upper.add(share.top_right, Row::load(mask & 2u ? corner + stride : zeros));
-        lower.add(share.bottom_left, Row::load(mask & 4u ? corner + down : zeros));
-        lower.add(share.bottom_right, Row::load(mask & 8u ? corner + down + stride : zeros));
-    }
-#else
+        const Value *top_right = corner + stride, *bottom_left = corner + down;
+        const Value *bottom_right = bottom_left + stride;
+        MSDA_OPAQUE(top_right);
+        MSDA_OPAQUE(bottom_left);
+        MSDA_OPAQUE(bottom_right);
+        upper.add(share[0], Row::load(corner));
+        lower.add(share[2 * step], Row::load(bottom_left));
+        upper.add(share[step], Row::load(top_right));
+        lower.add(share[3 * step], Row::load(bottom_right));
     } else if (mask != 0u) {
-        if (mask & 1u) upper.add(share.top_left, Row::load(corner));
-        if (mask & 2u) upper.add(share.top_right, Row::load(corner + stride));
-        if (mask & 4u) lower.add(share.bottom_left, Row::load(corner + down));
-        if (mask & 8u) lower.add(share.bottom_right, Row::load(corner + down + stride));
+        MSDA_OPAQUE(share);
+        if (mask & 1u) upper.add(share[0], Row::load(corner));
+        if (mask & 2u) upper.add(share[step], Row::load(corner + stride));
+        if (mask & 4u) lower.add(share[2 * step], Row::load(corner + down));
+        if (mask & 8u) lower.add(share[3 * step], Row::load(corner + down + stride));
     }
-#endif
 }
 
 // Scalar products of `gradient` with the corners of one sample.
