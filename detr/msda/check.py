@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+MOST_SAMPLES = 512  # of a query in one head, as in cpu/kernels.hpp
 VALUE_TYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -89,6 +90,10 @@ def check_sizes(value: Any, shapes: Sequence[Sequence[int]], locations: Any, wei
     sizes = Sizes(
         batch, tokens, heads, channels, int(locations.shape[1]), levels, int(locations.shape[4])
     )
+    if len(levels) * sizes.points > MOST_SAMPLES:
+        raise ValueError(
+            f"{len(levels)} levels of {sizes.points} points: at most {MOST_SAMPLES} samples in all"
+        )
     check_like("locations", locations, sizes.locations)
     check_like("weights", weights, sizes.weights)
     wanted = "float64" if dtype_name(value) == "float64" else "float32"

@@ -224,6 +224,20 @@ def test_every_instruction_set_agrees() -> None:
         _native.forward(*arguments, out, 2, "sse9")
 
 
+@pytest.mark.parametrize(
+    ("queries", "points", "heads"), [(700, 4, 3), (9, 256, 2), (40, 30, 9), (3, 4, 0)]
+)
+def test_many_queries_points_and_heads(queries: int, points: int, heads: int) -> None:
+    """The sizes at which the work is cut differently: packed heads, few heads at once, none."""
+    case = make_case(((5, 6), (3, 3)), batch=2, heads=heads, channels=8, queries=queries, points=points)
+    for threads in (1, 3):
+        out = msda.forward(case.value, case.shapes, case.locations, case.weights, threads=threads)
+        np.testing.assert_allclose(out, case.forward64(), rtol=0, atol=2e-5)
+    grads = msda.backward(case.grad_out, case.value, case.shapes, case.locations, case.weights)
+    for grad, wanted in zip(grads, case.backward64(), strict=True):
+        np.testing.assert_allclose(grad, wanted, rtol=1e-4, atol=1e-4)
+
+
 @needs_native
 def test_repeats_and_thread_counts_give_the_same_bits() -> None:
     case = make_case(((31, 40), (9, 13)), batch=3, heads=4, queries=301)
@@ -314,6 +328,7 @@ GOOD = make_case(((3, 4), (2, 2)), queries=3)
         (ValueError, r"value must be \[B, S, M, D\]", {"value": GOOD.value[0]}),
         (ValueError, "locations must be", {"locations": GOOD.locations[0]}),
         (ValueError, "locations must have shape", {"locations": GOOD.locations[..., :1]}),
+        (ValueError, "at most 512", {"locations": np.zeros((1, 3, 2, 2, 300, 2), np.float32)}),
         (ValueError, "weights must have shape", {"weights": GOOD.weights[:, :2]}),
         (TypeError, "value must be one of", {"value": GOOD.value.astype(np.int32)}),
         (TypeError, "locations must be float32", {"locations": GOOD.locations.astype(np.float16)}),

@@ -111,42 +111,46 @@ void locate_block(const Block &block, const Acc *locations, const Acc *weights, 
     samples.locate_all(block.count());
 }
 
-// Copies one head's channels together: they then share few cache sets and pages no longer.
-template <class Value> void pack(const Problem &p, const Value *values, Value *packed) {
+// Copies the channels of some heads together: [tokens][columns] at `packed`. Left where they are, the
+// rows of one head all fall into the same few cache sets, and next to nothing of them stays in cache.
+template <class Value>
+void pack(const Problem &p, const Value *values, Index columns, Value *packed) {
     for (Index token = 0; token < p.tokens; ++token) {
         const Value *from = values + token * p.heads * p.channels;
-        Value *to = packed + token * p.channels;
-        for (Index channel = 0; channel < p.channels; ++channel) to[channel] = from[channel];
+        Value *to = packed + token * columns;
+        for (Index column = 0; column < columns; ++column) to[column] = from[column];
     }
 }
 
-// Bytes of a packed head, rounded up to keep what follows aligned.
-template <class Value> Index packed_bytes(const Problem &p) {
-    return (p.tokens * p.channels * Index(sizeof(Value)) + 63) / 64 * 64;
+// Bytes of so many packed heads, rounded up to keep what follows aligned.
+template <class Value> Index packed_bytes(const Problem &p, Index heads) {
+    return (p.tokens * heads * p.channels * Index(sizeof(Value)) + 63) / 64 * 64;
 }
 
 template <class Value>
 void forward(const Problem &p, const ForwardArrays &arrays, void *scratch, const ForwardUnit &unit) {
     using Acc = typename Accumulator<Value>::type;
-    const Index row = p.heads * p.channels, stride = unit.packed ? p.channels : row;
-    const Value *image = static_cast<const Value *>(arrays.value) + unit.image * p.tokens * row;
-    Value *packed = static_cast<Value *>(scratch);
-    const Index all_heads = unit.last_head - unit.first_head;
-    const Index step = unit.packed ? 1 : heads_at_once(all_heads, p.samples());
+    const Index row = p.heads * p.channels, all_heads = unit.last_head - unit.first_head;
+    const Value *values = static_cast<const Value *>(arrays.value) + unit.image * p.tokens * row +
+                          unit.first_head * p.channels;
+    Index stride = row;
+    char *free = static_cast<char *>(scratch);
+    if (unit.packed) {
+        Value *packed = static_cast<Value *>(scratch);
+        stride = all_heads * p.channels;
+        pack(p, values, stride, packed);
+        values = packed;
+        free += packed_bytes<Value>(p, all_heads);
+    }
+    Samples<Acc> &samples = *reinterpret_cast<Samples<Acc> *>(free);
+    const Index step = heads_at_once(all_heads, p.samples());
     const Index block_queries = queries_per_block(step * p.samples());
-    Samples<Acc> &samples = *reinterpret_cast<Samples<Acc> *>(
-        static_cast<char *>(scratch) + (unit.packed ? packed_bytes<Value>(p) : 0));
     for (Index i = 0; i < block_queries * step * p.samples(); ++i) {
         samples.width[i] = p.widths[i % p.samples() / p.points];
         samples.height[i] = p.heights[i % p.samples() / p.points];
     }
     for (Index first_head = unit.first_head; first_head < unit.last_head; first_head += step) {
-        const Value *values = image + first_head * p.channels;
         const Index heads = unit.last_head - first_head < step ? unit.last_head - first_head : step;
-        if (unit.packed) {
-            pack(p, values, packed);
-            values = packed;
-        }
         for (Index query = unit.first_query; query < unit.last_query; query += block_queries) {
             const Index left = unit.last_query - query;
             const Block block{p,          unit.image * p.queries + query,
@@ -157,13 +161,13 @@ void forward(const Problem &p, const ForwardArrays &arrays, void *scratch, const
                          static_cast<const Acc *>(arrays.weights), samples);
             for (Index i = 0, q = 0; q < block.queries; ++q) {
                 Value *out = static_cast<Value *>(arrays.out) + (block.query + q) * row +
-                             first_head * p.channels;
+                             unit.first_head * p.channels;
                 if (unit.packed && q + block_queries < left) {
                     block.prefetch(q + block_queries, arrays.locations, 2 * sizeof(Acc));
                     block.prefetch(q + block_queries, arrays.weights, sizeof(Acc));
                 }
                 for (Index head = 0; head < heads; ++head, i += p.samples()) {
-                    const Index column = head * p.channels;
+                    const Index column = (first_head - unit.first_head + head) * p.channels;
                     channel_blocks(p.channels, [&](auto width, Index channel) {
                         using Part = Row<Acc, decltype(width)::value>;
                         Part upper = Part::zero(), lower = Part::zero();
@@ -299,10 +303,10 @@ template <class Body> auto with_type(ValueType type, Body body) {
     }
 }
 
-Index forward_scratch(const Problem &p, ValueType type, bool packed) {
+Index forward_scratch(const Problem &p, ValueType type, Index packed_heads) {
     return with_type(type, [&](auto value) {
         using Acc = typename Accumulator<decltype(value)>::type;
-        return Index(sizeof(Samples<Acc>)) + (packed ? packed_bytes<decltype(value)>(p) : 0);
+        return Index(sizeof(Samples<Acc>)) + packed_bytes<decltype(value)>(p, packed_heads);
     });
 }
 

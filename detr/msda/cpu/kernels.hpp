@@ -20,7 +20,7 @@ struct Problem {
 // A part of the forward pass: some heads and queries of one image.
 struct ForwardUnit {
     long long image, first_head, last_head, first_query, last_query;
-    bool packed;  // copy each head's values together first
+    bool packed;  // copy these heads' values together first
 };
 
 // All gradients of one image and level and some heads. No two such units write to the same place, and
@@ -41,9 +41,9 @@ struct BackwardArrays {
 
 struct Kernels {
     const char *name;
-    // Bytes of scratch a thread needs; in the backward pass for units of so many heads, which may have
-    // kMostSamples samples of one level between them.
-    long long (*forward_scratch)(const Problem &, ValueType, bool packed);
+    // Bytes of scratch a thread needs: with so many heads packed, or in the backward pass for units of
+    // so many heads, which may have kMostSamples samples of one level between them.
+    long long (*forward_scratch)(const Problem &, ValueType, long long packed_heads);
     long long (*backward_scratch)(const Problem &, ValueType, long long heads);
     void (*forward)(const Problem &, ValueType, const ForwardArrays &, void *scratch, const ForwardUnit &);
     void (*backward)(const Problem &, ValueType, const BackwardArrays &, void *scratch,

@@ -151,22 +151,22 @@ void forward(const ConstArray &value, const std::vector<std::pair<int, int>> &sh
     threads = std::max(threads, 1);
     const Problem &problem = call.problem;
     const long long queries = std::max(problem.queries, 1LL), heads = std::max(problem.heads, 1LL);
-    const long long groups = problem.batch * heads;
+    const long long groups = std::max(problem.batch * heads, 1LL);
     // Packing a head costs one pass over its tokens and pays where each is then read several times.
-    long long parts = (threads * 2 + groups - 1) / std::max(groups, 1LL);
-    const bool packed = queries / std::max(parts, 1LL) * problem.samples() >= 4 * problem.tokens;
+    long long parts = (threads * 2 + groups - 1) / groups;
+    const bool packed = queries / parts * problem.samples() >= 4 * problem.tokens;
     // Otherwise pieces small enough to share out evenly, yet too large for that to cost anything.
     if (!packed) parts = std::max(threads * 8 / std::max(problem.batch, 1LL), (queries + 63) / 64);
-    const long long step = (queries + parts - 1) / std::max(parts, 1LL);
-    const long long pieces = (queries + step - 1) / step;
+    const long long step = (queries + parts - 1) / parts, pieces = (queries + step - 1) / step;
+    const long long units = packed ? problem.heads : 1, heads_of_unit = packed ? 1 : problem.heads;
     nb::gil_scoped_release release;
-    Scratch scratch(kernels.forward_scratch(problem, call.type, packed), threads);
-    parallel_for(problem.batch * pieces * (packed ? heads : 1), threads, [&](long long index, int worker) {
+    Scratch scratch(kernels.forward_scratch(problem, call.type, packed ? 1 : 0), threads);
+    parallel_for(problem.batch * units * pieces, threads, [&](long long index, int worker) {
         const long long first_query = index % pieces * step, rest = index / pieces;
-        const long long head = packed ? rest % heads : 0, image = packed ? rest / heads : rest;
+        const long long first_head = rest % units;
         kernels.forward(problem, call.type, arrays, scratch.of(worker),
-                        {image, head, packed ? std::min(head + 1, problem.heads) : problem.heads,
-                         first_query, std::min(problem.queries, first_query + step), packed});
+                        {rest / units, first_head, first_head + heads_of_unit, first_query,
+                         std::min(problem.queries, first_query + step), packed});
     });
 }
 
