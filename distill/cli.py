@@ -61,8 +61,8 @@ def run(
 ) -> None:
     """Distil a student from a teacher.
 
-    RECIPE is a YAML file or a shipped name with a teacher and methods. The same command again goes
-    on where it stopped.
+    RECIPE is a YAML file or a shipped name with methods and, for most of them, a teacher. The same
+    command again goes on where it stopped.
 
     Example: distill run demo-student --set teacher=runs/teacher --out runs/student
     """
@@ -70,11 +70,10 @@ def run(
         overrides = (*overrides, f"min_teacher_ap={min_teacher_ap}")
     path = find_recipe(recipe)
     loaded = load_recipe(path, overrides)
-    if loaded.teacher is None or not loaded.methods:
-        missing = "teacher" if loaded.teacher is None else "methods"
+    if not loaded.methods:
         raise UserError(
             "recipe-not-distillation",
-            f"{path}: has no {missing}; add it, or train on labels alone with `distill train`",
+            f"{path}: has no methods; add some, or train on labels alone with `distill train`",
         )
     _run(loaded, out)
 

@@ -35,6 +35,27 @@ class Matches:
     query: Tensor
     box: Tensor
 
+    def where(self, kept: Tensor) -> Matches:
+        """The pairs for which ``kept [M]`` is true."""
+        return Matches(self.layer[kept], self.image[kept], self.query[kept], self.box[kept])
+
+    def at(self, layer: int, to: int | None = None) -> Matches:
+        """The pairs of one layer, as layer ``to`` if that is given."""
+        found = self.where(self.layer == layer)
+        if to is not None:
+            found.layer = torch.full_like(found.layer, to)
+        return found
+
+
+def join_matches(parts: Sequence[Matches]) -> Matches:
+    """All pairs of several (at least one) sets of matches."""
+    return Matches(
+        torch.cat([p.layer for p in parts]),
+        torch.cat([p.image for p in parts]),
+        torch.cat([p.query for p in parts]),
+        torch.cat([p.box for p in parts]),
+    )
+
 
 def pad_targets(targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:
     """Stacks ground truth of different lengths.
@@ -85,6 +106,7 @@ def match(
     boxes: Tensor,
     targets: Sequence[Target],
     weights: tuple[float, float, float] = (2.0, 5.0, 2.0),
+    padding: Tensor | None = None,
 ) -> Matches:
     """Assigns each ground-truth box the prediction that minimises the total cost, layer by layer.
 
@@ -95,17 +117,31 @@ def match(
         boxes: ``[L, B, N, 4]`` cx cy w h.
         targets: Ground truth per image.
         weights: Of the class, L1 and GIoU costs.
+        padding: ``[B, N]`` bool, queries that only take what no other query is left for.
 
     Returns:
         The assigned pairs on the predictions' device.
     """
+    costs = cost_matrix(logits, boxes, targets, weights)
+    if padding is not None:
+        costs = costs.masked_fill(padding[None, ..., None], _NEVER)
+    return match_costs(costs, targets)
+
+
+def match_costs(costs: Tensor, targets: Sequence[Target]) -> Matches:
+    """:func:`match` for costs that are known.
+
+    Args:
+        costs: ``[L, B, N, G]`` of every prediction with every (padded) box of its image.
+        targets: Ground truth per image.
+    """
     rows: list[tuple[int, int, int, int]] = []
     counts = [len(target.labels) for target in targets]
     if any(counts):
-        costs = cost_matrix(logits, boxes, targets, weights).cpu().numpy()
-        for layer in range(costs.shape[0]):
+        table = costs.cpu().numpy()
+        for layer in range(table.shape[0]):
             for image, count in enumerate(counts):
-                pairs = linear_sum_assignment(costs[layer, image, :, :count])
+                pairs = linear_sum_assignment(table[layer, image, :, :count])
                 rows += [(layer, image, int(q), int(g)) for q, g in zip(*pairs, strict=True)]
-    table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4).to(logits.device)
-    return Matches(*table.unbind(1))
+    found = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4).to(costs.device)
+    return Matches(*found.unbind(1))

@@ -134,6 +134,8 @@ class Recipe(Strict):
         batch_size: Images per step and process.
         ema: Decay of the weight average that is evaluated and saved; ``None`` saves the weights
             themselves.
+        ema_rising: Whether the decay rises from 0 to ``ema`` over the first steps (else constant).
+        ema_evaluated: Whether the average is what is measured and saved; else it only teaches.
         amp: Autocast type on a GPU; the CPU always computes in float32.
         loss: Weights of the detection loss.
         augment: How training images vary.
@@ -155,6 +157,8 @@ class Recipe(Strict):
     steps: Positive
     batch_size: Positive = 16
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_rising: bool = True
+    ema_evaluated: bool = True
     amp: Literal["off", "bf16", "fp16"] = "off"
     loss: LossWeights = LossWeights()
     augment: AugmentConfig = AugmentConfig()
@@ -168,9 +172,20 @@ class Recipe(Strict):
     def _consistent(self) -> Recipe:
         if any(len(entry) != 1 for entry in self.methods):
             raise ValueError("methods: each entry is one name with its options")
-        if (self.methods or self.inherit) and self.teacher is None:
+        if self.teacher is None and (self.inherit or self.needs_teacher):
             raise ValueError("methods and inherit need a teacher")
         return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a method learns from a trained network; a name nobody knows counts as one."""
+        if not self.methods:
+            return False
+        # Imported here: recipes without methods are read without the models.
+        from distill.methods import METHODS
+
+        kinds = [METHODS.get(name) for entry in self.methods for name in entry]
+        return any(kind is None or kind.teacher == "frozen" for kind in kinds)
 
     def to_yaml(self) -> str:
         """The complete recipe, defaults included, in the order of the fields."""

@@ -34,6 +34,7 @@ def forward(state: State, batch: Batch, index: int) -> Step:
     """Encodes and decodes a batch with student and teacher, all query groups in one call each."""
     student, teacher, methods = state.student, state.step_teacher, state.methods
     attention = any(method.needs_attention for method in methods)
+    maps = frozenset(role for method in methods for role in method.self_attention)
     with state.autocast():
         memory = student.encode(batch.images, batch.valid_sizes)
         step = Step(
@@ -58,11 +59,11 @@ def forward(state: State, batch: Batch, index: int) -> Step:
         if teacher is not None and step.teacher_memory is not None:
             groups = step.teacher_groups + [p.teacher for p in extra if p.teacher is not None]
             with torch.no_grad():
-                outputs = teacher.decode(step.teacher_memory, groups, attention)
+                outputs = teacher.decode(step.teacher_memory, groups, attention, maps)
             step.teacher_outputs = {output.group.role: output for output in outputs}
         groups = step.student_groups + [p.student for p in extra if p.student is not None]
         groups += [group for method in methods for group in method.followup_groups(step)]
-        outputs = student.decode(memory, groups, attention)
+        outputs = student.decode(memory, groups, attention, maps)
         step.student_outputs = {output.group.role: output for output in outputs}
     return step
 
@@ -110,7 +111,7 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
         values["grad_norm"] = float(norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    if state.ema is not None:
+    if state.ema is not None and all(m.updates_teacher(index) for m in state.methods):
         state.ema.update(state.student, index)
     for method in state.methods:
         method.after_step(step)

@@ -18,6 +18,7 @@ from distill.methods.fgd import Fgd
 from distill.methods.fitnet import FitNet
 from distill.methods.kd_detr import KdDetr
 from distill.methods.mgd import Mgd
+from distill.methods.qskd import Qskd
 
 METHODS: dict[str, type[Method]] = {
     ClockDistill.name: ClockDistill,
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     FitNet.name: FitNet,
     Fgd.name: Fgd,
     Mgd.name: Mgd,
+    Qskd.name: Qskd,
 }
 
 Specs = Sequence[Mapping[str, Mapping[str, Any]]]
