@@ -14,6 +14,7 @@ from detr.models import Detector
 from distill.criterion import LossWeights
 from distill.methods.base import Method, Setting
 from distill.methods.clockdistill import ClockDistill
+from distill.methods.d3etr import D3etr
 from distill.methods.fgd import Fgd
 from distill.methods.fitnet import FitNet
 from distill.methods.kd_detr import KdDetr
@@ -23,6 +24,7 @@ from distill.methods.qskd import Qskd
 METHODS: dict[str, type[Method]] = {
     ClockDistill.name: ClockDistill,
     KdDetr.name: KdDetr,
+    D3etr.name: D3etr,
     FitNet.name: FitNet,
     Fgd.name: Fgd,
     Mgd.name: Mgd,

@@ -24,6 +24,7 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("fgd", {}),
     ("qskd", {"threshold": -0.3}),
     ("qskd", {"predictions": "global"}),
+    ("d3etr", {}),
 ]
 
 
@@ -57,11 +58,14 @@ def test_two_processes_equal_one(
     tested = method(name, student, teacher, **options)
     # The second process has no objects at all; it must not change what the first one does.
     step = take_step(
-        student, teacher, [tested], [target([[0.4, 0.5, 0.3, 0.4]], [1]), target([], [])]
+        student, teacher, [tested], [target([[0.4, 0.5, 0.3, 0.4], [0.6, 0.3, 0.2, 0.2]], [1, 2]), target([], [])]
     )
     whole = tested.losses(step)
     module = sys.modules[type(tested).__module__]
-    halves = [one_image(step, image, 2) for image in range(2)]
+    # The normaliser is the boxes of all processes over their number.
+    halves = [
+        replace(one_image(step, image, 2), normalizer=step.normalizer / 2) for image in range(2)
+    ]
     names = ("mean_over_processes", "shared_statistic")
     sums: list[list[Tensor]] = []
     for half in halves:
