@@ -85,17 +85,36 @@ def cost_matrix(
     Returns:
         ``[L, B, N, G]`` float32, finite; columns beyond an image's count are meaningless.
     """
-    class_weight, l1_weight, giou_weight = weights
+    scores, l1, overlap = pair_scores(logits, boxes, targets)
+    return total_cost(scores, l1, overlap, weights)
+
+
+@torch.no_grad()
+def pair_scores(
+    logits: Tensor, boxes: Tensor, targets: Sequence[Target]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the cost of a pair is made of, ``[L, B, N, G]`` each, float32.
+
+    Returns:
+        Score of the box's class, L1 distance and generalised IoU.
+    """
     true_boxes, true_labels, _ = pad_targets(targets)
     layers, _, queries, _ = logits.shape
     index = true_labels[None, :, None, :].expand(layers, -1, queries, -1)
     # Only the columns of classes that occur are wanted, so gather before the logarithms.
-    p = logits.float().gather(-1, index).sigmoid()
-    positive = ALPHA * (1 - p) ** GAMMA * -(p + 1e-8).log()
-    negative = (1 - ALPHA) * p**GAMMA * -(1 - p + 1e-8).log()
+    scores = logits.float().gather(-1, index).sigmoid()
     boxes, true_boxes = boxes.float()[..., None, :], true_boxes[None, :, None]
     l1 = (boxes - true_boxes).abs().sum(-1)
-    overlap = giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true_boxes))
+    return scores, l1, giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true_boxes))
+
+
+def total_cost(
+    p: Tensor, l1: Tensor, overlap: Tensor, weights: tuple[float, float, float]
+) -> Tensor:
+    """Weighted focal cost, L1 and negative generalised IoU; finite."""
+    class_weight, l1_weight, giou_weight = weights
+    positive = ALPHA * (1 - p) ** GAMMA * -(p + 1e-8).log()
+    negative = (1 - ALPHA) * p**GAMMA * -(1 - p + 1e-8).log()
     cost = class_weight * (positive - negative) + l1_weight * l1 - giou_weight * overlap
     return cost.nan_to_num(_NEVER, _NEVER, -_NEVER)
 

@@ -101,10 +101,13 @@ class ValidationRecipe(Strict):
     Attributes:
         every: Steps between measurements; 0 measures at the end only.
         images: At most this many images of ``data.val`` (the last measurement takes them all).
+        nms: Drop detections that overlap a better one of their class by more than this IoU;
+            ``None`` drops none.
     """
 
     every: Annotated[int, Field(ge=0)] = 0
     images: Positive | None = None
+    nms: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 def _inherit(value: object) -> object:

@@ -171,7 +171,7 @@ def train(recipe: Recipe, out: Path) -> Path:
                     state.save(run, done, None)
     final = None
     if state.val is not None:
-        final = measure_ap(state.evaluated, state.val, recipe.input)
+        final = measure_ap(state.evaluated, state.val, recipe.input, nms=recipe.validation.nms)
         run.record(recipe.steps, {"ap": final.ap, "ap50": final.ap50})
     state.save(run, recipe.steps, final)
     ap = "" if final is None else f", AP {final.ap:.3f}, AP50 {final.ap50:.3f}"
@@ -182,8 +182,9 @@ def train(recipe: Recipe, out: Path) -> Path:
 def validate(state: State, run: RunDir, done: int) -> str:
     """Measures AP during training, notes it and returns it as text."""
     assert state.val is not None
+    settings = state.recipe.validation
     result = measure_ap(
-        state.evaluated, state.val, state.recipe.input, state.recipe.validation.images
+        state.evaluated, state.val, state.recipe.input, settings.images, settings.nms
     )
     run.record(done, {"ap": result.ap, "ap50": result.ap50})
     text = f"AP {result.ap:.3f}, AP50 {result.ap50:.3f}"

@@ -19,7 +19,9 @@ from distill.methods.fgd import Fgd
 from distill.methods.fitnet import FitNet
 from distill.methods.kd_detr import KdDetr
 from distill.methods.mgd import Mgd
+from distill.methods.od_detr import OdDetr
 from distill.methods.qskd import Qskd
+from distill.methods.stable_dino import StableDino
 
 METHODS: dict[str, type[Method]] = {
     ClockDistill.name: ClockDistill,
@@ -28,7 +30,9 @@ METHODS: dict[str, type[Method]] = {
     FitNet.name: FitNet,
     Fgd.name: Fgd,
     Mgd.name: Mgd,
+    OdDetr.name: OdDetr,
     Qskd.name: Qskd,
+    StableDino.name: StableDino,
 }
 
 Specs = Sequence[Mapping[str, Mapping[str, Any]]]

@@ -121,9 +121,7 @@ def matching_losses(
     if other is not None and rules.least_iou is not None:
         other = other.where(pair_iou(boxes, other, truth) > rules.least_iou)
     own_weight, other_weight = _weights(own, other, costs, rules.down_weight)
-    class_loss = _class_loss(
-        logits, boxes, truth, own, other, (own_weight, other_weight), rules
-    )
+    class_loss = _class_loss(logits, boxes, truth, own, other, (own_weight, other_weight), rules)
     if any(len(target.ignore) for target in targets):
         silent = ignored(boxes, targets)
         for matches in (own, other):

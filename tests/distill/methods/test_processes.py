@@ -58,7 +58,10 @@ def test_two_processes_equal_one(
     tested = method(name, student, teacher, **options)
     # The second process has no objects at all; it must not change what the first one does.
     step = take_step(
-        student, teacher, [tested], [target([[0.4, 0.5, 0.3, 0.4], [0.6, 0.3, 0.2, 0.2]], [1, 2]), target([], [])]
+        student,
+        teacher,
+        [tested],
+        [target([[0.4, 0.5, 0.3, 0.4], [0.6, 0.3, 0.2, 0.2]], [1, 2]), target([], [])],
     )
     whole = tested.losses(step)
     module = sys.modules[type(tested).__module__]
