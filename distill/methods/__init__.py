@@ -15,6 +15,8 @@ from distill.criterion import LossWeights
 from distill.methods.base import Method, Setting
 from distill.methods.clockdistill import ClockDistill
 from distill.methods.d3etr import D3etr
+from distill.methods.defeat import Defeat
+from distill.methods.detrdistill import DetrDistill
 from distill.methods.fgd import Fgd
 from distill.methods.fitnet import FitNet
 from distill.methods.kd_detr import KdDetr
@@ -27,6 +29,8 @@ METHODS: dict[str, type[Method]] = {
     ClockDistill.name: ClockDistill,
     KdDetr.name: KdDetr,
     D3etr.name: D3etr,
+    Defeat.name: Defeat,
+    DetrDistill.name: DetrDistill,
     FitNet.name: FitNet,
     Fgd.name: Fgd,
     Mgd.name: Mgd,

@@ -119,7 +119,7 @@ def rescaled(
         return goal
     layers, images = boxes.shape[:2]
     place = matches.layer * images + matches.image
-    highest = goal.new_zeros(layers * images).index_reduce(0, place, goal, "amax")
+    highest = goal.new_zeros(layers * images).scatter_reduce(0, place, goal, "amax")
     mark = torch.ones_like(highest)
     if rule == "max_iou":
         true_boxes, _, _ = pad_targets(targets)  # fillers are empty and overlap nothing
@@ -197,7 +197,7 @@ def _scattered(boxes: Tensor, targets: Sequence[Target], rescale: bool) -> Tenso
     truth = Truth.of(targets)
     classes, place = torch.unique(truth.labels, return_inverse=True)
     number = torch.arange(len(place), device=place.device)
-    last = torch.zeros_like(classes).index_reduce(0, place, number, "amax", include_self=False)
+    last = torch.zeros_like(classes).scatter_reduce(0, place, number, "amax", include_self=False)
     table = giou(cxcywh_to_xyxy(float32(boxes))[..., None, :], cxcywh_to_xyxy(truth.boxes[last]))
     table = (table + 1) / 2
     if rescale:

@@ -25,6 +25,9 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("qskd", {"threshold": -0.3}),
     ("qskd", {"predictions": "global"}),
     ("d3etr", {}),
+    ("detrdistill", {}),
+    ("defeat", {}),
+    ("od_detr", {}),
 ]
 
 
