@@ -79,6 +79,42 @@ def run(
 
 
 @main.command()
+@click.argument("recipe")
+@click.option(
+    "--methods", "names", required=True, help="Comma-separated; join with + to add methods up."
+)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--data", help="Data set without its split, such as kitti:data/demo.")
+@_settings
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of cells and table."
+)
+@json_option
+def compare(
+    recipe: str,
+    names: str,
+    seeds: int,
+    data: str | None,
+    overrides: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Train one student with several methods and without any, and make one table.
+
+    The same command again goes on where it stopped; a run that fails does not stop the others.
+
+    Example: distill compare demo-student --methods qskd,fgd+mgd --seeds 2 --out runs/compare
+    """
+    from distill.compare import compare as compare_methods
+
+    if data is not None:
+        overrides = (f"data.train={data}:train", f"data.val={data}:val", *overrides)
+    loaded = load_recipe(find_recipe(recipe), overrides)
+    table = compare_methods(loaded, [n.strip() for n in names.split(",") if n.strip()], seeds, out)
+    emit(table, as_json, table.to_markdown())
+
+
+@main.command()
 @json_option
 def methods(as_json: bool) -> None:
     """List the distillation methods a recipe can name.

@@ -221,6 +221,9 @@ def find_recipe(name: str) -> Path:
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads and validates a recipe.
 
+    A file with ``base: NAME`` changes the recipe of that name or path: mappings are merged key by
+    key, everything else is replaced.
+
     Args:
         path: YAML file.
         overrides: ``a.b=value`` with the value in YAML, applied over the file.
@@ -229,6 +232,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: ``recipe-missing``, ``recipe-yaml``, ``recipe-key`` or ``recipe-value``, naming
             file and line, or the override.
     """
+    places: dict[tuple[str, ...], str] = {}
+    content = _read(path, places, ())
+    for key, text in pairs(overrides, "--set").items():
+        _override(content, key, text, places)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error, places, path) from error
+
+
+def _read(
+    path: Path, places: dict[tuple[str, ...], str], above: tuple[Path, ...]
+) -> dict[str, Any]:
+    """A file's content over that of its base; ``above`` are the files that build on it."""
+    if path in above:
+        raise UserError("recipe-value", f"{path}: base: the recipe builds on itself")
     try:
         node = yaml.compose(path.read_text(), yaml.SafeLoader)
     except OSError as error:
@@ -238,16 +257,26 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not a text file"
         raise UserError("recipe-yaml", f"{path}{line}: {problem}") from error
-    places: dict[tuple[str, ...], str] = {}
-    content = _build(node, (), places, path) if node is not None else {}
+    here: dict[tuple[str, ...], str] = {}
+    content = _build(node, (), here, path) if node is not None else {}
     if not isinstance(content, dict):
         raise UserError("recipe-yaml", f"{path}:1: a recipe is a mapping of keys to values")
-    for key, text in pairs(overrides, "--set").items():
-        _override(content, key, text, places)
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise _explain(error, places, path) from error
+    if (base := content.pop("base", None)) is not None:
+        beside = path.parent / f"{base}.yaml"
+        found = beside if beside.is_file() else find_recipe(str(base))
+        content = _merged(_read(found, places, (*above, path)), content)
+    places.update(here)
+    return content
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes over a base, mapping by mapping."""
+    result = dict(base)
+    for key, value in changes.items():
+        below = result.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        result[key] = _merged(below, value) if both else value
+    return result
 
 
 def _build(
@@ -284,7 +313,12 @@ def _override(
     at: Any = content
     for part in parents:
         if isinstance(at, list):
-            at = at[_index(at, part, here)]
+            index = _index(at, part, here)
+            if isinstance(at[index], str):  # a method by its bare name
+                at[index] = {at[index]: {}}
+            at = at[index]
+        elif not isinstance(at, dict):
+            raise UserError("recipe-key", f"{here}: there is nothing below {part!r}")
         else:
             if not isinstance(at.get(part), dict | list):
                 at[part] = {}

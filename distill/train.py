@@ -8,6 +8,7 @@ therefore ends with the very weights of a run that was never stopped.
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.coco_ap import CocoAp
 from detr.cli_support import progress
 from detr.errors import UserError
 from distill.batches import Batch
@@ -172,11 +174,26 @@ def train(recipe: Recipe, out: Path) -> Path:
     final = None
     if state.val is not None:
         final = measure_ap(state.evaluated, state.val, recipe.input, nms=recipe.validation.nms)
-        run.record(recipe.steps, {"ap": final.ap, "ap50": final.ap50})
+        run.record(recipe.steps, ap_values(final))
+    run.record(recipe.steps, {"peak_mb": peak_megabytes(state.world.device)})
     state.save(run, recipe.steps, final)
     ap = "" if final is None else f", AP {final.ap:.3f}, AP50 {final.ap50:.3f}"
     run.say(f"{out}: finished, {recipe.steps} steps{ap}")
     return run.model
+
+
+def ap_values(result: CocoAp) -> dict[str, float]:
+    """The numbers of a measurement that exist: there may be no box of a size."""
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    values = {name: getattr(result, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """Most memory this process ever held: on its GPU, or resident where it has none."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def validate(state: State, run: RunDir, done: int) -> str:

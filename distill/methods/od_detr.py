@@ -242,7 +242,7 @@ class OdDetr(Method):
     def _auxiliary(self, step: Step) -> dict[str, Tensor]:
         """Section 3.4: matching distillation on every teacher layer's block."""
         output = step.student_outputs.get(f"{self.name}/auxiliary")
-        if output is None:
+        if output is None or not any(len(t.labels) for t in step.targets):
             nothing = 0.0 * step.student_outputs["own"].logits[-1].sum()
             return {"class": nothing, "l1": nothing, "giou": nothing}
         chosen = best_queries(
