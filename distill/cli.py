@@ -61,8 +61,8 @@ def run(
 ) -> None:
     """Distil a student from a teacher.
 
-    RECIPE is a YAML file or a shipped name with a teacher and methods. The same command again goes
-    on where it stopped.
+    RECIPE is a YAML file or a shipped name with methods and, for most of them, a teacher. The same
+    command again goes on where it stopped.
 
     Example: distill run demo-student --set teacher=runs/teacher --out runs/student
     """
@@ -70,13 +70,48 @@ def run(
         overrides = (*overrides, f"min_teacher_ap={min_teacher_ap}")
     path = find_recipe(recipe)
     loaded = load_recipe(path, overrides)
-    if loaded.teacher is None or not loaded.methods:
-        missing = "teacher" if loaded.teacher is None else "methods"
+    if not loaded.methods:
         raise UserError(
             "recipe-not-distillation",
-            f"{path}: has no {missing}; add it, or train on labels alone with `distill train`",
+            f"{path}: has no methods; add some, or train on labels alone with `distill train`",
         )
     _run(loaded, out)
+
+
+@main.command()
+@click.argument("recipe")
+@click.option(
+    "--methods", "names", required=True, help="Comma-separated; join with + to add methods up."
+)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--data", help="Data set without its split, such as kitti:data/demo.")
+@_settings
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of cells and table."
+)
+@json_option
+def compare(
+    recipe: str,
+    names: str,
+    seeds: int,
+    data: str | None,
+    overrides: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Train one student with several methods and without any, and make one table.
+
+    The same command again goes on where it stopped; a run that fails does not stop the others.
+
+    Example: distill compare demo-student --methods qskd,fgd+mgd --seeds 2 --out runs/compare
+    """
+    from distill.compare import compare as compare_methods
+
+    if data is not None:
+        overrides = (f"data.train={data}:train", f"data.val={data}:val", *overrides)
+    loaded = load_recipe(find_recipe(recipe), overrides)
+    table = compare_methods(loaded, [n.strip() for n in names.split(",") if n.strip()], seeds, out)
+    emit(table, as_json, table.to_markdown())
 
 
 @main.command()

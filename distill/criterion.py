@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detr.config import Strict
-from detr.models import GroupOutput, Target, cxcywh_to_xyxy
+from detr.models import GroupOutput, Proposals, Target, cxcywh_to_xyxy
 from distill.boxes import covered, giou
 from distill.matcher import ALPHA, GAMMA, Matches, match
 
@@ -138,6 +138,32 @@ def denoising_matches(output: GroupOutput, targets: Sequence[Target]) -> Matches
     return Matches(layer, image, group * info.size + box, box)
 
 
+def weighted(
+    name: str, parts: Mapping[str, Tensor], weights: LossWeights, factor: float = 1.0
+) -> dict[str, Tensor]:
+    """``name/class``, ``name/l1`` and ``name/giou``: a set's losses with the recipe's weights."""
+    return {
+        f"{name}/class": factor * weights.focal * parts["class"],
+        f"{name}/l1": factor * weights.l1 * parts["l1"],
+        f"{name}/giou": factor * weights.giou * parts["giou"],
+    }
+
+
+def proposal_targets(
+    proposals: Proposals, targets: Sequence[Target]
+) -> tuple[Tensor, Tensor, list[Target]]:
+    """Logits ``[1, B, N, K]``, boxes and ground truth of the proposals' own set loss.
+
+    Two-stage Deformable DETR trains its proposals to tell objects from background on the first
+    class channel; DINO's proposals predict classes.
+    """
+    logits, boxes = proposals.logits[None], proposals.boxes[None]
+    if not proposals.class_agnostic:
+        return logits, boxes, list(targets)
+    agnostic = [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
+    return logits[..., :1], boxes, agnostic
+
+
 def detection_losses(
     outputs: Mapping[str, GroupOutput],
     targets: Sequence[Target],
@@ -145,6 +171,8 @@ def detection_losses(
     weights: LossWeights,
 ) -> dict[str, Tensor]:
     """Weighted losses of the own queries, their proposals and the denoising queries.
+
+    A method with a loss of its own for the own queries asks :func:`side_losses` for the rest.
 
     Args:
         outputs: Decoder outputs by role; only ``own`` and ``denoising`` are looked at.
@@ -157,30 +185,27 @@ def detection_losses(
         over decoder layers.
     """
     cost = (weights.cost_class, weights.cost_l1, weights.cost_giou)
-    losses: dict[str, Tensor] = {}
-
-    def add(name: str, parts: dict[str, Tensor], factor: float) -> None:
-        losses[f"{name}/class"] = factor * weights.focal * parts["class"]
-        losses[f"{name}/l1"] = factor * weights.l1 * parts["l1"]
-        losses[f"{name}/giou"] = factor * weights.giou * parts["giou"]
-
     own = outputs["own"]
     logits, boxes = torch.stack(own.logits), torch.stack(own.boxes)
     matches = match(logits, boxes, targets, cost)
-    add("own", set_losses(logits, boxes, targets, matches, normalizer), 1.0)
+    losses = weighted("own", set_losses(logits, boxes, targets, matches, normalizer), weights)
+    return losses | side_losses(outputs, targets, normalizer, weights)
 
-    if (proposals := own.group.proposals) is not None:
-        logits, boxes = proposals.logits[None], proposals.boxes[None]
-        # Two-stage Deformable DETR trains its proposals to tell objects from background on the
-        # first class channel; DINO's proposals predict classes.
-        if proposals.class_agnostic:
-            targets_p = [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
-            logits = logits[..., :1]
-        else:
-            targets_p = list(targets)
+
+def side_losses(
+    outputs: Mapping[str, GroupOutput],
+    targets: Sequence[Target],
+    normalizer: Tensor,
+    weights: LossWeights,
+) -> dict[str, Tensor]:
+    """The part of :func:`detection_losses` that is not about the own queries."""
+    cost = (weights.cost_class, weights.cost_l1, weights.cost_giou)
+    losses: dict[str, Tensor] = {}
+    if (proposals := outputs["own"].group.proposals) is not None:
+        logits, boxes, targets_p = proposal_targets(proposals, targets)
         matches = match(logits, boxes, targets_p, cost)
         parts = set_losses(logits, boxes, targets_p, matches, normalizer)
-        add("proposals", parts, weights.proposals)
+        losses |= weighted("proposals", parts, weights, weights.proposals)
 
     if (noisy := outputs.get("denoising")) is not None and noisy.group.denoising is not None:
         known = denoising_matches(noisy, targets)
@@ -192,5 +217,5 @@ def detection_losses(
             normalizer * noisy.group.denoising.groups,
             noisy.group.padding,
         )
-        add("denoising", parts, weights.denoising)
+        losses |= weighted("denoising", parts, weights, weights.denoising)
     return losses

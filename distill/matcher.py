@@ -35,6 +35,27 @@ class Matches:
     query: Tensor
     box: Tensor
 
+    def where(self, kept: Tensor) -> Matches:
+        """The pairs for which ``kept [M]`` is true."""
+        return Matches(self.layer[kept], self.image[kept], self.query[kept], self.box[kept])
+
+    def at(self, layer: int, to: int | None = None) -> Matches:
+        """The pairs of one layer, as layer ``to`` if that is given."""
+        found = self.where(self.layer == layer)
+        if to is not None:
+            found.layer = torch.full_like(found.layer, to)
+        return found
+
+
+def join_matches(parts: Sequence[Matches]) -> Matches:
+    """All pairs of several (at least one) sets of matches."""
+    return Matches(
+        torch.cat([p.layer for p in parts]),
+        torch.cat([p.image for p in parts]),
+        torch.cat([p.query for p in parts]),
+        torch.cat([p.box for p in parts]),
+    )
+
 
 def pad_targets(targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:
     """Stacks ground truth of different lengths.
@@ -64,17 +85,36 @@ def cost_matrix(
     Returns:
         ``[L, B, N, G]`` float32, finite; columns beyond an image's count are meaningless.
     """
-    class_weight, l1_weight, giou_weight = weights
+    scores, l1, overlap = pair_scores(logits, boxes, targets)
+    return total_cost(scores, l1, overlap, weights)
+
+
+@torch.no_grad()
+def pair_scores(
+    logits: Tensor, boxes: Tensor, targets: Sequence[Target]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the cost of a pair is made of, ``[L, B, N, G]`` each, float32.
+
+    Returns:
+        Score of the box's class, L1 distance and generalised IoU.
+    """
     true_boxes, true_labels, _ = pad_targets(targets)
     layers, _, queries, _ = logits.shape
     index = true_labels[None, :, None, :].expand(layers, -1, queries, -1)
     # Only the columns of classes that occur are wanted, so gather before the logarithms.
-    p = logits.float().gather(-1, index).sigmoid()
-    positive = ALPHA * (1 - p) ** GAMMA * -(p + 1e-8).log()
-    negative = (1 - ALPHA) * p**GAMMA * -(1 - p + 1e-8).log()
+    scores = logits.float().gather(-1, index).sigmoid()
     boxes, true_boxes = boxes.float()[..., None, :], true_boxes[None, :, None]
     l1 = (boxes - true_boxes).abs().sum(-1)
-    overlap = giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true_boxes))
+    return scores, l1, giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true_boxes))
+
+
+def total_cost(
+    p: Tensor, l1: Tensor, overlap: Tensor, weights: tuple[float, float, float]
+) -> Tensor:
+    """Weighted focal cost, L1 and negative generalised IoU; finite."""
+    class_weight, l1_weight, giou_weight = weights
+    positive = ALPHA * (1 - p) ** GAMMA * -(p + 1e-8).log()
+    negative = (1 - ALPHA) * p**GAMMA * -(1 - p + 1e-8).log()
     cost = class_weight * (positive - negative) + l1_weight * l1 - giou_weight * overlap
     return cost.nan_to_num(_NEVER, _NEVER, -_NEVER)
 
@@ -85,6 +125,7 @@ def match(
     boxes: Tensor,
     targets: Sequence[Target],
     weights: tuple[float, float, float] = (2.0, 5.0, 2.0),
+    padding: Tensor | None = None,
 ) -> Matches:
     """Assigns each ground-truth box the prediction that minimises the total cost, layer by layer.
 
@@ -95,17 +136,31 @@ def match(
         boxes: ``[L, B, N, 4]`` cx cy w h.
         targets: Ground truth per image.
         weights: Of the class, L1 and GIoU costs.
+        padding: ``[B, N]`` bool, queries that only take what no other query is left for.
 
     Returns:
         The assigned pairs on the predictions' device.
     """
+    costs = cost_matrix(logits, boxes, targets, weights)
+    if padding is not None:
+        costs = costs.masked_fill(padding[None, ..., None], _NEVER)
+    return match_costs(costs, targets)
+
+
+def match_costs(costs: Tensor, targets: Sequence[Target]) -> Matches:
+    """:func:`match` for costs that are known.
+
+    Args:
+        costs: ``[L, B, N, G]`` of every prediction with every (padded) box of its image.
+        targets: Ground truth per image.
+    """
     rows: list[tuple[int, int, int, int]] = []
     counts = [len(target.labels) for target in targets]
     if any(counts):
-        costs = cost_matrix(logits, boxes, targets, weights).cpu().numpy()
-        for layer in range(costs.shape[0]):
+        table = costs.cpu().numpy()
+        for layer in range(table.shape[0]):
             for image, count in enumerate(counts):
-                pairs = linear_sum_assignment(costs[layer, image, :, :count])
+                pairs = linear_sum_assignment(table[layer, image, :, :count])
                 rows += [(layer, image, int(q), int(g)) for q, g in zip(*pairs, strict=True)]
-    table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4).to(logits.device)
-    return Matches(*table.unbind(1))
+    found = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4).to(costs.device)
+    return Matches(*found.unbind(1))

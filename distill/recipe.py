@@ -101,10 +101,13 @@ class ValidationRecipe(Strict):
     Attributes:
         every: Steps between measurements; 0 measures at the end only.
         images: At most this many images of ``data.val`` (the last measurement takes them all).
+        nms: Drop detections that overlap a better one of their class by more than this IoU;
+            ``None`` drops none.
     """
 
     every: Annotated[int, Field(ge=0)] = 0
     images: Positive | None = None
+    nms: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 def _inherit(value: object) -> object:
@@ -134,6 +137,8 @@ class Recipe(Strict):
         batch_size: Images per step and process.
         ema: Decay of the weight average that is evaluated and saved; ``None`` saves the weights
             themselves.
+        ema_rising: Whether the decay rises from 0 to ``ema`` over the first steps (else constant).
+        ema_evaluated: Whether the average is what is measured and saved; else it only teaches.
         amp: Autocast type on a GPU; the CPU always computes in float32.
         loss: Weights of the detection loss.
         augment: How training images vary.
@@ -156,6 +161,8 @@ class Recipe(Strict):
     steps: Positive
     batch_size: Positive = 16
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_rising: bool = True
+    ema_evaluated: bool = True
     amp: Literal["off", "bf16", "fp16"] = "off"
     loss: LossWeights = LossWeights()
     augment: AugmentConfig = AugmentConfig()
@@ -170,9 +177,20 @@ class Recipe(Strict):
     def _consistent(self) -> Recipe:
         if any(len(entry) != 1 for entry in self.methods):
             raise ValueError("methods: each entry is one name with its options")
-        if (self.methods or self.inherit) and self.teacher is None:
+        if self.teacher is None and (self.inherit or self.needs_teacher):
             raise ValueError("methods and inherit need a teacher")
         return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a method learns from a trained network; a name nobody knows counts as one."""
+        if not self.methods:
+            return False
+        # Imported here: recipes without methods are read without the models.
+        from distill.methods import METHODS
+
+        kinds = [METHODS.get(name) for entry in self.methods for name in entry]
+        return any(kind is None or kind.teacher == "frozen" for kind in kinds)
 
     def to_yaml(self) -> str:
         """The complete recipe, defaults included, in the order of the fields."""
@@ -205,6 +223,9 @@ def find_recipe(name: str) -> Path:
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads and validates a recipe.
 
+    A file with ``base: NAME`` changes the recipe of that name or path: mappings are merged key by
+    key, everything else is replaced.
+
     Args:
         path: YAML file.
         overrides: ``a.b=value`` with the value in YAML, applied over the file.
@@ -213,6 +234,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: ``recipe-missing``, ``recipe-yaml``, ``recipe-key`` or ``recipe-value``, naming
             file and line, or the override.
     """
+    places: dict[tuple[str, ...], str] = {}
+    content = _read(path, places, ())
+    for key, text in pairs(overrides, "--set").items():
+        _override(content, key, text, places)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error, places, path) from error
+
+
+def _read(
+    path: Path, places: dict[tuple[str, ...], str], above: tuple[Path, ...]
+) -> dict[str, Any]:
+    """A file's content over that of its base; ``above`` are the files that build on it."""
+    if path in above:
+        raise UserError("recipe-value", f"{path}: base: the recipe builds on itself")
     try:
         node = yaml.compose(path.read_text(), yaml.SafeLoader)
     except OSError as error:
@@ -222,16 +259,28 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not a text file"
         raise UserError("recipe-yaml", f"{path}{line}: {problem}") from error
-    places: dict[tuple[str, ...], str] = {}
-    content = _build(node, (), places, path) if node is not None else {}
+    here: dict[tuple[str, ...], str] = {}
+    content = _build(node, (), here, path) if node is not None else {}
     if not isinstance(content, dict):
         raise UserError("recipe-yaml", f"{path}:1: a recipe is a mapping of keys to values")
-    for key, text in pairs(overrides, "--set").items():
-        _override(content, key, text, places)
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise _explain(error, places, path) from error
+    if (base := content.pop("base", None)) is not None:
+        beside = path.parent / f"{base}.yaml"
+        found = beside if beside.is_file() else find_recipe(str(base))
+        content = _merged(_read(found, places, (*above, path)), content)
+    places.update(here)
+    return content
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes over a base, mapping by mapping."""
+    result = dict(base)
+    for key, value in changes.items():
+        below = result.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            result[key] = _merged(below, value)
+        else:
+            result[key] = value
+    return result
 
 
 def _build(
@@ -268,7 +317,12 @@ def _override(
     at: Any = content
     for part in parents:
         if isinstance(at, list):
-            at = at[_index(at, part, here)]
+            index = _index(at, part, here)
+            if isinstance(at[index], str):  # a method by its bare name
+                at[index] = {at[index]: {}}
+            at = at[index]
+        elif not isinstance(at, dict):
+            raise UserError("recipe-key", f"{here}: there is nothing below {part!r}")
         else:
             if not isinstance(at.get(part), dict | list):
                 at[part] = {}

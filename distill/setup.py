@@ -79,7 +79,9 @@ class State:
     @property
     def evaluated(self) -> Detector:
         """The weights that are measured and saved."""
-        return self.student if self.ema is None else self.ema.model
+        if self.ema is None or not self.recipe.ema_evaluated:
+            return self.student
+        return self.ema.model
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Lower precision on a GPU where the recipe asks for it."""
@@ -141,6 +143,7 @@ class State:
         provenance |= {"data": self.recipe.data.train, "torch": torch.__version__}
         if self.recipe.teacher is not None:
             provenance["teacher"] = self.recipe.teacher
+        if self.recipe.methods:
             provenance["methods"] = [name for entry in self.recipe.methods for name in entry]
         if ap is not None:
             provenance |= {"val": self.recipe.data.val, "ap": ap.ap, "ap50": ap.ap50}
@@ -177,13 +180,19 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
         if recipe.inherit is not None:
             report = inherit(student, teacher, recipe.inherit.encoder, recipe.inherit.decoder)
             run.say(report.text())
-    ema = None if recipe.ema is None else Ema(student, recipe.ema)
+    ema = None if recipe.ema is None else Ema(student, recipe.ema, recipe.ema_rising)
     drops = [round(share * recipe.steps) for share in recipe.optimizer.drops]
-    methods = build_methods(
-        recipe.methods, student, teacher, loss=recipe.loss, steps=recipe.steps, drops=drops
-    )
-    if any(method.teacher == "ema" for method in methods) and ema is None:
+    online = any(kind.teacher == "ema" for kind, _ in parse_methods(recipe.methods))
+    if online and ema is None:
         raise UserError("recipe-value", "methods: this method needs a weight average; set ema")
+    methods = build_methods(
+        recipe.methods,
+        student,
+        ema.model if online and ema is not None else teacher,
+        loss=recipe.loss,
+        steps=recipe.steps,
+        drops=drops,
+    )
     return State(
         recipe=recipe,
         world=world,

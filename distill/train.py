@@ -8,6 +8,7 @@ therefore ends with the very weights of a run that was never stopped.
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from bench.coco_ap import CocoAp
 from detr.cli_support import progress
 from detr.errors import UserError
 from distill.batches import Batch
@@ -39,6 +41,7 @@ def forward(state: State, batch: Batch, index: int) -> Step:
     """Encodes and decodes a batch with student and teacher, all query groups in one call each."""
     student, teacher, methods = state.student, state.step_teacher, state.methods
     attention = any(method.needs_attention for method in methods)
+    maps = frozenset(role for method in methods for role in method.self_attention)
     with state.autocast():
         memory = student.encode(batch.images, batch.valid_sizes)
         step = Step(
@@ -63,11 +66,11 @@ def forward(state: State, batch: Batch, index: int) -> Step:
         if teacher is not None and step.teacher_memory is not None:
             groups = step.teacher_groups + [p.teacher for p in extra if p.teacher is not None]
             with torch.no_grad():
-                outputs = teacher.decode(step.teacher_memory, groups, attention)
+                outputs = teacher.decode(step.teacher_memory, groups, attention, maps)
             step.teacher_outputs = {output.group.role: output for output in outputs}
         groups = step.student_groups + [p.student for p in extra if p.student is not None]
         groups += [group for method in methods for group in method.followup_groups(step)]
-        outputs = student.decode(memory, groups, attention)
+        outputs = student.decode(memory, groups, attention, maps)
         step.student_outputs = {output.group.role: output for output in outputs}
     return step
 
@@ -119,7 +122,7 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
         values["grad_norm"] = float(norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    if state.ema is not None:
+    if state.ema is not None and all(m.updates_teacher(index) for m in state.methods):
         state.ema.update(state.student, index)
     for method in state.methods:
         method.after_step(step)
@@ -167,6 +170,7 @@ def train(recipe: Recipe, out: Path) -> Path:
             if done == recipe.steps or due(done, recipe.checkpoint_every):
                 run.save_checkpoint(state.checkpoint(done))
                 world.wait()
+    run.record(recipe.steps, {"peak_mb": peak_megabytes(world.device)})
     ap = validate(state, run, recipe.steps)
     run.say(f"{out}: finished, {recipe.steps} steps{ap and ', ' + ap}")
     return run.model
@@ -177,12 +181,27 @@ def due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
 
 
+def ap_values(result: CocoAp) -> dict[str, float]:
+    """The numbers of a measurement that exist: there may be no box of a size."""
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    values = {name: getattr(result, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """Most memory this process ever held: on its GPU, or resident where it has none."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
 def validate(state: State, run: RunDir, done: int, images: int | None = None) -> str:
     """Saves the model, with its AP where there is validation data; returns the AP as text."""
     result, text = None, ""
     if state.val is not None:
-        result = measure_ap(state.evaluated, state.val, state.recipe.input, images)
-        run.record(done, {"ap": result.ap, "ap50": result.ap50})
+        recipe = state.recipe
+        result = measure_ap(state.evaluated, state.val, recipe.input, images, recipe.validation.nms)
+        run.record(done, ap_values(result))
         text = f"AP {result.ap:.3f}, AP50 {result.ap50:.3f}"
         run.say(f"step {done}: {text} on {result.images} images")
     state.save(run, done, result)

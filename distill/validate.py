@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from bench.coco_ap import CocoAp, evaluate
 from detr.cli_support import progress
@@ -18,9 +19,21 @@ _BATCH = 8
 
 @torch.no_grad()
 def detect(
-    detector: Detector, dataset: Dataset, config: PreprocessConfig, indices: Sequence[int]
+    detector: Detector,
+    dataset: Dataset,
+    config: PreprocessConfig,
+    indices: Sequence[int],
+    nms: float | None = None,
 ) -> list[Detections]:
-    """Runs a detector (set to evaluation mode for the time) over images of a data set."""
+    """Runs a detector (set to evaluation mode for the time) over images of a data set.
+
+    Args:
+        detector: What is run.
+        dataset: Gives the images.
+        config: Canvas and normalisation.
+        indices: Which images.
+        nms: IoU above which a better detection of the same class drops another; DETRs need none.
+    """
     device = next(detector.parameters()).device
     training = detector.training
     detector.eval()
@@ -33,16 +46,31 @@ def detect(
             torch.from_numpy(inputs.valid_sizes).to(device),
             torch.from_numpy(inputs.original_sizes).to(device),
         )
-        rows = zip(boxes.cpu().numpy(), scores.cpu().numpy(), labels.cpu().numpy(), strict=True)
-        found += [Detections(*row) for row in rows]
+        for row in zip(boxes, scores, labels, strict=True):
+            kept = row if nms is None else suppress(*row, nms)
+            found.append(Detections(*(x.cpu().numpy() for x in kept)))
     detector.train(training)
     return found
 
 
+def suppress(
+    boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Non-maximum suppression within each class: Stable-DINO's evaluation uses IoU 0.8."""
+    from torchvision.ops import batched_nms
+
+    kept = batched_nms(boxes, scores, labels, threshold)
+    return boxes[kept], scores[kept], labels[kept]
+
+
 def measure_ap(
-    detector: Detector, dataset: Dataset, config: PreprocessConfig, images: int | None = None
+    detector: Detector,
+    dataset: Dataset,
+    config: PreprocessConfig,
+    images: int | None = None,
+    nms: float | None = None,
 ) -> CocoAp:
     """COCO AP on a data set, or on ``images`` of it spread evenly over its length."""
     count = len(dataset) if images is None else min(images, len(dataset))
     indices = [i * len(dataset) // count for i in range(count)]
-    return evaluate(dataset, detect(detector, dataset, config, indices), indices)
+    return evaluate(dataset, detect(detector, dataset, config, indices, nms), indices)

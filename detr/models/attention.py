@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,18 +100,24 @@ class GroupSpan:
         seen: Range of the one other group it sees.
         mask: ``[B or 1, 1, N, N_keys]`` bool, true where attention is allowed; ``None`` if
             everything is. Keys are the group's own followed by the seen group's.
+        wanted: Whether somebody asked for the group's attention map.
     """
 
     own: KeyRange
     seen: KeyRange | None
     mask: Tensor | None
+    wanted: bool = False
 
 
-def group_spans(groups: list[QueryGroup]) -> list[GroupSpan]:
+def group_spans(groups: list[QueryGroup], wanted: Collection[str] = ()) -> list[GroupSpan]:
     """Lays out query groups for one decoder call.
 
     Equivalent to one block-diagonal mask over all queries, but no attention between groups is ever
     computed, so a further group costs its own attention only.
+
+    Args:
+        groups: Distinct roles.
+        wanted: Roles of groups whose attention maps are wanted.
 
     Raises:
         ValueError: Where roles repeat, ``sees`` names no group, or blocks do not divide a group.
@@ -133,6 +140,7 @@ def group_spans(groups: list[QueryGroup]) -> list[GroupSpan]:
                 own=ranges[group.role],
                 seen=None if group.sees is None else ranges[group.sees],
                 mask=_allowed(group, seen),
+                wanted=group.role in wanted,
             )
         )
     return spans
@@ -182,27 +190,49 @@ class GroupedSelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, hidden: Tensor, position: Tensor, spans: list[GroupSpan]) -> Tensor:
-        """``[B, N, D]`` content and position to ``[B, N, D]``."""
+    def forward(
+        self, hidden: Tensor, position: Tensor, spans: list[GroupSpan]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """``[B, N, D]`` content and position to ``[B, N, D]``.
+
+        Returns:
+            The output, and per span the softmax map ``[B, M, N, N_keys]`` before dropout where it
+            is wanted: those spans cannot use the fused kernel.
+        """
         query, key = self.query_key(hidden + position).chunk(2, -1)
         query, key, value = (self._split(x) for x in (query, key, self.value(hidden)))
         dropout = self.dropout if self.training else 0.0
         parts = []
+        maps: list[Tensor | None] = []
         for span in spans:
             keys, values = key[:, :, slice(*span.own)], value[:, :, slice(*span.own)]
             if span.seen is not None:
                 keys = torch.cat((keys, key[:, :, slice(*span.seen)]), 2)
                 values = torch.cat((values, value[:, :, slice(*span.seen)]), 2)
             queries = query[:, :, slice(*span.own)]
-            parts.append(
-                functional.scaled_dot_product_attention(
-                    queries, keys, values, attn_mask=span.mask, dropout_p=dropout
+            if span.wanted:
+                attention = _attention_map(queries, keys, span.mask)
+                maps.append(attention)
+                parts.append(functional.dropout(attention, dropout) @ values)
+            else:
+                maps.append(None)
+                parts.append(
+                    functional.scaled_dot_product_attention(
+                        queries, keys, values, attn_mask=span.mask, dropout_p=dropout
+                    )
                 )
-            )
         joined = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
         out: Tensor = self.output(joined.transpose(1, 2).flatten(2))
-        return out
+        return out, maps
 
     def _split(self, x: Tensor) -> Tensor:
         """``[B, N, D]`` to ``[B, M, N, D / M]``."""
         return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
+
+
+def _attention_map(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+    """``[B, M, N, N_keys]`` softmax of the scaled products; zero where the mask forbids."""
+    scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -40,15 +42,15 @@ class DecoderLayer(nn.Module):
         spans: list[GroupSpan],
         frame: SamplingFrame,
         memory: Memory,
-    ) -> tuple[Tensor, SampledAttention]:
-        """``[B, N, D]`` to ``[B, N, D]``, with the cross-attention that was sampled."""
-        update = self.self_attention(hidden, position, spans)
+    ) -> tuple[Tensor, SampledAttention, list[Tensor | None]]:
+        """``[B, N, D]`` to ``[B, N, D]``, with the cross-attention sampled and the wanted maps."""
+        update, maps = self.self_attention(hidden, position, spans)
         hidden = self.self_norm(hidden + self.dropout(update))
         update, locations, weights = self.cross_attention(
             hidden + position, frame, memory.tokens, memory.padding, memory.shapes
         )
         hidden = self.cross_norm(hidden + self.dropout(update))
-        return self.ffn(hidden), SampledAttention(locations, weights)
+        return self.ffn(hidden), SampledAttention(locations, weights), maps
 
 
 class Decoder(nn.Module):
@@ -82,6 +84,7 @@ class Decoder(nn.Module):
         source: QuerySource,
         attention: bool = False,
         final_only: bool = False,
+        self_attention: Collection[str] = (),
     ) -> list[GroupOutput]:
         """Runs all groups through all layers.
 
@@ -91,12 +94,13 @@ class Decoder(nn.Module):
             source: Makes the position of groups that bring none.
             attention: Also return the sampled cross-attention of every layer.
             final_only: Heads, and so outputs, for the last layer only (inference).
+            self_attention: Roles of groups whose self-attention maps are also wanted.
 
         Returns:
             One output per group, in order.
         """
         config = self.config
-        spans = group_spans(groups)
+        spans = group_spans(groups, self_attention)
         sizes = [group.content.shape[1] for group in groups]
         outputs = [GroupOutput(group, [], [], [], []) for group in groups]
         hidden = _join([group.content for group in groups])
@@ -115,7 +119,7 @@ class Decoder(nn.Module):
                     for r in references
                 ]
             )
-            hidden, sampled = layer(hidden, position, spans, frame, memory)
+            hidden, sampled, maps = layer(hidden, position, spans, frame, memory)
             box_head_ = self.box_heads[min(index, len(self.box_heads) - 1)]
             running: Tensor | None = None
             if config.refine != "none" and index < last:
@@ -125,6 +129,9 @@ class Decoder(nn.Module):
                 _record(outputs, sizes, logits, boxes, hidden, references)
                 if attention:
                     _record_attention(outputs, sizes, sampled)
+                for output, found in zip(outputs, maps, strict=True):
+                    if found is not None:
+                        output.self_attention.append(found)
             if running is not None:
                 updated = (running + _join([lift(r) for r in references])).sigmoid()
                 attached = _split(updated, sizes)

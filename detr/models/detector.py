@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -89,7 +91,11 @@ class Detector(nn.Module):
         return [own, denoising]
 
     def decode(
-        self, memory: Memory, groups: list[QueryGroup], attention: bool = False
+        self,
+        memory: Memory,
+        groups: list[QueryGroup],
+        attention: bool = False,
+        self_attention: Collection[str] = (),
     ) -> list[GroupOutput]:
         """All groups through the decoder at once; they do not influence each other.
 
@@ -97,11 +103,14 @@ class Detector(nn.Module):
             memory: The batch, this detector's or any of the same level layout and width.
             groups: Distinct roles.
             attention: Also return the sampled cross-attention of every layer.
+            self_attention: Roles of groups whose self-attention maps are also wanted.
 
         Returns:
             One output per group, in order.
         """
-        outputs: list[GroupOutput] = self.decoder(memory, groups, self.source, attention)
+        outputs: list[GroupOutput] = self.decoder(
+            memory, groups, self.source, attention, self_attention=self_attention
+        )
         return outputs
 
     def forward(

@@ -36,8 +36,14 @@ class QuerySource(nn.Module, ABC):
     position_follows_reference = False
 
     @abstractmethod
-    def forward(self, memory: Memory) -> QueryGroup:
-        """The ``own`` group of a batch."""
+    def forward(self, memory: Memory, indices: Tensor | None = None) -> QueryGroup:
+        """The ``own`` group of a batch.
+
+        Args:
+            memory: The batch.
+            indices: ``[B, N]`` tokens that propose in place of the best ones; learned queries have
+                no use for it.
+        """
 
     @abstractmethod
     def position(self, reference: Tensor, memory: Memory) -> Tensor:
@@ -59,7 +65,7 @@ class LearnedQueries(QuerySource):
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
 
-    def forward(self, memory: Memory) -> QueryGroup:
+    def forward(self, memory: Memory, indices: Tensor | None = None) -> QueryGroup:
         """See the base class."""
         batch = memory.tokens.shape[0]
         position, content = self.embedding.weight.chunk(2, -1)
@@ -98,8 +104,8 @@ class ProposalHead(nn.Module):
         nn.init.xavier_uniform_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 
-    def forward(self, memory: Memory) -> Proposals:
-        """Chooses the best tokens.
+    def forward(self, memory: Memory, indices: Tensor | None = None) -> Proposals:
+        """Chooses the best tokens, or takes those it is given.
 
         Tokens in the padding, or whose default box leaves (0.01, 0.99), take part only when there
         are not enough others.
@@ -120,7 +126,8 @@ class ProposalHead(nn.Module):
         logits = self.class_head(tokens)
         scores = logits[..., 0] if self.class_agnostic else logits.amax(-1)
         scores = scores.detach().masked_fill(~allowed[..., 0], -NO_PROPOSAL)
-        indices = scores.topk(self.count, dim=1).indices
+        if indices is None:
+            indices = scores.topk(self.count, dim=1).indices
 
         def chosen(x: Tensor) -> Tensor:
             return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
@@ -157,9 +164,9 @@ class TwoStageQueries(QuerySource):
         self.norm = nn.LayerNorm(2 * config.width)
         nn.init.xavier_uniform_(self.project.weight)
 
-    def forward(self, memory: Memory) -> QueryGroup:
+    def forward(self, memory: Memory, indices: Tensor | None = None) -> QueryGroup:
         """See the base class."""
-        proposals = self.proposals(memory)
+        proposals = self.proposals(memory, indices)
         anchors = proposals.boxes.detach()
         position, content = self._embed(anchors).chunk(2, -1)
         return QueryGroup("own", content, anchors, position, proposals=proposals)
@@ -190,9 +197,9 @@ class MixedQueries(QuerySource):
             assert isinstance(layer, nn.Linear)
             nn.init.xavier_uniform_(layer.weight)
 
-    def forward(self, memory: Memory) -> QueryGroup:
+    def forward(self, memory: Memory, indices: Tensor | None = None) -> QueryGroup:
         """See the base class."""
-        proposals = self.proposals(memory)
+        proposals = self.proposals(memory, indices)
         content = self.content.weight[None].expand(memory.tokens.shape[0], -1, -1)
         return QueryGroup("own", content, proposals.boxes.detach(), proposals=proposals)
 

@@ -139,6 +139,9 @@ class GroupOutput:
         hidden: ``[B, N, D]`` per layer, the tensor that enters the next layer.
         references: ``[B, N, R]`` per layer, the reference the layer started from.
         attention: Per layer, only where ``decode(..., attention=True)`` asked for it.
+        self_attention: ``[B, M, N, N_keys]`` per layer, softmax before dropout; keys are the
+            group's own queries, then those of the group it sees. Only where ``decode(...,
+            self_attention=...)`` named the group's role.
     """
 
     group: QueryGroup
@@ -147,3 +150,4 @@ class GroupOutput:
     hidden: list[Tensor]
     references: list[Tensor]
     attention: list[SampledAttention] = field(default_factory=list)
+    self_attention: list[Tensor] = field(default_factory=list)

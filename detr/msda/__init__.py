@@ -10,6 +10,7 @@ P points. Source: Zhu et al., "Deformable DETR", arXiv 2010.04159, equation 3.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from detr.msda.check import Sizes, check_like, check_sizes, dtype_name
 __all__ = ["backward", "forward", "instruction_set", "native_available"]
 
 Shapes = Sequence[Sequence[int]]
+
+_CACHE_LINE = 64
 
 
 @cache
@@ -96,12 +99,14 @@ def _as_numpy(array: Any) -> Any:
 
 
 def _empty(shape: tuple[int, ...], like: Any) -> Any:
-    """A numpy array of the type of ``like``."""
-    if isinstance(like, np.ndarray):
-        return np.empty(shape, like.dtype)
-    if dtype_name(like) == "bfloat16":
+    """A numpy array of the type of ``like``, on a cache line's start as the kernel likes it."""
+    if not isinstance(like, np.ndarray) and dtype_name(like) == "bfloat16":
         raise TypeError("numpy has no bfloat16: give the result's array with out=")
-    return np.empty(shape, dtype_name(like))
+    dtype = like.dtype if isinstance(like, np.ndarray) else np.dtype(dtype_name(like))
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _arrays(*arrays: Any) -> tuple[Any, ...]:

@@ -14,17 +14,29 @@ from detr.models import Detector
 from distill.criterion import LossWeights
 from distill.methods.base import Method, Setting
 from distill.methods.clockdistill import ClockDistill
+from distill.methods.d3etr import D3etr
+from distill.methods.defeat import Defeat
+from distill.methods.detrdistill import DetrDistill
 from distill.methods.fgd import Fgd
 from distill.methods.fitnet import FitNet
 from distill.methods.kd_detr import KdDetr
 from distill.methods.mgd import Mgd
+from distill.methods.od_detr import OdDetr
+from distill.methods.qskd import Qskd
+from distill.methods.stable_dino import StableDino
 
 METHODS: dict[str, type[Method]] = {
     ClockDistill.name: ClockDistill,
     KdDetr.name: KdDetr,
+    D3etr.name: D3etr,
+    Defeat.name: Defeat,
+    DetrDistill.name: DetrDistill,
     FitNet.name: FitNet,
     Fgd.name: Fgd,
     Mgd.name: Mgd,
+    OdDetr.name: OdDetr,
+    Qskd.name: Qskd,
+    StableDino.name: StableDino,
 }
 
 Specs = Sequence[Mapping[str, Mapping[str, Any]]]

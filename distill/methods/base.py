@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -82,6 +82,18 @@ class Method(nn.Module, ABC):
         """Whether the decoders must hand out their attention."""
         return False
 
+    @property
+    def self_attention(self) -> frozenset[str]:
+        """Roles of the groups, of either model, whose self-attention maps the method reads."""
+        return frozenset()
+
+    def updates_teacher(self, index: int) -> bool:
+        """Whether the weight average may follow the student after step ``index`` (from 0).
+
+        It stands still as soon as one method says no.
+        """
+        return True
+
     def groups(self, step: Step) -> list[PairedGroup]:
         """Extra queries to be decoded by the student, the teacher or both.
 
@@ -144,3 +156,25 @@ def align(student_width: int, teacher_width: int) -> nn.Module:
 def float32(tensor: Tensor) -> Tensor:
     """The tensor in float32: logarithms and small differences do not survive autocast's halves."""
     return tensor.to(torch.float32)
+
+
+class _MeanWithGradient(torch.autograd.Function):
+    """Mean over processes whose gradient is the mean over processes, too."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return mean_over_processes(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return mean_over_processes(gradients[0])
+
+
+def shared_statistic(value: Tensor) -> Tensor:
+    """A sum's mean over processes that passes gradient: for statistics over a whole batch.
+
+    With gradients averaged over processes the gradient, too, is that of one process that sees all
+    images. Every process must call it equally often.
+    """
+    shared: Tensor = _MeanWithGradient.apply(value)
+    return shared

@@ -69,6 +69,9 @@ def test_overrides_reach_nested_keys_and_lists(tmp_path: Path) -> None:
     assert recipe.validation.every == 7
     assert recipe.methods == ({"clockdistill": {"alpha": 3.0}},)
     assert recipe.ema is None
+    bare = write(tmp_path, MINIMAL + "teacher: t\nmethods: [clockdistill]\n")
+    recipe = load_recipe(bare, ["methods.0.clockdistill.alpha=3.0"])
+    assert recipe.methods == ({"clockdistill": {"alpha": 3.0}},)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from detr.errors import UserError
 from detr.models import load_model
 from distill import train as train_module
 from distill.cli import main
+from distill.ema import Ema
 from distill.recipe import Recipe
 from distill.run_dir import RunDir
 from distill.train import train
@@ -219,5 +220,46 @@ def test_two_processes_train_one_model_and_one_of_them_writes(tiny: Recipe, tmp_
     # Each process saw other images, yet the averaged gradients kept the weights the same.
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
-    assert [row["step"] for row in rows] == [2]
+    assert {row["step"] for row in rows} == {2}
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_a_running_average_teaches_until_the_rate_drops(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates: list[int] = []
+    update = Ema.update
+
+    def noted(self: Ema, model: Any, step: int) -> None:
+        updates.append(step)
+        update(self, model, step)
+
+    monkeypatch.setattr(Ema, "update", noted)
+    online = Recipe.model_validate(
+        {
+            **tiny.model_dump(),
+            "name": "online",
+            "methods": ["od_detr"],
+            "ema": 0.9,
+            "ema_rising": False,
+            "ema_evaluated": False,
+        }
+    )
+    train(online, tmp_path / "online")
+    assert updates == [0, 1, 2, 3, 4]  # of six steps; the rate drops at step 5
+    rows = [json.loads(line) for line in (tmp_path / "online" / "metrics.jsonl").open()]
+    assert any(key.startswith("od_detr/auxiliary") for key in rows[0])
+    checkpoint = torch.load(tmp_path / "online" / "checkpoints" / "last.pt", weights_only=True)
+    saved, _ = load_model(tmp_path / "online")
+    name = "decoder.layers.0.cross_attention.value_proj.weight"
+    torch.testing.assert_close(saved.state_dict()[name], checkpoint["student"][name])
+    assert not torch.equal(checkpoint["ema"][name], checkpoint["student"][name])
+
+
+def test_an_online_method_asks_for_its_average(tiny: Recipe, tmp_path: Path) -> None:
+    settings = {**tiny.model_dump(), "methods": ["od_detr"], "ema": None}
+    with pytest.raises(UserError, match="weight average") as caught:
+        train(Recipe.model_validate(settings), tmp_path / "run")
+    assert caught.value.code == "recipe-value"
+    with pytest.raises(ValueError, match="need a teacher"):
+        Recipe.model_validate({**settings, "methods": ["od_detr", "fitnet"]})

@@ -229,7 +229,9 @@ def test_every_instruction_set_agrees() -> None:
 )
 def test_many_queries_points_and_heads(queries: int, points: int, heads: int) -> None:
     """The sizes at which the work is cut differently: packed heads, few heads at once, none."""
-    case = make_case(((5, 6), (3, 3)), batch=2, heads=heads, channels=8, queries=queries, points=points)
+    case = make_case(
+        ((5, 6), (3, 3)), batch=2, heads=heads, channels=8, queries=queries, points=points
+    )
     for threads in (1, 3):
         out = msda.forward(case.value, case.shapes, case.locations, case.weights, threads=threads)
         np.testing.assert_allclose(out, case.forward64(), rtol=0, atol=2e-5)

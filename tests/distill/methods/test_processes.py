@@ -22,6 +22,12 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("kd_detr", {"class_sum": "normalized"}),
     ("fitnet", {}),
     ("fgd", {}),
+    ("qskd", {"threshold": -0.3}),
+    ("qskd", {"predictions": "global"}),
+    ("d3etr", {}),
+    ("detrdistill", {}),
+    ("defeat", {}),
+    ("od_detr", {}),
 ]
 
 
@@ -55,26 +61,33 @@ def test_two_processes_equal_one(
     tested = method(name, student, teacher, **options)
     # The second process has no objects at all; it must not change what the first one does.
     step = take_step(
-        student, teacher, [tested], [target([[0.4, 0.5, 0.3, 0.4]], [1]), target([], [])]
+        student,
+        teacher,
+        [tested],
+        [target([[0.4, 0.5, 0.3, 0.4], [0.6, 0.3, 0.2, 0.2]], [1, 2]), target([], [])],
     )
     whole = tested.losses(step)
     module = sys.modules[type(tested).__module__]
-    halves = [one_image(step, image, 2) for image in range(2)]
+    # The normaliser is the boxes of all processes over their number.
+    halves = [
+        replace(one_image(step, image, 2), normalizer=step.normalizer / 2) for image in range(2)
+    ]
+    names = ("mean_over_processes", "shared_statistic")
     sums: list[list[Tensor]] = []
     for half in halves:
         seen: list[Tensor] = []
-        monkeypatch.setattr(
-            module, "mean_over_processes", lambda x, s=seen: (s.append(x), x)[1], raising=False
-        )
+        for replaced in names:
+            monkeypatch.setattr(
+                module, replaced, lambda x, s=seen: (s.append(x), x)[1], raising=False
+            )
         tested.losses(half)
         sums.append(seen)
     assert len(sums[0]) == len(sums[1]), "a process that reduces less often hangs the others"
     found: list[dict[str, Tensor]] = []
     for half in halves:
         means = [torch.stack(pair).mean(0).detach() for pair in zip(*sums, strict=True)]
-        monkeypatch.setattr(
-            module, "mean_over_processes", lambda _, m=means: m.pop(0), raising=False
-        )
+        for replaced in names:
+            monkeypatch.setattr(module, replaced, lambda _, m=means: m.pop(0), raising=False)
         found.append(tested.losses(half))
     for key, value in whole.items():
         mean = (found[0][key] + found[1][key]) / 2

@@ -1,0 +1,306 @@
+"""D3ETR: decoder distillation for detection transformers (2022).
+
+MixMatcher (section 4.1) says which student query answers to which teacher query. Adaptive matching
+(equations 5 and 6) assigns the student's own queries to the teacher's by their predictions, anew in
+every layer. Fixed matching feeds the teacher's queries to the student as a further group, compared
+index by index; that group also learns the ground truth, in the last layer with the teacher's
+assignment (equation 7). Then self-attention (equation 8), cross-attention (equation 9) and
+predictions (equations 10 and 11) follow the teacher's, in both groups (equation 12).
+
+Where the paper is silent: the cross-entropy is a mean over classes (with mu = 20 that is about the
+size of the other terms) and equation 10's sum over queries is divided by their number; attention
+maps are softmax weights before dropout, the teacher's re-indexed on both axes without
+renormalising, compared in the mean over all elements. Sampled (deformable) attention is compared as
+the dense map it amounts to; cells nobody looks at count in the mean, as there. With several groups
+of one kind (table 5), a further adaptive group has learned queries of its own and its own
+ground-truth loss, and a further fixed group repeats the first. Inheriting is the recipe's
+``inherit``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from detr.config import Strict
+from detr.errors import UserError
+from detr.models import Detector, GroupOutput, LevelShapes, QueryGroup, SampledAttention
+from detr.models.queries import LearnedQueries
+from distill.methods.assignment import PairWeights, Predictions, assign, distances, pair_costs
+from distill.methods.base import Method, Setting, float32
+from distill.methods.layers import LayerMap, Pairs, pair_layers
+from distill.methods.points import ForStudent, check_same_kind, specific_points
+from distill.methods.sampling import attended_cells, mean_heads, squared_distance
+from distill.methods.teacher_group import ground_truth_losses, teacher_assigned
+from distill.step import PairedGroup, Step
+
+Weight = Annotated[float, Field(ge=0)]
+_TINY = 1e-9
+
+
+class D3etrOptions(Strict):
+    """Options of D3ETR; the defaults are the complete method at the published values.
+
+    Attributes:
+        adaptive: Groups of student queries that are distilled; the first is the student's own.
+        fixed: Groups of teacher queries.
+        matching: Student queries answer to teacher queries by ``assignment`` or by ``index`` (the
+            row "no matching" of table 3).
+        ground_truth: The fixed and further adaptive groups also learn the ground truth.
+        constraint: Layers in which fixed groups keep the teacher's assignment: ``none``, the
+            ``last`` or ``all`` (table 6).
+        prediction, self_attention, cross_attention: Switch the parts.
+        class_weight, l1_weight, giou_weight: Of the prediction loss and its assignment.
+        class_mean: The cross-entropy is a mean over classes, else a sum.
+        self_weight, cross_weight: Of the attention losses.
+        renormalize: Scale the teacher's re-indexed self-attention rows back to one.
+        heads: Compare cross-attention for ``each`` head or in their ``mean``.
+        layer_map: Teacher decoder layer (from 0) for each student layer, null for none.
+    """
+
+    adaptive: Annotated[int, Field(ge=0, le=2)] = 1
+    fixed: Annotated[int, Field(ge=0, le=2)] = 1
+    matching: Literal["assignment", "index"] = "assignment"
+    ground_truth: bool = True
+    constraint: Literal["none", "last", "all"] = "last"
+    prediction: bool = True
+    self_attention: bool = True
+    cross_attention: bool = True
+    class_weight: Weight = 20.0
+    l1_weight: Weight = 5.0
+    giou_weight: Weight = 2.0
+    class_mean: bool = True
+    self_weight: Weight = 10000.0
+    cross_weight: Weight = 10000.0
+    renormalize: bool = False
+    heads: Literal["each", "mean"] = "each"
+    layer_map: LayerMap | None = None
+
+
+# Student and teacher query of every pair, ``[B, n]`` each; None pairs by index.
+Correspondence = tuple[Tensor, Tensor] | None
+
+
+class D3etr(Method):
+    """D3ETR (2022): self-attention, cross-attention and predictions, by two ways of matching.
+
+    Raises:
+        UserError: ``method-queries``, ``method-levels``, ``method-heads`` or ``method-layer-map``
+            where student and teacher cannot be paired.
+    """
+
+    name: ClassVar[str] = "d3etr"
+    Options: ClassVar[type[Strict]] = D3etrOptions
+
+    def __init__(self, options: Strict, setting: Setting) -> None:
+        super().__init__()
+        self.options = cast(D3etrOptions, options)
+        student, teacher = setting.student, setting.need_teacher()
+        ours, theirs = student.config, teacher.config
+        self._check(student, teacher)
+        self.layers = pair_layers(
+            ours.decoder_layers, theirs.decoder_layers, self.options.layer_map, self.name
+        )
+        self.weights = PairWeights(
+            self.options.class_weight,
+            self.options.l1_weight,
+            self.options.giou_weight,
+            self.options.class_mean,
+        )
+        self.loss = setting.loss
+        self.fixed_roles = [f"{self.name}/fixed{i + 1}" for i in range(self.options.fixed)]
+        self.adaptive_roles = ["own", f"{self.name}/adaptive2"][: self.options.adaptive]
+        if self.fixed_roles:
+            self.for_student = ForStudent(ours, theirs)
+        if self.options.adaptive > 1:
+            # Where a detector learns its content this is a second table; two-stage queries get
+            # theirs from the proposals, on top of which the table is added.
+            self.content = nn.Embedding(ours.queries, ours.width)
+            if ours.query == "learned":
+                self.position = nn.Embedding(ours.queries, ours.width)
+
+    def _check(self, student: Detector, teacher: Detector) -> None:
+        ours, theirs = student.config, teacher.config
+        if self.options.fixed:
+            check_same_kind(student, teacher, self.name)
+        if self.options.cross_attention and student.strides != teacher.strides:
+            raise UserError(
+                "method-levels",
+                f"methods.{self.name}: cross-attention needs equal levels, but the student has "
+                f"strides {list(student.strides)} and the teacher {list(teacher.strides)}; set "
+                "cross_attention: false",
+            )
+        each = self.options.self_attention or (
+            self.options.cross_attention and self.options.heads == "each"
+        )
+        if each and ours.heads != theirs.heads:
+            raise UserError(
+                "method-heads",
+                f"methods.{self.name}: attention maps are compared per head, but the student has "
+                f"{ours.heads} heads and the teacher {theirs.heads}; set self_attention: false "
+                "and heads: mean",
+            )
+        if self.options.matching == "index" and ours.queries > theirs.queries:
+            raise UserError(
+                "method-queries",
+                f"methods.{self.name}: matching: index needs at least as many teacher queries "
+                f"({theirs.queries}) as student queries ({ours.queries})",
+            )
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether cross-attention is distilled."""
+        return self.options.cross_attention
+
+    @property
+    def self_attention(self) -> frozenset[str]:
+        """The distilled groups; the teacher's is its own."""
+        if not self.options.self_attention:
+            return frozenset()
+        return frozenset({"own", *self.adaptive_roles, *self.fixed_roles})
+
+    def groups(self, step: Step) -> list[PairedGroup]:
+        """The fixed groups and the second adaptive one, for the student only."""
+        assert step.teacher is not None
+        groups = []
+        for role in self.fixed_roles:
+            group = specific_points(role, step.teacher_groups[0], step.teacher.config)
+            groups.append(PairedGroup(role, self.for_student(group), None))
+        for role in self.adaptive_roles[1:]:
+            groups.append(PairedGroup(role, self._second(role, step), None))
+        return groups
+
+    def _second(self, role: str, step: Step) -> QueryGroup:
+        """Student queries with learned halves of their own, from the student's anchors."""
+        own = step.student_groups[0]
+        content = self.content.weight[None].expand(len(own.content), -1, -1)
+        if isinstance(source := step.student.source, LearnedQueries):
+            position = self.position.weight[None].expand_as(content)
+            reference = source.reference_points(position).sigmoid()
+            return QueryGroup(role, content, reference, position)
+        if own.position is not None:
+            content = own.content + content
+        return replace(own, role=role, content=content, proposals=None)
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """Per group ``class``, ``l1``, ``giou``, ``self``, ``cross`` and, off the own, ``gt_*``."""
+        losses: dict[str, Tensor] = {}
+        teacher = step.teacher_outputs["own"]
+        for role in (*self.adaptive_roles, *self.fixed_roles):
+            output = step.student_outputs[role]
+            short = f"{self.name}/{role.removeprefix(f'{self.name}/')}"
+            by_index = role in self.fixed_roles or self.options.matching == "index"
+            for key, value in self._distill(step, output, teacher, by_index).items():
+                losses[f"{short}_{key}"] = value
+            if self.options.ground_truth and role != "own":
+                for key, value in self._ground_truth(step, role, output, teacher).items():
+                    losses[f"{short}_gt_{key}"] = value
+        return losses
+
+    def _ground_truth(
+        self, step: Step, role: str, output: GroupOutput, teacher: GroupOutput
+    ) -> dict[str, Tensor]:
+        layers: Pairs = ()
+        if role in self.fixed_roles and self.options.constraint != "none":
+            layers = self.layers if self.options.constraint == "all" else self.layers[-1:]
+        cost = (self.loss.cost_class, self.loss.cost_l1, self.loss.cost_giou)
+        matches = teacher_assigned(output, teacher, layers, step.targets, cost)
+        return ground_truth_losses(output, step.targets, matches, step.normalizer, self.loss)
+
+    def _distill(
+        self, step: Step, student: GroupOutput, teacher: GroupOutput, by_index: bool
+    ) -> dict[str, Tensor]:
+        """Equations 8 to 11 for one group."""
+        options = self.options
+        parts: dict[str, list[Tensor]] = {}
+        pairs = self._correspondence(student, teacher, by_index)
+        for (s, t), pair in zip(self.layers, pairs, strict=True):
+            if options.prediction:
+                ours = _taken(Predictions(student.logits[s], student.boxes[s]), pair, 0)
+                theirs = _taken(Predictions(teacher.logits[t], teacher.boxes[t]), pair, 1)
+                found = distances(ours, theirs, options.class_mean).weighted(self.weights)
+                for key, value in found.items():
+                    parts.setdefault(key, []).append(value.mean())
+            if options.self_attention:
+                maps = (student.self_attention[s], teacher.self_attention[t])
+                error = self._self_error(*maps, pair)
+                parts.setdefault("self", []).append(options.self_weight * error)
+            if options.cross_attention:
+                sampled = (student.attention[s], teacher.attention[t])
+                error = self._cross_error(*sampled, pair, step.student_memory.shapes)
+                parts.setdefault("cross", []).append(options.cross_weight * error)
+        return {key: torch.stack(values).sum() for key, values in parts.items()}
+
+    def _correspondence(
+        self, student: GroupOutput, teacher: GroupOutput, by_index: bool
+    ) -> list[Correspondence]:
+        """Pairs of every compared layer (equation 6)."""
+        batch, queries = student.boxes[0].shape[:2]
+        if by_index:
+            if queries == teacher.boxes[0].shape[1]:
+                return [None] * len(self.layers)
+            index = torch.arange(queries, device=student.boxes[0].device).expand(batch, -1)
+            return [(index, index)] * len(self.layers)
+        ours = Predictions(
+            torch.cat([student.logits[s] for s, _ in self.layers]),
+            torch.cat([student.boxes[s] for s, _ in self.layers]),
+        )
+        theirs = Predictions(
+            torch.cat([teacher.logits[t] for _, t in self.layers]),
+            torch.cat([teacher.boxes[t] for _, t in self.layers]),
+        )
+        _, row, column = assign(pair_costs(ours, theirs, self.weights))
+        shape = (len(self.layers), batch, -1)
+        return list(zip(row.reshape(shape), column.reshape(shape), strict=True))
+
+    def _self_error(self, ours: Tensor, theirs: Tensor, pair: Correspondence) -> Tensor:
+        """Mean squared error of ``[B, M, N, N]`` maps (equation 8), the teacher's re-indexed."""
+        ours, theirs = float32(ours), float32(theirs).detach()
+        if pair is not None:
+            ours, theirs = (_submap(m, q) for m, q in zip((ours, theirs), pair, strict=True))
+            if self.options.renormalize:
+                theirs = theirs / theirs.sum(-1, keepdim=True).clamp(min=_TINY)
+        return (ours - theirs).square().mean()
+
+    def _cross_error(
+        self,
+        ours: SampledAttention,
+        theirs: SampledAttention,
+        pair: Correspondence,
+        shapes: LevelShapes,
+    ) -> Tensor:
+        """Mean squared error of the maps ``[B, M, N, S]`` the samples amount to (equation 9)."""
+        theirs = SampledAttention(theirs.locations.detach(), theirs.weights.detach())
+        if pair is not None:
+            ours, theirs = (_rows(a, q) for a, q in zip((ours, theirs), pair, strict=True))
+        first, second = attended_cells(ours, shapes), attended_cells(theirs, shapes)
+        if self.options.heads == "mean":
+            first, second = mean_heads(first), mean_heads(second)
+        elements = first.index.shape[:-1].numel() * first.size
+        return squared_distance(first, second) / elements
+
+
+def _taken(predictions: Predictions, pair: Correspondence, side: int) -> Predictions:
+    """The paired predictions of one side, ``[B, n, ...]``."""
+    if pair is None:
+        return predictions
+    image = torch.arange(len(pair[side]), device=pair[side].device)[:, None]
+    return predictions[image, pair[side]]
+
+
+def _submap(attention: Tensor, queries: Tensor) -> Tensor:
+    """``[B, M, n, n]`` rows and columns of the given queries ``[B, n]``."""
+    heads, size = attention.shape[1], attention.shape[3]
+    rows = attention.gather(2, queries[:, None, :, None].expand(-1, heads, -1, size))
+    count = queries.shape[1]
+    return rows.gather(3, queries[:, None, None].expand(-1, heads, count, -1))
+
+
+def _rows(sampled: SampledAttention, queries: Tensor) -> SampledAttention:
+    """The samples of the given queries ``[B, n]``."""
+    image = torch.arange(len(queries), device=queries.device)[:, None]
+    return SampledAttention(sampled.locations[image, queries], sampled.weights[image, queries])

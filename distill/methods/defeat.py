@@ -1,0 +1,83 @@
+"""DeFeat: distilling object detectors via decoupled features (Guo et al., CVPR 2021).
+
+Squared errors of feature maps, apart on objects and on background: ``weight / (2 N)`` times the sum
+over the cells of either kind, N their number per level. The student's maps go through a 3x3
+convolution. Each level adds its error; padding is in none.
+
+The paper's weights are for other detectors' maps; the defaults put the errors on an encoder memory
+of width 256 near those of FitNet at weight 10. The part on proposals needs a two-stage detector
+with a classification head per region and does not exist here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from detr.config import Strict
+from distill.methods.base import Method, Setting, float32, mean_over_processes
+from distill.methods.features import FeaturePairs, Place
+from distill.methods.layers import split_levels
+from distill.methods.masks import scale_masks
+from distill.step import Step
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class DefeatOptions(Strict):
+    """Options of DeFeat.
+
+    Attributes:
+        on: Which maps: ``backbone``, ``neck`` or ``memory`` (encoder output).
+        foreground, background: Weights of the errors on objects and background (alpha).
+    """
+
+    on: Place = "memory"
+    foreground: Weight = 0.08
+    background: Weight = 0.04
+
+
+class Defeat(Method):
+    """DeFeat (CVPR 2021): maps follow the teacher's, objects and background apart.
+
+    Raises:
+        UserError: ``method-levels`` where student and teacher share no level.
+    """
+
+    name: ClassVar[str] = "defeat"
+    Options: ClassVar[type[Strict]] = DefeatOptions
+
+    def __init__(self, options: Strict, setting: Setting) -> None:
+        super().__init__()
+        self.options = cast(DefeatOptions, options)
+        self.maps = FeaturePairs(
+            self.options.on, setting.student, setting.need_teacher(), self.name
+        )
+        self.adapters = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1) for channels in self.maps.channels
+        )
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """``foreground`` and ``background``."""
+        masks = [split_levels(m, step.student_memory) for m in _where(step)]
+        terms: list[list[Tensor]] = [[], []]
+        pairs = zip(self.maps(step), self.maps.indices(), self.adapters, strict=True)
+        for pair, level, adapter in pairs:
+            adapted = float32(adapter(pair.student * pair.valid))
+            error = (adapted - pair.teacher).square().sum(1).flatten(1)
+            for kind, mask in enumerate(masks):
+                cells = mean_over_processes(mask[level].sum()).clamp(min=1e-6)
+                terms[kind].append((error * mask[level]).sum() / (2 * cells))
+        return {
+            f"{self.name}/foreground": self.options.foreground * torch.stack(terms[0]).sum(),
+            f"{self.name}/background": self.options.background * torch.stack(terms[1]).sum(),
+        }
+
+
+def _where(step: Step) -> tuple[Tensor, Tensor]:
+    """``[B, S]`` ones on objects and on background; zero in the padding."""
+    foreground, background = scale_masks(step.targets, step.student_memory)
+    return (foreground > 0).to(torch.float32), (background > 0).to(torch.float32)

@@ -1,0 +1,275 @@
+"""OD-DETR: online distillation for detection transformers (2024): the teacher is an average.
+
+The teacher is the exponential moving average of the student (decay 0.9996, constant); recipes set
+``ema: 0.9996``, ``ema_rising: false`` and ``ema_evaluated: false``. Its assignment of ground truth
+to queries changes less from step to step than the student's and is taught in three ways:
+
+* matching distillation (section 3.2, equations 2 to 4) replaces the detection loss of the own
+  queries, see :mod:`distill.methods.matching_distillation`;
+* prediction distillation (section 3.3, equations 5 and 6): the student also answers the teacher's
+  queries; its scores follow the teacher's, its boxes where the teacher's are better;
+* an auxiliary group (section 3.4): for every decoder layer of the teacher the two best queries per
+  object, with their updated content and boxes, go through the student's decoder from the start.
+
+Equation 7 sums the parts. Where the paper is silent: layers are paired one to one; queries
+correspond by index, also for two-stage anchors; the student's cost of a layer decides which of two
+queries at a box is the costlier; prediction distillation uses the teacher's anchors and positions;
+queries without a box have no box distillation; the inner weights are the detection loss's. Losses
+of proposals and denoising queries stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from detr.config import Strict
+from detr.models import GroupOutput, QueryGroup, cxcywh_to_xyxy
+from distill.boxes import giou
+from distill.criterion import side_losses, weighted
+from distill.matcher import Matches, cost_matrix, join_matches, match, match_costs
+from distill.methods.auxiliary import best_queries, original_matches, stages
+from distill.methods.base import Method, Setting, float32
+from distill.methods.matching_distillation import (
+    Rules,
+    Truth,
+    matching_losses,
+    pair_iou,
+    quality_focal_loss,
+)
+from distill.step import PairedGroup, Step
+
+Exponent = Annotated[float, Field(ge=0)]
+
+
+class OdDetrOptions(Strict):
+    """Options of OD-DETR; the defaults are the complete method at the published values.
+
+    Attributes:
+        matching: Distil the matching; without it the own queries learn their own matches only.
+        matching_boxes: The teacher's matches also regress (else classification only, table 4).
+        classification: ``quality`` focal loss, or plain ``focal`` (table 3).
+        least_iou: Teacher matches count only above this IoU: 0.5 is conditional matching
+            distillation, the rival of table 3.
+        down_weight: w_d, of the costlier of two queries at a box; 1 switches it off.
+        down_weight_classes: w_d also weighs the classification (table 4).
+        matching_layers: Teacher layer whose matches a student layer gets: ``paired`` or ``final``.
+        cost_of: Whose matching cost decides which of two queries is the costlier.
+        shared_anchors: The student proposes from the tokens the teacher proposes from, so that
+            equal indices are equal places; for two-stage and mixed queries.
+        prediction: Distil predictions.
+        task_aligned: Scores of matched queries become score^alpha * IoU^beta (TOOD).
+        alpha, beta: These exponents.
+        listen: Boxes follow the teacher's only where those are better ("Listen2stu").
+        unmatched_boxes: Boxes of queries without an object follow, too (the naive rival).
+        positions: Whose positions and anchors the prediction group has.
+        stop_update: The teacher stands still once the learning rate has dropped.
+        auxiliary: Train the auxiliary group.
+        auxiliary_queries: Queries per object and teacher layer.
+        auxiliary_matching: ``both`` is matching distillation, ``original`` keeps the teacher's
+            matches, ``rematch`` makes new ones (the rivals).
+        auxiliary_sum: The groups of the teacher's layers add up (``sum``) or are averaged.
+    """
+
+    matching: bool = True
+    matching_boxes: bool = True
+    classification: Literal["quality", "focal"] = "quality"
+    least_iou: Annotated[float, Field(ge=0, le=1)] | None = None
+    down_weight: Annotated[float, Field(ge=0, le=1)] = 0.51
+    down_weight_classes: bool = False
+    matching_layers: Literal["paired", "final"] = "paired"
+    cost_of: Literal["student", "teacher"] = "student"
+    shared_anchors: bool = False
+    prediction: bool = True
+    task_aligned: bool = True
+    alpha: Exponent = 0.25
+    beta: Exponent = 0.75
+    listen: bool = True
+    unmatched_boxes: bool = False
+    positions: Literal["teacher", "student"] = "teacher"
+    stop_update: bool = True
+    auxiliary: bool = True
+    auxiliary_queries: Annotated[int, Field(ge=1)] = 2
+    auxiliary_matching: Literal["both", "original", "rematch"] = "both"
+    auxiliary_sum: Literal["sum", "mean"] = "sum"
+
+
+class OdDetr(Method):
+    """OD-DETR (2024): a running average of the student stabilises its matching and predictions."""
+
+    name: ClassVar[str] = "od_detr"
+    Options: ClassVar[type[Strict]] = OdDetrOptions
+    teacher: ClassVar[Literal["none", "frozen", "ema"]] = "ema"
+    replaces_detection_loss: ClassVar[bool] = True
+
+    def __init__(self, options: Strict, setting: Setting) -> None:
+        super().__init__()
+        self.options = o = cast(OdDetrOptions, options)
+        self.loss = setting.loss
+        self.cost = (setting.loss.cost_class, setting.loss.cost_l1, setting.loss.cost_giou)
+        self.learned = setting.student.config.query == "learned"
+        self.first_drop = setting.drops[0] if setting.drops else None
+        self.rules = Rules(
+            o.classification, o.least_iou, o.matching_boxes, o.down_weight, o.down_weight_classes
+        )
+
+    def updates_teacher(self, index: int) -> bool:
+        """Stop update (section 3.3): not after the learning rate has dropped."""
+        return not self.options.stop_update or self.first_drop is None or index < self.first_drop
+
+    def groups(self, step: Step) -> list[PairedGroup]:
+        """The teacher's queries for the student (section 3.3)."""
+        if self.options.shared_anchors:
+            self._share_anchors(step)
+        if not self.options.prediction:
+            return []
+        own = step.teacher_groups[0]
+        place = own if self.options.positions == "teacher" else step.student_groups[0]
+        role = f"{self.name}/prediction"
+        position = place.position if self.learned else None
+        group = QueryGroup(
+            role,
+            content=own.content.detach(),
+            reference=place.reference.detach(),
+            position=None if position is None else position.detach(),
+        )
+        return [PairedGroup(role, group, None)]
+
+    @staticmethod
+    def _share_anchors(step: Step) -> None:
+        """Remakes the student's own queries from the teacher's tokens."""
+        proposals = step.teacher_groups[0].proposals
+        if proposals is not None:
+            step.student_groups[0] = step.student.source(step.student_memory, proposals.indices)
+
+    def followup_groups(self, step: Step) -> list[QueryGroup]:
+        """The auxiliary group: one block per teacher layer (section 3.4)."""
+        if not self.options.auxiliary or not any(len(t.labels) for t in step.targets):
+            return []
+        chosen = best_queries(
+            step.teacher_outputs["own"], step.targets, self.cost, self.options.auxiliary_queries
+        )
+        return [chosen.group(f"{self.name}/auxiliary", self.learned)]
+
+    def detection_losses(self, step: Step) -> dict[str, Tensor]:
+        """``own/...`` by matching distillation; those of the other queries unchanged."""
+        own, teacher = step.student_outputs["own"], step.teacher_outputs["own"]
+        logits, boxes = torch.stack(own.logits), torch.stack(own.boxes)
+        costs = cost_matrix(logits, boxes, step.targets, self.cost)
+        matches = match_costs(costs, step.targets)
+        other = None
+        if self.options.matching:
+            other = self._teacher_matches(step)
+            if self.options.matching_layers == "final":
+                layers = len(own.logits)
+                other = join_matches([other.at(layers - 1, to=i) for i in range(layers)])
+        if self.options.cost_of == "teacher":
+            costs = cost_matrix(
+                torch.stack(teacher.logits), torch.stack(teacher.boxes), step.targets, self.cost
+            )
+        parts = matching_losses(
+            logits, boxes, step.targets, matches, other, costs, step.normalizer, self.rules
+        )
+        return weighted("own", parts, self.loss) | side_losses(
+            step.student_outputs, step.targets, step.normalizer, self.loss
+        )
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """``prediction_*`` (equations 5 and 6) and ``auxiliary_*``."""
+        losses: dict[str, Tensor] = {}
+        if self.options.prediction:
+            losses |= self._named("prediction", self._prediction(step))
+        if self.options.auxiliary:
+            losses |= self._named("auxiliary", self._auxiliary(step))
+        return losses
+
+    def _named(self, part: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A part's weighted losses."""
+        return {
+            f"{self.name}/{part}_{key.removeprefix('x/')}": value
+            for key, value in weighted("x", parts, self.loss).items()
+        }
+
+    def _teacher_matches(self, step: Step) -> Matches:
+        teacher = step.teacher_outputs["own"]
+        return match(
+            torch.stack(teacher.logits), torch.stack(teacher.boxes), step.targets, self.cost
+        )
+
+    def _prediction(self, step: Step) -> dict[str, Tensor]:
+        """Section 3.3 on all layers."""
+        options = self.options
+        student = step.student_outputs[f"{self.name}/prediction"]
+        teacher = step.teacher_outputs["own"]
+        logits, boxes = torch.stack(student.logits), float32(torch.stack(student.boxes))
+        their_boxes = float32(torch.stack(teacher.boxes)).detach()
+        matches, truth = self._teacher_matches(step), Truth.of(step.targets)
+        their_iou = pair_iou(their_boxes, matches, truth)
+        scores = self._scores(teacher, matches, their_iou, truth)
+        class_loss = quality_focal_loss(logits, scores).sum() / step.normalizer
+
+        place = (matches.layer, matches.image, matches.query)
+        entry = (*place, truth.of_pairs(matches)[1])
+        weight = scores[entry]
+        if options.listen:
+            weight = weight * (their_iou > pair_iou(boxes, matches, truth))
+        weights = torch.zeros_like(scores[..., 0])
+        if options.unmatched_boxes:
+            weights = scores.amax(-1)
+        weights[place] = weight
+        l1 = (boxes - their_boxes).abs().sum(-1)
+        overlap = giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(their_boxes))
+        return {
+            "class": class_loss,
+            "l1": (weights * l1).sum() / step.normalizer,
+            "giou": (weights * (1 - overlap)).sum() / step.normalizer,
+        }
+
+    def _scores(
+        self, teacher: GroupOutput, matches: Matches, their_iou: Tensor, truth: Truth
+    ) -> Tensor:
+        """The teacher's scores ``[L, B, N, K]``, those of matched queries by equation 5."""
+        scores = float32(torch.stack(teacher.logits)).detach().sigmoid()
+        if self.options.task_aligned:
+            labels = truth.of_pairs(matches)[1]
+            entry = (matches.layer, matches.image, matches.query, labels)
+            scores[entry] = scores[entry] ** self.options.alpha * their_iou**self.options.beta
+        return scores
+
+    def _auxiliary(self, step: Step) -> dict[str, Tensor]:
+        """Section 3.4: matching distillation on every teacher layer's block."""
+        output = step.student_outputs.get(f"{self.name}/auxiliary")
+        if output is None or not any(len(t.labels) for t in step.targets):
+            nothing = 0.0 * step.student_outputs["own"].logits[-1].sum()
+            return {"class": nothing, "l1": nothing, "giou": nothing}
+        chosen = best_queries(
+            step.teacher_outputs["own"], step.targets, self.cost, self.options.auxiliary_queries
+        )
+        logits, boxes = (
+            stages(torch.stack(x), chosen.stages) for x in (output.logits, output.boxes)
+        )
+        costs = cost_matrix(logits, boxes, step.targets, self.cost)
+        kind = self.options.auxiliary_matching
+        own = original = None
+        if kind != "original":
+            own = match(logits, boxes, step.targets, self.cost, chosen.padding)
+        if kind != "rematch":
+            original = original_matches(chosen, step.targets, len(output.logits))
+        first, second = (own, original) if own is not None else (original, None)
+        assert first is not None
+        parts = matching_losses(
+            logits,
+            boxes,
+            step.targets,
+            first,
+            second,
+            costs,
+            step.normalizer,
+            self.rules,
+            chosen.padding,
+        )
+        share = 1 / chosen.stages if self.options.auxiliary_sum == "mean" else 1.0
+        return {key: share * value for key, value in parts.items()}

@@ -1,0 +1,110 @@
+"""Deformable attention as if it were dense: which cell of the memory gets how much.
+
+A sampling point reads four cells bilinearly; its weight is split among them. Everything is
+differentiable in weights and locations. A dense map per query and head does not fit in memory at
+full size, so sums over queries are scattered directly, and two maps are compared over the few
+hundred cells either of them touches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from detr.models import LevelShapes, SampledAttention
+from distill.methods.base import float32
+
+
+@dataclass
+class Cells:
+    """Attention over memory cells, sparse.
+
+    Attributes:
+        index: ``[..., C]`` int64 cell among all levels' cells, in [0, size).
+        value: ``[..., C]`` float32; a cell that occurs repeatedly gets the sum.
+        size: Number of cells S.
+    """
+
+    index: Tensor
+    value: Tensor
+    size: int
+
+
+def attended_cells(sampled: SampledAttention, shapes: LevelShapes) -> Cells:
+    """Splits every sample among the four cells around it (align_corners false).
+
+    A sample at x in [0, 1] of the canvas lies at ``x * W - 0.5`` in cells; parts outside the map
+    are dropped, as the attention reads zero there.
+
+    Args:
+        sampled: Locations ``[B, N, M, V, P, 2]`` and weights ``[B, N, M, V, P]``.
+        shapes: (height, width) of the levels.
+
+    Returns:
+        Cells ``[B, N, M, V * P * 4]``.
+    """
+    locations, weights = float32(sampled.locations), float32(sampled.weights)
+    sizes = torch.tensor([(w, h) for h, w in shapes], device=weights.device)
+    counts = sizes.prod(-1)
+    starts = (counts.cumsum(0) - counts)[:, None]
+    width, height = sizes[:, None, 0], sizes[:, None, 1]
+    place = locations * sizes[:, None] - 0.5
+    low = place.detach().floor()
+    part = place - low
+    corner = low.long()
+    indices, values = [], []
+    for dx in (0, 1):
+        for dy in (0, 1):
+            x, y = corner[..., 0] + dx, corner[..., 1] + dy
+            share = (part[..., 0] if dx else 1 - part[..., 0]) * (
+                part[..., 1] if dy else 1 - part[..., 1]
+            )
+            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            cell = starts + y * width + x
+            indices.append(torch.where(inside, cell, 0).flatten(-2))
+            values.append((weights * share * inside).flatten(-2))
+    return Cells(torch.cat(indices, -1), torch.cat(values, -1), int(counts.sum()))
+
+
+def mean_heads(cells: Cells) -> Cells:
+    """Mean over the heads: ``[B, N, M, C]`` to ``[B, N, M * C]``."""
+    heads = cells.index.shape[-2]
+    return Cells(cells.index.flatten(-2), cells.value.flatten(-2) / heads, cells.size)
+
+
+def dense(cells: Cells) -> Tensor:
+    """``[..., S]`` map; for small maps and pictures."""
+    out = cells.value.new_zeros(*cells.index.shape[:-1], cells.size)
+    return out.scatter_add(-1, cells.index, cells.value)
+
+
+def spread(cells: Cells, weights: Tensor) -> Tensor:
+    """Weighted sum of the queries' maps, averaged over heads.
+
+    Args:
+        cells: ``[B, N, M, C]``.
+        weights: ``[B, N]``.
+
+    Returns:
+        ``[B, S]``.
+    """
+    pooled = mean_heads(cells)
+    values = pooled.value * weights[..., None]
+    out = values.new_zeros(len(values), cells.size)
+    return out.scatter_add(1, pooled.index.flatten(1), values.flatten(1))
+
+
+def squared_distance(first: Cells, second: Cells) -> Tensor:
+    """Sum of the squared differences of two maps of the same leading shape, a scalar.
+
+    Equal to ``(dense(first) - dense(second)).square().sum()`` without the dense maps.
+    """
+    rows = first.index.shape[:-1]
+    number = torch.arange(rows.numel(), device=first.index.device).reshape(*rows, 1)
+    keys = torch.cat([number * first.size + c.index for c in (first, second)], -1)
+    values = torch.cat((first.value, -second.value), -1)
+    unique, place = torch.unique(keys, return_inverse=True)
+    sums = values.new_zeros(len(unique)).index_add(0, place.flatten(), values.flatten())
+    return sums.square().sum()

@@ -1,0 +1,104 @@
+"""Comparisons: what a cell is, what a failure costs, what the table says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from detr.errors import UserError
+from distill.cli import main
+from distill.compare import Cell, Comparison, cell_recipe, compare
+from distill.recipe import Recipe, load_recipe
+
+
+def distilling(tiny: Recipe, **changes: object) -> Recipe:
+    settings = {"teacher": "runs/teacher", "methods": [{"clockdistill": {"copies": 2}}]}
+    return Recipe.model_validate({**tiny.model_dump(), **settings, **changes})
+
+
+def test_cells_differ_in_method_and_seed_only(tiny: Recipe) -> None:
+    recipe = distilling(tiny)
+    base, clock = cell_recipe(recipe, "baseline", 3), cell_recipe(recipe, "clockdistill", 3)
+    assert base.teacher is None and base.methods == () and base.seed == clock.seed == 3
+    assert clock.methods == ({"clockdistill": {"copies": 2}},) and clock.teacher == "runs/teacher"
+    both = cell_recipe(recipe, "d3etr+mgd", 0)
+    assert both.methods == ({"d3etr": {}}, {"mgd": {}})
+    same = {"name", "seed", "methods", "teacher"}
+    assert base.model_dump(exclude=same) == both.model_dump(exclude=same)
+
+
+def test_an_average_that_is_measured_keeps_following(tiny: Recipe) -> None:
+    recipe = distilling(tiny)
+    assert cell_recipe(recipe, "od_detr", 0).methods == ({"od_detr": {"stop_update": False}},)
+    only = distilling(tiny, ema_evaluated=False)
+    assert cell_recipe(only, "od_detr", 0).methods == ({"od_detr": {}},)
+    none = cell_recipe(distilling(tiny, ema=None), "od_detr", 0)
+    assert none.ema == 0.9996 and not none.ema_rising and not none.ema_evaluated
+
+
+def test_mistakes_are_told_before_anything_runs(tiny: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        compare(distilling(tiny), ["clockdistil"], 1, tmp_path / "out", run=lambda *_: None)
+    assert caught.value.code == "method-unknown" and not (tmp_path / "out").exists()
+    with pytest.raises(UserError) as caught:
+        cell_recipe(tiny, "fitnet", 0)
+    assert caught.value.code == "recipe-value" and "teacher" in caught.value.message
+
+
+def fake(path: Path, out: Path) -> str | None:
+    recipe = load_recipe(path)
+    if recipe.methods and "fgd" in recipe.methods[0]:
+        return "error[loss-not-finite]: step 3"
+    out.mkdir(parents=True, exist_ok=True)
+    ap = 0.2 + 0.1 * recipe.seed + (0.05 if recipe.methods else 0)
+    rows = [{"step": 2, "ms": 900}, {"step": 4, "ms": 500}, {"step": 4, "ap": ap, "ap50": 0.5}]
+    rows.append({"step": 4, "peak_mb": 100})
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return None
+
+
+def test_one_table_of_all_cells_and_a_failure_costs_only_itself(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    table = compare(distilling(tiny), ["clockdistill", "fgd"], 2, tmp_path, run=fake)
+    assert [(c.method, c.seed) for c in table.cells] == [
+        (m, s) for m in ("baseline", "clockdistill", "fgd") for s in (0, 1)
+    ]
+    rows = table.to_markdown().splitlines()[4:7]
+    # Baseline AP 20 and 30, with the method 25 and 35.
+    assert rows[0].startswith("| baseline | 25.0 ± 7.1 | 50.0 ± 0.0 | - |")
+    assert rows[0].endswith("| 0.500 ± 0.000 | 100 ± 0 | 2/2 |")
+    assert rows[1].startswith("| clockdistill | 30.0 ± 7.1 |")
+    assert rows[2] == "| fgd | - | - | - | - | - | - | - | - | 0/2 |"
+    assert "loss-not-finite" in table.to_markdown()
+    stored = Comparison.model_validate_json((tmp_path / "compare.json").read_text())
+    assert stored == table
+    assert (tmp_path / "compare.md").read_text() == table.to_markdown()
+    page = (tmp_path / "compare.html").read_text()
+    assert "<td>30.0 ± 7.1</td>" in page and "loss-not-finite" in page and "http" not in page
+
+
+def test_names_are_escaped() -> None:
+    cell = Cell(method="a", seed=0, error="<script>")
+    page = Comparison(recipe="r", data="<b>", steps=1, cells=[cell]).to_html()
+    assert "<script>" not in page and "<b>" not in page
+
+
+def test_a_comparison_through_the_command_line_goes_on(tiny: Recipe, tmp_path: Path) -> None:
+    """A method without a teacher, really trained, in processes of their own; then once more."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny.to_yaml())
+    out = tmp_path / "compare"
+    call = ["compare", str(path), "--methods", "stable_dino", "--out", str(out), "--json"]
+    call += ["--set", "steps=2", "--set", "batch_size=1"]
+    table = json.loads(CliRunner().invoke(main, call).stdout)
+    assert [c["method"] for c in table["cells"]] == ["baseline", "stable_dino"]
+    assert all(c["error"] is None and "ap" in c["values"] for c in table["cells"])
+    assert all(c["seconds"] > 0 and c["megabytes"] > 50 for c in table["cells"])
+    model = out / "cells" / "stable_dino-seed0" / "model.safetensors"
+    before = model.stat().st_mtime_ns
+    again = json.loads(CliRunner().invoke(main, call).stdout)
+    assert again == table and model.stat().st_mtime_ns == before
