@@ -71,7 +71,8 @@ static void run(int blocks, int threads, std::function<void()> kernel) {
 
 static void __syncthreads() { fibers::meet(); }
 static void __syncwarp() { fibers::meet(); }
-template <class T> static T __shfl_xor_sync(unsigned, T value, int other) {
+template <class T>
+static T __shfl_xor_sync(unsigned, T value, int other) {
     const int me = threadIdx.x;
     fibers::all[me].slot = value;
     fibers::meet();
@@ -79,4 +80,7 @@ template <class T> static T __shfl_xor_sync(unsigned, T value, int other) {
     fibers::meet();
     return received;
 }
-template <class T> static void atomicAdd(T *to, T value) { *to += value; }
+template <class T>
+static void atomicAdd(T *to, T value) {
+    *to += value;
+}

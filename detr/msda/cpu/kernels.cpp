@@ -1,5 +1,5 @@
-// The CPU kernels. Compiled once per instruction set with MSDA_TARGET naming it; no standard library
-// templates here, as their instances would be shared between the builds.
+// The CPU kernels. Compiled once per instruction set with MSDA_TARGET naming it; no standard
+// library templates here, as their instances would be shared between the builds.
 #include "kernels.hpp"
 
 #include "row.hpp"
@@ -8,7 +8,8 @@ namespace detr_msda {
 namespace MSDA_TARGET {
 namespace {
 
-template <int N> struct Width {
+template <int N>
+struct Width {
     static constexpr int value = N;
 };
 
@@ -18,7 +19,8 @@ MSDA_FUNCTION Index blocks_of(Index channel, Index channels, Visit visit) {
     for (; channel + N <= channels; channel += N) visit(Width<N>{}, channel);
     return channel;
 }
-template <class Visit> MSDA_FUNCTION void channel_blocks(Index channels, Visit visit) {
+template <class Visit>
+MSDA_FUNCTION void channel_blocks(Index channels, Visit visit) {
     Index channel = blocks_of<64>(0, channels, visit);
     channel = blocks_of<32>(channel, channels, visit);
     channel = blocks_of<16>(channel, channels, visit);
@@ -33,7 +35,8 @@ template <class Visit> MSDA_FUNCTION void channel_blocks(Index channels, Visit v
 constexpr Index kCapacity = kMostSamples;
 
 // Located samples, one array per quantity, at distances known at compile time.
-template <class Acc> struct alignas(64) Samples {
+template <class Acc>
+struct alignas(64) Samples {
     Acc x[kCapacity], y[kCapacity], weight[kCapacity];
     Acc fx[kCapacity], fy[kCapacity];
     Acc share[4][kCapacity];  // of the corners, times weight
@@ -89,17 +92,20 @@ struct Block {
         for (Index byte = 0; byte < run * sample_bytes; byte += 64) __builtin_prefetch(at + byte);
     }
     // Calls visit(sample in the problem, sample in the block) for each (query, head), in order.
-    template <class Visit> MSDA_FUNCTION void each_run(Visit visit) const {
+    template <class Visit>
+    MSDA_FUNCTION void each_run(Visit visit) const {
         Index to = 0;
         for (Index q = 0; q < queries; ++q) {
             Index from = ((query + q) * p.heads + first_head) * p.samples() + first_sample;
-            for (Index head = 0; head < heads; ++head, from += p.samples(), to += run) visit(from, to);
+            for (Index head = 0; head < heads; ++head, from += p.samples(), to += run)
+                visit(from, to);
         }
     }
 };
 
 template <class Acc>
-void locate_block(const Block &block, const Acc *locations, const Acc *weights, Samples<Acc> &samples) {
+void locate_block(const Block &block, const Acc *locations, const Acc *weights,
+                  Samples<Acc> &samples) {
     block.each_run([&](Index from, Index to) {
 #pragma GCC ivdep
         for (Index i = 0; i < block.run; ++i) {
@@ -111,8 +117,9 @@ void locate_block(const Block &block, const Acc *locations, const Acc *weights, 
     samples.locate_all(block.count());
 }
 
-// Copies the channels of some heads together: [tokens][columns] at `packed`. Left where they are, the
-// rows of one head all fall into the same few cache sets, and next to nothing of them stays in cache.
+// Copies the channels of some heads together: [tokens][columns] at `packed`. Left where they are,
+// the rows of one head all fall into the same few cache sets, and next to nothing of them stays in
+// cache.
 template <class Value>
 void pack(const Problem &p, const Value *values, Index columns, Value *packed) {
     for (Index token = 0; token < p.tokens; ++token) {
@@ -123,12 +130,14 @@ void pack(const Problem &p, const Value *values, Index columns, Value *packed) {
 }
 
 // Bytes of so many packed heads, rounded up to keep what follows aligned.
-template <class Value> Index packed_bytes(const Problem &p, Index heads) {
+template <class Value>
+Index packed_bytes(const Problem &p, Index heads) {
     return (p.tokens * heads * p.channels * Index(sizeof(Value)) + 63) / 64 * 64;
 }
 
 template <class Value>
-void forward(const Problem &p, const ForwardArrays &arrays, void *scratch, const ForwardUnit &unit) {
+void forward(const Problem &p, const ForwardArrays &arrays, void *scratch,
+             const ForwardUnit &unit) {
     using Acc = typename Accumulator<Value>::type;
     const Index row = p.heads * p.channels, all_heads = unit.last_head - unit.first_head;
     const Value *values = static_cast<const Value *>(arrays.value) + unit.image * p.tokens * row +
@@ -153,10 +162,13 @@ void forward(const Problem &p, const ForwardArrays &arrays, void *scratch, const
         const Index heads = unit.last_head - first_head < step ? unit.last_head - first_head : step;
         for (Index query = unit.first_query; query < unit.last_query; query += block_queries) {
             const Index left = unit.last_query - query;
-            const Block block{p,          unit.image * p.queries + query,
+            const Block block{p,
+                              unit.image * p.queries + query,
                               left < block_queries ? left : block_queries,
-                              first_head, heads,
-                              0,          p.samples()};
+                              first_head,
+                              heads,
+                              0,
+                              p.samples()};
             locate_block(block, static_cast<const Acc *>(arrays.locations),
                          static_cast<const Acc *>(arrays.weights), samples);
             for (Index i = 0, q = 0; q < block.queries; ++q) {
@@ -173,12 +185,13 @@ void forward(const Problem &p, const ForwardArrays &arrays, void *scratch, const
                         Part upper = Part::zero(), lower = Part::zero();
                         Index sample = i;
                         for (Index level = 0; level < p.levels; ++level) {
-                            const Value *base = values + p.starts[level] * stride + column + channel;
+                            const Value *base =
+                                values + p.starts[level] * stride + column + channel;
                             const Index down = p.widths[level] * stride;
                             for (Index point = 0; point < p.points; ++point, ++sample) {
-                                accumulate(upper, lower, base + samples.row[sample] * stride, stride,
-                                           down, samples.mask[sample], &samples.share[0][sample],
-                                           kCapacity);
+                                accumulate(upper, lower, base + samples.row[sample] * stride,
+                                           stride, down, samples.mask[sample],
+                                           &samples.share[0][sample], kCapacity);
                             }
                         }
                         upper.add(lower);
@@ -200,10 +213,12 @@ Index largest_level(const Problem &p) {
 }
 
 // Where a unit adds up the gradient of its values: half precision needs a wider copy.
-template <class Value> constexpr bool kSumsInPlace = sizeof(Value) >= sizeof(float);
+template <class Value>
+constexpr bool kSumsInPlace = sizeof(Value) >= sizeof(float);
 
 template <class Value>
-void backward(const Problem &p, const BackwardArrays &arrays, void *scratch, const BackwardUnit &unit) {
+void backward(const Problem &p, const BackwardArrays &arrays, void *scratch,
+              const BackwardUnit &unit) {
     using Acc = typename Accumulator<Value>::type;
     const Index points = p.points, heads = unit.last_head - unit.first_head;
     const Index width_of_unit = heads * p.channels, stride = p.heads * p.channels;
@@ -254,8 +269,8 @@ void backward(const Problem &p, const BackwardArrays &arrays, void *scratch, con
                     for (Index s = i; s < i + points; ++s) {
                         const Index row = samples.row[s];
                         const unsigned mask = samples.mask[s];
-                        const Corners<Acc> dot = corner_dots(gradient, values + row * stride + column,
-                                                             stride, width * stride, mask);
+                        const Corners<Acc> dot = corner_dots(
+                            gradient, values + row * stride + column, stride, width * stride, mask);
                         dots[s].top_left += dot.top_left;
                         dots[s].top_right += dot.top_right;
                         dots[s].bottom_left += dot.bottom_left;
@@ -290,7 +305,8 @@ void backward(const Problem &p, const BackwardArrays &arrays, void *scratch, con
 }
 
 // Runs body(Value{}) for the value type of a call.
-template <class Body> auto with_type(ValueType type, Body body) {
+template <class Body>
+auto with_type(ValueType type, Body body) {
     switch (type) {
         case ValueType::float64:
             return body(double{});
@@ -313,7 +329,8 @@ Index forward_scratch(const Problem &p, ValueType type, Index packed_heads) {
 Index backward_scratch(const Problem &p, ValueType type, Index heads) {
     return with_type(type, [&](auto value) {
         using Acc = typename Accumulator<decltype(value)>::type;
-        const Index sums = kSumsInPlace<decltype(value)> ? 0 : largest_level(p) * heads * p.channels;
+        const Index sums =
+            kSumsInPlace<decltype(value)> ? 0 : largest_level(p) * heads * p.channels;
         return Index(sizeof(Samples<Acc>)) + Index(sizeof(Corners<Acc>)) * kCapacity +
                sums * Index(sizeof(Acc));
     });
@@ -345,8 +362,8 @@ void run_backward(const Problem &p, ValueType type, const BackwardArrays &arrays
 
 const Kernels &MSDA_JOIN(kernels_, MSDA_TARGET)() {
     using namespace MSDA_TARGET;
-    static const Kernels kernels{MSDA_TEXT(MSDA_TARGET), forward_scratch, backward_scratch, run_forward,
-                                 run_backward};
+    static const Kernels kernels{MSDA_TEXT(MSDA_TARGET), forward_scratch, backward_scratch,
+                                 run_forward, run_backward};
     return kernels;
 }
 

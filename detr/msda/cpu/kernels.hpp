@@ -23,8 +23,9 @@ struct ForwardUnit {
     bool packed;  // copy these heads' values together first
 };
 
-// All gradients of one image and level and some heads. No two such units write to the same place, and
-// each adds up in the order of the queries: the result has the same bits however work is shared out.
+// All gradients of one image and level and some heads. No two such units write to the same place,
+// and each adds up in the order of the queries: the result has the same bits however work is shared
+// out.
 struct BackwardUnit {
     long long image, level, first_head, last_head;
 };
@@ -41,11 +42,12 @@ struct BackwardArrays {
 
 struct Kernels {
     const char *name;
-    // Bytes of scratch a thread needs: with so many heads packed, or in the backward pass for units of
-    // so many heads, which may have kMostSamples samples of one level between them.
+    // Bytes of scratch a thread needs: with so many heads packed, or in the backward pass for units
+    // of so many heads, which may have kMostSamples samples of one level between them.
     long long (*forward_scratch)(const Problem &, ValueType, long long packed_heads);
     long long (*backward_scratch)(const Problem &, ValueType, long long heads);
-    void (*forward)(const Problem &, ValueType, const ForwardArrays &, void *scratch, const ForwardUnit &);
+    void (*forward)(const Problem &, ValueType, const ForwardArrays &, void *scratch,
+                    const ForwardUnit &);
     void (*backward)(const Problem &, ValueType, const BackwardArrays &, void *scratch,
                      const BackwardUnit &);
 };

@@ -61,7 +61,8 @@ ValueType value_type(nb::dlpack::dtype type) {
     throw std::invalid_argument("values must be float16, bfloat16, float32 or float64");
 }
 
-template <class A> void expect(const char *name, const A &array, const Sizes &sizes) {
+template <class A>
+void expect(const char *name, const A &array, const Sizes &sizes) {
     bool same = array.ndim() == sizes.size();
     for (size_t i = 0; same && i < sizes.size(); ++i) same = (long long)array.shape(i) == sizes[i];
     if (!same) throw std::invalid_argument(std::string(name) + " has the wrong shape");
@@ -79,7 +80,8 @@ struct Call {
         : type(value_type(value.dtype())) {
         long long tokens = 0;
         for (const auto &[height, width] : shapes) {
-            if (height < 1 || width < 1) throw std::invalid_argument("level sizes must be positive");
+            if (height < 1 || width < 1)
+                throw std::invalid_argument("level sizes must be positive");
             heights.push_back(height);
             widths.push_back(width);
             starts.push_back(tokens);
@@ -104,12 +106,13 @@ struct Call {
         expect("weights", weights, weight_sizes);
         expect_coordinates("locations", locations.dtype());
         expect_coordinates("weights", weights.dtype());
-        problem = {batch,  tokens,         heads,         channels,     queries, levels,
-                   points, heights.data(), widths.data(), starts.data()};
+        problem = {batch,  tokens, heads,          channels,      queries,
+                   levels, points, heights.data(), widths.data(), starts.data()};
     }
     void expect_coordinates(const char *name, nb::dlpack::dtype actual) const {
         const auto wanted = type == ValueType::float64 ? nb::dtype<double>() : nb::dtype<float>();
-        if (!(actual == wanted)) throw std::invalid_argument(std::string(name) + " has the wrong dtype");
+        if (!(actual == wanted))
+            throw std::invalid_argument(std::string(name) + " has the wrong dtype");
     }
     void expect_values(const char *name, nb::dlpack::dtype actual) const {
         if (value_type(actual) != type) {
@@ -120,7 +123,7 @@ struct Call {
 
 // Scratch memory of all threads, each part starting on its own cache line.
 class Scratch {
-   public:
+ public:
     Scratch(long long bytes, int threads)
         : step_((bytes + 63) / 64 * 64), memory_(new char[step_ * threads + 64]) {}
     void *of(int worker) {
@@ -128,15 +131,18 @@ class Scratch {
         return reinterpret_cast<char *>((address + 63) / 64 * 64) + worker * step_;
     }
 
-   private:
+ private:
     long long step_;
     std::unique_ptr<char[]> memory_;
 };
 
-template <class Body> void parallel_for(long long count, int threads, Body body) {
+template <class Body>
+void parallel_for(long long count, int threads, Body body) {
     parallel(
         count, threads,
-        [](void *context, long long index, int worker) { (*static_cast<Body *>(context))(index, worker); },
+        [](void *context, long long index, int worker) {
+            (*static_cast<Body *>(context))(index, worker);
+        },
         &body);
 }
 
@@ -184,14 +190,15 @@ void backward(const ConstArray &grad_out, const ConstArray &value,
     call.expect_coordinates("grad_locations", grad_locations.dtype());
     call.expect_coordinates("grad_weights", grad_weights.dtype());
     const Kernels &kernels = kernels_of(target);
-    const BackwardArrays arrays{grad_out.data(),   value.data(),          locations.data(),
-                                weights.data(),    grad_value.data(),     grad_locations.data(),
+    const BackwardArrays arrays{grad_out.data(),    value.data(),      locations.data(),
+                                weights.data(),     grad_value.data(), grad_locations.data(),
                                 grad_weights.data()};
     threads = std::max(threads, 1);
     const Problem &problem = call.problem;
     // Few heads to a unit share the work out better, many read memory in longer runs.
     const long long units = std::max(problem.batch * problem.levels, 1LL);
-    const long long wanted = std::clamp((threads * 4 + units - 1) / units, 1LL, std::max(problem.heads, 1LL));
+    const long long wanted =
+        std::clamp((threads * 4 + units - 1) / units, 1LL, std::max(problem.heads, 1LL));
     const long long fitting = kMostSamples / std::max(problem.points, 1LL);
     const long long heads = std::min((problem.heads + wanted - 1) / wanted, fitting);
     const long long parts = (problem.heads + heads - 1) / std::max(heads, 1LL);

@@ -11,7 +11,7 @@ namespace detr_msda {
 namespace {
 
 class Pool {
-   public:
+ public:
     bool owned_by_this_process() const { return process_ == getpid(); }
     bool try_begin() { return !busy_.exchange(true, std::memory_order_acquire); }
 
@@ -36,7 +36,7 @@ class Pool {
         busy_.store(false, std::memory_order_release);
     }
 
-   private:
+ private:
     void drain(int worker) {
         for (long long index; (index = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) {
             task_(context_, index, worker);

@@ -18,25 +18,33 @@
 namespace detr_msda {
 namespace MSDA_TARGET {
 
-template <class T, int N> struct Vector {
+template <class T, int N>
+struct Vector {
     typedef T type __attribute__((vector_size(N * sizeof(T))));
     typedef T unaligned __attribute__((vector_size(N * sizeof(T)), aligned(alignof(T)), may_alias));
 };
 
-template <class T, int N> MSDA_FUNCTION typename Vector<T, N>::type load_raw(const void *from) {
+template <class T, int N>
+MSDA_FUNCTION typename Vector<T, N>::type load_raw(const void *from) {
     return *static_cast<const typename Vector<T, N>::unaligned *>(from);
 }
 
-template <int N> MSDA_FUNCTION auto widen_vector(const float *from) { return load_raw<float, N>(from); }
-template <int N> MSDA_FUNCTION auto widen_vector(const double *from) {
+template <int N>
+MSDA_FUNCTION auto widen_vector(const float *from) {
+    return load_raw<float, N>(from);
+}
+template <int N>
+MSDA_FUNCTION auto widen_vector(const double *from) {
     return load_raw<double, N>(from);
 }
-template <int N> MSDA_FUNCTION auto widen_vector(const BFloat16 *from) {
+template <int N>
+MSDA_FUNCTION auto widen_vector(const BFloat16 *from) {
     const auto narrow = load_raw<unsigned short, N>(from);
     const auto wide = __builtin_convertvector(narrow, typename Vector<unsigned, N>::type) << 16;
     return reinterpret_cast<typename Vector<float, N>::type>(wide);
 }
-template <int N> MSDA_FUNCTION auto widen_vector(const Half *from) {
+template <int N>
+MSDA_FUNCTION auto widen_vector(const Half *from) {
 #if defined(__AVX512F__)
     if constexpr (N == 16) {
         return reinterpret_cast<typename Vector<float, 16>::type>(
@@ -44,7 +52,7 @@ template <int N> MSDA_FUNCTION auto widen_vector(const Half *from) {
     } else
 #endif
 #if defined(__F16C__)
-    if constexpr (N == 8) {
+        if constexpr (N == 8) {
         return reinterpret_cast<typename Vector<float, 8>::type>(
             _mm256_cvtph_ps(reinterpret_cast<__m128i>(load_raw<unsigned short, 8>(from))));
     } else
@@ -56,18 +64,22 @@ template <int N> MSDA_FUNCTION auto widen_vector(const Half *from) {
     }
 }
 
-template <int N, class V, class Value> MSDA_FUNCTION void narrow_vector(V wide, Value *to) {
+template <int N, class V, class Value>
+MSDA_FUNCTION void narrow_vector(V wide, Value *to) {
     for (int i = 0; i < N; ++i) to[i] = narrow<Value>(wide[i] + 0);
 }
 #if defined(__F16C__)
-template <int N, class V> MSDA_FUNCTION void narrow_vector(V wide, Half *to) {
+template <int N, class V>
+MSDA_FUNCTION void narrow_vector(V wide, Half *to) {
     if constexpr (N == 8) {
-        _mm_storeu_si128(reinterpret_cast<__m128i *>(to),
-                         _mm256_cvtps_ph(reinterpret_cast<__m256>(wide), _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128(
+            reinterpret_cast<__m128i *>(to),
+            _mm256_cvtps_ph(reinterpret_cast<__m256>(wide), _MM_FROUND_TO_NEAREST_INT));
 #if defined(__AVX512F__)
     } else if constexpr (N == 16) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i *>(to),
-                            _mm512_cvtps_ph(reinterpret_cast<__m512>(wide), _MM_FROUND_TO_NEAREST_INT));
+        _mm256_storeu_si256(
+            reinterpret_cast<__m256i *>(to),
+            _mm512_cvtps_ph(reinterpret_cast<__m512>(wide), _MM_FROUND_TO_NEAREST_INT));
 #endif
     } else {
         for (int i = 0; i < N; ++i) to[i] = narrow<Half>(wide[i] + 0);
@@ -75,7 +87,8 @@ template <int N, class V> MSDA_FUNCTION void narrow_vector(V wide, Half *to) {
 }
 #endif
 
-template <int N, class V> MSDA_FUNCTION auto sum(V vector) {
+template <int N, class V>
+MSDA_FUNCTION auto sum(V vector) {
     if constexpr (N == 1) {
         return vector[0];
     } else {
@@ -93,9 +106,9 @@ template <int N, class V, class Acc = decltype(V{}[0] + V{}[0])>
 MSDA_FUNCTION Corners<Acc> sums(V a, V b, V c, V d) {
 #if defined(__AVX__)
     if constexpr (N == 8 && sizeof(Acc) == 4) {
-        const __m256 halves =
-            _mm256_hadd_ps(_mm256_hadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)),
-                           _mm256_hadd_ps(reinterpret_cast<__m256>(c), reinterpret_cast<__m256>(d)));
+        const __m256 halves = _mm256_hadd_ps(
+            _mm256_hadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)),
+            _mm256_hadd_ps(reinterpret_cast<__m256>(c), reinterpret_cast<__m256>(d)));
         return bit_cast<Corners<Acc>>(
             _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
     }
@@ -114,7 +127,8 @@ MSDA_FUNCTION Corners<Acc> sums(V a, V b, V c, V d) {
 }
 
 // N channels (a power of two) of accumulator type Acc.
-template <class Acc, int N> struct Row {
+template <class Acc, int N>
+struct Row {
     using Scalar = Acc;
     static constexpr int kWidth =
         N * sizeof(Acc) <= MSDA_VECTOR_BYTES ? N : MSDA_VECTOR_BYTES / int(sizeof(Acc));
@@ -122,7 +136,8 @@ template <class Acc, int N> struct Row {
     using V = typename Vector<Acc, kWidth>::type;
     V part[kCount];
 
-    template <class Value> static MSDA_FUNCTION Row load(const Value *from) {
+    template <class Value>
+    static MSDA_FUNCTION Row load(const Value *from) {
         Row row;
 #pragma GCC unroll 16
         for (int i = 0; i < kCount; ++i) row.part[i] = widen_vector<kWidth>(from + i * kWidth);
@@ -157,11 +172,13 @@ template <class Acc, int N> struct Row {
     MSDA_FUNCTION Corners<Acc> dots(const Row &a, const Row &b, const Row &c, const Row &d) const {
         return sums<kWidth>(products(a), products(b), products(c), products(d));
     }
-    template <class Value> MSDA_FUNCTION void store(Value *to) const {
+    template <class Value>
+    MSDA_FUNCTION void store(Value *to) const {
         if constexpr (sizeof(Value) == sizeof(Acc)) {
 #pragma GCC unroll 16
             for (int i = 0; i < kCount; ++i) {
-                *reinterpret_cast<typename Vector<Acc, kWidth>::unaligned *>(to + i * kWidth) = part[i];
+                *reinterpret_cast<typename Vector<Acc, kWidth>::unaligned *>(to + i * kWidth) =
+                    part[i];
             }
         } else {
 #pragma GCC unroll 16

@@ -7,9 +7,9 @@
 //   MSDA_SIZES                   optional: {height, width}, ... of each level; otherwise the last
 //                                argument of each kernel
 //   MSDA_LANE_CHANNELS           channels per thread, a divisor of D (loads of 16 bytes at best)
-//   MSDA_LANES                   threads per head: the power of two not below D / MSDA_LANE_CHANNELS
-//   MSDA_THREADS                 threads per block
-//   MSDA_FORWARD_ONLY            optional: leave the backward kernel out
+//   MSDA_LANES                   threads per head: the power of two not below D /
+//   MSDA_LANE_CHANNELS MSDA_THREADS                 threads per block MSDA_FORWARD_ONLY optional:
+//   leave the backward kernel out
 //
 // One block serves kGroups neighbouring (image, query, head) triples. First its threads locate the
 // samples of all of them, each sample once; then MSDA_LANES threads per triple read the corners.
@@ -77,7 +77,8 @@ struct Lane {
         for (int i = 0; i < kLaneChannels; ++i) total += part[i] * other.part[i];
         return total;
     }
-    MSDA_FUNCTION Corners<Acc> dots(const Lane &a, const Lane &b, const Lane &c, const Lane &d) const {
+    MSDA_FUNCTION Corners<Acc> dots(const Lane &a, const Lane &b, const Lane &c,
+                                    const Lane &d) const {
         return {dot(a), dot(b), dot(c), dot(d)};
     }
     MSDA_FUNCTION void store(Value *to) const {
@@ -131,8 +132,8 @@ struct StagedGradient {
 // Locates the samples of the block's groups, `first` being the first; calls keep(index, sample,
 // weight).
 template <class Keep>
-__device__ __forceinline__ void stage(const Acc *locations, const Acc *weights, int first, int groups,
-                                      const Levels &levels, Staged *staged, Keep keep) {
+__device__ __forceinline__ void stage(const Acc *locations, const Acc *weights, int first,
+                                      int groups, const Levels &levels, Staged *staged, Keep keep) {
     for (int i = threadIdx.x; i < kGroups * kSamples; i += kThreads) {
         const Index at = Index(first) * kSamples + i;
         if (at >= Index(groups) * kSamples) break;
@@ -180,8 +181,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 #pragma unroll 4
     for (int i = 0; i < kSamples; ++i) {
         const Staged sample = staged[local * kSamples + i];
-        accumulate(upper, lower, base + sample.token * kStride, kStride, sample.down(), sample.mask(),
-                   &sample.share.top_left, 1);
+        accumulate(upper, lower, base + sample.token * kStride, kStride, sample.down(),
+                   sample.mask(), &sample.share.top_left, 1);
     }
     upper.add(1, lower);
     upper.store(out + Index(group) * kChannels + channel);
@@ -212,7 +213,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     const Index offset = active ? group / kHeads / queries * tokens_of(levels) * kStride +
                                       group % kHeads * kChannels + channel
                                 : 0;
-    const Lane gradient = active ? Lane::load(grad_out + Index(group) * kChannels + channel) : Lane::zero();
+    const Lane gradient =
+        active ? Lane::load(grad_out + Index(group) * kChannels + channel) : Lane::zero();
     for (int i = local * kSamples; i < (local + 1) * kSamples; ++i) {
         SampleGradient<Acc> sum{0, 0, 0};
         if (active) {
@@ -221,8 +223,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
             const Index at = offset + sample.token * kStride;
             const Corners<Acc> dots =
                 corner_dots(gradient, value + at, kStride, sample.down(), sample.mask());
-            // The gradients are linear in the scalar products: each lane has its channels' part. The
-            // level's size comes in as they are written out.
+            // The gradients are linear in the scalar products: each lane has its channels' part.
+            // The level's size comes in as they are written out.
             sum = sample_gradient(dots, share.x, share.y, share.weight, 1, 1);
             scatter(gradient, grad_value + at, kStride, sample.down(), sample.mask(), sample.share);
         }

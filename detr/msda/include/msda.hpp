@@ -2,14 +2,16 @@
 // CPU (C++17) and for CUDA (nvcc and NVRTC).
 //
 //   out[b, q, m, :] = sum over levels v and points p of
-//                     weight[b, q, m, v, p] * bilinear(value[b, level v, m, :], location[b, q, m, v, p])
+//                     weight[b, q, m, v, p] * bilinear(value[b, level v, m, :], location[b, q, m,
+//                     v, p])
 //
 // Locations are (x, y) in [0, 1] of the level; texel centres lie at (i + 0.5) / size (grid_sample's
-// align_corners=False) and everything outside a level is zero. Source: Zhu et al., "Deformable DETR",
-// arXiv 2010.04159, equation 3.
+// align_corners=False) and everything outside a level is zero. Source: Zhu et al., "Deformable
+// DETR", arXiv 2010.04159, equation 3.
 //
-// Values may be stored in half precision. Coordinates, weights and sums are always float (double for
-// double values): in half precision the coordinate grid of a 156-column map is an eighth of a cell.
+// Values may be stored in half precision. Coordinates, weights and sums are always float (double
+// for double values): in half precision the coordinate grid of a 156-column map is an eighth of a
+// cell.
 #pragma once
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
@@ -37,14 +39,17 @@ struct BFloat16 {
 };
 
 // Type of coordinates, weights and sums for a type of stored values.
-template <class Value> struct Accumulator {
+template <class Value>
+struct Accumulator {
     using type = float;
 };
-template <> struct Accumulator<double> {
+template <>
+struct Accumulator<double> {
     using type = double;
 };
 
-template <class To, class From> MSDA_FUNCTION To bit_cast(From from) {
+template <class To, class From>
+MSDA_FUNCTION To bit_cast(From from) {
     static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
     To to;
 #if defined(__CUDA_ARCH__)
@@ -87,17 +92,20 @@ MSDA_FUNCTION float widen(Half value) {
 #endif
 }
 
-template <class Value, class Acc> MSDA_FUNCTION Value narrow(Acc value) {
+template <class Value, class Acc>
+MSDA_FUNCTION Value narrow(Acc value) {
     return static_cast<Value>(value);
 }
-template <> MSDA_FUNCTION BFloat16 narrow<BFloat16, float>(float value) {
+template <>
+MSDA_FUNCTION BFloat16 narrow<BFloat16, float>(float value) {
     const unsigned bits = bit_cast<unsigned>(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) {
         return BFloat16{static_cast<unsigned short>((bits >> 16) | 0x40u)};  // keep NaN a NaN
     }
     return BFloat16{static_cast<unsigned short>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
-template <> MSDA_FUNCTION Half narrow<Half, float>(float value) {
+template <>
+MSDA_FUNCTION Half narrow<Half, float>(float value) {
 #if defined(__CUDA_ARCH__)
     unsigned short result;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result) : "f"(value));
@@ -121,17 +129,20 @@ template <> MSDA_FUNCTION Half narrow<Half, float>(float value) {
 }
 
 // Where one sample falls in its level.
-template <class Acc> struct Sample {
-    int row;        // top left corner, counted in rows of the level (may lie outside)
-    unsigned mask;  // which corners are inside: 1 top left, 2 top right, 4 bottom left, 8 bottom right
-    Acc fx, fy;     // share of the right and of the bottom corners
+template <class Acc>
+struct Sample {
+    int row;  // top left corner, counted in rows of the level (may lie outside)
+    unsigned
+        mask;    // which corners are inside: 1 top left, 2 top right, 4 bottom left, 8 bottom right
+    Acc fx, fy;  // share of the right and of the bottom corners
 };
 
 constexpr unsigned kAllCorners = 15u;
 
-// Locates (x, y) in a level. Far away, infinite and NaN coordinates give an empty mask. No branches,
-// so that a loop over samples vectorises.
-template <class Acc> MSDA_FUNCTION Sample<Acc> locate(Acc x, Acc y, int height, int width) {
+// Locates (x, y) in a level. Far away, infinite and NaN coordinates give an empty mask. No
+// branches, so that a loop over samples vectorises.
+template <class Acc>
+MSDA_FUNCTION Sample<Acc> locate(Acc x, Acc y, int height, int width) {
     const Acc w = static_cast<Acc>(width), h = static_cast<Acc>(height);
     const Acc half = static_cast<Acc>(0.5), zero = static_cast<Acc>(0), low = static_cast<Acc>(-1);
     const Acc u = fused(x, w, -half), v = fused(y, h, -half);
@@ -154,10 +165,12 @@ template <class Acc> MSDA_FUNCTION Sample<Acc> locate(Acc x, Acc y, int height, 
 }
 
 // Bilinear shares of the four corners, times `scale`.
-template <class Acc> struct Corners {
+template <class Acc>
+struct Corners {
     Acc top_left, top_right, bottom_left, bottom_right;
 };
-template <class Acc> MSDA_FUNCTION Corners<Acc> corner_shares(Acc fx, Acc fy, Acc scale) {
+template <class Acc>
+MSDA_FUNCTION Corners<Acc> corner_shares(Acc fx, Acc fy, Acc scale) {
     const Acc one = static_cast<Acc>(1);
     const Acc top = (one - fy) * scale, bottom = fy * scale;
     return {top * (one - fx), top * fx, bottom * (one - fx), bottom * fx};
@@ -165,7 +178,8 @@ template <class Acc> MSDA_FUNCTION Corners<Acc> corner_shares(Acc fx, Acc fy, Ac
 
 // Gradients of one sample with respect to its weight and location, from the scalar products of the
 // output's gradient with the four corners (zero for corners outside).
-template <class Acc> struct SampleGradient {
+template <class Acc>
+struct SampleGradient {
     Acc weight, x, y;
 };
 template <class Acc>
@@ -174,25 +188,26 @@ MSDA_FUNCTION SampleGradient<Acc> sample_gradient(Corners<Acc> dot, Acc fx, Acc 
     const Acc one = static_cast<Acc>(1);
     const Acc top = dot.top_left + fx * (dot.top_right - dot.top_left);
     const Acc bottom = dot.bottom_left + fx * (dot.bottom_right - dot.bottom_left);
-    const Acc along_x = (one - fy) * (dot.top_right - dot.top_left) +
-                        fy * (dot.bottom_right - dot.bottom_left);
+    const Acc along_x =
+        (one - fy) * (dot.top_right - dot.top_left) + fy * (dot.bottom_right - dot.bottom_left);
     return {top + fy * (bottom - top), weight * static_cast<Acc>(width) * along_x,
             weight * static_cast<Acc>(height) * (bottom - top)};
 }
 
 // Keeps the compiler from folding a pointer into something else that it knows. Two uses: corners
-// that are pointers of their own make shorter instructions than base plus index, and a second pointer
-// to the shares lets the usual path load each share where it is used.
+// that are pointers of their own make shorter instructions than base plus index, and a second
+// pointer to the shares lets the usual path load each share where it is used.
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define MSDA_OPAQUE(pointer)
 #else
 #define MSDA_OPAQUE(pointer) asm("" : "+r"(pointer))
 #endif
 
-// Adds one sample to two running sums of `Row` (a few channels in registers): two, because the upper
-// and the lower pair of corners then form separate chains of dependent additions.
-// `corner` points at the top left corner's channels; `stride` is one row, `down` one line, in values.
-// The shares of the corners lie `step` apart at `share`: top left, top right, bottom left, bottom right.
+// Adds one sample to two running sums of `Row` (a few channels in registers): two, because the
+// upper and the lower pair of corners then form separate chains of dependent additions. `corner`
+// points at the top left corner's channels; `stride` is one row, `down` one line, in values. The
+// shares of the corners lie `step` apart at `share`: top left, top right, bottom left, bottom
+// right.
 template <class Row, class Value, class Acc>
 MSDA_FUNCTION void accumulate(Row &upper, Row &lower, const Value *corner, Index stride, Index down,
                               unsigned mask, const Acc *share, Index step) {
