@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from detr import msda
 from detr.data.preprocess import Inputs
+from detr.types import FloatArray
 from engines.base import Engine, RawDetections
 from engines.bundle import OUTPUTS, Bundle
 from engines.ort_engine import session_options
@@ -64,6 +65,7 @@ class NativeEngine(Engine):
         self.versions = {"onnxruntime": ort.__version__}
         self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
         self._threads = threads
+        self._kept: dict[str, FloatArray] = {}
         parts = split(onnx.load(str(bundle.model)))
         self._steps = [
             (_Piece(segment, threads), attention, last)
@@ -90,7 +92,12 @@ class NativeEngine(Engine):
             _view(values[name])
             for name in (attention.value, attention.locations, attention.weights)
         )
-        out = msda.forward(value, attention.shapes, locations, weights, threads=self._threads)
+        # A large array taken anew for each call costs more in page faults than in arithmetic.
+        kept = self._kept.get(attention.output)
+        if kept is not None and kept.shape[:2] != locations.shape[:2]:
+            kept = None
+        out = msda.forward(value, attention.shapes, locations, weights, kept, self._threads)
+        self._kept[attention.output] = out
         return ort.OrtValue.ortvalue_from_numpy(out)
 
 
