@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.inliner
 import torch
 
 from detr.config import BackboneConfig, ClassMap, DetectorConfig
@@ -69,8 +71,11 @@ def main() -> None:
         except ModuleNotFoundError:
             print("openvino: not installed")
         else:
+            # OpenVINO's ONNX reader knows no model-local functions.
+            plain = onnx.inliner.inline_local_functions(onnx.load(str(path / "model.onnx")))
+            onnx.save(plain, Path(scratch) / "plain.onnx")
             model = openvino.compile_model(
-                path / "model.onnx", "CPU", {"INFERENCE_NUM_THREADS": THREADS}
+                Path(scratch) / "plain.onnx", "CPU", {"INFERENCE_NUM_THREADS": THREADS}
             )
             feed = [inputs.images, inputs.valid_sizes, inputs.original_sizes]
             calls["openvino"] = lambda: model(feed)[1]
