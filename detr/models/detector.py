@@ -55,7 +55,7 @@ class Detector(nn.Module):
         features = self.backbone(images)
         levels = self.neck(features)
         shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in levels)
-        ratios = valid_ratios(valid_sizes, shapes, self.strides)
+        ratios = valid_ratios(valid_sizes, shapes, (images.shape[-2], images.shape[-1]))
         padding = padding_mask(ratios, shapes)
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], 1)
         positions = self.encoder.positions(ratios, shapes)
