@@ -98,9 +98,10 @@ class Detector(nn.Module):
         return self._told(self.source(memory))
 
     def _told(self, own: QueryGroup) -> QueryGroup:
-        """The group, its content saying that it is not for denoising where the model tells."""
-        if self.denoiser is not None and not self.denoiser.config.contrastive:
-            own.content = self.denoiser.unknown().expand_as(own.content)
+        """The group, its content that of an unknown label where it has none of its own (DN-DETR)."""
+        denoiser, dense = self.denoiser, self.config.attention != "deformable"
+        if denoiser is not None and dense and not denoiser.config.contrastive:
+            own.content = denoiser.unknown().expand_as(own.content)
         return own
 
     def decode(

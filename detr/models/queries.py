@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from detr.config import DetectorConfig
 from detr.errors import UserError
@@ -102,7 +103,8 @@ class AnchorQueries(QuerySource):
 
     The content is zero or one of a few learned patterns, each of which is paired with every anchor.
     With deformable attention it is learned per anchor (DAB-Deformable-DETR), and positions are
-    those on the padded canvas of level 0. With denoising, the content says "unknown label", see
+    those on the padded canvas of level 0. With denoising, the last channel tells these queries (0)
+    from denoising ones (1); where content would be zero, the rest says "unknown label", see
     :class:`detr.models.denoising.Denoiser`.
     """
 
@@ -117,10 +119,9 @@ class AnchorQueries(QuerySource):
             with torch.no_grad():
                 centres = self.anchors.weight[:, :2]
                 centres.copy_(inverse_sigmoid(torch.rand_like(centres)))
-        contents = config.patterns
-        if config.attention == "deformable" and config.denoising is None:
-            contents = config.queries
-        self.content = nn.Embedding(contents, config.width) if contents else None
+        deformable, told = config.attention == "deformable", config.denoising is not None
+        count = config.queries if deformable else config.patterns
+        self.content = nn.Embedding(count, config.width - told) if count else None
         self.reference_mlp = MLP(2 * config.width, config.width, config.width)
 
     def forward(self, memory: Memory) -> QueryGroup:
@@ -133,7 +134,7 @@ class AnchorQueries(QuerySource):
             content = self.content.weight.repeat_interleave(config.queries, 0)
             anchors = anchors.repeat(config.patterns, 1)
         else:
-            content = self.content.weight
+            content = functional.pad(self.content.weight, (0, int(config.denoising is not None)))
         return QueryGroup(
             role="own",
             content=content[None].expand(batch, -1, -1),

@@ -54,7 +54,7 @@ def rules(config: DetectorConfig) -> tuple[Rule, ...]:
         Rule(rf"{encoder}self_attn_layer_norm\.{_WB}", r"encoder.layers.\1.norm.\2"),
         *feed_forward_rules("encoder"),
         *feed_forward_rules("decoder"),
-        *self_attention_rules(decoder),
+        *self_attention_rules(decoder, "decoder", "self_"),
         Rule(rf"{decoder}encoder_attn\.(\w+)\.{_WB}", r"decoder.layers.\1.cross_attention.\2.\3"),
         Rule(rf"{decoder}encoder_attn_layer_norm\.{_WB}", r"decoder.layers.\1.cross_norm.\2"),
         Rule(r"model\.query_position_embeddings\.weight", "source.embedding.weight"),
@@ -82,22 +82,29 @@ def rules(config: DetectorConfig) -> tuple[Rule, ...]:
 
 def feed_forward_rules(part: str) -> tuple[Rule, ...]:
     """Feed-forward block of every layer of ``encoder`` or ``decoder``."""
-    layer = rf"model\.{part}\.layers\.(\d+)\."
+    layer = rf"model\.{part}\.layers\.(\d+)\.(?:mlp\.)?"
     ours = rf"{part}.layers.\1.ffn."
     return (
-        Rule(rf"{layer}(?:mlp\.)?fc1\.{_WB}", ours + r"expand.\2"),
-        Rule(rf"{layer}(?:mlp\.)?fc2\.{_WB}", ours + r"contract.\2"),
-        Rule(rf"{layer}(?:mlp\.)?final_layer_norm\.{_WB}", ours + r"norm.\2"),
+        Rule(rf"{layer}fc1\.{_WB}", ours + r"expand.\2"),
+        Rule(rf"{layer}fc2\.{_WB}", ours + r"contract.\2"),
+        Rule(rf"{layer}activation_fn\.weight", ours + "activation.weight"),
+        Rule(rf"{layer}final_layer_norm\.{_WB}", ours + r"norm.\2"),
     )
 
 
-def self_attention_rules(decoder: str) -> tuple[Rule, ...]:
-    """Self-attention among the queries; ours keeps query and key projections in one tensor."""
-    ours = r"decoder.layers.\1.self_"
+def self_attention_rules(layer: str, part: str, prefix: str) -> tuple[Rule, ...]:
+    """Self-attention of every layer; ours keeps query and key projections in one tensor.
+
+    Args:
+        layer: Regular expression of the published layer's name.
+        part: ``encoder`` or ``decoder``.
+        prefix: Of the names in our layer, which tell self- from cross-attention in a decoder.
+    """
+    ours = rf"{part}.layers.\1.{prefix}"
     return (
-        Rule(rf"{decoder}self_attn\.q_proj\.{_WB}", ours + r"attention.query_key.\2#0"),
-        Rule(rf"{decoder}self_attn\.k_proj\.{_WB}", ours + r"attention.query_key.\2#1"),
-        Rule(rf"{decoder}self_attn\.v_proj\.{_WB}", ours + r"attention.value.\2"),
-        Rule(rf"{decoder}self_attn\.(?:o|out)_proj\.{_WB}", ours + r"attention.output.\2"),
-        Rule(rf"{decoder}self_attn_layer_norm\.{_WB}", ours + r"norm.\2"),
+        Rule(rf"{layer}self_attn\.q_proj\.{_WB}", ours + r"attention.query_key.\2#0"),
+        Rule(rf"{layer}self_attn\.k_proj\.{_WB}", ours + r"attention.query_key.\2#1"),
+        Rule(rf"{layer}self_attn\.v_proj\.{_WB}", ours + r"attention.value.\2"),
+        Rule(rf"{layer}self_attn\.(?:o|out)_proj\.{_WB}", ours + r"attention.output.\2"),
+        Rule(rf"{layer}self_attn_layer_norm\.{_WB}", ours + r"norm.\2"),
     )

@@ -13,7 +13,7 @@ from detr.config import DetectorConfig
 from detr.errors import UserError
 from detr.models.detector import Detector, build_detector
 from detr.models.tensors import match_tensors, read_tensors
-from detr.models.weights import deformable_detr
+from detr.models.weights import conditional_detr, dab_detr, deformable_detr, detr
 from detr.models.weights.backbones import plain_rules, transformers_resnet_rules
 from detr.models.weights.renaming import Rule, rename
 
@@ -33,6 +33,9 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
+    "detr": Family(detr.config_of, detr.rules, detr.BACKBONE),
+    "conditional_detr": Family(conditional_detr.config_of, conditional_detr.rules, detr.BACKBONE),
+    "dab_detr": Family(dab_detr.config_of, dab_detr.rules, dab_detr.BACKBONE),
     "deformable_detr": Family(
         deformable_detr.config_of, deformable_detr.rules, deformable_detr.BACKBONE
     ),
@@ -90,7 +93,7 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
         UserError: ``weights-family``, ``weights-backbone``, ``weights-unknown-tensor``,
             ``weights-copies-differ``, or ``checkpoint-mismatch`` naming tensors left unfilled.
     """
-    kind = str(published.get("model_type"))
+    kind = str(published.get("model_type")).replace("-", "_")
     if kind not in FAMILIES:
         raise UserError(
             "weights-family", f"{place}: model type {kind!r} is none of {', '.join(FAMILIES)}"
