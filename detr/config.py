@@ -64,8 +64,8 @@ class DenoisingConfig(Strict):
     """Denoising queries (DN-DETR section 4; contrastive: DINO section 3.3).
 
     Attributes:
-        contrastive: DINO's: a negative beside every positive, noise on corners. Otherwise DN-DETR's:
-            positives only, noise on centre and size, an indicator in the content.
+        contrastive: DINO's: a negative beside every positive, noise on corners. Otherwise
+            DN-DETR's: positives only, noise on centre and size, an indicator in the content.
         number: Contrastive: budget of denoising positives, DINO's ``dn_number``. Otherwise the
             number of groups (DN-DETR: 5).
         label_noise: Probability that a label is replaced by a random one (DINO: 0.5 * 0.5,
@@ -100,14 +100,15 @@ class DetectorConfig(Strict):
             (dense, but the decoder compares content with content and place with place: Conditional
             DETR, DAB-DETR).
         levels: Number of feature levels V; levels beyond the backbone's maps are stride-2 convs.
-        width, heads, points: Model width D, attention heads M, sampling points P per head and level.
+        width, heads, points: Model width D, attention heads M, sampling points P per head and
+            level.
         ffn: Hidden width of the feed-forward networks.
         activation: Within them; ``prelu`` learns one slope per network (DAB-DETR).
         encoder_layers, decoder_layers: Depths; 0 encoder layers hand the projected maps to the
             decoder.
         queries: Number of object queries N of the detector's own group.
-        query: ``learned`` (an embedding; the reference is made from it), ``anchors`` (learned boxes:
-            DAB-DETR), ``two_stage`` (position and content from the encoder's proposals) or
+        query: ``learned`` (an embedding; the reference is made from it), ``anchors`` (learned
+            boxes: DAB-DETR), ``two_stage`` (position and content from the encoder's proposals) or
             ``mixed`` (DINO: anchors from proposals, learned content).
         learned_content: Two-stage content comes from an embedding, not the proposals (H-DETR).
         patterns: Each anchor is used with this many learned contents (DAB-DETR; 0: content zero).

@@ -175,9 +175,7 @@ class GroupedSelfAttention(nn.Module):
             instead of the content's.
     """
 
-    def __init__(
-        self, width: int, heads: int, dropout: float, own_position: bool = False
-    ) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, own_position: bool = False) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.query_key = nn.Linear(width, 2 * width)

@@ -181,9 +181,7 @@ class Decoder(nn.Module):
                 references = _split(updated.detach(), sizes)
         return outputs
 
-    def _place(
-        self, index: int, hidden: Tensor, references: list[Tensor], memory: Memory
-    ) -> Place:
+    def _place(self, index: int, hidden: Tensor, references: list[Tensor], memory: Memory) -> Place:
         """Where the queries of one layer look."""
         if self.spatial is not None:
             parts = zip(_split(hidden, [r.shape[1] for r in references]), references, strict=True)

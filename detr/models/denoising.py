@@ -83,9 +83,7 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """Replaces labels by uniformly drawn ones with the configured probability."""
         chance = torch.rand(labels.shape, generator=generator, device=device)
-        drawn = torch.randint(
-            self.num_classes, labels.shape, generator=generator, device=device
-        )
+        drawn = torch.randint(self.num_classes, labels.shape, generator=generator, device=device)
         return torch.where(chance < self.config.label_noise, drawn, labels)
 
     def _noisy_corners(

@@ -98,7 +98,7 @@ class Detector(nn.Module):
         return self._told(self.source(memory))
 
     def _told(self, own: QueryGroup) -> QueryGroup:
-        """The group, its content that of an unknown label where it has none of its own (DN-DETR)."""
+        """The group, with the content of an unknown label if it has none of its own (DN-DETR)."""
         denoiser, dense = self.denoiser, self.config.attention != "deformable"
         if denoiser is not None and dense and not denoiser.config.contrastive:
             own.content = denoiser.unknown().expand_as(own.content)

@@ -137,7 +137,11 @@ def share_decoder_heads(model: torch.nn.Module) -> None:
 def test_deformable_detr(kind):
     backbone = {**SMALL_RESNET, "out_features": ["stage2", "stage3", "stage4"]}
     model = published(
-        "deformable_detr", **SMALL, backbone_config=backbone, num_feature_levels=4, **DEFORMABLE[kind]
+        "deformable_detr",
+        **SMALL,
+        backbone_config=backbone,
+        num_feature_levels=4,
+        **DEFORMABLE[kind],
     )
     share_decoder_heads(model)
     assert_same_predictions(model)
@@ -182,7 +186,10 @@ def test_dab_detr_with_a_dilated_backbone():
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_deformable_detr_with_whole_backbones(name):
     model = published(
-        "deformable_detr", **SMALL, backbone_config=timm_backbone(name, 2, 3, 4), **DEFORMABLE["refine"]
+        "deformable_detr",
+        **SMALL,
+        backbone_config=timm_backbone(name, 2, 3, 4),
+        **DEFORMABLE["refine"],
     )
     share_decoder_heads(model)
     assert_same_predictions(model)

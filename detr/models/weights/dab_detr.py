@@ -63,9 +63,12 @@ def rules(config: DetectorConfig) -> tuple[Rule, ...]:
             cross_sine=cross + r"query_pos_sine_proj\.",
             cross_output=rf"{DECODER}cross_attn\.cross_attn\.output_proj\.",
         ),
-        Rule(rf"{DECODER}self_attn\.self_attn_layer_norm\.{_WB}", r"decoder.layers.\1.self_norm.\2"),
         Rule(
-            rf"{DECODER}cross_attn\.cross_attn_layer_norm\.{_WB}", r"decoder.layers.\1.cross_norm.\2"
+            rf"{DECODER}self_attn\.self_attn_layer_norm\.{_WB}", r"decoder.layers.\1.self_norm.\2"
+        ),
+        Rule(
+            rf"{DECODER}cross_attn\.cross_attn_layer_norm\.{_WB}",
+            r"decoder.layers.\1.cross_norm.\2",
         ),
         Rule(rf"model\.decoder\.layernorm\.{_WB}", r"decoder.norm.\1"),
         Rule(r"model\.encoder\.query_scale\.(.+)", r"encoder.position_scale.\1"),

@@ -1,4 +1,4 @@
-"""State-dict adapters as tables: which published tensor becomes which of ours, all accounted for."""
+"""State-dict adapters as tables: which published tensor becomes which of ours."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from detr.errors import UserError
 
 @dataclass(frozen=True)
 class Rule:
-    """What happens to the tensors whose whole name a pattern matches.
+    r"""What happens to the tensors whose whole name a pattern matches.
 
     Attributes:
         pattern: Regular expression, matched against the whole name.
-        target: Our name with ``\\1``, ``\\2``, ... for the pattern's groups; ``None`` where the
+        target: Our name with ``\1``, ``\2``, ... for the pattern's groups; ``None`` where the
             tensor is not needed. A suffix ``#0``, ``#1``, ... makes the tensor that part of a
             concatenation along its first axis (separate query and key projections become one).
         reason: Why a tensor without a target is not needed.
