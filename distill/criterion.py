@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detr.config import Strict
-from detr.models import GroupOutput, Target, cxcywh_to_xyxy
+from detr.models import GroupOutput, Proposals, Target, cxcywh_to_xyxy
 from distill.boxes import covered, giou
 from distill.matcher import ALPHA, GAMMA, Matches, match
 
@@ -27,11 +27,13 @@ class LossWeights(Strict):
     """Weights of the detection loss.
 
     Attributes:
-        focal: Of the class loss (1 for DINO, 2 for Deformable DETR).
+        focal: Of the class loss (1 for DINO and DETR, 2 for Deformable DETR).
         l1, giou: Of the box losses.
         cost_class, cost_l1, cost_giou: Of the matching cost.
         proposals: Factor on the same losses of the encoder's proposals.
         denoising: Factor on the same losses of the denoising queries.
+        one_to_many: Factor on the same losses of the one-to-many queries (H-DETR).
+        no_object: Weight of "no object" in a softmax class loss (DETR).
     """
 
     focal: float = 1.0
@@ -42,6 +44,8 @@ class LossWeights(Strict):
     cost_giou: float = 2.0
     proposals: float = 1.0
     denoising: float = 1.0
+    one_to_many: float = 1.0
+    no_object: float = 0.1
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float = ALPHA) -> Tensor:
@@ -58,6 +62,34 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: float = ALPHA) -> Tensor:
     wrong = p + targets - 2 * p * targets  # 1 - p_t
     balance = alpha * targets + (1 - alpha) * (1 - targets)
     return balance * wrong**GAMMA * cross_entropy
+
+
+def softmax_loss(
+    logits: Tensor,
+    place: tuple[Tensor, Tensor, Tensor],
+    labels: Tensor,
+    silent: Tensor,
+    no_object: float,
+) -> Tensor:
+    """Cross-entropy with "no object" as the last class (DETR section 3.1), float32.
+
+    Args:
+        logits: ``[L, B, N, K + 1]``.
+        place: Indices of the matched queries in ``[L, B, N]``.
+        labels: Their classes.
+        silent: ``[L, B, N]`` bool, queries without any loss.
+        no_object: Weight of queries that should say "no object"; the others weigh 1.
+
+    Returns:
+        The weighted mean over each layer's queries, summed over layers.
+    """
+    wanted = torch.full(silent.shape, logits.shape[-1] - 1, device=logits.device)
+    wanted[place] = labels
+    weight = torch.full(silent.shape, no_object, device=logits.device)
+    weight[place] = 1.0
+    weight = weight.masked_fill(silent, 0.0)
+    entropy = F.cross_entropy(logits.float().movedim(-1, 1), wanted, reduction="none")
+    return ((entropy * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)).sum()
 
 
 def box_losses(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +117,7 @@ def set_losses(
     matches: Matches,
     normalizer: Tensor,
     padding: Tensor | None = None,
+    no_object: float | None = None,
 ) -> dict[str, Tensor]:
     """Unweighted losses of ``[L, B, N]`` predictions whose assignment is known, summed over layers.
 
@@ -95,6 +128,8 @@ def set_losses(
         matches: The assigned pairs; every other query should predict no class.
         normalizer: Scalar every sum is divided by.
         padding: ``[B, N]`` bool, queries without any loss.
+        no_object: Weight of the last logit, where it says "no object" (softmax); ``None`` for
+            sigmoid scores. A layer's class loss is then a weighted mean over its queries (DETR).
 
     Returns:
         ``class``, ``l1`` and ``giou``, scalars.
@@ -106,26 +141,30 @@ def set_losses(
     true_boxes = torch.cat([target.boxes for target in targets])[flat]
     place = (matches.layer, matches.image, matches.query)
 
-    one_hot = torch.zeros_like(logits, dtype=torch.float32)
-    positives = (*place, labels)
-    one_hot[positives] = 1.0
-    class_loss = focal_loss(logits, one_hot)
+    silent = torch.zeros(logits.shape[:-1], dtype=torch.bool, device=logits.device)
     if any(len(target.ignore) for target in targets):
         silent = ignored(boxes, targets)
         silent[place] = False
-        class_loss = class_loss.masked_fill(silent[..., None], 0.0)
     if padding is not None:
-        class_loss = class_loss.masked_fill(padding[None, ..., None], 0.0)
+        silent = silent | padding
+    if no_object is None:
+        one_hot = torch.zeros_like(logits, dtype=torch.float32)
+        positives = (*place, labels)
+        one_hot[positives] = 1.0
+        per_class = focal_loss(logits, one_hot).masked_fill(silent[..., None], 0.0)
+        class_loss = per_class.sum() / normalizer
+    else:
+        class_loss = softmax_loss(logits, place, labels, silent, no_object)
     l1, overlap = box_losses(boxes[place], true_boxes)
     return {
-        "class": class_loss.sum() / normalizer,
+        "class": class_loss,
         "l1": l1 / normalizer,
         "giou": overlap / normalizer,
     }
 
 
 def denoising_matches(output: GroupOutput, targets: Sequence[Target]) -> Matches:
-    """The known assignment of denoising queries: positive j of every group stands for box j."""
+    """The known assignment of denoising queries: query j of every group stands for box j."""
     info = output.group.denoising
     assert info is not None
     device = output.logits[0].device
@@ -138,6 +177,25 @@ def denoising_matches(output: GroupOutput, targets: Sequence[Target]) -> Matches
     return Matches(layer, image, group * info.size + box, box)
 
 
+def proposal_losses(
+    proposals: Proposals,
+    targets: Sequence[Target],
+    normalizer: Tensor,
+    cost: tuple[float, float, float],
+) -> dict[str, Tensor]:
+    """Unweighted losses of encoder proposals, matched as queries are.
+
+    Two-stage Deformable DETR trains its proposals to tell objects from background on the first
+    class channel; DINO's proposals predict classes.
+    """
+    logits, boxes = proposals.logits[None], proposals.boxes[None]
+    if proposals.class_agnostic:
+        targets = [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
+        logits = logits[..., :1]
+    matches = match(logits, boxes, targets, cost)
+    return set_losses(logits, boxes, targets, matches, normalizer)
+
+
 def detection_losses(
     outputs: Mapping[str, GroupOutput],
     targets: Sequence[Target],
@@ -147,7 +205,8 @@ def detection_losses(
     """Weighted losses of the own queries, their proposals and the denoising queries.
 
     Args:
-        outputs: Decoder outputs by role; only ``own`` and ``denoising`` are looked at.
+        outputs: Decoder outputs by role; ``own``, ``one_to_many`` and ``denoising`` are
+            looked at.
         targets: Ground truth per image.
         normalizer: Scalar, the number of ground-truth boxes (section 0.3's divisor).
         weights: The recipe's weights.
@@ -166,21 +225,27 @@ def detection_losses(
 
     own = outputs["own"]
     logits, boxes = torch.stack(own.logits), torch.stack(own.boxes)
-    matches = match(logits, boxes, targets, cost)
-    add("own", set_losses(logits, boxes, targets, matches, normalizer), 1.0)
-
-    if (proposals := own.group.proposals) is not None:
-        logits, boxes = proposals.logits[None], proposals.boxes[None]
-        # Two-stage Deformable DETR trains its proposals to tell objects from background on the
-        # first class channel; DINO's proposals predict classes.
-        if proposals.class_agnostic:
-            targets_p = [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
-            logits = logits[..., :1]
-        else:
-            targets_p = list(targets)
-        matches = match(logits, boxes, targets_p, cost)
-        parts = set_losses(logits, boxes, targets_p, matches, normalizer)
+    matches = match(logits, boxes, targets, cost, own.no_object)
+    no_object = weights.no_object if own.no_object else None
+    add("own", set_losses(logits, boxes, targets, matches, normalizer, None, no_object), 1.0)
+    if own.group.proposals is not None:
+        parts = proposal_losses(own.group.proposals, targets, normalizer, cost)
         add("proposals", parts, weights.proposals)
+
+    if (many := outputs.get("one_to_many")) is not None:
+        # Every box once per query it is shared by; the divisor counts the copies, too.
+        times = many.group.repeat
+        shared = [
+            Target(t.boxes.repeat(times, 1), t.labels.repeat(times), t.ignore) for t in targets
+        ]
+        logits, boxes = torch.stack(many.logits), torch.stack(many.boxes)
+        matches = match(logits, boxes, shared, cost)
+        parts = set_losses(logits, boxes, shared, matches, normalizer * times)
+        add("one_to_many", parts, weights.one_to_many)
+        if many.group.proposals is not None:
+            parts = proposal_losses(many.group.proposals, shared, normalizer * times, cost)
+            factor = weights.proposals * weights.one_to_many
+            add("one_to_many_proposals", parts, factor)
 
     if (noisy := outputs.get("denoising")) is not None and noisy.group.denoising is not None:
         known = denoising_matches(noisy, targets)

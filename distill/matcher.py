@@ -51,7 +51,11 @@ def pad_targets(targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def cost_matrix(
-    logits: Tensor, boxes: Tensor, targets: Sequence[Target], weights: tuple[float, float, float]
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Sequence[Target],
+    weights: tuple[float, float, float],
+    no_object: bool = False,
 ) -> Tensor:
     """Matching cost of every prediction with every (padded) ground-truth box of its image.
 
@@ -60,6 +64,8 @@ def cost_matrix(
         boxes: ``[L, B, N, 4]`` cx cy w h.
         targets: Ground truth per image.
         weights: Of the class, L1 and GIoU costs.
+        no_object: The last logit says "no object": the class cost is then the negative softmax
+            probability (DETR, equation 1).
 
     Returns:
         ``[L, B, N, G]`` float32, finite; columns beyond an image's count are meaningless.
@@ -69,13 +75,17 @@ def cost_matrix(
     layers, _, queries, _ = logits.shape
     index = true_labels[None, :, None, :].expand(layers, -1, queries, -1)
     # Only the columns of classes that occur are wanted, so gather before the logarithms.
-    p = logits.float().gather(-1, index).sigmoid()
-    positive = ALPHA * (1 - p) ** GAMMA * -(p + 1e-8).log()
-    negative = (1 - ALPHA) * p**GAMMA * -(1 - p + 1e-8).log()
+    if no_object:
+        class_cost = -logits.float().softmax(-1).gather(-1, index)
+    else:
+        p = logits.float().gather(-1, index).sigmoid()
+        positive = ALPHA * (1 - p) ** GAMMA * -(p + 1e-8).log()
+        negative = (1 - ALPHA) * p**GAMMA * -(1 - p + 1e-8).log()
+        class_cost = positive - negative
     boxes, true_boxes = boxes.float()[..., None, :], true_boxes[None, :, None]
     l1 = (boxes - true_boxes).abs().sum(-1)
     overlap = giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true_boxes))
-    cost = class_weight * (positive - negative) + l1_weight * l1 - giou_weight * overlap
+    cost = class_weight * class_cost + l1_weight * l1 - giou_weight * overlap
     return cost.nan_to_num(_NEVER, _NEVER, -_NEVER)
 
 
@@ -85,6 +95,7 @@ def match(
     boxes: Tensor,
     targets: Sequence[Target],
     weights: tuple[float, float, float] = (2.0, 5.0, 2.0),
+    no_object: bool = False,
 ) -> Matches:
     """Assigns each ground-truth box the prediction that minimises the total cost, layer by layer.
 
@@ -95,6 +106,7 @@ def match(
         boxes: ``[L, B, N, 4]`` cx cy w h.
         targets: Ground truth per image.
         weights: Of the class, L1 and GIoU costs.
+        no_object: See :func:`cost_matrix`.
 
     Returns:
         The assigned pairs on the predictions' device.
@@ -102,7 +114,7 @@ def match(
     rows: list[tuple[int, int, int, int]] = []
     counts = [len(target.labels) for target in targets]
     if any(counts):
-        costs = cost_matrix(logits, boxes, targets, weights).cpu().numpy()
+        costs = cost_matrix(logits, boxes, targets, weights, no_object).cpu().numpy()
         for layer in range(costs.shape[0]):
             for image, count in enumerate(counts):
                 pairs = linear_sum_assignment(costs[layer, image, :, :count])
