@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from detr.config import BackboneConfig, DenoisingConfig
 from detr.errors import UserError
 from detr.models import load_model
 from detr.models.weights.classes import class_map, read_classes
 from detr.models.weights.cli import weights
 from detr.models.weights.hugging_face import read_folder
+from detr.models.weights.original import convert
 from detr.models.weights.renaming import Rule, rename, split_projections
 
 transformers = pytest.importorskip("transformers")
@@ -115,9 +119,92 @@ def test_copies_must_agree():
 
 
 def test_stacked_projections_are_split():
-    split = split_projections({"a.in_proj_weight": torch.arange(6.0).view(6, 1), "b": torch.ones(1)})
+    split = split_projections(
+        {"a.in_proj_weight": torch.arange(6.0).view(6, 1), "b": torch.ones(1)}
+    )
     assert split["a.k_proj.weight"].flatten().tolist() == [2.0, 3.0]
     assert set(split) == {"a.q_proj.weight", "a.k_proj.weight", "a.v_proj.weight", "b"}
+
+
+def original_names(detector, kind):
+    """A detector's tensors as the original repositories name them."""
+    own = {name: x.clone() for name, x in detector.state_dict().items()}
+    out = {}
+
+    def move(pattern, target):
+        for name in [n for n in own if re.fullmatch(pattern, n)]:
+            out[re.sub(f"^{pattern}$", target, name)] = own.pop(name)
+
+    move(r"backbone\.body\.(.+)", r"backbone.0.body.\1")
+    for i in range(detector.config.encoder_layers):
+        ours, theirs = rf"encoder\.layers\.{i}\.", f"transformer.encoder.layers.{i}."
+        move(ours + r"attention\.(.+)", theirs + r"self_attn.\1")
+        move(ours + r"norm\.(.+)", theirs + r"norm1.\1")
+        move(ours + r"ffn\.expand\.(.+)", theirs + r"linear1.\1")
+        move(ours + r"ffn\.contract\.(.+)", theirs + r"linear2.\1")
+        move(ours + r"ffn\.norm\.(.+)", theirs + r"norm2.\1")
+    for i in range(detector.config.decoder_layers):
+        ours, theirs = rf"decoder\.layers\.{i}\.", f"transformer.decoder.layers.{i}."
+        prefix = f"decoder.layers.{i}.self_attention."
+        for part in ("weight", "bias"):
+            stacked = [own.pop(f"{prefix}query_key.{part}"), own.pop(f"{prefix}value.{part}")]
+            out[f"{theirs}self_attn.in_proj_{part}"] = torch.cat(stacked)
+        move(ours + r"self_attention\.output\.(.+)", theirs + r"self_attn.out_proj.\1")
+        move(ours + r"cross_attention\.(.+)", theirs + r"cross_attn.\1")
+        move(ours + r"cross_norm\.(.+)", theirs + r"norm1.\1")
+        move(ours + r"self_norm\.(.+)", theirs + r"norm2.\1")
+        move(ours + r"ffn\.expand\.(.+)", theirs + r"linear1.\1")
+        move(ours + r"ffn\.contract\.(.+)", theirs + r"linear2.\1")
+        move(ours + r"ffn\.norm\.(.+)", theirs + r"norm3.\1")
+        for head, name in (("class_heads", "class_embed"), ("box_heads", "bbox_embed")):
+            shared = len(getattr(detector.decoder, head)) == 1
+            start = f"decoder.{head}.{0 if shared else i}."
+            for tensor in [n for n in detector.state_dict() if n.startswith(start)]:
+                value = detector.state_dict()[tensor].clone()
+                rest = tensor.removeprefix(start)
+                out[f"{name}.{i}.{rest}"] = value
+                if kind == "dino":
+                    out[f"transformer.decoder.{name}.{i}.{rest}"] = value.clone()
+                own.pop(tensor, None)
+    move(r"neck\.projections\.(.+)", r"input_proj.\1")
+    move(r"encoder\.level_embedding", "transformer.level_embed")
+    move(r"source\.embedding\.weight", "query_embed.weight")
+    move(r"source\.reference_points\.(.+)", r"transformer.reference_points.\1")
+    move(r"source\.content\.weight", "transformer.tgt_embed.weight")
+    move(r"source\.reference_mlp\.(.+)", r"transformer.decoder.ref_point_head.\1")
+    move(r"source\.proposals\.project\.(.+)", r"transformer.enc_output.\1")
+    move(r"source\.proposals\.norm\.(.+)", r"transformer.enc_output_norm.\1")
+    move(r"source\.proposals\.class_head\.(.+)", r"transformer.enc_out_class_embed.\1")
+    move(r"source\.proposals\.box_head\.(.+)", r"transformer.enc_out_bbox_embed.\1")
+    move(r"decoder\.norm\.(.+)", r"transformer.decoder.norm.\1")
+    labels = own.pop("denoiser.label_embedding.weight", None)
+    if labels is not None:
+        out["label_enc.weight"] = torch.cat((labels, torch.zeros(1, labels.shape[1])))
+    assert own == {}
+    return out
+
+
+@pytest.mark.parametrize("kind", ["plain", "dino", "dino_shared"])
+def test_original_checkpoints(kind, make, tmp_path):
+    changes = {"denoising": DenoisingConfig()} if kind != "plain" else {}
+    backbone = BackboneConfig(name="resnet18", norm="frozen")
+    detector = make(kind, heads=8, backbone=backbone, **changes)
+    tensors = original_names(detector, "deformable" if kind == "plain" else "dino")
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": tensors, "args": argparse.Namespace(nheads=8), "epoch": 3}, path)
+    out = tmp_path / "ours.safetensors"
+    arguments = ["import", str(path), "--out", str(out)]
+    CliRunner().invoke(weights, arguments, catch_exceptions=False)
+    loaded, _ = load_model(out)
+    for name, tensor in detector.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_other_repositories_are_refused(tmp_path):
+    with pytest.raises(UserError) as caught:
+        convert({"model.0.conv.weight": torch.zeros(1)}, "x")
+    assert caught.value.code == "weights-family"
 
 
 def test_classes_of_a_file(tmp_path):

@@ -13,6 +13,8 @@ from detr.data.preprocess import PreprocessConfig
 from detr.model_info import ModelInfo
 from detr.models.checkpoint import save_model
 from detr.models.describe import parameters
+from detr.models.tensors import read_tensors
+from detr.models.weights import original
 from detr.models.weights.classes import class_map, read_classes
 from detr.models.weights.hugging_face import read_folder
 
@@ -59,16 +61,26 @@ def weights() -> None:
     help="JSON with names and category_ids, or a COCO annotation file.",
 )
 @click.option("--size", default="800x1333", show_default=True, help="Canvas HEIGHTxWIDTH.")
+@click.option("--dc5", is_flag=True, help="A .pth whose backbone has a dilated last stage.")
 @json_option
-def import_(source: Path, out: Path, classes: Path | None, size: str, as_json: bool) -> None:
-    """Read a Hugging Face folder (config.json and safetensors) into a checkpoint.
+def import_(
+    source: Path, out: Path, classes: Path | None, size: str, dc5: bool, as_json: bool
+) -> None:
+    """Read published weights into a checkpoint.
+
+    SOURCE is a Hugging Face folder (config.json and safetensors) of DETR, Conditional DETR,
+    DAB-DETR or Deformable DETR, or a .pth of the original DETR, Conditional-DETR, Deformable-DETR
+    or DINO repository. Pickles are read for their tensors only; code in them never runs.
 
     Every published tensor is used or listed, and every tensor of ours is filled, or it is an error.
 
     Example: detr weights import detr-resnet-50 --out runs/detr.safetensors
     """
     canvas = parse_size(size)
-    imported = read_folder(source)
+    if source.is_dir():
+        imported = read_folder(source)
+    else:
+        imported = original.convert(read_tensors(source), str(source), dc5)
     config = imported.detector.config
     info = ModelInfo(
         detector=config,

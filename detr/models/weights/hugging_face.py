@@ -11,10 +11,11 @@ from torch import Tensor
 
 from detr.config import DetectorConfig
 from detr.errors import UserError
-from detr.models.detector import Detector, build_detector
+from detr.models.detector import build_detector
 from detr.models.tensors import match_tensors, read_tensors
 from detr.models.weights import conditional_detr, dab_detr, deformable_detr, detr
 from detr.models.weights.backbones import plain_rules, transformers_resnet_rules
+from detr.models.weights.imported import Imported
 from detr.models.weights.renaming import Rule, rename
 
 
@@ -40,20 +41,6 @@ FAMILIES = {
         deformable_detr.config_of, deformable_detr.rules, deformable_detr.BACKBONE
     ),
 }
-
-
-class Imported(NamedTuple):
-    """A detector with published weights.
-
-    Attributes:
-        detector: In evaluation mode.
-        names: Class names by index.
-        unused: Published tensors that were not needed, with the reason.
-    """
-
-    detector: Detector
-    names: tuple[str, ...]
-    unused: dict[str, str]
 
 
 def read_folder(folder: Path) -> Imported:
