@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from detr.config import DetectorConfig
@@ -18,7 +17,7 @@ from detr.models.structures import Memory
 PARTS = ("backbone", "neck", "encoder", "source", "decoder")
 
 
-@register_flop_formula(torch.ops.detr.ms_deform_attn)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.detr.ms_deform_attn)
 def _deformable_flops(
     value: Sequence[int],
     spatial_shapes: Sequence[int],
