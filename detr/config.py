@@ -5,6 +5,7 @@ Torch-free on purpose: a bundle's sidecar carries this config to targets that ha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -60,58 +61,98 @@ class BackboneConfig(Strict):
 
 
 class DenoisingConfig(Strict):
-    """Denoising queries (DN-DETR; contrastive: DINO section 3.3).
+    """Denoising queries (DN-DETR section 4; contrastive: DINO section 3.3).
 
     Attributes:
-        number: Budget of denoising positives; DINO's ``dn_number``.
-        label_noise: Probability that a label is replaced by a random one (DINO: 0.5 * 0.5).
-        box_noise: Scale of the corner noise (DINO: 1.0).
+        contrastive: DINO's: a negative beside every positive, noise on corners. Otherwise
+            DN-DETR's: positives only, noise on centre and size, an indicator in the content.
+        number: Contrastive: budget of denoising positives, DINO's ``dn_number``. Otherwise the
+            number of groups (DN-DETR: 5).
+        label_noise: Probability that a label is replaced by a random one (DINO: 0.5 * 0.5,
+            DN-DETR: 0.2).
+        box_noise: Scale of the box noise (DINO: 1.0, DN-DETR: 0.4).
     """
 
+    contrastive: bool = True
     number: Annotated[int, Field(ge=1)] = 100
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.25
     box_noise: Annotated[float, Field(ge=0)] = 1.0
 
 
+class OneToManyConfig(Strict):
+    """A second group of queries that shares each ground-truth box, in training (H-DETR).
+
+    Attributes:
+        queries: Their number.
+        repeat: How many of them each box is assigned to.
+    """
+
+    queries: Annotated[int, Field(ge=1)] = 1500
+    repeat: Annotated[int, Field(ge=1)] = 6
+
+
 class DetectorConfig(Strict):
-    """A deformable detection transformer.
+    """A detection transformer.
 
     Attributes:
         num_classes: Number of foreground classes K.
+        attention: ``deformable``, ``dense`` (DETR: every token, one level) or ``conditional``
+            (dense, but the decoder compares content with content and place with place: Conditional
+            DETR, DAB-DETR).
         levels: Number of feature levels V; levels beyond the backbone's maps are stride-2 convs.
         width, heads, points: Model width D, attention heads M, sampling points P per head and
             level.
         ffn: Hidden width of the feed-forward networks.
+        activation: Within them; ``prelu`` learns one slope per network (DAB-DETR).
         encoder_layers, decoder_layers: Depths; 0 encoder layers hand the projected maps to the
             decoder.
         queries: Number of object queries N of the detector's own group.
-        query: ``learned`` (Deformable DETR: 2 x D embedding, reference = linear of the positional
-            half), ``two_stage`` (position and content from the encoder's proposals) or ``mixed``
-            (DINO: anchors from proposals, learned content).
+        query: ``learned`` (an embedding; the reference is made from it), ``anchors`` (learned
+            boxes: DAB-DETR), ``two_stage`` (position and content from the encoder's proposals) or
+            ``mixed`` (DINO: anchors from proposals, learned content).
+        learned_content: Two-stage content comes from an embedding, not the proposals (H-DETR).
+        patterns: Each anchor is used with this many learned contents (DAB-DETR; 0: content zero).
+        random_anchors: Anchor centres start evenly spread over the image instead of normally
+            around its middle (DAB-DETR).
         refine: ``none`` (fixed references, shared heads), ``detach`` (iterative refinement) or
             ``look_forward_twice`` (DINO section 3.5).
         shared_heads: One class and one box head for all decoder layers (official DINO) instead of a
             copy per layer.
-        denoising: Contrastive denoising in training, or ``None``.
+        shared_decoder: One set of decoder weights for all layers (OD-DETR).
+        memory_fusion: How the decoder's memory combines the encoder's layers (Stable-DINO section
+            4.3), or ``None`` for the last alone.
+        classification: ``sigmoid`` per class, or ``softmax`` with a last logit for "no object"
+            (DETR).
+        denoising: Denoising queries in training, or ``None``.
+        one_to_many: Queries that share boxes in training, or ``None``.
         pe_temperature, pe_offset: Of the 2-D sine embedding of the image plane.
         detections: How many (query, class) pairs the post-processing keeps.
     """
 
     num_classes: Annotated[int, Field(ge=1)]
     backbone: BackboneConfig = BackboneConfig()
+    attention: Literal["deformable", "dense", "conditional"] = "deformable"
     levels: Annotated[int, Field(ge=1)] = 4
     width: Annotated[int, Field(ge=8)] = 256
     heads: Annotated[int, Field(ge=1)] = 8
     points: Annotated[int, Field(ge=1)] = 4
     ffn: Annotated[int, Field(ge=1)] = 1024
+    activation: Literal["relu", "prelu"] = "relu"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     encoder_layers: Annotated[int, Field(ge=0)] = 6
     decoder_layers: Annotated[int, Field(ge=1)] = 6
     queries: Annotated[int, Field(ge=1)] = 300
-    query: Literal["learned", "two_stage", "mixed"] = "learned"
+    query: Literal["learned", "anchors", "two_stage", "mixed"] = "learned"
+    learned_content: bool = False
+    patterns: Annotated[int, Field(ge=0)] = 0
+    random_anchors: bool = False
     refine: Literal["none", "detach", "look_forward_twice"] = "none"
     shared_heads: bool = False
+    shared_decoder: bool = False
+    memory_fusion: Literal["simple", "u", "dense"] | None = None
+    classification: Literal["sigmoid", "softmax"] = "sigmoid"
     denoising: DenoisingConfig | None = None
+    one_to_many: OneToManyConfig | None = None
     pe_temperature: float = 10000.0
     pe_offset: float = -0.5
     detections: Annotated[int, Field(ge=1)] = 100
@@ -122,16 +163,52 @@ class DetectorConfig(Strict):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.width % 4:
             raise ValueError(f"width {self.width} is not a multiple of 4 (2-D sine embedding)")
-        if self.levels < len(self.backbone.strides):
-            raise ValueError(
-                f"levels {self.levels} is less than the backbone's "
-                f"{len(self.backbone.strides)} maps"
-            )
-        if self.denoising is not None and self.query != "mixed":
-            raise ValueError("denoising needs query: mixed (anchors and label embeddings)")
+        for reason in self._contradictions():
+            raise ValueError(reason)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """What cannot go together, and why."""
+        strides, proposals = self.backbone.strides, self.query in ("two_stage", "mixed")
+        if self.levels < len(strides):
+            yield f"levels {self.levels} is less than the backbone's maps {len(strides)}"
+        if self.attention != "deformable":
+            if self.levels != 1:
+                yield (
+                    f"attention: {self.attention} works on one map: set levels to 1 and "
+                    "backbone.strides to (32,), or (16,) for a dilated last stage"
+                )
+            if proposals:
+                yield f"query: {self.query} needs attention: deformable (proposals per level)"
+        if self.attention == "dense" and self.query == "anchors":
+            yield "query: anchors needs attention: conditional or deformable, which look at places"
+        if self.levels >= 5 and 4 not in strides:
+            yield f"levels: {self.levels} needs the stride-4 map: backbone.strides 4, 8, 16, 32"
         if self.query != "learned" and self.refine == "none":
-            raise ValueError(
+            yield (
                 f"query: {self.query} starts from boxes and needs refine: detach or "
                 "look_forward_twice"
             )
-        return self
+        if self.refine != "none" and self.query == "learned" and self.attention != "deformable":
+            yield f"refine: {self.refine} needs attention: deformable, or query: anchors"
+        if self.shared_decoder and not (self.shared_heads or self.refine == "none"):
+            yield "shared_decoder repeats one layer, so heads per layer mean nothing: shared_heads"
+        if self.shared_decoder and self.attention == "conditional":
+            yield "shared_decoder needs layers that are alike; a first conditional layer is not"
+        if self.memory_fusion is not None and self.encoder_layers == 0:
+            yield f"memory_fusion: {self.memory_fusion} needs encoder layers to fuse"
+        if (self.patterns or self.random_anchors) and self.query != "anchors":
+            yield "patterns and random_anchors need query: anchors"
+        if self.patterns and self.attention == "deformable":
+            yield "patterns need attention: conditional; deformable anchors have learned content"
+        if self.learned_content and self.query != "two_stage":
+            yield "learned_content needs query: two_stage"
+        if self.one_to_many is not None and self.query != "two_stage":
+            yield "one_to_many needs query: two_stage, whose proposals it takes"
+        if self.denoising is not None:
+            if self.query not in ("mixed", "anchors"):
+                yield "denoising needs query: mixed or anchors"
+            elif self.denoising.contrastive != (self.query == "mixed"):
+                yield "denoising.contrastive belongs to query: mixed, the plain kind to anchors"
+            elif self.patterns:
+                yield "denoising needs patterns: 0; its indicator takes the content's place"

@@ -27,11 +27,13 @@ class LossWeights(Strict):
     """Weights of the detection loss.
 
     Attributes:
-        focal: Of the class loss (1 for DINO, 2 for Deformable DETR).
+        focal: Of the class loss (1 for DINO and DETR, 2 for Deformable DETR).
         l1, giou: Of the box losses.
         cost_class, cost_l1, cost_giou: Of the matching cost.
         proposals: Factor on the same losses of the encoder's proposals.
         denoising: Factor on the same losses of the denoising queries.
+        one_to_many: Factor on the same losses of the one-to-many queries (H-DETR).
+        no_object: Weight of "no object" in a softmax class loss (DETR).
     """
 
     focal: float = 1.0
@@ -42,6 +44,8 @@ class LossWeights(Strict):
     cost_giou: float = 2.0
     proposals: float = 1.0
     denoising: float = 1.0
+    one_to_many: float = 1.0
+    no_object: float = 0.1
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float = ALPHA) -> Tensor:
@@ -58,6 +62,34 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: float = ALPHA) -> Tensor:
     wrong = p + targets - 2 * p * targets  # 1 - p_t
     balance = alpha * targets + (1 - alpha) * (1 - targets)
     return balance * wrong**GAMMA * cross_entropy
+
+
+def softmax_loss(
+    logits: Tensor,
+    place: tuple[Tensor, Tensor, Tensor],
+    labels: Tensor,
+    silent: Tensor,
+    no_object: float,
+) -> Tensor:
+    """Cross-entropy with "no object" as the last class (DETR section 3.1), float32.
+
+    Args:
+        logits: ``[L, B, N, K + 1]``.
+        place: Indices of the matched queries in ``[L, B, N]``.
+        labels: Their classes.
+        silent: ``[L, B, N]`` bool, queries without any loss.
+        no_object: Weight of queries that should say "no object"; the others weigh 1.
+
+    Returns:
+        The weighted mean over each layer's queries, summed over layers.
+    """
+    wanted = torch.full(silent.shape, logits.shape[-1] - 1, device=logits.device)
+    wanted[place] = labels
+    weight = torch.full(silent.shape, no_object, device=logits.device)
+    weight[place] = 1.0
+    weight = weight.masked_fill(silent, 0.0)
+    entropy = F.cross_entropy(logits.float().movedim(-1, 1), wanted, reduction="none")
+    return ((entropy * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)).sum()
 
 
 def box_losses(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +117,7 @@ def set_losses(
     matches: Matches,
     normalizer: Tensor,
     padding: Tensor | None = None,
+    no_object: float | None = None,
 ) -> dict[str, Tensor]:
     """Unweighted losses of ``[L, B, N]`` predictions whose assignment is known, summed over layers.
 
@@ -95,6 +128,8 @@ def set_losses(
         matches: The assigned pairs; every other query should predict no class.
         normalizer: Scalar every sum is divided by.
         padding: ``[B, N]`` bool, queries without any loss.
+        no_object: Weight of the last logit, where it says "no object" (softmax); ``None`` for
+            sigmoid scores. A layer's class loss is then a weighted mean over its queries (DETR).
 
     Returns:
         ``class``, ``l1`` and ``giou``, scalars.
@@ -106,26 +141,30 @@ def set_losses(
     true_boxes = torch.cat([target.boxes for target in targets])[flat]
     place = (matches.layer, matches.image, matches.query)
 
-    one_hot = torch.zeros_like(logits, dtype=torch.float32)
-    positives = (*place, labels)
-    one_hot[positives] = 1.0
-    class_loss = focal_loss(logits, one_hot)
+    silent = torch.zeros(logits.shape[:-1], dtype=torch.bool, device=logits.device)
     if any(len(target.ignore) for target in targets):
         silent = ignored(boxes, targets)
         silent[place] = False
-        class_loss = class_loss.masked_fill(silent[..., None], 0.0)
     if padding is not None:
-        class_loss = class_loss.masked_fill(padding[None, ..., None], 0.0)
+        silent = silent | padding
+    if no_object is None:
+        one_hot = torch.zeros_like(logits, dtype=torch.float32)
+        positives = (*place, labels)
+        one_hot[positives] = 1.0
+        per_class = focal_loss(logits, one_hot).masked_fill(silent[..., None], 0.0)
+        class_loss = per_class.sum() / normalizer
+    else:
+        class_loss = softmax_loss(logits, place, labels, silent, no_object)
     l1, overlap = box_losses(boxes[place], true_boxes)
     return {
-        "class": class_loss.sum() / normalizer,
+        "class": class_loss,
         "l1": l1 / normalizer,
         "giou": overlap / normalizer,
     }
 
 
 def denoising_matches(output: GroupOutput, targets: Sequence[Target]) -> Matches:
-    """The known assignment of denoising queries: positive j of every group stands for box j."""
+    """The known assignment of denoising queries: query j of every group stands for box j."""
     info = output.group.denoising
     assert info is not None
     device = output.logits[0].device
@@ -164,18 +203,31 @@ def proposal_targets(
     return logits[..., :1], boxes, agnostic
 
 
+def proposal_losses(
+    proposals: Proposals,
+    targets: Sequence[Target],
+    normalizer: Tensor,
+    cost: tuple[float, float, float],
+) -> dict[str, Tensor]:
+    """Unweighted losses of encoder proposals, matched as queries are."""
+    logits, boxes, wanted = proposal_targets(proposals, targets)
+    matches = match(logits, boxes, wanted, cost)
+    return set_losses(logits, boxes, wanted, matches, normalizer)
+
+
 def detection_losses(
     outputs: Mapping[str, GroupOutput],
     targets: Sequence[Target],
     normalizer: Tensor,
     weights: LossWeights,
 ) -> dict[str, Tensor]:
-    """Weighted losses of the own queries, their proposals and the denoising queries.
+    """Weighted losses of the own, one-to-many and denoising queries and of the proposals.
 
     A method with a loss of its own for the own queries asks :func:`side_losses` for the rest.
 
     Args:
-        outputs: Decoder outputs by role; only ``own`` and ``denoising`` are looked at.
+        outputs: Decoder outputs by role; ``own``, ``one_to_many`` and ``denoising`` are
+            looked at.
         targets: Ground truth per image.
         normalizer: Scalar, the number of ground-truth boxes (section 0.3's divisor).
         weights: The recipe's weights.
@@ -187,9 +239,10 @@ def detection_losses(
     cost = (weights.cost_class, weights.cost_l1, weights.cost_giou)
     own = outputs["own"]
     logits, boxes = torch.stack(own.logits), torch.stack(own.boxes)
-    matches = match(logits, boxes, targets, cost)
-    losses = weighted("own", set_losses(logits, boxes, targets, matches, normalizer), weights)
-    return losses | side_losses(outputs, targets, normalizer, weights)
+    matches = match(logits, boxes, targets, cost, no_object=own.no_object)
+    no_object = weights.no_object if own.no_object else None
+    parts = set_losses(logits, boxes, targets, matches, normalizer, no_object=no_object)
+    return weighted("own", parts, weights) | side_losses(outputs, targets, normalizer, weights)
 
 
 def side_losses(
@@ -202,10 +255,10 @@ def side_losses(
     cost = (weights.cost_class, weights.cost_l1, weights.cost_giou)
     losses: dict[str, Tensor] = {}
     if (proposals := outputs["own"].group.proposals) is not None:
-        logits, boxes, targets_p = proposal_targets(proposals, targets)
-        matches = match(logits, boxes, targets_p, cost)
-        parts = set_losses(logits, boxes, targets_p, matches, normalizer)
+        parts = proposal_losses(proposals, targets, normalizer, cost)
         losses |= weighted("proposals", parts, weights, weights.proposals)
+
+    losses |= one_to_many_losses(outputs, targets, normalizer, weights)
 
     if (noisy := outputs.get("denoising")) is not None and noisy.group.denoising is not None:
         known = denoising_matches(noisy, targets)
@@ -218,4 +271,30 @@ def side_losses(
             noisy.group.padding,
         )
         losses |= weighted("denoising", parts, weights, weights.denoising)
+    return losses
+
+
+def one_to_many_losses(
+    outputs: Mapping[str, GroupOutput],
+    targets: Sequence[Target],
+    normalizer: Tensor,
+    weights: LossWeights,
+) -> dict[str, Tensor]:
+    """``one_to_many/...`` and those of its proposals (H-DETR); nothing without the group."""
+    losses: dict[str, Tensor] = {}
+    many = outputs.get("one_to_many")
+    if many is None:
+        return losses
+    cost = (weights.cost_class, weights.cost_l1, weights.cost_giou)
+    # Every box once per query it is shared by; the divisor counts the copies, too.
+    times = many.group.repeat
+    shared = [Target(t.boxes.repeat(times, 1), t.labels.repeat(times), t.ignore) for t in targets]
+    logits, boxes = torch.stack(many.logits), torch.stack(many.boxes)
+    matches = match(logits, boxes, shared, cost)
+    parts = set_losses(logits, boxes, shared, matches, normalizer * times)
+    losses |= weighted("one_to_many", parts, weights, weights.one_to_many)
+    if many.group.proposals is not None:
+        parts = proposal_losses(many.group.proposals, shared, normalizer * times, cost)
+        factor = weights.proposals * weights.one_to_many
+        losses |= weighted("one_to_many_proposals", parts, weights, factor)
     return losses

@@ -64,7 +64,7 @@ def inherit(
     """Copies the teacher's weights into the student wherever name and shape agree.
 
     Layers, heads and input projections are copied whole or not at all. Heads follow the decoder
-    map; a shared head follows the last layer.
+    map; a shared head or layer follows the last layer.
 
     Args:
         student: Changed in place.
@@ -85,11 +85,10 @@ def inherit(
         "encoder.layers": _checked(encoder, ours.encoder_layers, theirs.encoder_layers, "encoder"),
         "decoder.layers": _checked(decoder, ours.decoder_layers, theirs.decoder_layers, "decoder"),
     }
-    for heads in ("class_heads", "box_heads"):
-        maps[f"decoder.{heads}"] = _head_map(
-            maps["decoder.layers"],
-            len(getattr(student.decoder, heads)),
-            len(getattr(teacher.decoder, heads)),
+    decoder_map = maps["decoder.layers"]
+    for part in ("layers", "class_heads", "box_heads"):
+        maps[f"decoder.{part}"] = _shared_map(
+            decoder_map, len(getattr(student.decoder, part)), len(getattr(teacher.decoder, part))
         )
     own, source = student.state_dict(), teacher.state_dict()
     names = {name: _teacher_name(name, maps) for name in own}
@@ -131,8 +130,8 @@ def _checked(layers: Sequence[int] | None, ours: int, theirs: int, part: str) ->
     return tuple(layers)
 
 
-def _head_map(layers: tuple[int, ...], ours: int, theirs: int) -> tuple[int, ...]:
-    """Teacher head of each student head."""
+def _shared_map(layers: tuple[int, ...], ours: int, theirs: int) -> tuple[int, ...]:
+    """Teacher part of each student part, either of which may have one for all layers."""
     wanted = layers if ours > 1 else layers[-1:]
     return tuple(min(layer, theirs - 1) for layer in wanted)
 

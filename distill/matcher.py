@@ -72,7 +72,11 @@ def pad_targets(targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def cost_matrix(
-    logits: Tensor, boxes: Tensor, targets: Sequence[Target], weights: tuple[float, float, float]
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Sequence[Target],
+    weights: tuple[float, float, float],
+    no_object: bool = False,
 ) -> Tensor:
     """Matching cost of every prediction with every (padded) ground-truth box of its image.
 
@@ -81,17 +85,19 @@ def cost_matrix(
         boxes: ``[L, B, N, 4]`` cx cy w h.
         targets: Ground truth per image.
         weights: Of the class, L1 and GIoU costs.
+        no_object: The last logit says "no object": the class cost is then the negative softmax
+            probability (DETR, equation 1).
 
     Returns:
         ``[L, B, N, G]`` float32, finite; columns beyond an image's count are meaningless.
     """
-    scores, l1, overlap = pair_scores(logits, boxes, targets)
-    return total_cost(scores, l1, overlap, weights)
+    scores, l1, overlap = pair_scores(logits, boxes, targets, no_object)
+    return total_cost(scores, l1, overlap, weights, no_object)
 
 
 @torch.no_grad()
 def pair_scores(
-    logits: Tensor, boxes: Tensor, targets: Sequence[Target]
+    logits: Tensor, boxes: Tensor, targets: Sequence[Target], no_object: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the cost of a pair is made of, ``[L, B, N, G]`` each, float32.
 
@@ -102,20 +108,31 @@ def pair_scores(
     layers, _, queries, _ = logits.shape
     index = true_labels[None, :, None, :].expand(layers, -1, queries, -1)
     # Only the columns of classes that occur are wanted, so gather before the logarithms.
-    scores = logits.float().gather(-1, index).sigmoid()
+    if no_object:
+        scores = logits.float().softmax(-1).gather(-1, index)
+    else:
+        scores = logits.float().gather(-1, index).sigmoid()
     boxes, true_boxes = boxes.float()[..., None, :], true_boxes[None, :, None]
     l1 = (boxes - true_boxes).abs().sum(-1)
     return scores, l1, giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true_boxes))
 
 
 def total_cost(
-    p: Tensor, l1: Tensor, overlap: Tensor, weights: tuple[float, float, float]
+    p: Tensor,
+    l1: Tensor,
+    overlap: Tensor,
+    weights: tuple[float, float, float],
+    no_object: bool = False,
 ) -> Tensor:
-    """Weighted focal cost, L1 and negative generalised IoU; finite."""
+    """Weighted class cost (see :func:`cost_matrix`), L1 and negative generalised IoU; finite."""
     class_weight, l1_weight, giou_weight = weights
-    positive = ALPHA * (1 - p) ** GAMMA * -(p + 1e-8).log()
-    negative = (1 - ALPHA) * p**GAMMA * -(1 - p + 1e-8).log()
-    cost = class_weight * (positive - negative) + l1_weight * l1 - giou_weight * overlap
+    if no_object:
+        class_cost = -p
+    else:
+        positive = ALPHA * (1 - p) ** GAMMA * -(p + 1e-8).log()
+        negative = (1 - ALPHA) * p**GAMMA * -(1 - p + 1e-8).log()
+        class_cost = positive - negative
+    cost = class_weight * class_cost + l1_weight * l1 - giou_weight * overlap
     return cost.nan_to_num(_NEVER, _NEVER, -_NEVER)
 
 
@@ -126,6 +143,7 @@ def match(
     targets: Sequence[Target],
     weights: tuple[float, float, float] = (2.0, 5.0, 2.0),
     padding: Tensor | None = None,
+    no_object: bool = False,
 ) -> Matches:
     """Assigns each ground-truth box the prediction that minimises the total cost, layer by layer.
 
@@ -137,11 +155,12 @@ def match(
         targets: Ground truth per image.
         weights: Of the class, L1 and GIoU costs.
         padding: ``[B, N]`` bool, queries that only take what no other query is left for.
+        no_object: See :func:`cost_matrix`.
 
     Returns:
         The assigned pairs on the predictions' device.
     """
-    costs = cost_matrix(logits, boxes, targets, weights)
+    costs = cost_matrix(logits, boxes, targets, weights, no_object)
     if padding is not None:
         costs = costs.masked_fill(padding[None, ..., None], _NEVER)
     return match_costs(costs, targets)

@@ -8,6 +8,7 @@ from detr.models.describe import parameters
 from detr.models.detector import Detector, build_detector, detections
 from detr.models.structures import (
     Denoising,
+    DenseAttention,
     GroupOutput,
     LevelShapes,
     Memory,
@@ -19,6 +20,7 @@ from detr.models.structures import (
 
 __all__ = [
     "Denoising",
+    "DenseAttention",
     "Detector",
     "GroupOutput",
     "LevelShapes",

@@ -174,19 +174,29 @@ class GroupedSelfAttention(nn.Module):
     """Multi-head self-attention in which each group sees itself and at most one other group.
 
     Queries and keys get the position added, values do not.
+
+    Args:
+        width: Model width D.
+        heads: M.
+        dropout: Of the attention weights.
+        own_position: The position has its own projection before it is added (Conditional DETR)
+            instead of the content's.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, own_position: bool = False) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.query_key = nn.Linear(width, 2 * width)
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
-        # Xavier over the stacked [3D, D] projection, as DETR's: the bound is sqrt(6 / 4D).
-        bound = math.sqrt(6 / (4 * width))
-        for projection in (self.query_key, self.value):
-            nn.init.uniform_(projection.weight, -bound, bound)
-            nn.init.zeros_(projection.bias)
+        self.position = nn.Linear(width, 2 * width) if own_position else None
+        # Xavier over the stacked [3D, D] projection, as DETR's: the bound is sqrt(6 / 4D). Where
+        # content and position are apart, each [D, D] projection has its own.
+        bound = math.sqrt(6 / ((2 if own_position else 4) * width))
+        for projection in (self.query_key, self.value, self.position):
+            if projection is not None:
+                nn.init.uniform_(projection.weight, -bound, bound)
+                nn.init.zeros_(projection.bias)
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
@@ -199,8 +209,12 @@ class GroupedSelfAttention(nn.Module):
             The output, and per span the softmax map ``[B, M, N, N_keys]`` before dropout where it
             is wanted: those spans cannot use the fused kernel.
         """
-        query, key = self.query_key(hidden + position).chunk(2, -1)
-        query, key, value = (self._split(x) for x in (query, key, self.value(hidden)))
+        if self.position is None:
+            both = self.query_key(hidden + position)
+        else:
+            both = self.query_key(hidden) + self.position(position)
+        query, key = both.chunk(2, -1)
+        query, key, value = (split_heads(x, self.heads) for x in (query, key, self.value(hidden)))
         dropout = self.dropout if self.training else 0.0
         parts = []
         maps: list[Tensor | None] = []
@@ -225,10 +239,6 @@ class GroupedSelfAttention(nn.Module):
         out: Tensor = self.output(joined.transpose(1, 2).flatten(2))
         return out, maps
 
-    def _split(self, x: Tensor) -> Tensor:
-        """``[B, N, D]`` to ``[B, M, N, D / M]``."""
-        return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
-
 
 def _attention_map(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
     """``[B, M, N, N_keys]`` softmax of the scaled products; zero where the mask forbids."""
@@ -236,3 +246,18 @@ def _attention_map(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(-1)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """``[B, N, D]`` to ``[B, M, N, D / M]``."""
+    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
+
+
+def token_span(padding: Tensor) -> list[GroupSpan]:
+    """Self-attention of every token with those inside the image.
+
+    Args:
+        padding: ``[B, S]`` bool, true outside the image.
+    """
+    whole = KeyRange(0, padding.shape[1])
+    return [GroupSpan(own=whole, seen=None, mask=~padding[:, None, None])]

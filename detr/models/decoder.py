@@ -15,66 +15,120 @@ from detr.models.attention import (
     group_spans,
 )
 from detr.models.boxes import lift
+from detr.models.dense import ConditionalCrossAttention, DenseCrossAttention, SpatialQuery
 from detr.models.geometry import SamplingFrame, join_frames, sampling_frame
-from detr.models.layers import FeedForward, box_head, class_head
+from detr.models.layers import MLP, FeedForward, box_head, class_head
 from detr.models.queries import QuerySource
-from detr.models.structures import GroupOutput, Memory, QueryGroup, SampledAttention
+from detr.models.structures import (
+    Attention,
+    DenseAttention,
+    GroupOutput,
+    Memory,
+    QueryGroup,
+    SampledAttention,
+)
+
+# Where queries look: sampled locations, a spatial query (conditional), or everywhere.
+Place = SamplingFrame | Tensor | None
 
 
 class DecoderLayer(nn.Module):
-    """Post-norm layer: self-attention per group, deformable cross-attention, feed-forward."""
+    """Post-norm layer: self-attention per group, cross-attention, feed-forward.
 
-    def __init__(self, config: DetectorConfig) -> None:
+    Args:
+        config: The detector.
+        first: Whether this is the first layer.
+    """
+
+    def __init__(self, config: DetectorConfig, first: bool) -> None:
         super().__init__()
-        self.self_attention = GroupedSelfAttention(config.width, config.heads, config.dropout)
-        self.self_norm = nn.LayerNorm(config.width)
-        self.cross_attention = DeformableAttention(
-            config.width, config.heads, config.levels, config.points
+        conditional = config.attention == "conditional"
+        self.self_attention = GroupedSelfAttention(
+            config.width, config.heads, config.dropout, own_position=conditional
         )
+        self.self_norm = nn.LayerNorm(config.width)
+        self.cross_attention: nn.Module
+        if config.attention == "deformable":
+            self.cross_attention = DeformableAttention(
+                config.width, config.heads, config.levels, config.points
+            )
+        elif conditional:
+            self.cross_attention = ConditionalCrossAttention(config, first)
+        else:
+            self.cross_attention = DenseCrossAttention(config)
         self.cross_norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
-        self.ffn = FeedForward(config.width, config.ffn, config.dropout)
+        self.ffn = FeedForward(config)
 
     def forward(
         self,
         hidden: Tensor,
         position: Tensor,
         spans: list[GroupSpan],
-        frame: SamplingFrame,
+        place: Place,
         memory: Memory,
-    ) -> tuple[Tensor, SampledAttention, list[Tensor | None]]:
-        """``[B, N, D]`` to ``[B, N, D]``, with the cross-attention sampled and the wanted maps."""
+        attention: bool,
+    ) -> tuple[Tensor, Attention | None, list[Tensor | None]]:
+        """``[B, N, D]`` to ``[B, N, D]``, with the cross-attention if asked for.
+
+        Returns:
+            Also the self-attention maps wanted, see :class:`GroupedSelfAttention`.
+        """
         update, maps = self.self_attention(hidden, position, spans)
         hidden = self.self_norm(hidden + self.dropout(update))
-        update, locations, weights = self.cross_attention(
-            hidden + position, frame, memory.tokens, memory.padding, memory.shapes
-        )
+        update, seen = self._look(hidden, position, place, memory, attention)
         hidden = self.cross_norm(hidden + self.dropout(update))
-        return self.ffn(hidden), SampledAttention(locations, weights), maps
+        return self.ffn(hidden), seen, maps
+
+    def _look(
+        self, hidden: Tensor, position: Tensor, place: Place, memory: Memory, attention: bool
+    ) -> tuple[Tensor, Attention | None]:
+        """Cross-attention of whichever kind."""
+        cross = self.cross_attention
+        if isinstance(cross, DeformableAttention):
+            assert isinstance(place, SamplingFrame)
+            update, locations, weights = cross(
+                hidden + position, place, memory.tokens, memory.padding, memory.shapes
+            )
+            return update, SampledAttention(locations, weights)
+        dense: tuple[Tensor, DenseAttention | None]
+        if place is None:
+            dense = cross(hidden, position, memory, attention)
+        else:
+            dense = cross(hidden, position, place, memory, attention)
+        return dense
 
 
 class Decoder(nn.Module):
     """Decoder layers with their class and box heads.
 
     Heads: one shared pair without refinement (Deformable DETR) or where the config shares them
-    (official DINO), else a pair per layer. With mixed queries a last LayerNorm goes before the
-    heads, while the running reference is updated from the un-normed output (DINO).
+    (official DINO, DAB-DETR), else a pair per layer. With mixed queries (DINO) or dense attention a
+    last LayerNorm goes before the heads, while the running reference is updated from the un-normed
+    output.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
-        self.norm = nn.LayerNorm(config.width) if config.query == "mixed" else None
+        deformable, width = config.attention == "deformable", config.width
+        depth = 1 if config.shared_decoder else config.decoder_layers
+        self.layers = nn.ModuleList(DecoderLayer(config, i == 0) for i in range(depth))
+        normed = config.query == "mixed" or not deformable
+        self.norm = nn.LayerNorm(width) if normed else None
+        self.spatial = SpatialQuery(config) if config.attention == "conditional" else None
+        # DAB-Deformable-DETR rescales the position itself by the content, from layer 2 on.
+        rescaled = config.query == "anchors" and deformable
+        self.position_scale = MLP(width, width, width) if rescaled else None
         shared = config.shared_heads or config.refine == "none"
         count = 1 if shared else config.decoder_layers
-        self.class_heads = nn.ModuleList(
-            class_head(config.width, config.num_classes) for _ in range(count)
-        )
+        self.class_heads = nn.ModuleList(class_head(config) for _ in range(count))
         # A bare centre starts as a small box, but a shared head would shrink it in every layer.
-        small_start = config.query == "learned" and (config.refine == "none" or not shared)
+        small_start = (
+            deformable and config.query == "learned" and (config.refine == "none" or not shared)
+        )
         self.box_heads = nn.ModuleList(
-            box_head(config.width, -2.0 if small_start and i == 0 else 0.0) for i in range(count)
+            box_head(width, -2.0 if small_start and i == 0 else 0.0) for i in range(count)
         )
 
     def forward(
@@ -92,7 +146,7 @@ class Decoder(nn.Module):
             memory: The batch.
             groups: Distinct roles; adding one changes no other group's output (without dropout).
             source: Makes the position of groups that bring none.
-            attention: Also return the sampled cross-attention of every layer.
+            attention: Also return the cross-attention of every layer.
             final_only: Heads, and so outputs, for the last layer only (inference).
             self_attention: Roles of groups whose self-attention maps are also wanted.
 
@@ -102,24 +156,24 @@ class Decoder(nn.Module):
         config = self.config
         spans = group_spans(groups, self_attention)
         sizes = [group.content.shape[1] for group in groups]
-        outputs = [GroupOutput(group, [], [], [], []) for group in groups]
+        softmax = config.classification == "softmax"
+        outputs = [GroupOutput(group, [], [], [], [], no_object=softmax) for group in groups]
         hidden = _join([group.content for group in groups])
         # The reference a layer starts from never carries gradient from a later layer's sampling;
         # look-forward-twice keeps the un-detached one for the loss boxes (DINO, section 3.5).
         references = [group.reference for group in groups]
         attached = references
         position = self._positions(groups, references, source, memory)
-        last = len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
+        last = config.decoder_layers - 1
+        for index in range(config.decoder_layers):
             if index and source.position_follows_reference:
                 position = self._positions(groups, references, source, memory)
-            frame = join_frames(
-                [
-                    sampling_frame(r, memory.valid_ratios, memory.shapes, config.points)
-                    for r in references
-                ]
-            )
-            hidden, sampled, maps = layer(hidden, position, spans, frame, memory)
+            scaled = position
+            if index and self.position_scale is not None:
+                scaled = position * self.position_scale(hidden)
+            place = self._place(index, hidden, references, memory)
+            layer = self.layers[min(index, len(self.layers) - 1)]
+            hidden, seen, maps = layer(hidden, scaled, spans, place, memory, attention)
             box_head_ = self.box_heads[min(index, len(self.box_heads) - 1)]
             running: Tensor | None = None
             if config.refine != "none" and index < last:
@@ -127,8 +181,8 @@ class Decoder(nn.Module):
             if index == last or not final_only:
                 logits, boxes = self._predict(index, hidden, running, references, attached)
                 _record(outputs, sizes, logits, boxes, hidden, references)
-                if attention:
-                    _record_attention(outputs, sizes, sampled)
+                if attention and seen is not None:
+                    _record_attention(outputs, sizes, seen)
                 for output, found in zip(outputs, maps, strict=True):
                     if found is not None:
                         output.self_attention.append(found)
@@ -137,6 +191,20 @@ class Decoder(nn.Module):
                 attached = _split(updated, sizes)
                 references = _split(updated.detach(), sizes)
         return outputs
+
+    def _place(self, index: int, hidden: Tensor, references: list[Tensor], memory: Memory) -> Place:
+        """Where the queries of one layer look."""
+        if self.spatial is not None:
+            parts = zip(_split(hidden, [r.shape[1] for r in references]), references, strict=True)
+            return _join([self.spatial(h, r, index == 0) for h, r in parts])
+        if self.config.attention == "dense":
+            return None
+        return join_frames(
+            [
+                sampling_frame(r, memory.valid_ratios, memory.shapes, self.config.points)
+                for r in references
+            ]
+        )
 
     def _predict(
         self,
@@ -205,12 +273,12 @@ def _record(
         output.references.append(reference)
 
 
-def _record_attention(
-    outputs: list[GroupOutput], sizes: list[int], sampled: SampledAttention
-) -> None:
+def _record_attention(outputs: list[GroupOutput], sizes: list[int], seen: Attention) -> None:
     """Hands each group its part of one layer's cross-attention."""
-    parts = zip(
-        outputs, _split(sampled.locations, sizes), _split(sampled.weights, sizes), strict=True
-    )
+    if isinstance(seen, DenseAttention):
+        for output, weights in zip(outputs, torch.split(seen.weights, sizes, 2), strict=True):
+            output.attention.append(DenseAttention(weights))
+        return
+    parts = zip(outputs, _split(seen.locations, sizes), _split(seen.weights, sizes), strict=True)
     for output, locations, weights in parts:
         output.attention.append(SampledAttention(locations, weights))

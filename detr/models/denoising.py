@@ -1,9 +1,10 @@
-"""Contrastive denoising queries (DINO, section 3.3)."""
+"""Denoising queries (DN-DETR, section 4; contrastive: DINO, section 3.3)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from detr.config import DenoisingConfig
 from detr.models.boxes import LOGIT_EPS, cxcywh_to_xyxy, xyxy_to_cxcywh
@@ -15,7 +16,11 @@ class Denoiser(nn.Module):
 
     The group is ``groups`` blocks; each block is ``[positives | negatives]`` of the batch's largest
     box count G, so query ``block * 2G + j`` is the positive of box j and ``block * 2G + G + j`` its
-    negative. Images with fewer boxes are filled up with padding.
+    negative; without contrast, there are no negatives. Images with fewer boxes are filled up with
+    padding.
+
+    Without contrast (DN-DETR) the last channel of the content is an indicator, 1 for denoising
+    queries and 0 for the others, whose label is "unknown": see :meth:`unknown`.
 
     Args:
         config: Noise and budget.
@@ -25,8 +30,20 @@ class Denoiser(nn.Module):
 
     def __init__(self, config: DenoisingConfig, num_classes: int, width: int) -> None:
         super().__init__()
-        self.config = config
-        self.label_embedding = nn.Embedding(num_classes, width)
+        self.config, self.num_classes = config, num_classes
+        self.sides = 2 if config.contrastive else 1
+        # Without contrast: one more label for "unknown", one channel less for the indicator.
+        extra = 0 if config.contrastive else 1
+        self.label_embedding = nn.Embedding(num_classes + extra, width - extra)
+
+    def unknown(self) -> Tensor:
+        """Content ``[D]`` of queries that are not for denoising (DN-DETR)."""
+        return functional.pad(self.label_embedding.weight[self.num_classes], (0, 1))
+
+    def contents(self) -> Tensor:
+        """Content ``[K, D]`` of a denoising query of each class."""
+        table = self.label_embedding.weight[: self.num_classes]
+        return table if self.config.contrastive else functional.pad(table, (0, 1), value=1.0)
 
     def forward(
         self, targets: list[Target], generator: torch.Generator | None = None
@@ -40,18 +57,22 @@ class Denoiser(nn.Module):
         most = max((len(target.labels) for target in targets), default=0)
         if most == 0:
             return None
-        groups = max(1, self.config.number // most)
+        number = self.config.number
+        groups = max(1, number // most) if self.config.contrastive else number
         labels, boxes, padding = _stack(targets, most)
 
         def tiled(x: Tensor) -> Tensor:
-            """``[B, G, ...]`` to ``[B, groups, 2, G, ...]``."""
-            return x[:, None, None].expand(-1, groups, 2, *x.shape[1:])
+            """``[B, G, ...]`` to ``[B, groups, 2 or 1, G, ...]``."""
+            return x[:, None, None].expand(-1, groups, self.sides, *x.shape[1:])
 
         device = boxes.device
         noisy_labels = self._noisy_labels(tiled(labels).contiguous(), generator, device)
-        noisy_boxes = self._noisy_boxes(tiled(boxes), generator, device)
+        noise = self._noisy_corners if self.config.contrastive else self._noisy_sizes
+        noisy_boxes = noise(tiled(boxes), generator, device)
         filler = tiled(padding).flatten(1)
         content = self.label_embedding(noisy_labels.flatten(1))
+        if not self.config.contrastive:
+            content = functional.pad(content, (0, 1), value=1.0)
         return QueryGroup(
             role="denoising",
             content=content.masked_fill(filler[..., None], 0.0),
@@ -59,7 +80,7 @@ class Denoiser(nn.Module):
             padding=filler,
             blocks=groups,
             sees="own",
-            denoising=Denoising(groups=groups, size=2 * most),
+            denoising=Denoising(groups=groups, size=self.sides * most),
         )
 
     def _noisy_labels(
@@ -67,12 +88,10 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """Replaces labels by uniformly drawn ones with the configured probability."""
         chance = torch.rand(labels.shape, generator=generator, device=device)
-        drawn = torch.randint(
-            self.label_embedding.num_embeddings, labels.shape, generator=generator, device=device
-        )
+        drawn = torch.randint(self.num_classes, labels.shape, generator=generator, device=device)
         return torch.where(chance < self.config.label_noise, drawn, labels)
 
-    def _noisy_boxes(
+    def _noisy_corners(
         self, boxes: Tensor, generator: torch.Generator | None, device: torch.device
     ) -> Tensor:
         """Moves every corner by 0..1 (positives) or 1..2 (negatives) half sizes either way.
@@ -92,6 +111,17 @@ class Denoiser(nn.Module):
         corners = cxcywh_to_xyxy(boxes) + (size + negative) * sign * half * self.config.box_noise
         # A negative's corners may cross: such a box keeps its centre and the smallest size.
         return xyxy_to_cxcywh(corners.clamp(0, 1)).clamp(LOGIT_EPS, 1 - LOGIT_EPS)
+
+    def _noisy_sizes(
+        self, boxes: Tensor, generator: torch.Generator | None, device: torch.device
+    ) -> Tensor:
+        """Moves centres by up to half a size and scales sizes, each times the noise (DN-DETR 4.2).
+
+        Arguments and result as :meth:`_noisy_corners`.
+        """
+        reach = torch.cat((boxes[..., 2:] / 2, boxes[..., 2:]), -1) * self.config.box_noise
+        shift = torch.rand(boxes.shape, generator=generator, device=device) * 2 - 1
+        return (boxes + shift * reach).clamp(LOGIT_EPS, 1 - LOGIT_EPS)
 
 
 def _stack(targets: list[Target], most: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,7 @@ from detr.models.structures import GroupOutput, Memory, QueryGroup, Target
 
 
 class Detector(nn.Module):
-    """A deformable detection transformer.
+    """A detection transformer.
 
     Args:
         config: The architecture.
@@ -39,7 +39,8 @@ class Detector(nn.Module):
             strides.append(strides[-1] * 2)
         self.strides = tuple(strides)
         self.backbone = Backbone(config.backbone, pretrained)
-        self.neck = Neck(self.backbone.channels, config.levels, config.width)
+        deformable = config.attention == "deformable"
+        self.neck = Neck(self.backbone.channels, config.levels, config.width, deformable)
         self.encoder = Encoder(config)
         self.source = query_source(config)
         self.decoder = Decoder(config)
@@ -57,12 +58,12 @@ class Detector(nn.Module):
         features = self.backbone(images)
         levels = self.neck(features)
         shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in levels)
-        ratios = valid_ratios(valid_sizes, shapes, self.strides)
+        ratios = valid_ratios(valid_sizes, shapes, (images.shape[-2], images.shape[-1]))
         padding = padding_mask(ratios, shapes)
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], 1)
         positions = self.encoder.positions(ratios, shapes)
-        layers = self.encoder(tokens, positions, padding, ratios, shapes)
-        return Memory(layers[-1], shapes, padding, ratios, positions, features, layers)
+        memory, layers = self.encoder(tokens, positions, padding, ratios, shapes)
+        return Memory(memory, shapes, padding, ratios, positions, features, layers)
 
     def queries(
         self,
@@ -78,17 +79,32 @@ class Detector(nn.Module):
             generator: Source of the denoising noise, the device's default otherwise.
 
         Returns:
-            First the group ``own``, then, where it applies, ``denoising``.
+            First the group ``own``, then, where they apply, ``one_to_many`` and ``denoising``.
         """
-        own = self.source(memory)
-        if self.denoiser is None or targets is None or not self.training:
-            return [own]
+        if targets is None or not self.training:
+            return [self._own(memory)]
+        groups = self.source.training_groups(memory)
+        groups[0] = self._told(groups[0])
+        if self.denoiser is None:
+            return groups
         denoising = self.denoiser(targets, generator)
         if denoising is None:
             # Nothing to denoise, but every parameter must take part in every distributed step.
+            own = groups[0]
             own.content = own.content + 0.0 * self.denoiser.label_embedding.weight.sum()
-            return [own]
-        return [own, denoising]
+            return groups
+        return [*groups, denoising]
+
+    def _own(self, memory: Memory) -> QueryGroup:
+        """The group ``own``."""
+        return self._told(self.source(memory))
+
+    def _told(self, own: QueryGroup) -> QueryGroup:
+        """The group, with the content of an unknown label if it has none of its own (DN-DETR)."""
+        denoiser, dense = self.denoiser, self.config.attention != "deformable"
+        if denoiser is not None and dense and not denoiser.config.contrastive:
+            own.content = denoiser.unknown().expand_as(own.content)
+        return own
 
     def decode(
         self,
@@ -102,7 +118,7 @@ class Detector(nn.Module):
         Args:
             memory: The batch, this detector's or any of the same level layout and width.
             groups: Distinct roles.
-            attention: Also return the sampled cross-attention of every layer.
+            attention: Also return the cross-attention of every layer.
             self_attention: Roles of groups whose self-attention maps are also wanted.
 
         Returns:
@@ -125,20 +141,24 @@ class Detector(nn.Module):
 
         Returns:
             Boxes ``[B, T, 4]`` x0 y0 x1 y1 in pixels of the original image and within it, scores
-            ``[B, T]`` and labels ``[B, T]`` int64; T is ``config.detections``, or N x K if fewer.
+            ``[B, T]`` and labels ``[B, T]`` int64; T is ``config.detections``, or the number of
+            candidates if fewer.
         """
         memory = self.encode(images, valid_sizes)
-        output = self.decoder(memory, [self.source(memory)], self.source, final_only=True)[0]
+        output = self.decoder(memory, [self._own(memory)], self.source, final_only=True)[0]
         return detections(output.logits[-1], output.boxes[-1], original_sizes, self.config)
 
 
 def detections(
     logits: Tensor, boxes: Tensor, original_sizes: Tensor, config: DetectorConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best (query, class) pairs as boxes in pixels.
+    """The best candidates as boxes in pixels.
+
+    With sigmoid scores every (query, class) pair is a candidate; a softmax makes classes exclude
+    each other, so there each query is one, with its best class (DETR).
 
     Args:
-        logits: ``[B, N, K]``.
+        logits: ``[B, N, K]``, or ``[B, N, K + 1]`` with "no object" last.
         boxes: ``[B, N, 4]`` cx cy w h relative to the image.
         original_sizes: ``[B, 2]`` (height, width), pixels.
         config: Gives the number of detections kept.
@@ -146,15 +166,21 @@ def detections(
     Returns:
         As :meth:`Detector.forward`.
     """
-    count = min(config.detections, config.queries * config.num_classes)
-    # Ranking logits equals ranking scores, but large logits do not tie as saturated scores do.
-    best, index = logits.flatten(1).topk(count, dim=1)
-    query = torch.div(index, config.num_classes, rounding_mode="floor")
-    labels = index - query * config.num_classes
+    if config.classification == "softmax":
+        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+        best, query = scores.topk(min(config.detections, scores.shape[1]), dim=1)
+        labels = labels.gather(1, query)
+    else:
+        # Ranking logits equals ranking scores, but large logits do not tie as saturated scores do.
+        count = min(config.detections, logits.shape[1] * config.num_classes)
+        best, index = logits.flatten(1).topk(count, dim=1)
+        query = torch.div(index, config.num_classes, rounding_mode="floor")
+        labels = index - query * config.num_classes
+        best = best.sigmoid()
     chosen = boxes.gather(1, query[..., None].expand(-1, -1, 4))
     scale = original_sizes.flip(-1).repeat(1, 2)[:, None]
     pixels = torch.minimum((cxcywh_to_xyxy(chosen) * scale).clamp(min=0), scale)
-    return pixels, best.sigmoid(), labels
+    return pixels, best, labels
 
 
 def build_detector(config: DetectorConfig, pretrained: bool = True) -> Detector:

@@ -28,22 +28,24 @@ class SamplingFrame(NamedTuple):
     unit: Tensor
 
 
-def valid_ratios(valid_sizes: Tensor, shapes: LevelShapes, strides: tuple[int, ...]) -> Tensor:
+def valid_ratios(valid_sizes: Tensor, shapes: LevelShapes, canvas: tuple[int, int]) -> Tensor:
     """Share of each level's cells that the image covers, ``[B, V, 2]`` as (width, height).
 
-    A cell belongs to the image if its first pixel does: ``x * stride < valid width``. The original
-    code instead resizes the pixel mask to the level with nearest-neighbour sampling; both agree
-    wherever the canvas is a multiple of the stride, elsewhere they may differ by one cell.
+    A cell belongs to the image if its first pixel does: ``x * canvas / cells < valid width``. That
+    is what the original codes get by resizing the pixel mask to the level with nearest-neighbour
+    sampling, also on a canvas that is no multiple of the stride.
 
     Args:
         valid_sizes: ``[B, 2]`` (height, width) of the image inside the canvas, pixels.
         shapes: (height, width) of the levels.
-        strides: Pixels per cell of each level.
+        canvas: (height, width), pixels.
     """
     sizes = valid_sizes.flip(-1)[:, None]
-    stride = sizes.new_tensor(strides)[None, :, None]
     extent = _extents(shapes, sizes)
-    return torch.minimum(torch.ceil(sizes / stride), extent) / extent
+    # Multiplied first: the product is exact, so the quotient rounds to a whole number of cells
+    # exactly where it is one.
+    cells = torch.ceil(sizes * extent / sizes.new_tensor((canvas[1], canvas[0])))
+    return torch.minimum(cells, extent) / extent
 
 
 def padding_mask(ratios: Tensor, shapes: LevelShapes) -> Tensor:

@@ -8,6 +8,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detr.config import DetectorConfig
+
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them.
@@ -31,9 +33,11 @@ class MLP(nn.Module):
 class FeedForward(nn.Module):
     """Post-norm feed-forward block of a transformer layer."""
 
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+    def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
+        width, hidden, dropout = config.width, config.ffn, config.dropout
         self.expand = nn.Linear(width, hidden)
+        self.activation = nn.PReLU() if config.activation == "prelu" else nn.ReLU()
         self.contract = nn.Linear(hidden, width)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
@@ -44,14 +48,20 @@ class FeedForward(nn.Module):
         """``[..., D]`` to ``[..., D]``."""
         # Not in place: a linear layer returns a view, and autograd pays for changing one with two
         # copies of the model's largest gradient.
-        hidden = self.dropout(functional.relu(self.expand(x)))
+        hidden = self.dropout(self.activation(self.expand(x)))
         out: Tensor = self.norm(x + self.dropout(self.contract(hidden)))
         return out
 
 
-def class_head(width: int, num_classes: int) -> nn.Linear:
-    """Class logits; starts at a score of 0.01 everywhere (focal loss paper, section 4.1)."""
-    head = nn.Linear(width, num_classes)
+def class_head(config: DetectorConfig) -> nn.Linear:
+    """Class logits.
+
+    Sigmoid scores start at 0.01 everywhere (focal loss paper, section 4.1); a softmax has one more
+    logit, for "no object", and no such start.
+    """
+    if config.classification == "softmax":
+        return nn.Linear(config.width, config.num_classes + 1)
+    head = nn.Linear(config.width, config.num_classes)
     nn.init.constant_(head.bias, -math.log(99))
     return head
 

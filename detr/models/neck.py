@@ -25,9 +25,12 @@ class Neck(nn.Module):
         channels: Of the backbone maps, finest first.
         levels: Number of levels that come out.
         width: Their channels D.
+        normalise: Group norm after each convolution; DETR has none.
     """
 
-    def __init__(self, channels: Sequence[int], levels: int, width: int) -> None:
+    def __init__(
+        self, channels: Sequence[int], levels: int, width: int, normalise: bool = True
+    ) -> None:
         super().__init__()
         convs: list[nn.Conv2d] = [nn.Conv2d(c, width, 1) for c in channels]
         for extra in range(levels - len(channels)):
@@ -39,7 +42,8 @@ class Neck(nn.Module):
             nn.init.zeros_(conv.bias)
         groups = norm_groups(width)
         self.projections = nn.ModuleList(
-            nn.Sequential(conv, nn.GroupNorm(groups, width)) for conv in convs
+            nn.Sequential(conv, *([nn.GroupNorm(groups, width)] if normalise else []))
+            for conv in convs
         )
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:

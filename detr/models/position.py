@@ -12,6 +12,9 @@ from detr.models.structures import LevelShapes
 
 TWO_PI = 2 * math.pi
 QUERY_TEMPERATURE = 10000.0
+# Orders in which the coordinates of a reference are laid out.
+YXWH = (1, 0, 2, 3)
+XYWH = (0, 1, 2, 3)
 
 
 def sine(values: Tensor, width: int, temperature: float) -> Tensor:
@@ -71,8 +74,8 @@ def reference_embedding(
 
     Args:
         reference: ``[..., R]`` in [0, 1].
-        order: Coordinates in the order they are laid out: (1, 0, 2, 3) is y x w h, the field's
-            habit; Deformable DETR's proposals use x y w h.
+        order: Coordinates in the order they are laid out: y x w h is the field's habit; Deformable
+            DETR's proposals use x y w h.
         width: Channels per coordinate.
         temperature: Of :func:`sine`.
 

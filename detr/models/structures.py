@@ -78,8 +78,9 @@ class Denoising:
     """What the loss needs to know of a denoising group: which query stands for which box.
 
     Attributes:
-        groups: Number of denoising groups in the group; each is positives then negatives.
-        size: Queries of one denoising group (2 x the batch's largest box count).
+        groups: Number of denoising groups in the group; each is positives then, where the
+            denoising is contrastive, as many negatives.
+        size: Queries of one denoising group (1 or 2 x the batch's largest box count).
     """
 
     groups: int
@@ -102,6 +103,7 @@ class QueryGroup:
         sees: Role of one further group this one may attend to (denoising queries see ``own``).
         proposals: The encoder proposals this group was made from.
         denoising: Set on the denoising group.
+        repeat: How many of its queries each ground-truth box is assigned to (one-to-many).
     """
 
     role: str
@@ -113,6 +115,7 @@ class QueryGroup:
     sees: str | None = None
     proposals: Proposals | None = None
     denoising: Denoising | None = None
+    repeat: int = 1
 
 
 @dataclass
@@ -129,12 +132,26 @@ class SampledAttention:
 
 
 @dataclass
+class DenseAttention:
+    """Cross-attention of one decoder layer over all tokens.
+
+    Attributes:
+        weights: ``[B, M, N, S]``, softmax over the tokens inside the image.
+    """
+
+    weights: Tensor
+
+
+Attention = SampledAttention | DenseAttention
+
+
+@dataclass
 class GroupOutput:
     """What the decoder made of one group; every list has one entry per decoder layer.
 
     Attributes:
         group: The group that went in.
-        logits: ``[B, N, K]`` per layer.
+        logits: ``[B, N, K]`` per layer; ``[B, N, K + 1]`` with ``no_object``.
         boxes: ``[B, N, 4]`` per layer, cx cy w h in [0, 1].
         hidden: ``[B, N, D]`` per layer, the tensor that enters the next layer.
         references: ``[B, N, R]`` per layer, the reference the layer started from.
@@ -142,6 +159,7 @@ class GroupOutput:
         self_attention: ``[B, M, N, N_keys]`` per layer, softmax before dropout; keys are the
             group's own queries, then those of the group it sees. Only where ``decode(...,
             self_attention=...)`` named the group's role.
+        no_object: The last logit says "no object", so logits go through a softmax (DETR).
     """
 
     group: QueryGroup
@@ -149,5 +167,6 @@ class GroupOutput:
     boxes: list[Tensor]
     hidden: list[Tensor]
     references: list[Tensor]
-    attention: list[SampledAttention] = field(default_factory=list)
+    attention: list[Attention] = field(default_factory=list)
     self_attention: list[Tensor] = field(default_factory=list)
+    no_object: bool = False

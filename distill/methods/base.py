@@ -65,12 +65,14 @@ class Method(nn.Module, ABC):
         teacher: ``frozen`` is the recipe's teacher, ``ema`` the running average of the student
             (``Step.teacher`` then holds it), ``none`` a method that needs neither.
         replaces_detection_loss: It answers :meth:`detection_losses`; one method of a run may.
+        reads_scores: It looks at class scores, which it takes for sigmoids.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[Strict]]
     teacher: ClassVar[TeacherKind] = "frozen"
     replaces_detection_loss: ClassVar[bool] = False
+    reads_scores: ClassVar[bool] = True
 
     @property
     def needs_teacher(self) -> bool:

@@ -34,7 +34,7 @@ from distill.methods.assignment import PairWeights, Predictions, assign, distanc
 from distill.methods.base import Method, Setting, float32
 from distill.methods.layers import LayerMap, Pairs, pair_layers
 from distill.methods.points import ForStudent, check_same_kind, specific_points
-from distill.methods.sampling import attended_cells, mean_heads, squared_distance
+from distill.methods.sampling import attended_cells, mean_heads, sampled, squared_distance
 from distill.methods.teacher_group import ground_truth_losses, teacher_assigned
 from distill.step import PairedGroup, Step
 
@@ -119,7 +119,7 @@ class D3etr(Method):
         if self.options.adaptive > 1:
             # Where a detector learns its content this is a second table; two-stage queries get
             # theirs from the proposals, on top of which the table is added.
-            self.content = nn.Embedding(ours.queries, ours.width)
+            self.content = nn.Embedding(ours.queries * max(1, ours.patterns), ours.width)
             if ours.query == "learned":
                 self.position = nn.Embedding(ours.queries, ours.width)
 
@@ -180,7 +180,7 @@ class D3etr(Method):
         content = self.content.weight[None].expand(len(own.content), -1, -1)
         if isinstance(source := step.student.source, LearnedQueries):
             position = self.position.weight[None].expand_as(content)
-            reference = source.reference_points(position).sigmoid()
+            reference = source.reference(position)
             return QueryGroup(role, content, reference, position)
         if own.position is not None:
             content = own.content + content
@@ -230,8 +230,8 @@ class D3etr(Method):
                 error = self._self_error(*maps, pair)
                 parts.setdefault("self", []).append(options.self_weight * error)
             if options.cross_attention:
-                sampled = (student.attention[s], teacher.attention[t])
-                error = self._cross_error(*sampled, pair, step.student_memory.shapes)
+                looks = (sampled(student.attention[s]), sampled(teacher.attention[t]))
+                error = self._cross_error(*looks, pair, step.student_memory.shapes)
                 parts.setdefault("cross", []).append(options.cross_weight * error)
         return {key: torch.stack(values).sum() for key, values in parts.items()}
 

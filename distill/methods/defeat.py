@@ -48,6 +48,7 @@ class Defeat(Method):
     """
 
     name: ClassVar[str] = "defeat"
+    reads_scores: ClassVar[bool] = False
     Options: ClassVar[type[Strict]] = DefeatOptions
 
     def __init__(self, options: Strict, setting: Setting) -> None:

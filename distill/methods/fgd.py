@@ -57,6 +57,7 @@ class Fgd(Method):
     """
 
     name: ClassVar[str] = "fgd"
+    reads_scores: ClassVar[bool] = False
     Options: ClassVar[type[Strict]] = FgdOptions
 
     def __init__(self, options: Strict, setting: Setting) -> None:

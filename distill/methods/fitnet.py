@@ -39,6 +39,7 @@ class FitNet(Method):
     """
 
     name: ClassVar[str] = "fitnet"
+    reads_scores: ClassVar[bool] = False
     Options: ClassVar[type[Strict]] = FitNetOptions
 
     def __init__(self, options: Strict, setting: Setting) -> None:

@@ -42,6 +42,7 @@ class Mgd(Method):
     """
 
     name: ClassVar[str] = "mgd"
+    reads_scores: ClassVar[bool] = False
     Options: ClassVar[type[Strict]] = MgdOptions
 
     def __init__(self, options: Strict, setting: Setting) -> None:

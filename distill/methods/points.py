@@ -127,7 +127,7 @@ class TargetAware(nn.Module):
             table = torch.randn(config.num_classes, config.width)
             mlp = MLP(4, config.width, config.width, config.width)
         if teacher.denoiser is not None:
-            table = teacher.denoiser.label_embedding.weight.detach().clone()
+            table = teacher.denoiser.contents().detach().clone()
         self.content: Tensor
         self.register_buffer("content", table)
         self.position = mlp.requires_grad_(False) if config.query == "learned" else None

@@ -43,7 +43,7 @@ from distill.methods.base import (
     shared_statistic,
 )
 from distill.methods.layers import LayerMap, pair_layers, pair_levels, split_levels
-from distill.methods.sampling import attended_cells, spread
+from distill.methods.sampling import attended_cells, sampled, spread
 from distill.step import Step
 
 Weight = Annotated[float, Field(ge=0)]
@@ -169,7 +169,7 @@ def attention_mask(
     if overlap_weights:
         weights = weights * (1 + selected.overlap[-1].nan_to_num(0.0, 0.0, 0.0))
     weights = weights / chosen.sum(1, keepdim=True).clamp(min=1)
-    return spread(attended_cells(output.attention[0], memory.shapes), weights)
+    return spread(attended_cells(sampled(output.attention[0]), memory.shapes), weights)
 
 
 def normalized(tokens: Tensor, kept: Tensor) -> Tensor:
@@ -226,9 +226,8 @@ class Qskd(Method):
             depth = self.options.adaptor_layers
             if depth is None:
                 depth = int(ours.encoder_layers < theirs.encoder_layers)
-            self.adaptor = (
-                Encoder(ours.model_copy(update={"encoder_layers": depth})) if depth else None
-            )
+            plain = {"encoder_layers": depth, "memory_fusion": None}
+            self.adaptor = Encoder(ours.model_copy(update=plain)) if depth else None
 
     @property
     def needs_attention(self) -> bool:
@@ -291,10 +290,10 @@ class Qskd(Method):
         if self.adaptor is None:
             return memory.tokens
         positions = self.adaptor.positions(memory.valid_ratios, memory.shapes)
-        layers: list[Tensor] = self.adaptor(
+        adapted: Tensor = self.adaptor(
             memory.tokens, positions, memory.padding, memory.valid_ratios, memory.shapes
-        )
-        return layers[-1]
+        )[0]
+        return adapted
 
     def _local(
         self, targets: list[Target], student: Predictions, teacher: Predictions

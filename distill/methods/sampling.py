@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detr.models import LevelShapes, SampledAttention
+from detr.models import DenseAttention, LevelShapes, SampledAttention
 from distill.methods.base import float32
 
 
@@ -30,6 +30,17 @@ class Cells:
     index: Tensor
     value: Tensor
     size: int
+
+
+def sampled(attention: SampledAttention | DenseAttention) -> SampledAttention:
+    """Attention that must be deformable.
+
+    Raises:
+        ValueError: Where it is dense.
+    """
+    if isinstance(attention, SampledAttention):
+        return attention
+    raise ValueError("dense attention has no sampling points; a deformable decoder is needed")
 
 
 def attended_cells(sampled: SampledAttention, shapes: LevelShapes) -> Cells:

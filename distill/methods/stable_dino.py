@@ -32,6 +32,7 @@ from distill.criterion import (
     LossWeights,
     denoising_matches,
     ignored,
+    one_to_many_losses,
     proposal_targets,
     set_losses,
     weighted,
@@ -231,7 +232,7 @@ class StableDino(Method):
         return {}
 
     def detection_losses(self, step: Step) -> dict[str, Tensor]:
-        """``own/...``, ``proposals/...`` and ``denoising/...``."""
+        """``own/...``, ``proposals/...``, ``denoising/...`` and the usual ``one_to_many/...``."""
         own = step.student_outputs["own"]
         predictions = torch.stack(own.logits), torch.stack(own.boxes)
         losses = weighted("own", self._matched(*predictions, step.targets, step), self.weights)
@@ -253,7 +254,9 @@ class StableDino(Method):
                 self.options.target if stable else None,
             )
             losses |= weighted("denoising", parts, self.noisy_weights, self.loss.denoising)
-        return losses
+        return losses | one_to_many_losses(
+            step.student_outputs, step.targets, step.normalizer, self.loss
+        )
 
     def _matched(
         self, logits: Tensor, boxes: Tensor, targets: list[Target], step: Step

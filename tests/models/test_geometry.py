@@ -13,11 +13,12 @@ from detr.models.position import image_positions, reference_embedding
 
 SHAPES = ((12, 20), (6, 10), (3, 5))
 STRIDES = (8, 16, 32)
+CANVAS = (96, 160)
 
 
 @pytest.mark.parametrize(("height", "width"), [(96, 160), (80, 130), (33, 1), (64, 129)])
 def test_padding_starts_at_the_first_cell_outside(height, width):
-    ratios = valid_ratios(torch.tensor([[height, width]], dtype=torch.float32), SHAPES, STRIDES)
+    ratios = valid_ratios(torch.tensor([[height, width]], dtype=torch.float32), SHAPES, CANVAS)
     padding = padding_mask(ratios, SHAPES)[0]
     expected = [
         x * stride >= width or y * stride >= height
@@ -28,20 +29,23 @@ def test_padding_starts_at_the_first_cell_outside(height, width):
     assert padding.tolist() == expected
 
 
-def test_every_width_of_a_kitti_canvas_counts_whole_cells():
-    shapes = ((51, 167), (26, 84), (13, 42), (7, 21))
-    sizes = torch.stack((torch.full((1333,), 402.0), torch.arange(1, 1334.0)), -1)
-    ratios = valid_ratios(sizes, shapes, (8, 16, 32, 64))
-    valid = (~padding_mask(ratios, shapes)).split([h * w for h, w in shapes], 1)
+def test_every_width_of_a_kitti_canvas_counts_the_cells_the_original_codes_do():
+    canvas, shapes = (402, 1333), ((51, 167), (26, 84), (13, 42), (7, 21))
+    widths = torch.arange(1, 1334)
+    sizes = torch.stack((torch.full((1333,), 402), widths), -1).float()
+    valid = (~padding_mask(valid_ratios(sizes, shapes, canvas), shapes)).split(
+        [h * w for h, w in shapes], 1
+    )
+    inside = (torch.arange(1333)[None] < widths[:, None]).float()
     for level, (height, width) in enumerate(shapes):
         counted = valid[level].view(-1, height, width)[:, 0].sum(-1)
-        expected = torch.arange(1, 1334.0).div((8, 16, 32, 64)[level]).ceil()
+        expected = torch.nn.functional.interpolate(inside[:, None], width).sum((1, 2))
         assert torch.equal(counted.float(), expected)
 
 
 def test_image_position_is_the_cumulative_one():
     valid = torch.tensor([[80.0, 130.0]])
-    ratios = valid_ratios(valid, SHAPES, STRIDES)
+    ratios = valid_ratios(valid, SHAPES, CANVAS)
     for offset, temperature in ((-0.5, 10000.0), (0.0, 20.0)):
         levels = image_positions(ratios, SHAPES, 32, temperature, offset)
         masks = padding_mask(ratios, SHAPES).split([h * w for h, w in SHAPES], 1)
@@ -83,7 +87,7 @@ def test_sampling_frames():
 
 
 def test_token_centres_are_relative_to_the_image():
-    ratios = valid_ratios(torch.tensor([[96.0, 80.0]]), SHAPES, STRIDES)
+    ratios = valid_ratios(torch.tensor([[96.0, 80.0]]), SHAPES, CANVAS)
     centres = token_centres(ratios, SHAPES)[0, : 12 * 20].view(12, 20, 2)
     torch.testing.assert_close(centres[3, 9], torch.tensor([9.5 / 10, 3.5 / 12]))
     assert centres[3, 10, 0] > 1

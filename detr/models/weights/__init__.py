@@ -1,0 +1,1 @@
+"""Published weights, one state-dict adapter per family."""

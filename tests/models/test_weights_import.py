@@ -1,0 +1,221 @@
+"""``detr weights import``: everything is used or listed, or it is an error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from detr.config import BackboneConfig, DenoisingConfig
+from detr.errors import UserError
+from detr.models import load_model
+from detr.models.weights.classes import class_map, read_classes
+from detr.models.weights.cli import weights
+from detr.models.weights.hugging_face import read_folder
+from detr.models.weights.original import convert
+from detr.models.weights.renaming import Rule, rename, split_projections
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A published tiny DETR."""
+    path = tmp_path_factory.mktemp("published")
+    config = transformers.DetrConfig(
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        num_queries=7,
+        id2label={0: "N/A", 1: "car", 2: "N/A", 3: "person"},
+        backbone_config={
+            "model_type": "resnet",
+            "embedding_size": 64,
+            "hidden_sizes": [8, 16, 32, 32],
+            "depths": [1, 1, 1, 1],
+            "layer_type": "basic",
+            "out_features": ["stage4"],
+        },
+    )
+    transformers.DetrForObjectDetection(config).save_pretrained(path)
+    return path
+
+
+def changed(folder, tmp_path, change):
+    """A copy of the folder with other tensors."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    return tmp_path
+
+
+def test_import_writes_a_checkpoint(folder, tmp_path):
+    out = tmp_path / "detr.safetensors"
+    arguments = ["import", str(folder), "--out", str(out), "--size", "96x160", "--json"]
+    result = CliRunner().invoke(weights, arguments, catch_exceptions=False)
+    report = json.loads(result.stdout)
+    assert all(name.endswith("num_batches_tracked") for name in report["unused"])
+    detector, info = load_model(out)
+    assert info.classes.names == ("N/A", "car", "N/A-2", "person")
+    assert info.preprocess.size == (96, 160)
+    size = torch.tensor([[96.0, 160.0]])
+    boxes, scores, labels = detector(torch.zeros(1, 3, 96, 160), size, size)
+    assert boxes.shape == (1, 7, 4) and labels.max() < 4
+    assert (scores[:, :-1] >= scores[:, 1:]).all()
+
+
+def test_a_tensor_without_a_place_is_named(folder, tmp_path):
+    source = changed(folder, tmp_path, lambda t: t.update(mystery=torch.zeros(1)))
+    with pytest.raises(UserError, match="mystery") as caught:
+        read_folder(source)
+    assert caught.value.code == "weights-unknown-tensor"
+
+
+def test_a_missing_tensor_is_named(folder, tmp_path):
+    source = changed(folder, tmp_path, lambda t: t.pop("bbox_predictor.layers.0.weight"))
+    with pytest.raises(UserError, match=r"decoder\.box_heads\.0\.layers\.0\.weight") as caught:
+        read_folder(source)
+    assert caught.value.code == "checkpoint-mismatch"
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (None, "weights-source"),
+        ("{", "weights-source"),
+        ('{"model_type": "yolos"}', "weights-family"),
+    ],
+)
+def test_what_is_no_detector_is_refused(folder, tmp_path, content, code):
+    source = changed(folder, tmp_path, lambda t: None)
+    if content is None:
+        (source / "config.json").unlink()
+    else:
+        (source / "config.json").write_text(content)
+    with pytest.raises(UserError) as caught:
+        read_folder(source)
+    assert caught.value.code == code
+
+
+def test_copies_must_agree():
+    rules = (Rule(r"head\.\d\.weight", "head.weight"),)
+    same = torch.ones(2)
+    renamed = rename({"head.0.weight": same, "head.1.weight": same.clone()}, rules, "x")
+    assert list(renamed.tensors) == ["head.weight"]
+    assert "copy of head.0.weight" in renamed.unused["head.1.weight"]
+    with pytest.raises(UserError) as caught:
+        rename({"head.0.weight": same, "head.1.weight": 2 * same}, rules, "x")
+    assert caught.value.code == "weights-copies-differ"
+
+
+def test_stacked_projections_are_split():
+    split = split_projections(
+        {"a.in_proj_weight": torch.arange(6.0).view(6, 1), "b": torch.ones(1)}
+    )
+    assert split["a.k_proj.weight"].flatten().tolist() == [2.0, 3.0]
+    assert set(split) == {"a.q_proj.weight", "a.k_proj.weight", "a.v_proj.weight", "b"}
+
+
+def original_names(detector, kind):
+    """A detector's tensors as the original repositories name them."""
+    own = {name: x.clone() for name, x in detector.state_dict().items()}
+    out = {}
+
+    def move(pattern, target):
+        for name in [n for n in own if re.fullmatch(pattern, n)]:
+            out[re.sub(f"^{pattern}$", target, name)] = own.pop(name)
+
+    move(r"backbone\.body\.(.+)", r"backbone.0.body.\1")
+    for i in range(detector.config.encoder_layers):
+        ours, theirs = rf"encoder\.layers\.{i}\.", f"transformer.encoder.layers.{i}."
+        move(ours + r"attention\.(.+)", theirs + r"self_attn.\1")
+        move(ours + r"norm\.(.+)", theirs + r"norm1.\1")
+        move(ours + r"ffn\.expand\.(.+)", theirs + r"linear1.\1")
+        move(ours + r"ffn\.contract\.(.+)", theirs + r"linear2.\1")
+        move(ours + r"ffn\.norm\.(.+)", theirs + r"norm2.\1")
+    for i in range(detector.config.decoder_layers):
+        ours, theirs = rf"decoder\.layers\.{i}\.", f"transformer.decoder.layers.{i}."
+        prefix = f"decoder.layers.{i}.self_attention."
+        for part in ("weight", "bias"):
+            stacked = [own.pop(f"{prefix}query_key.{part}"), own.pop(f"{prefix}value.{part}")]
+            out[f"{theirs}self_attn.in_proj_{part}"] = torch.cat(stacked)
+        move(ours + r"self_attention\.output\.(.+)", theirs + r"self_attn.out_proj.\1")
+        move(ours + r"cross_attention\.(.+)", theirs + r"cross_attn.\1")
+        move(ours + r"cross_norm\.(.+)", theirs + r"norm1.\1")
+        move(ours + r"self_norm\.(.+)", theirs + r"norm2.\1")
+        move(ours + r"ffn\.expand\.(.+)", theirs + r"linear1.\1")
+        move(ours + r"ffn\.contract\.(.+)", theirs + r"linear2.\1")
+        move(ours + r"ffn\.norm\.(.+)", theirs + r"norm3.\1")
+        for head, name in (("class_heads", "class_embed"), ("box_heads", "bbox_embed")):
+            shared = len(getattr(detector.decoder, head)) == 1
+            start = f"decoder.{head}.{0 if shared else i}."
+            for tensor in [n for n in detector.state_dict() if n.startswith(start)]:
+                value = detector.state_dict()[tensor].clone()
+                rest = tensor.removeprefix(start)
+                out[f"{name}.{i}.{rest}"] = value
+                if kind == "dino":
+                    out[f"transformer.decoder.{name}.{i}.{rest}"] = value.clone()
+                own.pop(tensor, None)
+    move(r"neck\.projections\.(.+)", r"input_proj.\1")
+    move(r"encoder\.level_embedding", "transformer.level_embed")
+    move(r"source\.embedding\.weight", "query_embed.weight")
+    move(r"source\.reference_points\.(.+)", r"transformer.reference_points.\1")
+    move(r"source\.content\.weight", "transformer.tgt_embed.weight")
+    move(r"source\.reference_mlp\.(.+)", r"transformer.decoder.ref_point_head.\1")
+    move(r"source\.proposals\.project\.(.+)", r"transformer.enc_output.\1")
+    move(r"source\.proposals\.norm\.(.+)", r"transformer.enc_output_norm.\1")
+    move(r"source\.proposals\.class_head\.(.+)", r"transformer.enc_out_class_embed.\1")
+    move(r"source\.proposals\.box_head\.(.+)", r"transformer.enc_out_bbox_embed.\1")
+    move(r"decoder\.norm\.(.+)", r"transformer.decoder.norm.\1")
+    labels = own.pop("denoiser.label_embedding.weight", None)
+    if labels is not None:
+        out["label_enc.weight"] = torch.cat((labels, torch.zeros(1, labels.shape[1])))
+    assert own == {}
+    return out
+
+
+@pytest.mark.parametrize("kind", ["plain", "dino", "dino_shared"])
+def test_original_checkpoints(kind, make, tmp_path):
+    changes = {"denoising": DenoisingConfig()} if kind != "plain" else {}
+    backbone = BackboneConfig(name="resnet18", norm="frozen")
+    detector = make(kind, heads=8, backbone=backbone, **changes)
+    tensors = original_names(detector, "deformable" if kind == "plain" else "dino")
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": tensors, "args": argparse.Namespace(nheads=8), "epoch": 3}, path)
+    out = tmp_path / "ours.safetensors"
+    arguments = ["import", str(path), "--out", str(out)]
+    CliRunner().invoke(weights, arguments, catch_exceptions=False)
+    loaded, _ = load_model(out)
+    for name, tensor in detector.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_other_repositories_are_refused(tmp_path):
+    with pytest.raises(UserError) as caught:
+        convert({"model.0.conv.weight": torch.zeros(1)}, "x")
+    assert caught.value.code == "weights-family"
+
+
+def test_classes_of_a_file(tmp_path):
+    path = tmp_path / "classes.json"
+    path.write_text('{"names": ["car", "bus"], "category_ids": [3, 6]}')
+    assert read_classes(path, 2).category_ids == (3, 6)
+    by_id = read_classes(path, 7)
+    assert by_id.names[3] == "car" and by_id.names[6] == "bus" and by_id.names[0] == "unused-0"
+    with pytest.raises(UserError) as caught:
+        read_classes(path, 5)
+    assert caught.value.code == "weights-classes"
+    path.write_text('{"categories": [{"id": 2, "name": "b"}, {"id": 1, "name": "a"}]}')
+    assert read_classes(path, 2).names == ("a", "b")
+    assert class_map(("a", "b")).category_ids == (0, 1)
