@@ -112,7 +112,7 @@ def test_fgd_by_its_formulas(
             channel = [32 * (x.abs().mean(0) / 0.5).softmax(0) for x in (s, t)]
             error = ((s - t).square() * channel[1]).sum(1) * space[1]
             for name, mask in zip(("foreground", "background"), masks, strict=True):
-                expected[name] += float((error * mask[level][image][keep]).sum()) / 2
+                expected[name] += float((error * mask[level][image][keep]).sum().detach()) / 2
             expected["attention"] += float((space[0] - space[1]).abs().sum()) / 2
             expected["attention"] += float((channel[0] - channel[1]).abs().sum()) / 2
             # The global blocks start as the identity.
