@@ -13,6 +13,7 @@ from typing import Literal
 import onnx
 from onnx import ModelProto
 
+from detr.cli_support import progress
 from detr.errors import UserError
 from detr.files import output_error, sha256, write_atomic
 from detr.model_info import ModelInfo
@@ -68,28 +69,34 @@ def export_bundle(
         raise UserError("output-exists", f"{out}: exists and is not a bundle; nothing was written")
     torch_engine = TorchEngine(checkpoint)
     info = torch_engine.info
-    model = export_graph(torch_engine.detector, info.preprocess.size, opset, batch, lowering)
-    images = list(images) if images is not None else drawn_images(info.preprocess.size)
-    golden = Golden(images, _detect(torch_engine, images, 1))
-    with _replacing(out) as folder:
-        files = _write_model(model, folder)
-        write_atomic(folder / GOLDEN, golden.to_bytes())
-        files[GOLDEN] = sha256(folder / GOLDEN)
-        draft = BundleInfo(
-            model=info,
-            opset=opset,
-            lowering=lowering,
-            batch=batch,
-            files=files,
-            source=Source(
-                path=str(torch_engine.artefact.resolve()), sha256=sha256(torch_engine.artefact)
-            ),
-            reference_ap=_reference_ap(info),
-            versions={name: version(name) for name in _PACKAGES},
-        )
-        parity = _prove(Bundle(folder, draft), golden)
-        final = draft.model_copy(update={"parity": parity.model_dump()})
-        write_atomic(folder / SIDECAR, final.model_dump_json(indent=2) + "\n")
+    with progress(range(3), f"export {out.name}", 3) as bar:
+        bar.set_postfix_str("tracing the graph")
+        model = export_graph(torch_engine.detector, info.preprocess.size, opset, batch, lowering)
+        bar.set_postfix_str("finding the golden detections in torch")
+        bar.update()
+        images = list(images) if images is not None else drawn_images(info.preprocess.size)
+        golden = Golden(images, _detect(torch_engine, images, 1))
+        with _replacing(out) as folder:
+            files = _write_model(model, folder)
+            write_atomic(folder / GOLDEN, golden.to_bytes())
+            files[GOLDEN] = sha256(folder / GOLDEN)
+            draft = BundleInfo(
+                model=info,
+                opset=opset,
+                lowering=lowering,
+                batch=batch,
+                files=files,
+                source=Source(
+                    path=str(torch_engine.artefact.resolve()), sha256=sha256(torch_engine.artefact)
+                ),
+                reference_ap=_reference_ap(info),
+                versions={name: version(name) for name in _PACKAGES},
+            )
+            bar.set_postfix_str("proving it in ONNX Runtime")
+            bar.update()
+            parity = _prove(Bundle(folder, draft), golden)
+            final = draft.model_copy(update={"parity": parity.model_dump()})
+            write_atomic(folder / SIDECAR, final.model_dump_json(indent=2) + "\n")
     return open_bundle(out)
 
 
