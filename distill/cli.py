@@ -101,7 +101,8 @@ def compare(
 ) -> None:
     """Train one student with several methods and without any, and make one table.
 
-    The same command again goes on where it stopped; a run that fails does not stop the others.
+    Where the recipe inherits the teacher's weights, one row does that and nothing else. The same
+    command again goes on where it stopped; a run that fails does not stop the others.
 
     Example: distill compare demo-student --methods qskd,fgd+mgd --seeds 2 --out runs/compare
     """

@@ -23,6 +23,8 @@ from detr.files import write_atomic
 from distill.recipe import Recipe
 
 BASELINE = "baseline"
+# The teacher's weights to start from and nothing else: what a method adds shows against this row.
+INHERITED = "inherit"
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 _HEADS = ("AP", "AP50", "AP75", "S", "M", "L")
 
@@ -33,7 +35,8 @@ class Cell(BaseModel):
     """One run.
 
     Attributes:
-        method: Name, or several joined by ``+``; ``baseline`` learns from labels alone.
+        method: Name, or several joined by ``+``; ``baseline`` learns from labels alone, and
+            ``inherit`` does too, from the teacher's weights.
         seed: Of the run.
         values: AP and its parts, 0 to 1.
         seconds: Per step, without validation.
@@ -132,6 +135,8 @@ def cell_recipe(recipe: Recipe, method: str, seed: int) -> Recipe:
     if method == BASELINE:
         changes |= {"teacher": None, "methods": (), "inherit": None, "min_teacher_ap": None}
         return recipe.model_copy(update=changes)
+    if method == INHERITED:
+        return recipe.model_copy(update=changes | {"methods": ()})
     given = {key: options for entry in recipe.methods for key, options in entry.items()}
     specs = [{part: dict(given.get(part, {}))} for part in method.split("+")]
     kinds = [kind for kind, _ in parse_methods(specs)]
@@ -154,6 +159,8 @@ def compare(
 ) -> Comparison:
     """Runs every method and the baseline with every seed and writes the table after each cell.
 
+    Where the recipe inherits the teacher's weights, a row that only inherits is added.
+
     Args:
         recipe: Student, data, steps and teacher.
         methods: Names, each possibly several joined by ``+``.
@@ -164,7 +171,8 @@ def compare(
     Raises:
         UserError: What :func:`cell_recipe` raises, before anything runs, and ``output-unwritable``.
     """
-    order = [BASELINE, *(m for m in dict.fromkeys(methods) if m != BASELINE)]
+    plain = [BASELINE] if recipe.inherit is None else [BASELINE, INHERITED]
+    order = [*plain, *(m for m in dict.fromkeys(methods) if m not in plain)]
     wanted = [(m, recipe.seed + s) for s in range(seeds) for m in order]
     recipes = {(m, seed): cell_recipe(recipe, m, seed) for m, seed in wanted}
     cells: dict[tuple[str, int], Cell] = {}

@@ -30,6 +30,18 @@ def test_cells_differ_in_method_and_seed_only(tiny: Recipe) -> None:
     assert base.model_dump(exclude=same) == both.model_dump(exclude=same)
 
 
+def test_a_row_that_only_inherits_stands_beside_methods_that_do(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    recipe = distilling(tiny, inherit=True)
+    only = cell_recipe(recipe, "inherit", 1)
+    assert only.methods == () and only.inherit == recipe.inherit and only.teacher == recipe.teacher
+    table = compare(recipe, ["fitnet", "inherit"], 1, tmp_path / "with", run=fake)
+    assert [cell.method for cell in table.cells] == ["baseline", "inherit", "fitnet"]
+    table = compare(distilling(tiny), ["fitnet"], 1, tmp_path / "without", run=fake)
+    assert [cell.method for cell in table.cells] == ["baseline", "fitnet"]
+
+
 def test_an_average_that_is_measured_keeps_following(tiny: Recipe) -> None:
     recipe = distilling(tiny)
     assert cell_recipe(recipe, "od_detr", 0).methods == ({"od_detr": {"stop_update": False}},)
