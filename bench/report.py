@@ -15,6 +15,29 @@ from bench.latency import Latency
 from detr.files import write_atomic
 
 
+class Budget(BaseModel):
+    """What an artefact must hold.
+
+    Attributes:
+        ms: Most milliseconds for the 90th percentile end to end: nine images of ten are in time.
+        min_ap: Least COCO AP, 0..1.
+    """
+
+    ms: float | None = None
+    min_ap: float | None = None
+
+    def misses(self, row: Row) -> list[str]:
+        """What the row misses, one phrase each; empty where nothing is."""
+        p90 = row.latency.end_to_end.p90_ms
+        found = []
+        # Written so that a NaN misses every budget.
+        if self.ms is not None and not p90 <= self.ms:
+            found.append(f"p90 end to end {p90:.4g} ms (at most {self.ms:g} ms)")
+        if self.min_ap is not None and not row.coco.ap >= self.min_ap:
+            found.append(f"AP {row.coco.ap:.4f} (at least {self.min_ap:g})")
+        return found
+
+
 class Row(BaseModel):
     """One artefact: what it is, how right it is and how fast, measured on the same file.
 
@@ -82,6 +105,7 @@ class Report(BaseModel):
         reference: Name of the row the others are compared with.
         rows: One per artefact, in the order given.
         commands: What to type to get this report again.
+        budget: What the rows were held against.
         score_threshold: Score from which a detection is drawn in the examples.
         examples: Pictures; only in the HTML page, not in the JSON form.
     """
@@ -95,6 +119,7 @@ class Report(BaseModel):
     reference: str
     rows: list[Row]
     commands: list[str]
+    budget: Budget | None = None
     score_threshold: float = 0.3
     examples: list[Example] = []
 
@@ -120,6 +145,13 @@ class Report(BaseModel):
                 f"({base.ms:.1f} ms)"
             )
         return sentences
+
+    def misses(self) -> list[str]:
+        """One phrase per artefact over the budget; empty where all hold it or there is none."""
+        if self.budget is None:
+            return []
+        found = {row.name: self.budget.misses(row) for row in self.rows}
+        return [f"{name}: {', '.join(phrases)}" for name, phrases in found.items() if phrases]
 
     def pareto(self) -> list[Row]:
         """The rows no other row beats in both AP and latency, fastest first."""

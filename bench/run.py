@@ -14,7 +14,8 @@ from PIL import Image
 
 from bench import artefact as files
 from bench import coco_ap, environment, kitti_ap, latency
-from bench.report import Example, Picture, Report, Row
+from bench.clocks import Watch, read_clocks
+from bench.report import Budget, Example, Picture, Report, Row
 from detr.cli_support import progress
 from detr.config import ClassMap
 from detr.data import Dataset, open_dataset
@@ -50,6 +51,7 @@ def run(
     limit: int | None = None,
     iterations: int = 50,
     commands: Sequence[str] = (),
+    budget: Budget | None = None,
 ) -> Report:
     """Measures models on a data set.
 
@@ -62,6 +64,7 @@ def run(
         limit: Use this many images, spread evenly over the data set.
         iterations: Timed calls per model.
         commands: How to repeat the report.
+        budget: What every row is held against; see :meth:`bench.report.Report.misses`.
 
     Raises:
         UserError: What opening a model or reading the data raises; ``bench-classes`` where the
@@ -92,6 +95,7 @@ def run(
         reference=reference_name(rows),
         rows=rows,
         commands=list(commands),
+        budget=budget,
         examples=examples,
     )
 
@@ -166,9 +170,10 @@ def _row(
     iterations: int,
 ) -> Row:
     engine = artefact.engine
-    before = environment.read_clocks()
-    timing = latency.measure(engine, images, iterations=iterations)
-    after = environment.read_clocks()
+    watch = Watch()
+    before = read_clocks()
+    timing = latency.measure(engine, images, iterations=iterations, between=watch)
+    after = read_clocks()
     return Row(
         name=artefact.name,
         engine=engine.name,
@@ -180,7 +185,9 @@ def _row(
         coco=coco_ap.evaluate(dataset, artefact.detections, indices),
         kitti=_kitti(artefact, dataset, indices),
         latency=timing,
-        environment=environment.judge(environment.read_machine(engine.versions), before, after),
+        environment=environment.judge(
+            environment.read_machine(engine.versions), before, after, watch.drift(), engine.on_gpu
+        ),
     )
 
 
