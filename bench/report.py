@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from bench.clocks import Span
 from bench.coco_ap import CocoAp
 from bench.environment import Environment
 from bench.kitti_ap import KittiAp
@@ -45,6 +46,7 @@ class Row(BaseModel):
         name: Short and unique in the report.
         engine: Runtime that ran it.
         precision: Of the artefact (``fp32``, ``fp16``, ``int8``).
+        encoder_layers, decoder_layers: Of the model.
         parameters: Stored weights, where the format lets them be counted.
         size_mb: Of the artefact, 10^6 bytes.
         artefact: Path as given on the command line.
@@ -58,6 +60,8 @@ class Row(BaseModel):
     name: str
     engine: str
     precision: str
+    encoder_layers: int | None = None
+    decoder_layers: int | None = None
     parameters: int | None = None
     size_mb: float
     artefact: str
@@ -233,6 +237,8 @@ def _flat(row: Row, data: str) -> dict[str, object]:
         "name": row.name,
         "engine": row.engine,
         "precision": row.precision,
+        "encoder_layers": row.encoder_layers,
+        "decoder_layers": row.decoder_layers,
         "parameters": row.parameters,
         "size_mb": row.size_mb,
         "data": data,
@@ -248,13 +254,32 @@ def _flat(row: Row, data: str) -> dict[str, object]:
     for part in ("engine", "end_to_end"):
         for key, value in getattr(row.latency, part).model_dump().items():
             record[f"{part}_{key}"] = value
+    clocks, gpu, drift = (
+        row.environment.after, row.environment.after.accelerator, row.environment.drift
+    )  # fmt: skip
+    throttling = drift.throttling if drift else "unreadable"
     record |= {
         "count": row.latency.count,
         "warmup": row.latency.warmup,
         "batch": row.latency.batch,
+        "timed_images": row.latency.images,
         "run": row.environment.run,
+        "reasons": "; ".join(row.environment.reasons),
         "cpu": row.environment.machine.cpu,
+        "governor": clocks.governor,
+        "cpu_mhz": _median(drift.cpu_mhz if drift else "unreadable"),
+        "gpu": gpu.name if gpu else "",
+        "gpu_driver": gpu.driver if gpu else "",
+        "gpu_mhz": _median(drift.gpu_mhz if drift else "unreadable"),
+        "power_mode": gpu.power_mode if gpu else clocks.power_profile or "",
+        "throttling": throttling if isinstance(throttling, str) else "; ".join(throttling),
+        "os": row.environment.machine.os,
+        "versions": "; ".join(f"{k} {v}" for k, v in row.environment.machine.packages.items()),
         "artefact": row.artefact,
         "sha256": row.sha256,
     }
     return record
+
+
+def _median(span: Span | str) -> float | str:
+    return span if isinstance(span, str) else span.median

@@ -12,6 +12,7 @@ def render(report: Report) -> str:
     parts = [
         f"# {report.title}",
         "\n".join(f"- **{sentence}**" for sentence in report.verdict()),
+        *_budget(report),
         f"{report.rows[0].coco.images} images of `{report.data}`, {report.created}. "
         "AP is COCO's, times 100. Latency is the median, end to end: decoded image in memory to "
         "detections in memory.",
@@ -28,6 +29,13 @@ def render(report: Report) -> str:
     parts += ["## Environment", _environment(report), "## How to repeat"]
     parts.append("```\n" + "\n".join(report.commands) + "\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _budget(report: Report) -> list[str]:
+    if report.budget is None:
+        return []
+    missed = report.misses()
+    return ["Budget missed: " + "; ".join(missed) if missed else "Budget held by every artefact."]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -108,7 +116,9 @@ def _environment(report: Report) -> str:
     for row in report.rows:
         environment = row.environment
         reasons = f" ({'; '.join(environment.reasons)})" if environment.reasons else ""
-        lines.append(f"- {row.name}: {environment.run}{reasons}; sha256 `{row.sha256}`")
+        gpu = environment.after.accelerator
+        device = f"; {gpu.name}, driver {gpu.driver}, {gpu.power_mode}" if gpu else ""
+        lines.append(f"- {row.name}: {environment.run}{reasons}{device}; sha256 `{row.sha256}`")
     machine = report.rows[0].environment.machine
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     lines.append(

@@ -178,6 +178,8 @@ def _row(
         name=artefact.name,
         engine=engine.name,
         precision=artefact.precision,
+        encoder_layers=engine.info.detector.encoder_layers,
+        decoder_layers=engine.info.detector.decoder_layers,
         parameters=files.parameters(engine.artefact),
         size_mb=engine.artefact.stat().st_size / 1e6,
         artefact=str(artefact.path),
