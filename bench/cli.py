@@ -95,6 +95,35 @@ def run(
 
 
 @main.command()
+@click.argument(
+    "reports", metavar="REPORT...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for compare.json, .md and .html; only printed without it.",
+)
+@json_option
+def compare(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Merge REPORTs (report.json, or the folder of it) of several runs, trainings and machines.
+
+    Rows of the same name, engine, precision, depth and machine are repeats. Shows the Pareto front
+    of AP over latency and tests each entry against the teacher (or the best): latency over repeated
+    runs (Welch), AP over repeated trainings (Welch) or else over images (paired bootstrap), and
+    says what cannot be claimed.
+
+    Example: detr bench compare monday/report.json tuesday orin/report.json --out comparison
+    """
+    from bench.compare import compare as merge
+
+    comparison = merge(reports)
+    if out is not None:
+        page = comparison.write(out)[-1]
+        click.echo(f"wrote {page} (.json, .md beside it)", err=True)
+    emit(comparison, as_json, comparison.text())
+
+
+@main.command()
 @click.argument("detections", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="kitti:PATH[:SPLIT], coco:PATH[:SPLIT] or a YAML file.")
 @click.option(

@@ -6,13 +6,14 @@ import csv
 import io
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from bench.clocks import Span
 from bench.coco_ap import CocoAp
 from bench.environment import Environment
 from bench.kitti_ap import KittiAp
 from bench.latency import Latency
+from bench.matches import MATCHES
 from detr.files import write_atomic
 
 
@@ -111,7 +112,10 @@ class Report(BaseModel):
         commands: What to type to get this report again.
         budget: What the rows were held against.
         score_threshold: Score from which a detection is drawn in the examples.
+        truth_sha256: Fingerprint of the images and boxes AP was measured on.
         examples: Pictures; only in the HTML page, not in the JSON form.
+        matches: Content of ``matches.npz``, the outcome of every detection, from which ``bench
+            compare`` tells whether two APs differ; not in the JSON form.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -125,7 +129,9 @@ class Report(BaseModel):
     commands: list[str]
     budget: Budget | None = None
     score_threshold: float = 0.3
+    truth_sha256: str | None = None
     examples: list[Example] = []
+    matches: bytes | None = Field(default=None, exclude=True, repr=False)
 
     def verdict(self) -> list[str]:
         """One sentence per artefact other than the reference, the most accurate first.
@@ -208,6 +214,8 @@ class Report(BaseModel):
     def write(self, folder: Path) -> list[Path]:
         """Writes ``report.json``, ``.md``, ``.csv`` and ``.html``; returns their paths.
 
+        Beside them goes ``matches.npz``, which ``bench compare`` reads.
+
         Raises:
             UserError: The folder is not writable or the disk is full.
         """
@@ -219,6 +227,8 @@ class Report(BaseModel):
         }
         for suffix, text in contents.items():
             write_atomic(folder / f"report.{suffix}", text)
+        if self.matches is not None:
+            write_atomic(folder / MATCHES, self.matches)
         return [folder / f"report.{suffix}" for suffix in contents]
 
 

@@ -38,8 +38,8 @@ def _budget(report: Report) -> list[str]:
     return ["Budget missed: " + "; ".join(missed) if missed else "Budget held by every artefact."]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """First column left, the others right aligned."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, the first column left, the others right aligned."""
     lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
@@ -63,7 +63,7 @@ def _results(report: Report) -> str:
         "AP L",
     ]
     head += ["p50 ms", "p90 ms", "p99 ms", "engine only p50 ms", "images/s"]
-    return _table(head, [_result(row) for row in report.rows])
+    return table(head, [_result(row) for row in report.rows])
 
 
 def _result(row: Row) -> list[str]:
@@ -82,7 +82,7 @@ def _result(row: Row) -> list[str]:
 
 def _per_class(report: Report) -> str:
     first = report.rows[0].coco.per_class
-    return _table(
+    return table(
         ["class", "boxes", *(row.name for row in report.rows)],
         [
             [n, str(first[n].count), *(percent(row.coco.per_class[n].ap) for row in report.rows)]
@@ -103,7 +103,7 @@ def _kitti(report: Report) -> str:
                 [f"{name}, {row.name}"]
                 + [f"{percent(level.ap40)} ({percent(level.ap11)}){level.mark}" for level in levels]
             )
-    return _table(["", "easy", "moderate", "hard"], rows)
+    return table(["", "easy", "moderate", "hard"], rows)
 
 
 def _kitti_note(report: Report) -> list[str]:

@@ -15,10 +15,12 @@ from PIL import Image
 from bench import artefact as files
 from bench import coco_ap, environment, kitti_ap, latency
 from bench.clocks import Watch, read_clocks
+from bench.matches import match, pack, truth_of
 from bench.report import Budget, Example, Picture, Report, Row
 from detr.cli_support import progress
 from detr.config import ClassMap
 from detr.data import Dataset, open_dataset
+from detr.data.coco_format import coco_ground_truth
 from detr.data.draw import draw
 from detr.data.kitti import KittiDataset, KittiObject
 from detr.errors import UserError
@@ -88,6 +90,8 @@ def run(
         rows.append(
             _row(artefact, dataset, indices, [images[i] for i in sorted(timed)], iterations)
         )
+    truth = coco_ap.restrict(coco_ground_truth(dataset), [dataset.image_id(i) for i in indices])
+    outcome = truth_of(truth)
     examples = [_example(artefacts, dataset, i, indices.index(i), images[i]) for i in sorted(shown)]
     return Report(
         data=data,
@@ -96,7 +100,9 @@ def run(
         rows=rows,
         commands=list(commands),
         budget=budget,
+        truth_sha256=outcome.fingerprint,
         examples=examples,
+        matches=pack(outcome, {a.name: match(truth, a.detections) for a in artefacts}),
     )
 
 
