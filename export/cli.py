@@ -11,6 +11,7 @@ from detr.cli_support import Group, emit, json_option
 from detr.errors import UserError
 from detr.shipped import find_model
 from engines.msda_function import Lowering
+from export import target_cli
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -87,3 +88,7 @@ def _batch(text: str) -> int | Literal["dynamic"]:
     if not text.isdecimal() or int(text) < 1:
         raise UserError("option-batch", f"--batch {text!r}: a positive number or 'dynamic'")
     return int(text)
+
+
+main.add_command(target_cli.triton)
+main.add_command(target_cli.cpp)
