@@ -11,6 +11,7 @@ from detr.cli_support import Group, emit, json_option
 from detr.errors import UserError
 from detr.shipped import find_model
 from engines.msda_function import Lowering
+from export.trt import trt
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,6 +20,9 @@ def main() -> None:
 
     Example: detr export onnx runs/student --out student.bundle
     """
+
+
+main.add_command(trt)
 
 
 @main.command()
