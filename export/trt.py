@@ -10,7 +10,7 @@ import click
 from detr.cli_support import emit, json_option
 from detr.errors import GateError, UserError
 from engines.bundle import Bundle, open_bundle
-from engines.trt.backend import BACKENDS, Backend, BackendName, BuildLowering, load
+from engines.trt.backend import BACKENDS, Backend, BuildLowering, load
 from engines.trt.build import BuildOptions, BuiltEngine, build_engine
 from engines.trt.lowering import lowered_model
 from export.known_bad import known_bad, used_ops
@@ -71,7 +71,7 @@ def refuse_known_bad(bundle: Bundle, backend: Backend, lowering: BuildLowering) 
 @json_option
 def trt(
     bundle: Path,
-    backend_name: BackendName,
+    backend_name: str,
     compute_capability: str | None,
     lowering: BuildLowering | None,
     profile_batch: str,
@@ -94,7 +94,7 @@ def trt(
     )
     opened, backend = open_bundle(bundle), BACKENDS[backend_name]
     refuse_known_bad(opened, backend, lowering or backend.lowering)
-    built = build_engine(opened, backend_name, options)
+    built = build_engine(opened, backend, options)
     emit(built.evidence, as_json, _text(built))
 
 

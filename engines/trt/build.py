@@ -22,7 +22,7 @@ from detr.errors import UserError
 from detr.files import sha256, write_atomic
 from engines.bundle import MODEL, Bundle
 from engines.evidence import Evidence
-from engines.trt.backend import BACKENDS, Backend, BackendName, BuildLowering, load, set_targets
+from engines.trt.backend import Backend, BuildLowering, check_targets, load, set_targets
 from engines.trt.cuda import compute_capability
 from engines.trt.layers import LayerReport, network_layers, with_engine
 from engines.trt.log import Log, Progress, make_logger, make_monitor
@@ -73,7 +73,7 @@ class BuiltEngine:
 
 def build_engine(
     bundle: Bundle,
-    backend_name: BackendName,
+    backend: Backend,
     options: BuildOptions = BuildOptions(),
 ) -> BuiltEngine:
     """Builds a bundle's engine and writes it into the bundle, in place of one of the same name.
@@ -85,12 +85,13 @@ def build_engine(
             ``tensorrt-build``, ``engine-option`` (an option this backend lacks),
             ``compute-capability``, ``timing-cache``.
     """
-    backend = BACKENDS[backend_name]
     _check_options(backend, options)
     trt = load(backend)
     capabilities = _targets(backend, options)
+    if backend.names_targets:
+        check_targets(trt, capabilities)
     lowering = options.lowering or backend.lowering
-    folder = engine_folder(bundle, backend_name, capabilities, options.hardware_compatible)
+    folder = engine_folder(bundle, backend, capabilities, options.hardware_compatible)
     log = Log()
     start = time.perf_counter()
     try:
@@ -107,7 +108,7 @@ def build_engine(
         artefact=ENGINE,
         sha256=sha256(folder / ENGINE),
         bundle_sha256=bundle.info.files[MODEL],
-        backend=backend_name,
+        backend=backend.name,
         build={
             "version": trt.__version__,
             "compute_capabilities": list(capabilities),
@@ -129,14 +130,14 @@ def build_engine(
 
 def engine_folder(
     bundle: Bundle,
-    backend: BackendName,
+    backend: Backend,
     capabilities: tuple[int, ...],
     hardware_compatible: bool = False,
 ) -> Path:
     """Where the engine of a bundle for some GPUs lies."""
     architecture = "ampere-plus" if hardware_compatible else ""
     architecture = architecture or "sm" + "-".join(str(c) for c in capabilities)
-    return bundle.path / "engines" / f"{backend}-{architecture}-{bundle.info.precision}"
+    return bundle.path / "engines" / f"{backend.name}-{architecture}-{bundle.info.precision}"
 
 
 def plugin_hash() -> str:

@@ -118,3 +118,16 @@ def make_monitor(trt: Any, progress: Progress) -> Any:
             progress.finish(phase_name)
 
     return Monitor()
+
+
+def make_profiler(trt: Any, times: dict[str, list[float]]) -> Any:
+    """A TensorRT profiler that adds each layer's milliseconds to ``times``."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            times.setdefault(layer_name, []).append(ms)
+
+    return Profiler()
