@@ -28,7 +28,7 @@ SHIPPED = Path(__file__).parent / "recipes"
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's idea of truth: ``off`` and ``no`` are words, and ``off`` is an option's value."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012
+    yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -326,7 +326,7 @@ def _override(
     """Sets ``a.b`` in a nested structure; numbers index lists."""
     here = f"--set {key}={text}"
     try:
-        value = yaml.load(text, _Loader)  # a SafeLoader
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError("recipe-yaml", f"{here}: the value is not YAML") from error
     *parents, last = key.split(".")
