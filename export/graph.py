@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import logging
 import warnings
@@ -83,6 +84,7 @@ def export_graph(
     set_lowering(
         model, HeadShape(config.heads, config.width // config.heads, config.points), lowering
     )
+    _name_nodes(model)
     _strip_notes(model)
     _check(model)
     return model
@@ -130,6 +132,21 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _name_nodes(model: ModelProto) -> None:
+    """Names every node ``MODULE/OPERATION`` after the torch module it comes from.
+
+    ``decoder.layers.1.cross_attention/ms_deform_attn_4`` is what a viewer, a layer report and the
+    search for a first deviation show; operations outside any submodule keep a bare name.
+    """
+    for node in model.graph.node:
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        # The innermost scope is the operation itself, the one before it the module.
+        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+        module = scopes[-2] if len(scopes) > 1 and scopes[0] == "" else ""
+        operation = node.name.removeprefix("node_")
+        node.name = f"{module}/{operation}" if module else operation
 
 
 def _strip_notes(model: ModelProto) -> None:
