@@ -42,6 +42,8 @@ def forward(state: State, batch: Batch, index: int) -> Step:
     student, teacher, methods = state.student, state.step_teacher, state.methods
     attention = any(method.needs_attention for method in methods)
     maps = frozenset(role for method in methods for role in method.self_attention)
+    normalizer, most = state.box_counts(batch.targets)
+    generator, generators = state.generators(index)
     with state.autocast():
         memory = student.encode(batch.images, batch.valid_sizes)
         step = Step(
@@ -53,10 +55,11 @@ def forward(state: State, batch: Batch, index: int) -> Step:
             teacher=teacher,
             student_memory=memory,
             teacher_memory=None,
-            student_groups=student.queries(memory, batch.targets),
+            student_groups=student.queries(memory, batch.targets, generators, most),
             teacher_groups=[],
-            normalizer=state.normalizer(batch.targets),
-            generator=torch.Generator().manual_seed(state.seed_of(index, shared=True)),
+            normalizer=normalizer,
+            generator=generator,
+            generators=generators,
         )
         if teacher is not None:
             with torch.no_grad():
@@ -88,23 +91,23 @@ def losses_of(state: State, step: Step) -> dict[str, Tensor]:
 
 
 def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
-    """One optimiser step; returns the losses, their sum as ``loss``.
+    """One optimiser step; returns the losses of all processes, their sum as ``loss``.
 
     Raises:
         UserError: ``loss-not-finite`` naming the step and the batch's files; no weight has moved.
     """
     recipe = state.recipe
-    torch.manual_seed(state.seed_of(index))  # dropout and denoising noise
+    state.seed_dropout(index)
     factor = rate(index, recipe.steps, recipe.optimizer)
     set_rate(state.optimizer, factor)
     step = forward(state, batch.to(state.world.device), index)
     losses = losses_of(state, step)
     terms = torch.stack(list(losses.values()))
     total = terms.sum()
-    values = dict(zip(losses, terms.tolist(), strict=True)) | {
-        "loss": total.item(),
-        "lr": factor * recipe.optimizer.lr,
-    }
+    # All processes' means, so that all of them stop where one process's loss is not finite.
+    values = state.world.mean_values(
+        dict(zip(losses, terms.tolist(), strict=True)) | {"loss": total.item()}
+    )
     if not math.isfinite(values["loss"]):
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         files = " ".join(str(path) for path in batch.paths)
@@ -120,6 +123,7 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
     if recipe.optimizer.clip:
         norm = torch.nn.utils.clip_grad_norm_(state.parameters, recipe.optimizer.clip)
         values["grad_norm"] = float(norm)
+    values["lr"] = factor * recipe.optimizer.lr
     state.scaler.step(state.optimizer)
     state.scaler.update()
     if state.ema is not None and all(m.updates_teacher(index) for m in state.methods):

@@ -32,16 +32,11 @@ from detr.config import Strict
 from detr.models import GroupOutput, Memory, Target, cxcywh_to_xyxy
 from detr.models.encoder import Encoder
 from distill.boxes import giou
+from distill.distributed import mean_over_processes, shared_statistic
+from distill.hungarian import assign
 from distill.matcher import Matches, match, pad_targets
-from distill.methods.assignment import PairWeights, Predictions, assign, distances, pair_costs
-from distill.methods.base import (
-    Method,
-    Setting,
-    align,
-    float32,
-    mean_over_processes,
-    shared_statistic,
-)
+from distill.methods.assignment import PairWeights, Predictions, assign_parts, distances, pair_costs
+from distill.methods.base import Method, Setting, align, float32
 from distill.methods.layers import LayerMap, pair_layers, pair_levels, split_levels
 from distill.methods.sampling import attended_cells, sampled, spread
 from distill.step import Step
@@ -340,9 +335,8 @@ class Qskd(Method):
         columns, widths = _packed(*theirs, boxes, cells)
         busy = (heights > 0) & (widths > 0)
         rows, columns = rows[busy], columns[busy]
-        costs = pair_costs(_flat(student)[rows], _flat(teacher)[columns], self.weights)
-        problem, row, column = assign(costs, heights[busy], widths[busy])
-        return rows[problem, row], columns[problem, column]
+        sizes = heights[busy], widths[busy]
+        return assign_parts(_flat(student), _flat(teacher), rows, columns, sizes, self.weights)
 
     def _global(self, student: Predictions, teacher: Predictions) -> dict[str, Tensor]:
         """The rival: every query of one model with some query of the other."""
