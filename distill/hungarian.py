@@ -16,6 +16,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from distill.spans import timed
+
 # Below this much work (about the cube of the smaller side, summed) threads cost more than they win.
 _SMALL = 2**20
 _NONE = np.empty(0, dtype=np.int64)
@@ -23,6 +25,7 @@ _NONE = np.empty(0, dtype=np.int64)
 _Pairs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
+@timed("matching")
 def assign(
     costs: Tensor, rows: Tensor | None = None, columns: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from detr.models import Target, cxcywh_to_xyxy
-from distill.boxes import giou
+from distill.boxes import pairwise_giou
 from distill.hungarian import assign
+from distill.spans import timed
 
 ALPHA, GAMMA = 0.25, 2.0
 # A cost no real pair reaches: a prediction that is not a number is assigned last, never first.
@@ -70,6 +71,7 @@ def pad_targets(targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:
     return boxes, labels, counts
 
 
+@timed("matching")
 @torch.no_grad()
 def cost_matrix(
     logits: Tensor,
@@ -112,9 +114,9 @@ def pair_scores(
         scores = logits.float().softmax(-1).gather(-1, index)
     else:
         scores = logits.float().gather(-1, index).sigmoid()
-    boxes, true_boxes = boxes.float()[..., None, :], true_boxes[None, :, None]
-    l1 = (boxes - true_boxes).abs().sum(-1)
-    return scores, l1, giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true_boxes))
+    boxes = boxes.float()
+    l1 = torch.cdist(boxes, true_boxes, p=1)
+    return scores, l1, pairwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true_boxes))
 
 
 def total_cost(
@@ -136,6 +138,7 @@ def total_cost(
     return cost.nan_to_num(_NEVER, _NEVER, -_NEVER)
 
 
+@timed("matching")
 @torch.no_grad()
 def match(
     logits: Tensor,
@@ -166,6 +169,7 @@ def match(
     return match_costs(costs, targets)
 
 
+@timed("matching")
 def match_costs(costs: Tensor, targets: Sequence[Target]) -> Matches:
     """:func:`match` for costs that are known.
 

@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detr.models import cxcywh_to_xyxy
-from distill.boxes import giou
+from distill.boxes import giou, pairwise_giou
 from distill.hungarian import assign
 from distill.methods.base import float32
+from distill.spans import timed
 
-# Entries of a cost tensor that are computed at once; bounds memory, not results.
-_CHUNK = 2**21
+# Entries of a cost tensor that are computed at once: bounds memory, not results. On a CPU the few
+# tensors in use stay in its cache.
+_CHUNK, _CACHED = 2**21, 2**16
 # Problems share a tensor up to this ratio of its size to the smallest one's.
 _FILL = 3
 _NEVER = 1e6
@@ -49,7 +51,7 @@ class Predictions:
     logits: Tensor
     boxes: Tensor
 
-    def __getitem__(self, index: slice | tuple[Tensor, ...] | Tensor) -> Predictions:
+    def __getitem__(self, index: slice | tuple[Tensor | slice, ...] | Tensor) -> Predictions:
         """The same part of both."""
         return Predictions(self.logits[index], self.boxes[index])
 
@@ -88,6 +90,7 @@ def distances(student: Predictions, teacher: Predictions, mean: bool = False) ->
     )
 
 
+@timed("matching")
 @torch.no_grad()
 def pair_costs(student: Predictions, teacher: Predictions, weights: PairWeights) -> Tensor:
     """Cost of every student prediction with every teacher prediction of its problem.
@@ -100,28 +103,32 @@ def pair_costs(student: Predictions, teacher: Predictions, weights: PairWeights)
     Returns:
         ``[P, N, M]`` float32, finite.
     """
-    size = max(1, student.boxes.shape[1] * teacher.boxes.shape[1])
-    step = max(1, _CHUNK // size)
-    parts = [
-        _costs(student[p : p + step], teacher[p : p + step], weights)
-        for p in range(0, len(student.boxes), step)
-    ]
-    shape = (0, student.boxes.shape[1], teacher.boxes.shape[1])
-    return torch.cat(parts) if parts else student.boxes.new_zeros(shape)
+    problems, height, width = len(student.boxes), student.boxes.shape[1], teacher.boxes.shape[1]
+    costs = student.boxes.new_empty((problems, height, width), dtype=torch.float32)
+    block = _CACHED if costs.device.type == "cpu" else _CHUNK
+    # Whole problems as long as they fit, else the rows of one.
+    together = max(1, block // max(1, height * width))
+    rows = height if together > 1 else max(1, block // max(1, width))
+    for p in range(0, problems, together):
+        theirs = teacher[p : p + together]
+        for row in range(0, height, max(1, rows)):
+            part = slice(p, p + together), slice(row, row + rows)
+            costs[part] = _costs(student[part], theirs, weights)
+    return costs
 
 
 def _costs(student: Predictions, teacher: Predictions, weights: PairWeights) -> Tensor:
     logits, scores = float32(student.logits), float32(teacher.logits).sigmoid()
     entropy = F.softplus(logits).sum(-1)[..., None] - logits @ scores.transpose(-1, -2)
-    if weights.mean:
-        entropy = entropy / logits.shape[-1]
     ours, theirs = float32(student.boxes), float32(teacher.boxes)
-    overlap = giou(cxcywh_to_xyxy(ours)[:, :, None], cxcywh_to_xyxy(theirs)[:, None])
-    l1 = torch.cdist(ours, theirs, p=1)
-    cost = weights.classes * entropy + weights.l1 * l1 + weights.giou * (1 - overlap)
-    return cost.nan_to_num(_NEVER, _NEVER, -_NEVER)
+    cost = pairwise_giou(cxcywh_to_xyxy(ours), cxcywh_to_xyxy(theirs)).sub_(1)
+    cost.mul_(-weights.giou).add_(torch.cdist(ours, theirs, p=1), alpha=weights.l1)
+    share = logits.shape[-1] if weights.mean else 1
+    cost.add_(entropy, alpha=weights.classes / share)
+    return cost.nan_to_num_(_NEVER, _NEVER, -_NEVER)
 
 
+@timed("matching")
 @torch.no_grad()
 def assign_parts(
     student: Predictions,

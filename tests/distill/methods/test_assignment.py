@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from detr.models import cxcywh_to_xyxy
+from distill import hungarian
 from distill.boxes import giou
 from distill.hungarian import assign
+from distill.methods import assignment
 from distill.methods.assignment import PairWeights, Predictions, assign_parts, distances, pair_costs
 
 LN2 = math.log(2)
@@ -34,10 +36,11 @@ def test_distances_by_hand() -> None:
 
 
 @pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("block", [40, 10])  # two problems, or two rows of one, at a time
 def test_costs_are_the_weighted_distances_of_every_pair(
-    mean: bool, monkeypatch: pytest.MonkeyPatch
+    mean: bool, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assignment, "_CHUNK", 40)  # two problems at a time
+    monkeypatch.setattr(assignment, "_CACHED", block)
     student, teacher = random(3, 4, 0), random(3, 5, 1)
     weights = PairWeights(20, 5, 2, mean)
     costs = pair_costs(student, teacher, weights)
