@@ -56,6 +56,7 @@ class Engine(ABC):
         artefact: The file whose hash identifies what runs.
         versions: Version of each package that matters for the result.
         batch_size: Largest batch of one run, ``None`` where any will do.
+        on_gpu: Whether it computes on a GPU, whose clocks then matter for its speed.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Engine(ABC):
     artefact: Path
     versions: dict[str, str]
     batch_size: int | None
+    on_gpu: bool = False
 
     def prepare(self, images: Sequence[ImageArray]) -> Inputs:
         """Scales, normalises and pads ``[h, w, 3]`` uint8 RGB images.

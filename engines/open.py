@@ -11,7 +11,7 @@ from engines.base import Engine
 from engines.bundle import Bundle, is_bundle, open_bundle
 from engines.trt.backend import BACKENDS
 
-ENGINES = ("onnxruntime", "native", "torch", *BACKENDS)
+ENGINES = ("onnxruntime", "openvino", "native", "torch", *BACKENDS)
 
 
 def open_engine(model: Path, engine: str | None = None, threads: int | None = None) -> Engine:
@@ -19,7 +19,8 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
 
     Args:
         model: A bundle, a checkpoint (``.safetensors``), a run directory or a shipped model's name.
-        engine: One of :data:`ENGINES`; by default ``torch`` for a checkpoint and for a bundle
+        engine: One of :data:`ENGINES`, ``openvino:GPU`` for another device than the CPU; by
+            default ``torch`` for a checkpoint and for a bundle
             ``native``, or ``onnxruntime`` where our kernel was not compiled.
         threads: Threads within an operator; the runtime's default where ``None``.
 
@@ -30,7 +31,8 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
     model = find_model(Path(model))
     if not model.exists():
         raise UserError("model-missing", f"{model}: no such checkpoint, run directory or bundle")
-    if engine is not None and engine not in ENGINES:
+    name, colon, _ = (engine or "").partition(":")
+    if engine is not None and (name not in ENGINES or (colon and name != "openvino")):
         raise UserError("engine-unknown", f"engine {engine!r}: one of {', '.join(ENGINES)}")
     if is_bundle(model):
         return _open_bundle(open_bundle(model), engine, threads)
@@ -53,6 +55,11 @@ def _open_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> Eng
         from engines.trt.engine import open_trt
 
         return open_trt(bundle, BACKENDS[engine])
+    name, _, device = (engine or "").partition(":")
+    if name == "openvino":
+        from engines.openvino_engine import OpenVinoEngine
+
+        return OpenVinoEngine(bundle, threads, device or "CPU")
     # Asked for only where it matters: the answer comes with a warning if it is no.
     if engine != "onnxruntime" and msda.native_available():
         from engines.native_engine import NativeEngine
