@@ -256,11 +256,12 @@ class _Build:
         return flags
 
     def _parse_error(self, parser: Any) -> UserError:
-        first = parser.get_error(0)
+        parser_error = parser.get_error(0)
+        node = parser_error.node_name() or parser_error.node()
         return UserError(
             "tensorrt-parse",
             f"{self.bundle.model}: {self.backend.name} {self.trt.__version__} does not take node "
-            f"{first.node_name() or first.node()} ({first.node_operator()}): {first.desc()}",
+            f"{node} ({parser_error.node_operator()}): {parser_error.desc()}",
         )
 
     def _configure(
@@ -293,7 +294,12 @@ class _Build:
             raise UserError("timing-cache", f"{path}: {error.strerror or error}") from error
         # One of another release or GPU is not taken over; the build then measures anew.
         config.set_timing_cache(config.create_timing_cache(old), False)
-        return lambda config: write_atomic(path, bytes(config.get_timing_cache().serialize()))
+        return lambda config: _keep_tactics(config, path)
+
+
+def _keep_tactics(config: Any, path: Path) -> None:
+    timing_cache = config.get_timing_cache()
+    write_atomic(path, bytes(timing_cache.serialize()))
 
 
 def _batch(bundle: Bundle, options: BuildOptions) -> tuple[int, int, int]:
