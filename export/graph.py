@@ -30,6 +30,8 @@ from export.opset import lower_to_17
 
 # ONNX intermediate representation of opset 17 and 18's time; newer ones only shut out old runtimes.
 _IR_VERSION = 9
+# Where torch's exporter notes which modules a node comes from.
+_SCOPES = "pkg.torch.onnx.name_scopes"
 # Whatever a runtime would have to interpret, or could not fold; none of it belongs in a detector.
 _FORBIDDEN = {"Loop", "If", "Scan", "SequenceConstruct", "SequenceAt", "ConcatFromSequence"}
 
@@ -135,18 +137,25 @@ def _quiet() -> Iterator[None]:
 
 
 def _name_nodes(model: ModelProto) -> None:
-    """Names every node ``MODULE/OPERATION`` after the torch module it comes from.
+    """Names every node ``module.scope/Operator_n``, n counting within the module.
 
-    ``decoder.layers.1.cross_attention/ms_deform_attn_4`` is what a viewer, a layer report and the
-    search for a first deviation show; operations outside any submodule keep a bare name.
+    Precision islands, layer reports of engines and the search for a first deviating layer all speak
+    of modules by these names.
     """
+    scopes: dict[str, str] = {}
+    counts: dict[str, int] = {}
     for node in model.graph.node:
-        notes = {entry.key: entry.value for entry in node.metadata_props}
-        # The innermost scope is the operation itself, the one before it the module.
-        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
-        module = scopes[-2] if len(scopes) > 1 and scopes[0] == "" else ""
-        operation = node.name.removeprefix("node_")
-        node.name = f"{module}/{operation}" if module else operation
+        note = next((x.value for x in node.metadata_props if x.key == _SCOPES), "[]")
+        # The last entry is the traced operation itself. What an optimiser has put together has no
+        # entries; it belongs to whatever it reads from.
+        path = [x for x in ast.literal_eval(note)[:-1] if not x.startswith("_empty")]
+        scope = path[-1] if path else ""
+        if note == "[]":
+            scope = next((scopes[name] for name in node.input if name in scopes), "")
+        scopes |= dict.fromkeys(node.output, scope)
+        label = f"{scope}/{node.op_type}"
+        counts[label] = counts.get(label, -1) + 1
+        node.name = f"{label}_{counts[label]}"
 
 
 def _strip_notes(model: ModelProto) -> None:
