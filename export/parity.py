@@ -116,7 +116,8 @@ class Parity(BaseModel):
     def summary(self) -> str:
         """One line for a person."""
         return (
-            f"{self.matched} detections on {self.images} images: "
+            f"{self.matched} detections on {self.images} images ({self.detections} above the "
+            "threshold): "
             f"boxes within {self.max_box_px:.2g} px (median {self.median_box_px:.2g}), "
             f"scores within {self.max_score:.2g} (median {self.median_score:.2g}), "
             f"{self.missing} missing, {self.extra} extra, {self.class_flips} class flips"
