@@ -12,12 +12,12 @@ from detr.errors import UserError
 from detr.shipped import find_model
 from engines.bundle import Precision
 from engines.msda_function import Lowering
-from export.trt import trt
 
 
 @click.group(
     cls=LazyGroup,
     lazy={
+        "trt": ("export.trt:trt", "Build a bundle's TensorRT engine."),
         "verify": (
             "export.verify_cli:verify",
             "Check that a bundle finds what torch finds.",
@@ -30,9 +30,6 @@ def main() -> None:
 
     Example: detr export onnx runs/student --out student.bundle
     """
-
-
-main.add_command(trt)
 
 
 @main.command()

@@ -90,6 +90,7 @@ def test_builds_for_gpus_that_are_not_here(bundle: Bundle, lowering: BuildLoweri
     assert evidence.build["batch"] == [1, 2, 3] and evidence.build["lowering"] == lowering
     assert evidence.build["plugin_sha256"] is None
     assert evidence.build["memory_bytes"]["weights"] > 0
+    assert "no CUDA device" in evidence.build["not_run_because"]
     assert "Engine generation completed" in (built.folder / "build.log").read_text()
     report = json.loads((built.folder / "layers.json").read_text())
     assert report["source"] == "network" and report["engine"] is None
@@ -246,7 +247,7 @@ def with_tensorrt(
         calls: list[Any] = []
         monkeypatch.setattr(builder, "load", lambda backend: fake_tensorrt(calls, plan))
         monkeypatch.setattr(builder, "compute_capability", lambda: 86)
-        monkeypatch.setattr(builder, "_opened", lambda trt, build, data: build.layers)
+        monkeypatch.setattr(builder, "_opened", lambda trt, build, data: (build.layers, 99))
         monkeypatch.setattr(msda_plugin, "register", lambda: calls.append("register"))
         return build_engine(bundle, TENSORRT, BuildOptions(**options)), calls
 
@@ -266,6 +267,7 @@ def test_tensorrt_builds_with_the_plugin(
     assert built.folder.name == "tensorrt-sm86-fp32"
     build = built.evidence.build
     assert build["lowering"] == "plugin" and build["plugin_sha256"] == builder.plugin_hash()
+    assert build["memory_bytes"] == {"device": 99} and build["not_run_because"] is None
     assert built.layers.types == {"HALF": 1} and built.layers.layers[0].inputs == ("HALF",)
 
 

@@ -19,8 +19,7 @@ from engines.bundle import MODEL, Bundle, open_bundle
 from engines.evidence import Evidence
 from engines.trt import engine as runner
 from engines.trt.backend import BACKENDS, load, release
-from engines.trt.build import plugin_hash
-from engines.trt.check import Here, find_engine
+from engines.trt.check import Here, find_engine, plugin_hash
 
 MakeBundle = Callable[..., Path]
 HERE = Here("10.16.1.11", 86, "p" * 64)
