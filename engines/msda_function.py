@@ -166,12 +166,15 @@ def is_attention(node: NodeProto) -> bool:
 def set_lowering(model: onnx.ModelProto, head_shape: HeadShape, lowering: Lowering) -> None:
     """Gives a model that calls the function its body, in place of any it had.
 
-    Values may be float16 where the graph says that one of them is.
+    A model without calls, such as a dense detector, is left as it is. Values may be float16 where
+    the graph says that one of them is.
 
     Raises:
         ValueError: The nodes of the model disagree on the level sizes.
     """
     shapes = {node_shapes(node) for node in model.graph.node if is_attention(node)}
+    if not shapes:
+        return
     if len(shapes) != 1:
         raise ValueError(f"one set of level sizes expected, found {sorted(shapes)}")
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")

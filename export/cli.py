@@ -12,6 +12,7 @@ from detr.errors import UserError
 from detr.shipped import find_model
 from engines.bundle import Bundle, Precision
 from engines.msda_function import Lowering
+from export.trt import trt
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,6 +21,9 @@ def main() -> None:
 
     Example: detr export onnx runs/student --out student.bundle
     """
+
+
+main.add_command(trt)
 
 
 @main.command()

@@ -42,8 +42,18 @@ from export.precise import PrecisionRequest, write_precision
 _EMBED_BYTES = 2**31 - 2**24
 _BUDGETS = {
     "fp32": Budget(),
-    "fp16": Budget(score=0.1, box_px=2.0, missing=1, extra=1),
-    "int8": Budget(score=0.2, box_px=20.0, missing=5, extra=5, class_flips=5),
+    "fp16": Budget(
+        score=0.02, score_median=0.005, box_px=2.0, box_px_median=0.2, missing=0.1, extra=0.1
+    ),
+    "int8": Budget(
+        score=0.2,
+        score_median=0.1,
+        box_px=20,
+        box_px_median=5,
+        missing=0.5,
+        extra=0.5,
+        class_flips=0.2,
+    ),
 }
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 

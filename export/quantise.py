@@ -228,4 +228,5 @@ def _weight(network: Network, node: NodeProto) -> FloatArray | None:
         return None
     order = next((list(a.ints) for a in source.attribute if a.name == "perm"), None)
     weight: FloatArray = numpy_helper.to_array(network.constants[source.input[0]])
-    return weight.transpose(order)
+    turned: FloatArray = weight.transpose(order)
+    return turned
