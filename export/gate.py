@@ -81,7 +81,7 @@ class EngineVerdict(BaseModel):
         return "; ".join(parts)
 
 
-class Verdict(BaseModel):
+class GateVerdict(BaseModel):
     """What the gate found about a bundle.
 
     Attributes:
