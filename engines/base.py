@@ -10,8 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from detr.data.preprocess import Inputs, preprocess
 from detr.errors import UserError
@@ -105,6 +107,20 @@ class Engine(ABC):
     def __call__(self, images: Sequence[ImageArray]) -> list[Detections]:
         """Images in, detections out; the batch is taken as it is given."""
         return self.finish(self.run(self.prepare(images)))
+
+    def intermediates(
+        self, inputs: Inputs, names: Sequence[str]
+    ) -> dict[str, npt.NDArray[Any]] | None:
+        """Values within the graph, to find where an engine goes wrong; not for use in a hurry.
+
+        Args:
+            inputs: A batch of a size the engine takes.
+            names: Values of the bundle's graph by name.
+
+        Returns:
+            Those the engine can show, or ``None`` from one that shows nothing.
+        """
+        return None
 
     @abstractmethod
     def _infer(self, inputs: Inputs) -> RawDetections:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from detr.cli_support import Group, emit, json_option
+from detr.cli_support import LazyGroup, emit, json_option
 from detr.errors import UserError
 from detr.shipped import find_model
 from engines.bundle import Bundle, Precision
@@ -15,7 +15,16 @@ from engines.msda_function import Lowering
 from export.trt import trt
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    lazy={
+        "verify": (
+            "export.verify_cli:verify",
+            "Check that a bundle finds what torch finds.",
+        ),
+    },
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 def main() -> None:
     """Turn checkpoints into bundles that run anywhere and prove themselves.
 
