@@ -33,28 +33,14 @@ from engines.bundle import (
 from engines.msda_function import Lowering
 from engines.ort_engine import OrtEngine
 from engines.torch_engine import TorchEngine
+from export.budget import default_budget
 from export.golden import drawn_images
 from export.graph import export_graph
-from export.parity import Budget, Parity, compare
+from export.parity import Parity, compare
 from export.precise import PrecisionRequest, write_precision
 
 # A protobuf message ends at 2 GiB; beyond this, weights go beside the graph.
 _EMBED_BYTES = 2**31 - 2**24
-_BUDGETS = {
-    "fp32": Budget(),
-    "fp16": Budget(
-        score=0.02, score_median=0.005, box_px=2.0, box_px_median=0.2, missing=0.1, extra=0.1
-    ),
-    "int8": Budget(
-        score=0.2,
-        score_median=0.1,
-        box_px=20,
-        box_px_median=5,
-        missing=0.5,
-        extra=0.5,
-        class_flips=0.2,
-    ),
-}
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -103,7 +89,6 @@ def export_bundle(
             1 if batch == "dynamic" else batch,
             images,
             request,
-            _BUDGETS[request.precision],
         )
         with _replacing(out) as folder:
             files = _write_model(written.model, folder)
@@ -148,8 +133,8 @@ def _prove(bundle: Bundle, golden: Golden) -> Parity:
     """
     engine = OrtEngine(bundle)
     sizes = (1, len(golden.images)) if engine.batch_size is None else (engine.batch_size,)
+    budget = default_budget(bundle.info.precision)
     for size in sizes:
-        budget = _BUDGETS[bundle.info.precision]
         found = _detect(engine, golden.images, size)
         parity = compare(golden.detections, found, budget=budget)
         faults = parity.over(budget)

@@ -17,9 +17,9 @@ from engines.bundle import Precision
 from engines.msda_function import Lowering
 from engines.torch_engine import TorchEngine
 from export import verdict
+from export.budget import default_budget
 from export.islands import Search, search_islands
 from export.judge import half_judge
-from export.parity import Budget
 from export.parts import Network, part_names
 from export.precision import DEFAULT_ISLAND, Ranges, Typed, finish_half, to_half
 from export.quantise import calibrate, quantise
@@ -135,7 +135,6 @@ class _Job:
     batch: int
     images: Sequence[ImageArray]
     request: PrecisionRequest
-    budget: Budget
     variants: dict[str, ModelProto] = field(default_factory=dict)
 
     def run(self) -> Written:
@@ -145,18 +144,23 @@ class _Job:
         self.variants["fp32"] = self.model
         search = self._search(ranges) if request.search else None
         island = DEFAULT_ISLAND if search is None else search.island
-        half = self._half(island, ranges)
+        final = self._half(island, ranges)
         if search is not None:
             self.variants["fp16 no island"] = self._half((), ranges).model
             self.variants["fp16 default island"] = self._half(DEFAULT_ISLAND, ranges).model
-        final = half
-        self.variants["fp16" if search is None else "fp16 searched island"] = half.model
+        self.variants["fp16" if search is None else "fp16 searched island"] = final.model
         if request.precision == "int8":
             final = self._int8(island, ranges)
             self.variants["int8"] = final.model
         measured = None
         if request.labelled is not None:
-            measured = verdict.measure(self.variants, info, request.labelled, self.batch)
+            most = default_budget(request.precision).ap
+            measured = verdict.measure(self.variants, info, request.labelled, self.batch, most)
+            if search is not None and request.precision == "fp16" and measured.changed() > most:
+                # A few images cannot tell what AP over all of them can.
+                final = self._half(DEFAULT_ISLAND, ranges)
+                note = "the searched island changes AP too much: the default island is kept"
+                measured = measured.model_copy(update={"advice": (*measured.advice, note)})
         return Written(final.model, final.island, search, measured)
 
     def _half(self, island: Sequence[str], ranges: Ranges) -> Typed:
@@ -175,6 +179,7 @@ class _Job:
 
     def _search(self, ranges: Ranges) -> Search:
         images = self.request.search
+        budget = default_budget("fp16")
         expected = [x for image in images for x in self.reference([image])]
         judge = half_judge(
             self.model,
@@ -184,10 +189,10 @@ class _Job:
             images,
             expected,
             self.batch,
-            self.budget,
+            budget,
         )
         parts = {part for part in part_names(Network(self.model)) if part is not None}
-        return search_islands(parts, judge, self.budget)
+        return search_islands(parts, judge, budget)
 
 
 def write_precision(
@@ -197,7 +202,6 @@ def write_precision(
     batch: int,
     images: Sequence[ImageArray],
     request: PrecisionRequest,
-    budget: Budget,
 ) -> Written:
     """Gives a graph the precision asked for.
 
@@ -208,11 +212,10 @@ def write_precision(
         batch: Images per run: the graph's, or any where it is dynamic.
         images: Images that show how large values get, besides those of the request.
         request: What is wanted.
-        budget: What the search for an island has to hold.
 
     Raises:
         UserError: What :func:`export.islands.search_islands` and reading the images raise.
     """
     if request.precision == "fp32":
         return Written(model)
-    return _Job(model, reference, lowering, batch, images, request, budget).run()
+    return _Job(model, reference, lowering, batch, images, request).run()

@@ -27,8 +27,6 @@ from export.ranges import fill
 
 _MOST_IMAGES = 500
 _ROUNDS = 20
-# Average precision a lower precision may lose and still be recommended.
-_WORTH = 0.01
 
 
 class Row(BaseModel):
@@ -62,6 +60,10 @@ class Verdict(BaseModel):
     rows: tuple[Row, ...]
     advice: tuple[str, ...]
 
+    def changed(self) -> float:
+        """By how much the last graph's AP differs from the first's."""
+        return abs(self.rows[-1].ap - self.rows[0].ap)
+
     def table(self) -> str:
         """For a person."""
         first = self.rows[0]
@@ -81,7 +83,11 @@ def has_labels(dataset: Dataset) -> bool:
 
 
 def measure(
-    variants: Mapping[str, ModelProto], info: ModelInfo, dataset: Dataset, batch: int
+    variants: Mapping[str, ModelProto],
+    info: ModelInfo,
+    dataset: Dataset,
+    batch: int,
+    worth: float,
 ) -> Verdict:
     """Measures graphs of the same weights.
 
@@ -90,6 +96,7 @@ def measure(
         info: What the model is.
         dataset: Images with labels; at most 500 of them are used, spread evenly.
         batch: Images per run.
+        worth: AP a lower precision may lose and still be recommended.
     """
     indices = spread(len(dataset), _MOST_IMAGES)
     exact = {name: half_session(model) for name, model in variants.items()}
@@ -111,7 +118,9 @@ def measure(
         )
         for name, model in variants.items()
     ]
-    return Verdict(images=len(indices), batch=batch, rows=tuple(rows), advice=tuple(advice(rows)))
+    return Verdict(
+        images=len(indices), batch=batch, rows=tuple(rows), advice=tuple(advice(rows, worth))
+    )
 
 
 def _times(variants: Mapping[str, ModelProto], feeds: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -132,15 +141,15 @@ def _times(variants: Mapping[str, ModelProto], feeds: Sequence[dict[str, Any]]) 
     return {name: float(np.median(taken)) for name, taken in times.items()}
 
 
-def advice(rows: list[Row]) -> list[str]:
+def advice(rows: Sequence[Row], worth: float) -> list[str]:
     """What the figures say about the last row against those before it."""
     asked, others = rows[-1], rows[:-1]
     lines = []
     lost = others[0].ap - asked.ap
-    if lost > _WORTH:
+    if lost > worth:
         lines.append(
             f"do not use {asked.name}: it loses {lost:.4f} AP against {others[0].name} "
-            f"(at most {_WORTH:g} is worth it)"
+            f"(at most {worth:g} is worth it)"
         )
     for other in others:
         if asked.size_mb >= other.size_mb:
