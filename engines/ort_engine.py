@@ -48,7 +48,10 @@ class OrtEngine(Engine):
         self.artefact: Path = bundle.model
         self.versions = {"onnxruntime": ort.__version__}
         self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
-        self._session = ort.InferenceSession(
+        self._session = self._open(bundle, threads)
+
+    def _open(self, bundle: Bundle, threads: int | None) -> ort.InferenceSession:
+        return ort.InferenceSession(
             str(bundle.model), session_options(threads), providers=["CPUExecutionProvider"]
         )
 

@@ -21,7 +21,6 @@ from export.parity import Budget
 DEFAULTS = {
     "fp32": Budget(),
     "fp16": Budget(
-        best=0,
         score=0.15,
         score_median=0.01,
         box_px=20.0,
@@ -32,7 +31,6 @@ DEFAULTS = {
         ap=0.002,
     ),
     "int8": Budget(
-        best=0,
         score=0.5,
         score_median=0.05,
         box_px=60.0,

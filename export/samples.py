@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from bench.run import spread
 from detr.data import Dataset
 from detr.errors import UserError
-from detr.types import ImageArray
+from detr.types import Detections, ImageArray
+from engines.bundle import Golden
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Samples:
         names: One per image.
         dataset, indices: Where images and labels come from; ``None`` for given images.
         given: The images, where they do not come from a data set.
+        known: What the reference finds in them, where that is known already.
     """
 
     description: str
@@ -27,12 +29,14 @@ class Samples:
     dataset: Dataset | None = None
     indices: list[int] = field(default_factory=list)
     given: Sequence[ImageArray] = ()
+    known: Sequence[Detections] | None = None
 
     @staticmethod
-    def of_images(images: Sequence[ImageArray], description: str = "golden images") -> Samples:
-        """Images without labels, such as a bundle's own."""
-        names = [f"{description.rstrip('s')} {i}" for i in range(len(images))]
-        return Samples(description, names, given=images)
+    def of_golden(golden: Golden, ask_again: bool = False) -> Samples:
+        """A bundle's own images, with what torch found in them unless it is to be asked again."""
+        names = [f"golden image {i}" for i in range(len(golden.images))]
+        known = None if ask_again else golden.detections
+        return Samples("golden images", names, given=golden.images, known=known)
 
     @staticmethod
     def of_dataset(dataset: Dataset, count: int | None = None) -> Samples:

@@ -7,6 +7,7 @@ the reference of the other engines on the images given.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,17 +27,18 @@ from engines.bundle import Bundle
 from engines.evidence import EVIDENCE, Evidence, read_evidence
 from engines.open import open_engine
 from engines.ort_engine import OrtEngine
+from engines.trt.backend import BACKENDS
 from export import locate
 from export.budget import default_budget
 from export.deviation import Deviation
+from export.gate import STATUSES, EngineVerdict, GateVerdict, Reference
 from export.parity import Budget, compare
 from export.picture import both
 from export.pitfalls import diagnose
 from export.samples import Samples
-from export.verdict import STATUSES, EngineVerdict, Reference, Verdict
 
 # The images a batch size other than one is tried with.
-_BATCH = 3
+_BATCH = 2
 _NAMED_IMAGES = 5
 
 
@@ -47,7 +49,7 @@ def verify(
     budget: Budget | None = None,
     images: int | None = None,
     draw: Path | None = None,
-) -> Verdict:
+) -> GateVerdict:
     """Compares a bundle with its checkpoint and writes the verdict into the evidence files.
 
     Args:
@@ -64,39 +66,50 @@ def verify(
     budget = budget or default_budget(bundle.info.precision)
     golden = bundle.golden()
     reference, note = _torch(bundle)
-    samples = Samples.of_images(golden.images)
+    samples = Samples.of_golden(golden, ask_again=True)
     if data is not None:
         samples = Samples.of_dataset(open_dataset(data, bundle.info.model.classes), images)
-    opened = [
-        engine if isinstance(engine, Engine) else open_engine(bundle.path, engine)
-        for engine in dict.fromkeys(engines)
-    ]
-    opened = [engine for engine in opened if not isinstance(engine, OrtEngine)]
-    verdict = Verdict(
-        bundle=bundle.path.name, precision=bundle.info.precision, budget=budget, engines=[]
-    )
+    opened = [_open(bundle, engine) for engine in dict.fromkeys(engines)]
+    opened = [engine for engine in opened if engine.name != OrtEngine.name]
     ort, failure = _open_ort(bundle)
     if ort is None:
-        verdict.engines = [
+        found = [
             EngineVerdict(
-                engine="onnxruntime",
+                engine=OrtEngine.name,
                 reference="torch",
-                samples=samples.description,
+                samples=samples.text(),
                 status="rejected",
                 reasons=[f"the graph does not load: {failure}"],
             )
         ]
     elif reference is not None:
-        verdict.engines = judge(bundle, reference, [ort, *opened], samples, budget, draw)
+        found = judge(bundle, reference, [ort, *opened], samples, budget, draw)
     else:
-        known = Samples.of_images(golden.images)
-        verdict.engines = judge(bundle, golden.detections, [ort, *opened], known, budget, draw)
+        known = Samples.of_golden(golden)
+        found = judge(bundle, None, [ort, *opened], known, budget, draw)
         if data is not None and opened:
-            verdict.engines += judge(bundle, ort, opened, samples, budget, draw)
-        for engine in verdict.engines:
-            engine.notes.append(note)
-    record(bundle, [*([ort] if ort else []), *opened], verdict)
-    return verdict
+            found += judge(bundle, ort, opened, samples, budget, draw)
+        for verdict in found:
+            verdict.notes.append(note)
+    result = GateVerdict(
+        bundle=str(bundle.path), precision=bundle.info.precision, budget=budget, engines=found
+    )
+    record(bundle, [*([ort] if ort else []), *opened], result)
+    return result
+
+
+def _open(bundle: Bundle, engine: str | Engine) -> Engine:
+    """An engine to be judged: one that was rejected before gets another chance."""
+    if isinstance(engine, Engine):
+        return engine
+    if engine in BACKENDS:
+        from engines.trt.engine import open_trt
+
+        with warnings.catch_warnings():
+            # It says that the engine has never been compared, which is about to change.
+            warnings.simplefilter("ignore")
+            return open_trt(bundle, BACKENDS[engine], allow_rejected=True)
+    return open_engine(bundle.path, engine)
 
 
 def _torch(bundle: Bundle) -> tuple[Engine | None, str]:
@@ -131,7 +144,7 @@ class _Run:
 
 def judge(
     bundle: Bundle,
-    reference: Engine | Sequence[Detections],
+    reference: Engine | None,
     engines: Sequence[Engine],
     samples: Samples,
     budget: Budget,
@@ -141,7 +154,8 @@ def judge(
 
     Args:
         bundle: Where the engines come from.
-        reference: An engine, or the golden detections of the samples.
+        reference: What to compare with. ``None`` where the samples bring its detections along and
+            it is not at hand to be asked where the difference begins.
         engines: What to judge.
         samples: The images.
         budget: What is allowed.
@@ -156,7 +170,7 @@ def judge(
     runs = [_Run(engine) for engine in engines]
     expected = _detect(reference, runs, samples)
     name: Reference = "golden"
-    if isinstance(reference, Engine):
+    if reference is not None:
         name = "torch" if reference.name == "torch" else "onnxruntime"
     reference_ap, note = _ap(samples, expected)
     verdicts = []
@@ -191,16 +205,15 @@ def judge(
     return verdicts
 
 
-def _detect(
-    reference: Engine | Sequence[Detections], runs: Sequence[_Run], samples: Samples
-) -> list[Detections]:
+def _detect(reference: Engine | None, runs: Sequence[_Run], samples: Samples) -> list[Detections]:
     """Every image through every engine, decoded once; returns the reference's detections."""
-    expected: list[Detections] = []
+    expected: list[Detections] = list(samples.known or ())
     # Graphs with a static batch are filled up otherwise, and most of the work thrown away.
     step = max((run.engine.batch_size or 1 for run in runs), default=1)
     for start in progress(range(0, len(samples), step), "verify"):
         images = [samples.image(i) for i in range(start, min(start + step, len(samples)))]
-        if isinstance(reference, Engine):
+        if samples.known is None:
+            assert reference is not None, "nothing to compare with"
             expected += [found for image in images for found in reference([image])]
         for run in runs:
             if run.failure:
@@ -213,8 +226,6 @@ def _detect(
                 raise
             except Exception as error:  # the runtimes' own exceptions share no base
                 run.failure = _first_line(error)
-    if not isinstance(reference, Engine):
-        expected = list(reference)
     for position, found in enumerate(expected):
         if not _finite(found):
             raise UserError(
@@ -296,7 +307,7 @@ def _first_line(error: Exception) -> str:
 def _explain(
     verdict: EngineVerdict,
     bundle: Bundle,
-    reference: Engine | Sequence[Detections],
+    reference: Engine | None,
     run: _Run,
     samples: Samples,
     symptoms: set[str],
@@ -305,7 +316,7 @@ def _explain(
     engine = run.engine
     if verdict.parity is not None:
         symptoms |= locate.symptoms(verdict.parity)
-        if isinstance(reference, Engine) and "batch" not in symptoms:
+        if reference is not None and "batch" not in symptoms:
             image = samples.image(verdict.parity.worst_image)
             seen = locate.input_symptoms(reference, engine, image)
             symptoms |= seen
@@ -323,7 +334,7 @@ def _explain(
     )
 
 
-def record(bundle: Bundle, engines: Sequence[Engine], verdict: Verdict) -> None:
+def record(bundle: Bundle, engines: Sequence[Engine], verdict: GateVerdict) -> None:
     """Writes verdicts into the evidence file beside each artefact.
 
     Verdicts of other engines on the same file are kept; one rejection makes the file rejected.
