@@ -26,11 +26,14 @@ class Denoiser(nn.Module):
         config: Noise and budget.
         num_classes: K.
         width: D.
+        eps: How near to 0 and 1 a reference may come.
     """
 
-    def __init__(self, config: DenoisingConfig, num_classes: int, width: int) -> None:
+    def __init__(
+        self, config: DenoisingConfig, num_classes: int, width: int, eps: float = LOGIT_EPS
+    ) -> None:
         super().__init__()
-        self.config, self.num_classes = config, num_classes
+        self.config, self.num_classes, self.eps = config, num_classes, eps
         self.sides = 2 if config.contrastive else 1
         # Without contrast: one more label for "unknown", one channel less for the indicator.
         extra = 0 if config.contrastive else 1
@@ -110,7 +113,7 @@ class Denoiser(nn.Module):
         sign = torch.randint(2, boxes.shape, generator=generator, device=device) * 2.0 - 1.0
         corners = cxcywh_to_xyxy(boxes) + (size + negative) * sign * half * self.config.box_noise
         # A negative's corners may cross: such a box keeps its centre and the smallest size.
-        return xyxy_to_cxcywh(corners.clamp(0, 1)).clamp(LOGIT_EPS, 1 - LOGIT_EPS)
+        return xyxy_to_cxcywh(corners.clamp(0, 1)).clamp(self.eps, 1 - self.eps)
 
     def _noisy_sizes(
         self, boxes: Tensor, generator: torch.Generator | None, device: torch.device
@@ -121,7 +124,7 @@ class Denoiser(nn.Module):
         """
         reach = torch.cat((boxes[..., 2:] / 2, boxes[..., 2:]), -1) * self.config.box_noise
         shift = torch.rand(boxes.shape, generator=generator, device=device) * 2 - 1
-        return (boxes + shift * reach).clamp(LOGIT_EPS, 1 - LOGIT_EPS)
+        return (boxes + shift * reach).clamp(self.eps, 1 - self.eps)
 
 
 def _stack(targets: list[Target], most: int) -> tuple[Tensor, Tensor, Tensor]:
