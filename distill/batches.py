@@ -2,6 +2,8 @@
 
 The order of an epoch follows from (seed, epoch) and a sample's augmentation from (seed, step,
 slot), so going on after a stop needs no sampler state: step s is the same batch in every run.
+Slots count through the images of all processes: two processes with two images each see what one
+sees with four.
 """
 
 from __future__ import annotations
@@ -93,9 +95,14 @@ class Batches:
         rng = np.random.default_rng((self.seed, _ORDER, epoch))
         return rng.permutation(len(self.dataset))
 
+    @property
+    def slots(self) -> range:
+        """This process's places among the images of all processes in a step."""
+        return range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+
     def index(self, step: int, slot: int) -> int:
-        """Which image stands in this process's slot of a step."""
-        position = (step * self.world + self.rank) * self.batch_size + slot
+        """Which image stands in a slot of a step."""
+        position = step * self.world * self.batch_size + slot
         epoch, offset = divmod(position, len(self.dataset))
         return int(self._epoch(epoch)[offset])
 
@@ -110,14 +117,14 @@ class Batches:
     def sample(self, step: int, slot: int) -> tuple[ImageArray, Labels, Path]:
         """One augmented image, its labels in pixels, and its file."""
         i = self.index(step, slot)
-        rng = np.random.default_rng((self.seed, _SAMPLE, step, self.rank, slot))
+        rng = np.random.default_rng((self.seed, _SAMPLE, step, slot))
         labels = self.dataset.labels(i)
         image, labels = augment(self._image(i), labels, self.preprocess.size, self.config, rng)
         return image, labels, self.dataset.image_path(i)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""
-        samples = [self.sample(step, slot) for slot in range(self.batch_size)]
+        samples = [self.sample(step, slot) for slot in self.slots]
         images = np.zeros((len(samples), 3, *self.preprocess.size), dtype=np.float32)
         targets = []
         for row, (image, labels, _) in zip(images, samples, strict=True):

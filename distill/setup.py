@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench.coco_ap import CocoAp
 from detr.config import ClassMap
@@ -16,16 +18,19 @@ from detr.data import Dataset, open_dataset
 from detr.errors import UserError
 from detr.model_info import ModelInfo
 from detr.models import Detector, Target, build_detector, save_model
+from detr.models.inherit import inherit
 from distill.batches import Batches
 from distill.cpu import prepare_cpu
 from distill.distributed import World
 from distill.ema import Ema
-from distill.inherit import inherit
 from distill.methods import Method, build_methods, parse_methods
 from distill.optim import build_optimizer
 from distill.recipe import Recipe
 from distill.run_dir import RunDir
 from distill.teacher import open_teacher, tell_ap
+
+# Purposes of random numbers drawn from one seed: for all images, for one image, for a process.
+_ALL, _IMAGE, _DROPOUT = range(3)
 
 
 @dataclass
@@ -90,23 +95,34 @@ class State:
         dtype = torch.bfloat16 if self.recipe.amp == "bf16" else torch.float16
         return torch.autocast("cuda", dtype)
 
-    def seed_of(self, index: int, shared: bool = False) -> int:
-        """Seed of a step's random choices; no two steps share one.
+    def seed_dropout(self, index: int) -> None:
+        """Seeds the default generators for a step: dropout differs between processes."""
+        torch.manual_seed(self._seed(index, _DROPOUT, self.world.rank))
 
-        Args:
-            index: The step.
-            shared: The same in every process (queries a method draws for all), not one for each.
+    def generators(self, index: int) -> tuple[torch.Generator, list[torch.Generator]]:
+        """A step's generator for all images, and one for each image of this process."""
+        seeds = [self._seed(index, _ALL, 0)]
+        seeds += [self._seed(index, _IMAGE, slot) for slot in self.batches.slots]
+        shared, *own = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return shared, own
+
+    def _seed(self, index: int, purpose: int, place: int) -> int:
+        # torch's CPU generator takes 32 bits of a seed, so they have to depend on everything.
+        sequence = np.random.SeedSequence((self.recipe.seed, index, purpose, place))
+        return int(sequence.generate_state(1)[0])
+
+    def box_counts(self, targets: Sequence[Target]) -> tuple[Tensor, int]:
+        """What every process must know of all images' ground truth.
+
+        Returns:
+            Boxes per process, of at least one box altogether (a scalar on the device: divided by
+            it, the mean of the processes' sums is the sum over all images per box), and the largest
+            count of an image.
         """
-        # SplitMix64's odd constant spreads neighbouring numbers over all 63 bits.
-        rank = 0 if shared else self.world.rank
-        key = (self.recipe.seed << 40) + (index + 1) * self.world.size + rank
-        return key * 0x9E3779B97F4A7C15 % 2**63
-
-    def normalizer(self, targets: Sequence[Target]) -> Tensor:
-        """Ground-truth boxes per process, at least 1."""
-        count = sum(len(target.labels) for target in targets)
-        number = torch.tensor(float(count), device=self.world.device)
-        return self.world.mean(number).clamp(min=1.0)
+        counts = [len(target.labels) for target in targets]
+        everyone = self.world.gather([sum(counts), max(counts)])
+        total, most = int(everyone[:, 0].sum()), int(everyone[:, 1].max())
+        return torch.tensor(max(1, total) / self.world.size, device=self.world.device), most
 
     def checkpoint(self, step: int) -> dict[str, Any]:
         """Everything needed to go on after ``step`` finished steps.
@@ -172,6 +188,7 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
         val = open_dataset(recipe.data.val, data.classes)
     torch.manual_seed(recipe.seed)
     student = _placed(build_detector(recipe.detector.for_classes(len(data.classes))), world.device)
+    _check_norm(student)
     teacher = None
     if recipe.teacher is not None:
         teacher, path = open_teacher(recipe, data.classes, world.device)
@@ -216,6 +233,22 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
         ),
         val=val if world.main else None,
     )
+
+
+def _check_norm(student: Detector) -> None:
+    """Refuses what learns nothing: statistics of no data, kept for ever.
+
+    Raises:
+        UserError: ``backbone-frozen-norm``.
+    """
+    backbone = student.config.backbone
+    frozen = backbone.norm == "frozen" and backbone.pretrained is None
+    if frozen and any(isinstance(m, _BatchNorm) for m in student.backbone.modules()):
+        raise UserError(
+            "backbone-frozen-norm",
+            "detector.backbone.norm: frozen, but there are no pretrained weights whose statistics "
+            "it could keep: set norm: train, or name weights as detector.backbone.pretrained",
+        )
 
 
 def _placed(detector: Detector, device: torch.device) -> Detector:

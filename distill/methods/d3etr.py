@@ -30,7 +30,8 @@ from detr.config import Strict
 from detr.errors import UserError
 from detr.models import Detector, GroupOutput, LevelShapes, QueryGroup, SampledAttention
 from detr.models.queries import LearnedQueries
-from distill.methods.assignment import PairWeights, Predictions, assign, distances, pair_costs
+from distill.hungarian import assign
+from distill.methods.assignment import PairWeights, Predictions, distances, pair_costs
 from distill.methods.base import Method, Setting, float32
 from distill.methods.layers import LayerMap, Pairs, pair_layers
 from distill.methods.points import ForStudent, check_same_kind, specific_points

@@ -28,9 +28,11 @@ from torch import Tensor
 from detr.config import Strict
 from detr.models import GroupOutput, Target, cxcywh_to_xyxy
 from distill.boxes import iou
+from distill.distributed import mean_over_processes
+from distill.hungarian import assign
 from distill.matcher import pad_targets
-from distill.methods.assignment import PairWeights, Predictions, assign, distances, pair_costs
-from distill.methods.base import Method, Setting, float32, mean_over_processes
+from distill.methods.assignment import PairWeights, Predictions, distances, pair_costs
+from distill.methods.base import Method, Setting, float32
 from distill.methods.features import FeaturePairs
 from distill.methods.layers import LayerMap, Pairs, pair_layers
 from distill.methods.points import ForStudent, check_same_kind, specific_points

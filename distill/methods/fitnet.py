@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from detr.config import Strict
-from distill.methods.base import Method, Setting, mean_over_processes
+from distill.distributed import mean_over_processes
+from distill.methods.base import Method, Setting
 from distill.methods.features import FeaturePairs, Place
 from distill.step import Step
 

@@ -22,7 +22,8 @@ from pydantic import Field
 from torch import Tensor
 
 from detr.config import Strict
-from distill.methods.base import Method, Setting, mean_over_processes
+from distill.distributed import mean_over_processes
+from distill.methods.base import Method, Setting
 from distill.methods.layers import LayerMap, Pairs, pair_layers
 from distill.methods.points import (
     Comparison,

@@ -21,7 +21,8 @@ BOXES = [(0.5, 0.5, 0.2, 0.1), (0.4, 0.6, 0.1, 0.3), (0.6, 0.4, 0.2, 0.2)]
 def _group(targets, seed=0, **config):
     torch.manual_seed(5)
     denoiser = Denoiser(DenoisingConfig(**config), num_classes=3, width=8)
-    return denoiser, denoiser(targets, torch.Generator().manual_seed(seed))
+    generators = [torch.Generator().manual_seed(seed + 100 * i) for i in range(len(targets))]
+    return denoiser, denoiser(targets, generators)
 
 
 def test_layout_is_positives_then_negatives_per_block():
@@ -83,6 +84,27 @@ def test_a_generator_makes_the_noise_repeatable_and_the_default_one_too():
     first = denoiser(targets)
     torch.manual_seed(9)
     assert torch.equal(first.reference, denoiser(targets).reference)
+
+
+@pytest.mark.parametrize("contrastive", [True, False])
+def test_an_image_gets_the_same_noise_in_every_batch(contrastive):
+    crowded, sparse, empty = _target(*BOXES), _target(BOXES[0]), _target()
+    torch.manual_seed(5)
+    denoiser = Denoiser(DenoisingConfig(contrastive=contrastive, number=7), 3, 8)
+
+    def kept(targets, seeds, most=0):
+        group = denoiser(targets, [torch.Generator().manual_seed(s) for s in seeds], most)
+        return [
+            (group.reference[i][~group.padding[i]], group.content[i][~group.padding[i]])
+            for i in range(len(targets))
+        ]
+
+    together = kept([crowded, sparse, empty], (1, 2, 3))
+    # Alone, the sparse image must be told how crowded the most crowded image is.
+    apart = [kept([crowded], [1])[0], kept([sparse], [2], most=3)[0], kept([empty], [3], most=3)[0]]
+    for (boxes, content), (other, its) in zip(together, apart, strict=True):
+        assert torch.equal(boxes, other) and torch.equal(content, its)
+    assert len(together[2][0]) == 0 and len(together[1][0]) > 0
 
 
 def test_a_batch_without_boxes_keeps_every_parameter_in_the_graph(make, batch):
