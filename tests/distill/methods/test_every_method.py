@@ -1,4 +1,4 @@
-"""What every method promises: who gets gradients, what equal models cost, images without objects."""
+"""What every method promises: who gets gradients, what equal models cost, empty images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ ZERO: dict[str, tuple[str, ...]] = {
     "stable_dino": (),
 }
 # Option values under which everything a method has takes part in a step this small.
-OPTIONS: dict[str, dict[str, Any]] = {"qskd": {"threshold": -0.9}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "qskd": {"threshold": -0.9},
+    "kd_detr": {"layers": "paired"},  # by default every layer follows the teacher's last
+}
 
 
 def all_losses(tested: Method, step: Step) -> dict[str, Tensor]:
