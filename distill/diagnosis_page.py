@@ -67,13 +67,14 @@ def render(result: Diagnosis, subjects: Sequence[Subject], dataset: Dataset) -> 
             "Queries per image that stand for another object than at the validation before "
             "(DN-DETR's IS), in the last layer. Lower is steadier.",
             curves(result.instability, "finished steps", "queries")
-            or "<p>The run validated once; <code>validation.every</code> makes more.</p>",
+            or "<p>The run kept the matches of fewer than two validations; "
+            "<code>validation.every</code> makes more.</p>",
         ),
         _section(
             "Student and its average",
             "Objects that both match with the same query, percent (OD-DETR, figure 5).",
             curves({"average": result.kept_consistency}, "finished steps", "%")
-            or "<p>The run has no weight average.</p>",
+            or "<p>The run kept no matches of a weight average.</p>",
         ),
         _section(
             "Instability between layers",

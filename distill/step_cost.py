@@ -333,15 +333,16 @@ def command(
 
     Example: detr bench train-step --config dino-r18 --methods qskd,kd_detr --size 320x544
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
+    names = _names(methods)
     ours, canvas = _config(config)
     taught_by = teacher or (f"{config[:-3]}r50" if config.endswith("r18") else config)
     theirs, _ = _config(taught_by)
     if size is not None:
         canvas = _size(size)
     canvas = canvas or (800, 1344)
-    rows = measure(ours, theirs, _names(methods), canvas, batch_size, turns)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    rows = measure(ours, theirs, names, canvas, batch_size, turns)
     device = join().device
     table = StepCosts(
         student=config,
