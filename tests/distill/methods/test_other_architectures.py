@@ -152,3 +152,47 @@ def test_softmax_scores_are_compared_as_probabilities():
     )  # fmt: skip
     found = _predictions(output, [0]).logits.sigmoid()
     torch.testing.assert_close(found, logits.softmax(-1))
+
+
+PORTS: dict[str, dict[str, Any]] = {
+    "deformable": {"query": "learned", "refine": "detach"},
+    "dab-deformable": {"query": "anchors", "refine": "detach"},
+    "h-deformable": {
+        "query": "two_stage",
+        "learned_content": True,
+        "one_to_many": OneToManyConfig(queries=8, repeat=2),
+    },
+    "dino, dense fusion": {"memory_fusion": "dense"},
+    "dino, u-like fusion": {"memory_fusion": "u", "encoder_layers": 2},
+    "h-deformable, simple fusion": {"query": "two_stage", "memory_fusion": "simple"},
+}
+
+
+@pytest.mark.parametrize("changes", PORTS.values(), ids=PORTS.keys())
+def test_stable_dino_on_its_ports(changes, build, take_step):
+    student = build(**changes).train()
+    methods = build_methods([{"stable_dino": {}}], student, None)
+    losses = methods[0].detection_losses(take_step(student, None, methods))
+    assert losses is not None and all(v.isfinite() for v in losses.values())
+    sum(losses.values()).backward()
+    silent = [
+        name
+        for name, parameter in student.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    ]
+    assert not silent
+
+
+def test_od_detr_teaches_a_shared_decoder(build, take_step):
+    shared = {"query": "learned", "refine": "detach", "shared_heads": True, "shared_decoder": True}
+    student, teacher = build(2, **shared).train(), build(1, **shared).requires_grad_(False)
+    methods = build_methods([{"od_detr": {}}], student, teacher.eval())
+    step = take_step(student, teacher, methods)
+    assert len(student.decoder.layers) == len(student.decoder.box_heads) == 1
+    assert len(step.student_outputs["own"].boxes) == 2
+    losses = methods[0].detection_losses(step) | methods[0].losses(step)
+    assert all(v.isfinite() and v > 0 for v in losses.values())
+    sum(losses.values()).backward()
+    # Both stages teach the one layer, each from a reference without gradient (section 2.8).
+    assert float(student.decoder.layers[0].ffn.expand.weight.grad.abs().sum()) > 0
+    assert all(not r.requires_grad for r in step.student_outputs["own"].references[1:])
