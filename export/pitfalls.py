@@ -20,9 +20,19 @@ LIST = Path(__file__).parent / "data" / "known_pitfalls.yaml"
 
 # inputs: the network is fed something else; inputs-channels: in reverse channel order; batch: wrong
 # at another batch size only; not-finite: NaN or infinity among the detections; classes, boxes,
-# scores: this differs and the other two hardly do; missing: far more are gone than are new.
+# scores: this differs and the other two hardly do; missing: far more are gone than are new; alone:
+# the deviation begins within one layer; feeding: it may begin in what feeds the layer.
 Symptom = Literal[
-    "inputs", "inputs-channels", "batch", "not-finite", "classes", "boxes", "scores", "missing"
+    "inputs",
+    "inputs-channels",
+    "batch",
+    "not-finite",
+    "classes",
+    "boxes",
+    "scores",
+    "missing",
+    "alone",
+    "feeding",
 ]
 
 

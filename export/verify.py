@@ -326,6 +326,8 @@ def _explain(
                 verdict.deviation = locate.locate(bundle, reference, engine, image)
     deviation = verdict.deviation or Deviation(layer="")
     operators = set(deviation.operators)
+    if deviation.layer not in ("", "preprocessing", "decode"):
+        symptoms.add("feeding" if deviation.outside else "alone")
     if "MSDeformAttn" in operators:
         functions = onnx.load(str(bundle.model), load_external_data=False).functions
         operators |= {node.op_type for function in functions for node in function.node}
