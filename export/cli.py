@@ -12,12 +12,13 @@ from detr.errors import UserError
 from detr.shipped import find_model
 from engines.bundle import Bundle, Precision
 from engines.msda_function import Lowering
-from export.trt import trt
+from export import target_cli
 
 
 @click.group(
     cls=LazyGroup,
     lazy={
+        "trt": ("export.trt:trt", "Build a bundle's TensorRT engine."),
         "verify": (
             "export.verify_cli:verify",
             "Check that a bundle finds what torch finds.",
@@ -30,9 +31,6 @@ def main() -> None:
 
     Example: detr export onnx runs/student --out student.bundle
     """
-
-
-main.add_command(trt)
 
 
 @main.command()
@@ -145,3 +143,7 @@ def _batch(text: str) -> int | Literal["dynamic"]:
     if not text.isdecimal() or int(text) < 1:
         raise UserError("option-batch", f"--batch {text!r}: a positive number or 'dynamic'")
     return int(text)
+
+
+main.add_command(target_cli.triton)
+main.add_command(target_cli.cpp)
