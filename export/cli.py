@@ -12,6 +12,7 @@ from detr.errors import UserError
 from detr.shipped import find_model
 from engines.bundle import Bundle, Precision
 from engines.msda_function import Lowering
+from export import target_cli
 
 
 @click.group(
@@ -142,3 +143,7 @@ def _batch(text: str) -> int | Literal["dynamic"]:
     if not text.isdecimal() or int(text) < 1:
         raise UserError("option-batch", f"--batch {text!r}: a positive number or 'dynamic'")
     return int(text)
+
+
+main.add_command(target_cli.triton)
+main.add_command(target_cli.cpp)
