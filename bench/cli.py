@@ -8,13 +8,21 @@ from pathlib import Path
 import click
 
 from bench.op_msda import op
-from detr.cli_support import Group, emit, json_option
+from detr.cli_support import LazyGroup, emit, json_option
 from detr.data import open_dataset
 from detr.errors import GateError
 from engines.open import ENGINES
 
+# By name: what a training step costs is known to the room above this one.
+_ABOVE = {
+    "train-step": (
+        "distill.step_cost:command",
+        "Split a training step into student, teacher, extra queries, matching and losses.",
+    )
+}
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(cls=LazyGroup, lazy=_ABOVE, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Measure average precision and latency of the same artefact.
 

@@ -56,7 +56,8 @@ class Engine(ABC):
         name: Name of the runtime, as ``open_engine`` takes it.
         info: Architecture, classes and preprocessing of the model.
         artefact: The file whose hash identifies what runs.
-        versions: Version of each package that matters for the result.
+        versions: Version of each package that matters for the result; ``attention`` says what
+            computes the deformable attention: our kernel, or a body of standard operators.
         batch_size: Largest batch of one run, ``None`` where any will do.
         on_gpu: Whether it computes on a GPU, whose clocks then matter for its speed.
     """

@@ -46,7 +46,10 @@ class OrtEngine(Engine):
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.info = bundle.info.model
         self.artefact: Path = bundle.model
-        self.versions = {"onnxruntime": ort.__version__}
+        self.versions = {
+            "onnxruntime": ort.__version__,
+            "attention": f"{bundle.info.lowering} body",
+        }
         self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
         self._session = self._open(bundle, threads)
 
