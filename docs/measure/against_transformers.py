@@ -4,8 +4,9 @@ python docs/measure/against_transformers.py --threads 2
 
 Both are eager torch in one process, with the same threads, allocator and random weights; before
 anything is timed, their predictions are compared. A training step is forward, loss with its
-matching on every layer, backward, clipping and AdamW; the library's takes 7 GB at 402x1333. Besides the wall clock's time it prints the
-time the process spent on processors, which other processes on the machine disturb less.
+matching on every layer, backward, clipping and AdamW; the two need 7 GB at 402x1333. Besides the
+wall clock's time it prints the time the process spent on processors, which other processes on the
+machine disturb less.
 """
 
 from __future__ import annotations
