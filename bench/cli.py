@@ -8,11 +8,21 @@ from pathlib import Path
 import click
 
 from bench.op_msda import op
-from detr.cli_support import Group, emit, json_option
+from detr.cli_support import LazyGroup, emit, json_option
 from detr.data import open_dataset
+from detr.errors import GateError
+from engines.open import ENGINES
+
+# By name: what a training step costs is known to the room above this one.
+_ABOVE = {
+    "train-step": (
+        "distill.step_cost:command",
+        "Split a training step into student, teacher, extra queries, matching and losses.",
+    )
+}
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, lazy=_ABOVE, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Measure average precision and latency of the same artefact.
 
@@ -27,8 +37,8 @@ def main() -> None:
 @click.option("--data", required=True, help="kitti:PATH[:SPLIT], coco:PATH[:SPLIT] or a YAML file.")
 @click.option(
     "--engine",
-    type=click.Choice(["native", "onnxruntime", "torch"]),
-    help="Runtime; the best at hand for each model by default.",
+    metavar="NAME",
+    help=f"Runtime ({', '.join(ENGINES)}); the best at hand for each model by default.",
 )
 @click.option(
     "--out",
@@ -43,6 +53,14 @@ def main() -> None:
     show_default=True,
     help="Timed calls per model.",
 )
+@click.option(
+    "--budget-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Most milliseconds end to end for nine images of ten (p90); missed: exit status 3.",
+)
+@click.option(
+    "--min-ap", type=click.FloatRange(0, 1), help="Least COCO AP, 0 to 1; missed: exit status 3."
+)
 @json_option
 def run(
     models: tuple[Path, ...],
@@ -51,24 +69,121 @@ def run(
     out: Path | None,
     limit: int | None,
     iterations: int,
+    budget_ms: float | None,
+    min_ap: float | None,
     as_json: bool,
 ) -> None:
     """Measure AP and latency of each BUNDLE (or checkpoint) on DATA.
 
+    With a budget it serves in a pipeline: the report is written whatever comes out, and the exit
+    status is 3 if a model misses the budget.
+
     Example: detr bench run teacher.bundle student.bundle --data kitti:/data/kitti:val --out report
     """
+    from bench.report import Budget
     from bench.run import run as measure
 
     arguments = ["detr", "bench", "run", *map(str, models), "--data", data]
-    for option, value in (("--engine", engine), ("--out", out), ("--limit", limit)):
+    options = {
+        "--engine": engine, "--out": out, "--limit": limit, "--iterations": iterations,
+        "--budget-ms": budget_ms, "--min-ap": min_ap,
+    }  # fmt: skip
+    for option, value in options.items():
         if value is not None:
             arguments += [option, str(value)]
-    arguments += ["--iterations", str(iterations)]
-    report = measure(models, data, engine, limit, iterations, [shlex.join(arguments)])
+    budget = None
+    if budget_ms is not None or min_ap is not None:
+        budget = Budget(ms=budget_ms, min_ap=min_ap)
+    report = measure(models, data, engine, limit, iterations, [shlex.join(arguments)], budget)
     if out is not None:
         page = report.write(out)[-1]
         click.echo(f"wrote {page} (.json, .md, .csv beside it)", err=True)
     emit(report.model_copy(update={"examples": []}), as_json, "\n".join(report.verdict()))
+    if missed := report.misses():
+        raise GateError("bench-budget", "over the budget: " + "; ".join(missed))
+
+
+@main.command()
+@click.argument(
+    "models", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option("--data", required=True, help="kitti:PATH[:SPLIT], coco:PATH[:SPLIT] or a YAML file.")
+@click.option(
+    "--engines",
+    required=True,
+    metavar="NAME,NAME",
+    help=f"Runtimes, comma-separated: {', '.join(ENGINES)}.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for report.json, .md, .csv and .html.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Use this many images, spread evenly.")
+@click.option(
+    "--iterations",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Timed calls each.",
+)
+@json_option
+def sweep(
+    models: tuple[Path, ...],
+    data: str,
+    engines: str,
+    out: Path,
+    limit: int | None,
+    iterations: int,
+    as_json: bool,
+) -> None:
+    """Measure every BUNDLE in every engine: one page of depth by precision by engine.
+
+    A bundle brings its depth and precision; make one for each with export onnx, for instance from
+    students trained with 6/6, 3/6, 6/3 and 3/3 layers, each --precision fp32 and fp16. An engine
+    that is not installed or does not take a bundle leaves its place empty, with the reason.
+
+    Example: detr bench sweep 66.bundle 33.bundle --engines native,openvino --data kitti:/k --out s
+    """
+    from bench.sweep import sweep as measure
+
+    command = [*("detr", "bench", "sweep"), *map(str, models), "--data", data]
+    command += ["--engines", engines, "--out", str(out), "--iterations", str(iterations)]
+    command += [] if limit is None else ["--limit", str(limit)]
+    names = [name.strip() for name in engines.split(",") if name.strip()]
+    report = measure(models, names, data, limit, iterations, [shlex.join(command)])
+    click.echo(f"wrote {report.write(out)[-1]} (.json, .md, .csv beside it)", err=True)
+    emit(report, as_json, "\n".join([*report.verdict(), *report.skipped]))
+
+
+@main.command()
+@click.argument(
+    "reports", metavar="REPORT...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for compare.json, .md and .html; only printed without it.",
+)
+@json_option
+def compare(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Merge REPORTs (report.json, or the folder of it) of several runs, trainings and machines.
+
+    Rows of the same name, engine, precision, depth and machine are repeats. Shows the Pareto front
+    of AP over latency and tests each entry against the teacher (or the best): latency over repeated
+    runs (Welch), AP over repeated trainings (Welch) or else over images (paired bootstrap), and
+    says what cannot be claimed.
+
+    Example: detr bench compare monday/report.json tuesday orin/report.json --out comparison
+    """
+    from bench.compare import compare as merge
+
+    comparison = merge(reports)
+    if out is not None:
+        page = comparison.write(out)[-1]
+        click.echo(f"wrote {page} (.json, .md beside it)", err=True)
+    emit(comparison, as_json, comparison.text())
 
 
 @main.command()

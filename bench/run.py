@@ -14,10 +14,13 @@ from PIL import Image
 
 from bench import artefact as files
 from bench import coco_ap, environment, kitti_ap, latency
-from bench.report import Example, Picture, Report, Row
+from bench.clocks import Watch, read_clocks
+from bench.matches import match, pack, truth_of
+from bench.report import Budget, Example, Picture, Report, Row
 from detr.cli_support import progress
 from detr.config import ClassMap
 from detr.data import Dataset, open_dataset
+from detr.data.coco_format import coco_ground_truth
 from detr.data.draw import draw
 from detr.data.kitti import KittiDataset, KittiObject
 from detr.errors import UserError
@@ -50,10 +53,9 @@ def run(
     limit: int | None = None,
     iterations: int = 50,
     commands: Sequence[str] = (),
+    budget: Budget | None = None,
 ) -> Report:
-    """Measures models on a data set.
-
-    Every image is decoded once and goes through all models; then each model is timed alone.
+    """Opens models and measures them on a data set; see :func:`measure`.
 
     Args:
         models: Bundles, checkpoints or run directories.
@@ -62,15 +64,51 @@ def run(
         limit: Use this many images, spread evenly over the data set.
         iterations: Timed calls per model.
         commands: How to repeat the report.
+        budget: What every row is held against; see :meth:`bench.report.Report.misses`.
 
     Raises:
         UserError: What opening a model or reading the data raises; ``bench-classes`` where the
             models differ in their classes; ``data-empty`` without images.
     """
     artefacts = [
-        Artefact(name, path, open_engine(path, engine), files.precision(path), [])
+        open_artefact(name, path, engine)
         for name, path in zip(model_names(models), models, strict=True)
     ]
+    return measure(artefacts, data, limit, iterations, commands, budget)
+
+
+def open_artefact(name: str, path: Path, engine: str | None) -> Artefact:
+    """Loads a model into a runtime, nothing found yet.
+
+    Raises:
+        UserError: What :func:`engines.open.open_engine` raises.
+    """
+    return Artefact(name, path, open_engine(path, engine), files.precision(path), [])
+
+
+def measure(
+    artefacts: Sequence[Artefact],
+    data: str,
+    limit: int | None = None,
+    iterations: int = 50,
+    commands: Sequence[str] = (),
+    budget: Budget | None = None,
+) -> Report:
+    """Measures opened models on a data set.
+
+    Every image is decoded once and goes through all models; then each model is timed alone.
+
+    Args:
+        artefacts: What to measure.
+        data: Data set specification.
+        limit: Use this many images, spread evenly over the data set.
+        iterations: Timed calls per model.
+        commands: How to repeat the report.
+        budget: What every row is held against.
+
+    Raises:
+        UserError: ``bench-classes``, ``data-empty``, and what reading the data raises.
+    """
     classes = _common_classes(artefacts)
     dataset = open_dataset(data, classes)
     indices = spread(len(dataset), limit)
@@ -85,6 +123,8 @@ def run(
         rows.append(
             _row(artefact, dataset, indices, [images[i] for i in sorted(timed)], iterations)
         )
+    truth = coco_ap.restrict(coco_ground_truth(dataset), [dataset.image_id(i) for i in indices])
+    outcome = truth_of(truth)
     examples = [_example(artefacts, dataset, i, indices.index(i), images[i]) for i in sorted(shown)]
     return Report(
         data=data,
@@ -92,7 +132,10 @@ def run(
         reference=reference_name(rows),
         rows=rows,
         commands=list(commands),
+        budget=budget,
+        truth_sha256=outcome.fingerprint,
         examples=examples,
+        matches=pack(outcome, {a.name: match(truth, a.detections) for a in artefacts}),
     )
 
 
@@ -166,13 +209,16 @@ def _row(
     iterations: int,
 ) -> Row:
     engine = artefact.engine
-    before = environment.read_clocks()
-    timing = latency.measure(engine, images, iterations=iterations)
-    after = environment.read_clocks()
+    watch = Watch()
+    before = read_clocks()
+    timing = latency.measure(engine, images, iterations=iterations, between=watch)
+    after = read_clocks()
     return Row(
         name=artefact.name,
         engine=engine.name,
         precision=artefact.precision,
+        encoder_layers=engine.info.detector.encoder_layers,
+        decoder_layers=engine.info.detector.decoder_layers,
         parameters=files.parameters(engine.artefact),
         size_mb=engine.artefact.stat().st_size / 1e6,
         artefact=str(artefact.path),
@@ -180,7 +226,9 @@ def _row(
         coco=coco_ap.evaluate(dataset, artefact.detections, indices),
         kitti=_kitti(artefact, dataset, indices),
         latency=timing,
-        environment=environment.judge(environment.read_machine(engine.versions), before, after),
+        environment=environment.judge(
+            environment.read_machine(engine.versions), before, after, watch.drift(), engine.on_gpu
+        ),
     )
 
 

@@ -2,6 +2,8 @@
 
 The order of an epoch follows from (seed, epoch) and a sample's augmentation from (seed, step,
 slot), so going on after a stop needs no sampler state: step s is the same batch in every run.
+Slots count through the images of all processes: two processes with two images each see what one
+sees with four.
 """
 
 from __future__ import annotations
@@ -54,11 +56,20 @@ class Batch:
         )
 
 
-def _relative(boxes: FloatArray, size: tuple[int, int]) -> Tensor:
+def _relative(boxes: FloatArray, size: tuple[int, ...]) -> Tensor:
     """Corners in pixels to cx cy w h in [0, 1]."""
     scale = np.array([size[1], size[0]], dtype=np.float32)
     low, high = boxes[:, :2] / scale, boxes[:, 2:] / scale
     return torch.from_numpy(np.concatenate(((low + high) / 2, high - low), 1))
+
+
+def target_of(labels: Labels, size: tuple[int, ...]) -> Target:
+    """Labels in pixels of an image of a size (height, width), relative to it."""
+    return Target(
+        _relative(labels.boxes, size),
+        torch.from_numpy(labels.labels),
+        _relative(labels.ignore, size),
+    )
 
 
 class Batches:
@@ -93,9 +104,14 @@ class Batches:
         rng = np.random.default_rng((self.seed, _ORDER, epoch))
         return rng.permutation(len(self.dataset))
 
+    @property
+    def slots(self) -> range:
+        """This process's places among the images of all processes in a step."""
+        return range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+
     def index(self, step: int, slot: int) -> int:
-        """Which image stands in this process's slot of a step."""
-        position = (step * self.world + self.rank) * self.batch_size + slot
+        """Which image stands in a slot of a step."""
+        position = step * self.world * self.batch_size + slot
         epoch, offset = divmod(position, len(self.dataset))
         return int(self._epoch(epoch)[offset])
 
@@ -110,26 +126,19 @@ class Batches:
     def sample(self, step: int, slot: int) -> tuple[ImageArray, Labels, Path]:
         """One augmented image, its labels in pixels, and its file."""
         i = self.index(step, slot)
-        rng = np.random.default_rng((self.seed, _SAMPLE, step, self.rank, slot))
+        rng = np.random.default_rng((self.seed, _SAMPLE, step, slot))
         labels = self.dataset.labels(i)
         image, labels = augment(self._image(i), labels, self.preprocess.size, self.config, rng)
         return image, labels, self.dataset.image_path(i)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""
-        samples = [self.sample(step, slot) for slot in range(self.batch_size)]
+        samples = [self.sample(step, slot) for slot in self.slots]
         images = np.zeros((len(samples), 3, *self.preprocess.size), dtype=np.float32)
         targets = []
         for row, (image, labels, _) in zip(images, samples, strict=True):
             place(image, row, self.preprocess)
-            size = (image.shape[0], image.shape[1])
-            targets.append(
-                Target(
-                    _relative(labels.boxes, size),
-                    torch.from_numpy(labels.labels),
-                    _relative(labels.ignore, size),
-                )
-            )
+            targets.append(target_of(labels, image.shape[:2]))
         valid = torch.tensor([image.shape[:2] for image, _, _ in samples], dtype=torch.float32)
         return Batch(torch.from_numpy(images), valid, targets, [path for _, _, path in samples])
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from detr.config import Strict
 from detr.models import GroupOutput, Proposals, Target, cxcywh_to_xyxy
 from distill.boxes import covered, giou
+from distill.distributed import mean_over_processes
 from distill.matcher import ALPHA, GAMMA, Matches, match
 
 # A query this much inside an ignore region is not called background.
@@ -81,7 +82,7 @@ def softmax_loss(
         no_object: Weight of queries that should say "no object"; the others weigh 1.
 
     Returns:
-        The weighted mean over each layer's queries, summed over layers.
+        The weighted mean over each layer's queries of all processes, summed over layers.
     """
     wanted = torch.full(silent.shape, logits.shape[-1] - 1, device=logits.device)
     wanted[place] = labels
@@ -89,7 +90,8 @@ def softmax_loss(
     weight[place] = 1.0
     weight = weight.masked_fill(silent, 0.0)
     entropy = F.cross_entropy(logits.float().movedim(-1, 1), wanted, reduction="none")
-    return ((entropy * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)).sum()
+    total = mean_over_processes(weight.sum((1, 2))).clamp(min=1e-6)
+    return ((entropy * weight).sum((1, 2)) / total).sum()
 
 
 def box_losses(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,11 @@
-"""One process or several (torchrun): rank, device and the two sums training needs."""
+"""One process or several (torchrun): rank, device and the sums training needs."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,11 +30,27 @@ class World:
         """Whether this process writes files and measures."""
         return self.rank == 0
 
-    def mean(self, value: Tensor) -> Tensor:
-        """Mean of a tensor over all processes."""
+    def gather(self, numbers: Sequence[int]) -> Tensor:
+        """Every process's numbers, ``[size, n]`` int64; on the CPU, so that no GPU is waited for.
+
+        Args:
+            numbers: This process's, equally many in all.
+        """
+        own = torch.tensor(numbers, dtype=torch.int64)
+        everyone = [torch.empty_like(own) for _ in range(self.size)]
         if self.size > 1:
-            dist.all_reduce(value)
-        return value / self.size
+            dist.all_gather(everyone, own)
+        else:
+            everyone = [own]
+        return torch.stack(everyone)
+
+    def mean_values(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Means over all processes of numbers that all have under the same names."""
+        if self.size == 1:
+            return dict(values)
+        table = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(table)
+        return dict(zip(values, (table / self.size).tolist(), strict=True))
 
     def wait(self) -> None:
         """Returns when every process has come here: nobody runs ahead while one writes."""
@@ -66,5 +84,42 @@ def join() -> World:
     if cuda:
         torch.cuda.set_device(device)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
+        # Numbers the processes tell each other on the CPU do not make a GPU wait.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     return World(dist.get_rank() if size > 1 else 0, size, device)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """A detached sum's mean over the processes of distributed training; itself in a single one.
+
+    Dividing by it makes the mean of the processes' losses equal to the loss of one process that
+    sees all their images. Every process must call it equally often.
+    """
+    value = value.detach()
+    if dist.is_available() and dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value
+
+
+class _MeanWithGradient(torch.autograd.Function):
+    """Mean over processes whose gradient is the mean over processes, too."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return mean_over_processes(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return mean_over_processes(gradients[0])
+
+
+def shared_statistic(value: Tensor) -> Tensor:
+    """A sum's mean over processes that passes gradient: for statistics over a whole batch.
+
+    With gradients averaged over processes the gradient, too, is that of one process that sees all
+    images. Every process must call it equally often.
+    """
+    shared: Tensor = _MeanWithGradient.apply(value)
+    return shared

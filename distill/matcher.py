@@ -1,7 +1,7 @@
 """One-to-one assignment of queries to ground-truth boxes (DETR section 3.1, focal-cost variant).
 
 Costs of all layers and images are computed in one batch of tensor operations and moved to the CPU
-once; only the assignment itself runs per image and layer.
+once; only the assignment itself runs per image and layer (:mod:`distill.hungarian`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detr.models import Target, cxcywh_to_xyxy
-from distill.boxes import giou
+from distill.boxes import pairwise_giou
+from distill.hungarian import assign
+from distill.spans import timed
 
 ALPHA, GAMMA = 0.25, 2.0
 # A cost no real pair reaches: a prediction that is not a number is assigned last, never first.
@@ -70,6 +71,7 @@ def pad_targets(targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:
     return boxes, labels, counts
 
 
+@timed("matching")
 @torch.no_grad()
 def cost_matrix(
     logits: Tensor,
@@ -112,9 +114,9 @@ def pair_scores(
         scores = logits.float().softmax(-1).gather(-1, index)
     else:
         scores = logits.float().gather(-1, index).sigmoid()
-    boxes, true_boxes = boxes.float()[..., None, :], true_boxes[None, :, None]
-    l1 = (boxes - true_boxes).abs().sum(-1)
-    return scores, l1, giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true_boxes))
+    boxes = boxes.float()
+    l1 = torch.cdist(boxes, true_boxes, p=1)
+    return scores, l1, pairwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true_boxes))
 
 
 def total_cost(
@@ -136,6 +138,7 @@ def total_cost(
     return cost.nan_to_num(_NEVER, _NEVER, -_NEVER)
 
 
+@timed("matching")
 @torch.no_grad()
 def match(
     logits: Tensor,
@@ -166,6 +169,7 @@ def match(
     return match_costs(costs, targets)
 
 
+@timed("matching")
 def match_costs(costs: Tensor, targets: Sequence[Target]) -> Matches:
     """:func:`match` for costs that are known.
 
@@ -173,13 +177,9 @@ def match_costs(costs: Tensor, targets: Sequence[Target]) -> Matches:
         costs: ``[L, B, N, G]`` of every prediction with every (padded) box of its image.
         targets: Ground truth per image.
     """
-    rows: list[tuple[int, int, int, int]] = []
-    counts = [len(target.labels) for target in targets]
-    if any(counts):
-        table = costs.cpu().numpy()
-        for layer in range(table.shape[0]):
-            for image, count in enumerate(counts):
-                pairs = linear_sum_assignment(table[layer, image, :, :count])
-                rows += [(layer, image, int(q), int(g)) for q, g in zip(*pairs, strict=True)]
-    found = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4).to(costs.device)
-    return Matches(*found.unbind(1))
+    layers, images, queries, boxes = costs.shape
+    counts = torch.tensor([len(target.labels) for target in targets]).repeat(layers)
+    rows = torch.full_like(counts, queries)
+    place, query, box = assign(costs.reshape(layers * images, queries, boxes), rows, counts)
+    layer = torch.div(place, images, rounding_mode="floor")
+    return Matches(layer, place - layer * images, query, box)

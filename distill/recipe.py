@@ -7,6 +7,7 @@ the key that was meant.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -22,6 +23,21 @@ from distill.augment import AugmentConfig
 from distill.criterion import LossWeights
 
 SHIPPED = Path(__file__).parent / "recipes"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's idea of truth: ``off`` and ``no`` are words, and ``off`` is an option's value."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0)]
@@ -129,7 +145,10 @@ class Recipe(Strict):
         data: Data sets.
         input: Canvas and normalisation.
         detector: Architecture.
-        teacher: Run directory or ``.safetensors`` of the teacher; needed by ``distill run``.
+        teacher: Run directory or ``.safetensors`` of the teacher, or ``hf:FOLDER`` for one of the
+            transformers library's detectors; needed by ``distill run``.
+        teacher_classes: What an ``hf:`` teacher calls those of the data's classes that have another
+            name there (``{Car: car}``).
         methods: One ``{name: options}`` per distillation method; they add up.
         inherit: Start from the teacher's weights (true, or an explicit layer map).
         optimizer: Optimiser and schedule.
@@ -155,6 +174,7 @@ class Recipe(Strict):
     input: PreprocessConfig
     detector: DetectorRecipe
     teacher: str | None = None
+    teacher_classes: dict[str, str] = {}
     methods: Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(_method_entries)] = ()
     inherit: Annotated[InheritRecipe | None, BeforeValidator(_inherit)] = None
     optimizer: OptimizerRecipe = OptimizerRecipe()
@@ -179,6 +199,11 @@ class Recipe(Strict):
             raise ValueError("methods: each entry is one name with its options")
         if self.teacher is None and (self.inherit or self.needs_teacher):
             raise ValueError("methods and inherit need a teacher")
+        outside = self.teacher is not None and self.teacher.startswith("hf:")
+        if outside and self.inherit:
+            raise ValueError("inherit: a detector of another library has no weights to start from")
+        if self.teacher_classes and not outside and self.teacher is not None:
+            raise ValueError("teacher_classes: is for hf: teachers; others know the data's names")
         return self
 
     @property
@@ -251,7 +276,7 @@ def _read(
     if path in above:
         raise UserError("recipe-value", f"{path}: base: the recipe builds on itself")
     try:
-        node = yaml.compose(path.read_text(), yaml.SafeLoader)
+        node = yaml.compose(path.read_text(), _Loader)
     except OSError as error:
         raise UserError("recipe-missing", f"{path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -310,7 +335,7 @@ def _override(
     """Sets ``a.b`` in a nested structure; numbers index lists."""
     here = f"--set {key}={text}"
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError("recipe-yaml", f"{here}: the value is not YAML") from error
     *parents, last = key.split(".")

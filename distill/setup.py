@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -27,6 +28,9 @@ from distill.optim import build_optimizer
 from distill.recipe import Recipe
 from distill.run_dir import RunDir
 from distill.teacher import open_teacher, tell_ap
+
+# Purposes of random numbers drawn from one seed: for all images, for one image, for a process.
+_ALL, _IMAGE, _DROPOUT = range(3)
 
 
 @dataclass
@@ -91,23 +95,34 @@ class State:
         dtype = torch.bfloat16 if self.recipe.amp == "bf16" else torch.float16
         return torch.autocast("cuda", dtype)
 
-    def seed_of(self, index: int, shared: bool = False) -> int:
-        """Seed of a step's random choices; no two steps share one.
+    def seed_dropout(self, index: int) -> None:
+        """Seeds the default generators for a step: dropout differs between processes."""
+        torch.manual_seed(self._seed(index, _DROPOUT, self.world.rank))
 
-        Args:
-            index: The step.
-            shared: The same in every process (queries a method draws for all), not one for each.
+    def generators(self, index: int) -> tuple[torch.Generator, list[torch.Generator]]:
+        """A step's generator for all images, and one for each image of this process."""
+        seeds = [self._seed(index, _ALL, 0)]
+        seeds += [self._seed(index, _IMAGE, slot) for slot in self.batches.slots]
+        shared, *own = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return shared, own
+
+    def _seed(self, index: int, purpose: int, place: int) -> int:
+        # torch's CPU generator takes 32 bits of a seed, so they have to depend on everything.
+        sequence = np.random.SeedSequence((self.recipe.seed, index, purpose, place))
+        return int(sequence.generate_state(1)[0])
+
+    def box_counts(self, targets: Sequence[Target]) -> tuple[Tensor, int]:
+        """What every process must know of all images' ground truth.
+
+        Returns:
+            Boxes per process, of at least one box altogether (a scalar on the device: divided by
+            it, the mean of the processes' sums is the sum over all images per box), and the largest
+            count of an image.
         """
-        # SplitMix64's odd constant spreads neighbouring numbers over all 63 bits.
-        rank = 0 if shared else self.world.rank
-        key = (self.recipe.seed << 40) + (index + 1) * self.world.size + rank
-        return key * 0x9E3779B97F4A7C15 % 2**63
-
-    def normalizer(self, targets: Sequence[Target]) -> Tensor:
-        """Ground-truth boxes per process, at least 1."""
-        count = sum(len(target.labels) for target in targets)
-        number = torch.tensor(float(count), device=self.world.device)
-        return self.world.mean(number).clamp(min=1.0)
+        counts = [len(target.labels) for target in targets]
+        everyone = self.world.gather([sum(counts), max(counts)])
+        total, most = int(everyone[:, 0].sum()), int(everyone[:, 1].max())
+        return torch.tensor(max(1, total) / self.world.size, device=self.world.device), most
 
     def checkpoint(self, step: int) -> dict[str, Any]:
         """Everything needed to go on after ``step`` finished steps.

@@ -27,8 +27,11 @@ class Step:
         teacher_groups: The teacher's own queries.
         student_outputs: Decoded groups by role; filled after the decoder call.
         teacher_outputs: The teacher's decoded groups by role (no gradient).
-        normalizer: Scalar, max(1, ground-truth boxes of all processes / number of processes).
-        generator: CPU generator for the step's own random choices; a function of (seed, step).
+        normalizer: Scalar, max(1, ground-truth boxes of all processes) / number of processes.
+        generator: On the CPU, for random choices that are the same for all images of all
+            processes; a function of (seed, step).
+        generators: On the CPU, one per image, for choices of its own; functions of (seed, step,
+            place of the image among those of all processes).
     """
 
     index: int
@@ -43,6 +46,7 @@ class Step:
     teacher_groups: list[QueryGroup]
     normalizer: Tensor
     generator: torch.Generator
+    generators: list[torch.Generator]
     student_outputs: dict[str, GroupOutput] = field(default_factory=dict)
     teacher_outputs: dict[str, GroupOutput] = field(default_factory=dict)
 

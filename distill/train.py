@@ -24,10 +24,12 @@ from detr.errors import UserError
 from distill.batches import Batch
 from distill.criterion import detection_losses
 from distill.distributed import join
+from distill.matchings import keep
 from distill.optim import rate, set_rate
 from distill.recipe import Recipe
 from distill.run_dir import RunDir
 from distill.setup import State, set_up
+from distill.spans import span
 from distill.step import Step
 from distill.validate import measure_ap
 
@@ -42,8 +44,12 @@ def forward(state: State, batch: Batch, index: int) -> Step:
     student, teacher, methods = state.student, state.step_teacher, state.methods
     attention = any(method.needs_attention for method in methods)
     maps = frozenset(role for method in methods for role in method.self_attention)
+    normalizer, most = state.box_counts(batch.targets)
+    generator, generators = state.generators(index)
     with state.autocast():
-        memory = student.encode(batch.images, batch.valid_sizes)
+        with span("student"):
+            memory = student.encode(batch.images, batch.valid_sizes)
+            own = student.queries(memory, batch.targets, generators, most)
         step = Step(
             index=index,
             images=batch.images,
@@ -53,24 +59,28 @@ def forward(state: State, batch: Batch, index: int) -> Step:
             teacher=teacher,
             student_memory=memory,
             teacher_memory=None,
-            student_groups=student.queries(memory, batch.targets),
+            student_groups=own,
             teacher_groups=[],
-            normalizer=state.normalizer(batch.targets),
-            generator=torch.Generator().manual_seed(state.seed_of(index, shared=True)),
+            normalizer=normalizer,
+            generator=generator,
+            generators=generators,
         )
         if teacher is not None:
-            with torch.no_grad():
+            with torch.no_grad(), span("teacher"):
                 step.teacher_memory = teacher.encode(batch.images, batch.valid_sizes)
                 step.teacher_groups = teacher.queries(step.teacher_memory)
-        extra = [pair for method in methods for pair in method.groups(step)]
+        with span("queries"):
+            extra = [pair for method in methods for pair in method.groups(step)]
         if teacher is not None and step.teacher_memory is not None:
             groups = step.teacher_groups + [p.teacher for p in extra if p.teacher is not None]
-            with torch.no_grad():
+            with torch.no_grad(), span("teacher_decoder"):
                 outputs = teacher.decode(step.teacher_memory, groups, attention, maps)
             step.teacher_outputs = {output.group.role: output for output in outputs}
-        groups = step.student_groups + [p.student for p in extra if p.student is not None]
-        groups += [group for method in methods for group in method.followup_groups(step)]
-        outputs = student.decode(memory, groups, attention, maps)
+        with span("queries"):
+            groups = step.student_groups + [p.student for p in extra if p.student is not None]
+            groups += [group for method in methods for group in method.followup_groups(step)]
+        with span("student_decoder"):
+            outputs = student.decode(memory, groups, attention, maps)
         step.student_outputs = {output.group.role: output for output in outputs}
     return step
 
@@ -88,23 +98,24 @@ def losses_of(state: State, step: Step) -> dict[str, Tensor]:
 
 
 def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
-    """One optimiser step; returns the losses, their sum as ``loss``.
+    """One optimiser step; returns the losses of all processes, their sum as ``loss``.
 
     Raises:
         UserError: ``loss-not-finite`` naming the step and the batch's files; no weight has moved.
     """
     recipe = state.recipe
-    torch.manual_seed(state.seed_of(index))  # dropout and denoising noise
+    state.seed_dropout(index)
     factor = rate(index, recipe.steps, recipe.optimizer)
     set_rate(state.optimizer, factor)
     step = forward(state, batch.to(state.world.device), index)
-    losses = losses_of(state, step)
+    with span("losses"):
+        losses = losses_of(state, step)
     terms = torch.stack(list(losses.values()))
     total = terms.sum()
-    values = dict(zip(losses, terms.tolist(), strict=True)) | {
-        "loss": total.item(),
-        "lr": factor * recipe.optimizer.lr,
-    }
+    # All processes' means, so that all of them stop where one process's loss is not finite.
+    values = state.world.mean_values(
+        dict(zip(losses, terms.tolist(), strict=True)) | {"loss": total.item()}
+    )
     if not math.isfinite(values["loss"]):
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         files = " ".join(str(path) for path in batch.paths)
@@ -114,16 +125,19 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
             "the labels, then run the same command again",
         )
     state.optimizer.zero_grad()
-    torch.autograd.backward(state.scaler.scale(total))
-    state.world.average_gradients(state.trained)
-    state.scaler.unscale_(state.optimizer)
-    if recipe.optimizer.clip:
-        norm = torch.nn.utils.clip_grad_norm_(state.parameters, recipe.optimizer.clip)
-        values["grad_norm"] = float(norm)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    if state.ema is not None and all(m.updates_teacher(index) for m in state.methods):
-        state.ema.update(state.student, index)
+    with span("backward"):
+        torch.autograd.backward(state.scaler.scale(total))
+    with span("optimizer"):
+        state.world.average_gradients(state.trained)
+        state.scaler.unscale_(state.optimizer)
+        if recipe.optimizer.clip:
+            norm = torch.nn.utils.clip_grad_norm_(state.parameters, recipe.optimizer.clip)
+            values["grad_norm"] = float(norm)
+        values["lr"] = factor * recipe.optimizer.lr
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.ema is not None and all(m.updates_teacher(index) for m in state.methods):
+            state.ema.update(state.student, index)
     for method in state.methods:
         method.after_step(step)
     return values
@@ -204,6 +218,11 @@ def validate(state: State, run: RunDir, done: int, images: int | None = None) ->
         run.record(done, ap_values(result))
         text = f"AP {result.ap:.3f}, AP50 {result.ap50:.3f}"
         run.say(f"step {done}: {text} on {result.images} images")
+        if run.writes:
+            models = {"student": state.student}
+            if state.ema is not None:
+                models["average"] = state.ema.model
+            keep(run.matchings, done, models, state.val, recipe.input)
     state.save(run, done, result)
     return text
 

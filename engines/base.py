@@ -10,8 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from detr.data.preprocess import Inputs, preprocess
 from detr.errors import UserError
@@ -34,6 +36,19 @@ class RawDetections:
     labels: IntArray
 
 
+def filled(inputs: Inputs, size: int) -> Inputs:
+    """A batch brought to a size by repeating its last image."""
+    missing = size - len(inputs.images)
+    if missing <= 0:
+        return inputs
+    return Inputs(
+        *(
+            np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+            for array in (inputs.images, inputs.valid_sizes, inputs.original_sizes)
+        )
+    )
+
+
 class Engine(ABC):
     """A model ready to run.
 
@@ -41,8 +56,10 @@ class Engine(ABC):
         name: Name of the runtime, as ``open_engine`` takes it.
         info: Architecture, classes and preprocessing of the model.
         artefact: The file whose hash identifies what runs.
-        versions: Version of each package that matters for the result.
+        versions: Version of each package that matters for the result; ``attention`` says what
+            computes the deformable attention: our kernel, or a body of standard operators.
         batch_size: Largest batch of one run, ``None`` where any will do.
+        on_gpu: Whether it computes on a GPU, whose clocks then matter for its speed.
     """
 
     name: str
@@ -50,6 +67,7 @@ class Engine(ABC):
     artefact: Path
     versions: dict[str, str]
     batch_size: int | None
+    on_gpu: bool = False
 
     def prepare(self, images: Sequence[ImageArray]) -> Inputs:
         """Scales, normalises and pads ``[h, w, 3]`` uint8 RGB images.
@@ -77,15 +95,7 @@ class Engine(ABC):
                 f"{self.artefact}: a batch of {count} images, but it was exported for "
                 f"{self.batch_size}; export with --batch {count} or --batch dynamic",
             )
-        fill = self.batch_size - count
-        full = self._infer(
-            Inputs(
-                *(
-                    np.concatenate([array, np.repeat(array[-1:], fill, axis=0)])
-                    for array in (inputs.images, inputs.valid_sizes, inputs.original_sizes)
-                )
-            )
-        )
+        full = self._infer(filled(inputs, self.batch_size))
         return RawDetections(full.boxes[:count], full.scores[:count], full.labels[:count])
 
     def finish(self, raw: RawDetections) -> list[Detections]:
@@ -98,6 +108,20 @@ class Engine(ABC):
     def __call__(self, images: Sequence[ImageArray]) -> list[Detections]:
         """Images in, detections out; the batch is taken as it is given."""
         return self.finish(self.run(self.prepare(images)))
+
+    def intermediates(
+        self, inputs: Inputs, names: Sequence[str]
+    ) -> dict[str, npt.NDArray[Any]] | None:
+        """Values within the graph, to find where an engine goes wrong; not for use in a hurry.
+
+        Args:
+            inputs: A batch of a size the engine takes.
+            names: Values of the bundle's graph by name.
+
+        Returns:
+            Those the engine can show, or ``None`` from one that shows nothing.
+        """
+        return None
 
     @abstractmethod
     def _infer(self, inputs: Inputs) -> RawDetections:

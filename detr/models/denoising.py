@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,11 +28,14 @@ class Denoiser(nn.Module):
         config: Noise and budget.
         num_classes: K.
         width: D.
+        eps: How near to 0 and 1 a reference may come.
     """
 
-    def __init__(self, config: DenoisingConfig, num_classes: int, width: int) -> None:
+    def __init__(
+        self, config: DenoisingConfig, num_classes: int, width: int, eps: float = LOGIT_EPS
+    ) -> None:
         super().__init__()
-        self.config, self.num_classes = config, num_classes
+        self.config, self.num_classes, self.eps = config, num_classes, eps
         self.sides = 2 if config.contrastive else 1
         # Without contrast: one more label for "unknown", one channel less for the indicator.
         extra = 0 if config.contrastive else 1
@@ -46,15 +51,23 @@ class Denoiser(nn.Module):
         return table if self.config.contrastive else functional.pad(table, (0, 1), value=1.0)
 
     def forward(
-        self, targets: list[Target], generator: torch.Generator | None = None
+        self,
+        targets: list[Target],
+        generators: Sequence[torch.Generator] | None = None,
+        most: int = 0,
     ) -> QueryGroup | None:
         """The denoising group of a batch, or ``None`` where no image has a box.
 
+        An image's noise depends on its boxes, its generator and the number of groups alone, not on
+        the images it is in a batch with.
+
         Args:
             targets: One per image, on the module's device.
-            generator: Source of the noise; the device's default generator otherwise.
+            generators: Source of each image's noise, on the CPU; the default generator otherwise.
+            most: Largest box count among all processes' images, if that is more than this batch's:
+                it decides how many groups the budget allows.
         """
-        most = max((len(target.labels) for target in targets), default=0)
+        most = max(most, *(len(target.labels) for target in targets))
         if most == 0:
             return None
         number = self.config.number
@@ -66,9 +79,10 @@ class Denoiser(nn.Module):
             return x[:, None, None].expand(-1, groups, self.sides, *x.shape[1:])
 
         device = boxes.device
-        noisy_labels = self._noisy_labels(tiled(labels).contiguous(), generator, device)
+        drawn = self._drawn(targets, generators, groups, most).to(device)
+        noisy_labels = self._noisy_labels(tiled(labels), drawn[..., :2])
         noise = self._noisy_corners if self.config.contrastive else self._noisy_sizes
-        noisy_boxes = noise(tiled(boxes), generator, device)
+        noisy_boxes = noise(tiled(boxes), drawn[..., 2:])
         filler = tiled(padding).flatten(1)
         content = self.label_embedding(noisy_labels.flatten(1))
         if not self.config.contrastive:
@@ -83,45 +97,63 @@ class Denoiser(nn.Module):
             denoising=Denoising(groups=groups, size=self.sides * most),
         )
 
-    def _noisy_labels(
-        self, labels: Tensor, generator: torch.Generator | None, device: torch.device
+    def _drawn(
+        self,
+        targets: list[Target],
+        generators: Sequence[torch.Generator] | None,
+        groups: int,
+        most: int,
     ) -> Tensor:
-        """Replaces labels by uniformly drawn ones with the configured probability."""
-        chance = torch.rand(labels.shape, generator=generator, device=device)
-        drawn = torch.randint(self.num_classes, labels.shape, generator=generator, device=device)
-        return torch.where(chance < self.config.label_noise, drawn, labels)
+        """``[B, groups, 2 or 1, G, 10 or 6]`` uniform numbers in [0, 1) on the CPU.
 
-    def _noisy_corners(
-        self, boxes: Tensor, generator: torch.Generator | None, device: torch.device
-    ) -> Tensor:
-        """Moves every corner by 0..1 (positives) or 1..2 (negatives) half sizes either way.
+        Of a query: whether its label changes, into which; then sizes and, where the denoising is
+        contrastive, signs of its box's four shifts.
+        """
+        channels = 10 if self.config.contrastive else 6
+        drawn = torch.zeros(len(targets), groups, self.sides, most, channels)
+        sources: Sequence[torch.Generator | None] = generators or [None] * len(targets)
+        for row, target, source in zip(drawn, targets, sources, strict=True):
+            count = len(target.labels)
+            shape = (groups, self.sides, count, channels)
+            row[:, :, :count] = torch.rand(shape, generator=source)
+        return drawn
+
+    def _noisy_labels(self, labels: Tensor, drawn: Tensor) -> Tensor:
+        """Replaces labels by uniformly drawn ones with the configured probability.
+
+        Args:
+            labels: ``[...]``.
+            drawn: ``[..., 2]`` uniform numbers.
+        """
+        other = (drawn[..., 1] * self.num_classes).long().clamp(max=self.num_classes - 1)
+        return torch.where(drawn[..., 0] < self.config.label_noise, other, labels)
+
+    def _noisy_corners(self, boxes: Tensor, drawn: Tensor) -> Tensor:
+        """Moves every corner by 0..1 (positives) or 1..2 (harder negatives) half sizes either way.
 
         Args:
             boxes: ``[B, groups, 2, G, 4]`` cx cy w h; positives first.
-            generator: See :meth:`forward`.
-            device: Of the boxes.
+            drawn: ``[B, groups, 2, G, 8]`` uniform numbers.
 
         Returns:
-            Same shape and format, within the range a reference logit can hold.
+            The boxes' shape and format, within the range a reference logit can hold.
         """
         half = boxes[..., 2:].repeat(1, 1, 1, 1, 2) / 2
-        size = torch.rand(boxes.shape, generator=generator, device=device)
-        negative = torch.tensor([0.0, 1.0], device=device).view(2, 1, 1)
-        sign = torch.randint(2, boxes.shape, generator=generator, device=device) * 2.0 - 1.0
-        corners = cxcywh_to_xyxy(boxes) + (size + negative) * sign * half * self.config.box_noise
+        farther = float(self.config.harder_negatives)
+        negative = torch.tensor([0.0, farther], device=boxes.device).view(2, 1, 1)
+        sign = torch.where(drawn[..., 4:] < 0.5, -1.0, 1.0)
+        size = drawn[..., :4] + negative
+        corners = cxcywh_to_xyxy(boxes) + size * sign * half * self.config.box_noise
         # A negative's corners may cross: such a box keeps its centre and the smallest size.
-        return xyxy_to_cxcywh(corners.clamp(0, 1)).clamp(LOGIT_EPS, 1 - LOGIT_EPS)
+        return xyxy_to_cxcywh(corners.clamp(0, 1)).clamp(self.eps, 1 - self.eps)
 
-    def _noisy_sizes(
-        self, boxes: Tensor, generator: torch.Generator | None, device: torch.device
-    ) -> Tensor:
+    def _noisy_sizes(self, boxes: Tensor, drawn: Tensor) -> Tensor:
         """Moves centres by up to half a size and scales sizes, each times the noise (DN-DETR 4.2).
 
-        Arguments and result as :meth:`_noisy_corners`.
+        Arguments and result as :meth:`_noisy_corners`, with four uniform numbers a box.
         """
         reach = torch.cat((boxes[..., 2:] / 2, boxes[..., 2:]), -1) * self.config.box_noise
-        shift = torch.rand(boxes.shape, generator=generator, device=device) * 2 - 1
-        return (boxes + shift * reach).clamp(LOGIT_EPS, 1 - LOGIT_EPS)
+        return (boxes + (2 * drawn - 1) * reach).clamp(self.eps, 1 - self.eps)
 
 
 def _stack(targets: list[Target], most: int) -> tuple[Tensor, Tensor, Tensor]:

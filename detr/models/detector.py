@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,9 @@ class Detector(nn.Module):
         self.decoder = Decoder(config)
         self.denoiser: Denoiser | None = None
         if config.denoising is not None:
-            self.denoiser = Denoiser(config.denoising, config.num_classes, config.width)
+            self.denoiser = Denoiser(
+                config.denoising, config.num_classes, config.width, config.logit_eps
+            )
 
     def encode(self, images: Tensor, valid_sizes: Tensor) -> Memory:
         """Backbone, neck and encoder.
@@ -69,14 +71,16 @@ class Detector(nn.Module):
         self,
         memory: Memory,
         targets: list[Target] | None = None,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        most: int = 0,
     ) -> list[QueryGroup]:
         """The detector's own queries and, in training with targets, the denoising ones.
 
         Args:
             memory: The batch.
             targets: Ground truth per image; needed for denoising only.
-            generator: Source of the denoising noise, the device's default otherwise.
+            generators: Source of each image's denoising noise, see :class:`Denoiser`.
+            most: Largest box count among all processes' images, see :class:`Denoiser`.
 
         Returns:
             First the group ``own``, then, where they apply, ``one_to_many`` and ``denoising``.
@@ -87,7 +91,7 @@ class Detector(nn.Module):
         groups[0] = self._told(groups[0])
         if self.denoiser is None:
             return groups
-        denoising = self.denoiser(targets, generator)
+        denoising = self.denoiser(targets, generators, most)
         if denoising is None:
             # Nothing to denoise, but every parameter must take part in every distributed step.
             own = groups[0]

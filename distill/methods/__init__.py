@@ -12,6 +12,7 @@ from detr.config import Strict
 from detr.errors import UserError
 from detr.models import Detector
 from distill.criterion import LossWeights
+from distill.hugging_face import FAMILIES, OFFERS, HuggingFaceTeacher
 from distill.methods.base import Method, Setting
 from distill.methods.clockdistill import ClockDistill
 from distill.methods.d3etr import D3etr
@@ -68,8 +69,8 @@ def build_methods(
 
     Raises:
         UserError: What :func:`parse_methods` raises, ``method-teacher`` where a method needs a
-            teacher and there is none, ``method-scores`` or ``method-attention`` for an architecture
-            without what the method reads, or what a method raises for models it cannot pair.
+            teacher and there is none, ``method-scores`` for an architecture without what the method
+            reads, or what a method raises for models it cannot pair.
     """
     parsed = parse_methods(specs)
     setting = Setting(student, teacher, loss or LossWeights(), steps, tuple(sorted(drops)))
@@ -78,21 +79,30 @@ def build_methods(
     for kind, options in parsed:
         if kind.teacher != "none" and teacher is None:
             raise UserError("method-teacher", f"methods.{kind.name}: needs a teacher")
+        if kind.teacher == "frozen":
+            _check_offers(kind, options, teacher)
         models = [student] if teacher is None or kind.teacher == "none" else [student, teacher]
         if kind.reads_scores and any(m.config.classification != "sigmoid" for m in models):
             raise UserError(
                 "method-scores",
                 f"methods.{kind.name}: compares sigmoid scores; classification: softmax has none",
             )
-        method = kind(options, setting)
-        if method.needs_attention and any(m.config.attention != "deformable" for m in models):
-            raise UserError(
-                "method-attention",
-                f"methods.{kind.name}: reads where the decoder samples, which only attention: "
-                "deformable does",
-            )
-        methods.append(method.to(device))
+        methods.append(kind(options, setting).to(device))
     return methods
+
+
+def _check_offers(kind: type[Method], options: Strict, teacher: Detector | None) -> None:
+    """Raises UserError ``method-teacher`` where a teacher from outside lacks what is needed."""
+    if not isinstance(teacher, HuggingFaceTeacher):
+        return
+    missing = sorted(kind.needs(options) - OFFERS)
+    if missing:
+        raise UserError(
+            "method-teacher",
+            f"methods.{kind.name}: needs the teacher's {', '.join(missing)}; a "
+            f"{FAMILIES[teacher.kind]} teacher offers {', '.join(sorted(OFFERS))} (other options "
+            "may need less: docs/weights.md)",
+        )
 
 
 def parse_methods(specs: Specs) -> list[tuple[type[Method], Strict]]:

@@ -1,30 +1,29 @@
 """One-to-one assignment between a student's and a teacher's predictions, and what pairs cost.
 
 Costs are computed in batches of tensor operations; the class term is one matrix product, because
-``BCE(s, t) = softplus(z) - t * z`` is linear in the teacher's scores. The assignments themselves
-run in as many threads as there are cores (scipy lets go of Python's lock).
+``BCE(s, t) = softplus(z) - t * z`` is linear in the teacher's scores. Problems of different sizes
+are computed in the order of their size, so that filling up costs little.
 """
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detr.models import cxcywh_to_xyxy
-from distill.boxes import giou
+from distill.boxes import giou, pairwise_giou
+from distill.hungarian import assign
 from distill.methods.base import float32
+from distill.spans import timed
 
-# Entries of a cost tensor that are computed at once; bounds memory, not results.
-_CHUNK = 2**21
-# Below this many cost entries a problem is solved faster than it is handed to a thread.
-_SMALL = 2**12
+# Entries of a cost tensor that are computed at once: bounds memory, not results. On a CPU the few
+# tensors in use stay in its cache.
+_CHUNK, _CACHED = 2**21, 2**16
+# Problems share a tensor up to this ratio of its size to the smallest one's.
+_FILL = 3
 _NEVER = 1e6
 
 
@@ -52,7 +51,7 @@ class Predictions:
     logits: Tensor
     boxes: Tensor
 
-    def __getitem__(self, index: slice | tuple[Tensor, ...] | Tensor) -> Predictions:
+    def __getitem__(self, index: slice | tuple[Tensor | slice, ...] | Tensor) -> Predictions:
         """The same part of both."""
         return Predictions(self.logits[index], self.boxes[index])
 
@@ -91,6 +90,7 @@ def distances(student: Predictions, teacher: Predictions, mean: bool = False) ->
     )
 
 
+@timed("matching")
 @torch.no_grad()
 def pair_costs(student: Predictions, teacher: Predictions, weights: PairWeights) -> Tensor:
     """Cost of every student prediction with every teacher prediction of its problem.
@@ -103,59 +103,76 @@ def pair_costs(student: Predictions, teacher: Predictions, weights: PairWeights)
     Returns:
         ``[P, N, M]`` float32, finite.
     """
-    size = max(1, student.boxes.shape[1] * teacher.boxes.shape[1])
-    step = max(1, _CHUNK // size)
-    parts = [
-        _costs(student[p : p + step], teacher[p : p + step], weights)
-        for p in range(0, len(student.boxes), step)
-    ]
-    shape = (0, student.boxes.shape[1], teacher.boxes.shape[1])
-    return torch.cat(parts) if parts else student.boxes.new_zeros(shape)
+    problems, height, width = len(student.boxes), student.boxes.shape[1], teacher.boxes.shape[1]
+    costs = student.boxes.new_empty((problems, height, width), dtype=torch.float32)
+    block = _CACHED if costs.device.type == "cpu" else _CHUNK
+    # Whole problems as long as they fit, else the rows of one.
+    together = max(1, block // max(1, height * width))
+    rows = height if together > 1 else max(1, block // max(1, width))
+    for p in range(0, problems, together):
+        theirs = teacher[p : p + together]
+        for row in range(0, height, max(1, rows)):
+            part = slice(p, p + together), slice(row, row + rows)
+            costs[part] = _costs(student[part], theirs, weights)
+    return costs
 
 
 def _costs(student: Predictions, teacher: Predictions, weights: PairWeights) -> Tensor:
     logits, scores = float32(student.logits), float32(teacher.logits).sigmoid()
     entropy = F.softplus(logits).sum(-1)[..., None] - logits @ scores.transpose(-1, -2)
-    if weights.mean:
-        entropy = entropy / logits.shape[-1]
     ours, theirs = float32(student.boxes), float32(teacher.boxes)
-    overlap = giou(cxcywh_to_xyxy(ours)[:, :, None], cxcywh_to_xyxy(theirs)[:, None])
-    l1 = torch.cdist(ours, theirs, p=1)
-    cost = weights.classes * entropy + weights.l1 * l1 + weights.giou * (1 - overlap)
-    return cost.nan_to_num(_NEVER, _NEVER, -_NEVER)
+    cost = pairwise_giou(cxcywh_to_xyxy(ours), cxcywh_to_xyxy(theirs)).sub_(1)
+    cost.mul_(-weights.giou).add_(torch.cdist(ours, theirs, p=1), alpha=weights.l1)
+    share = logits.shape[-1] if weights.mean else 1
+    cost.add_(entropy, alpha=weights.classes / share)
+    return cost.nan_to_num_(_NEVER, _NEVER, -_NEVER)
 
 
-def assign(
-    costs: Tensor, rows: Tensor | None = None, columns: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Solves many assignment problems.
+@timed("matching")
+@torch.no_grad()
+def assign_parts(
+    student: Predictions,
+    teacher: Predictions,
+    rows: Tensor,
+    columns: Tensor,
+    sizes: tuple[Tensor, Tensor],
+    weights: PairWeights,
+) -> tuple[Tensor, Tensor]:
+    """Assigns small parts of the predictions to each other.
 
     Args:
-        costs: ``[P, N, M]``.
-        rows: ``[P]`` how many leading rows of each problem count; all by default.
-        columns: The same for columns.
+        student: ``[R, ...]``, of all problems.
+        teacher: ``[S, ...]``.
+        rows: ``[P, N]`` which student predictions a problem has; the first of each row count.
+        columns: ``[P, M]`` the same of the teacher's.
+        sizes: ``[P]`` each, at least 1: how many count.
+        weights: Of the distances.
 
     Returns:
-        Problem, row and column of every assigned pair, ``[R]`` each on the costs' device, ordered
-        by problem and row; a problem has as many pairs as it has rows or columns, the fewer.
+        Student and teacher prediction of every pair.
     """
-    number, height, width = costs.shape
-    heights = np.full(number, height) if rows is None else rows.cpu().numpy()
-    widths = np.full(number, width) if columns is None else columns.cpu().numpy()
-    table = costs.cpu().numpy()
-
-    def solve(p: int) -> tuple[np.ndarray, np.ndarray]:
-        found: tuple[np.ndarray, np.ndarray] = linear_sum_assignment(
-            table[p, : heights[p], : widths[p]]
-        )
-        return found
-
-    if number > 1 and height * width > _SMALL:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            solved = list(pool.map(solve, range(number)))
-    else:
-        solved = [solve(p) for p in range(number)]
-    problems = np.repeat(np.arange(number), [len(r) for r, _ in solved])
-    flat = [np.concatenate([s[i] for s in solved]) if solved else problems for i in (0, 1)]
-    table_ = torch.from_numpy(np.stack((problems, *flat)).astype(np.int64)).to(costs.device)
-    return table_[0], table_[1], table_[2]
+    heights, widths = sizes
+    order = (heights * widths).argsort()
+    tall, wide = heights[order].tolist(), widths[order].tolist()
+    found: list[tuple[Tensor, Tensor]] = []
+    start = 0
+    while start < len(order):
+        # As many problems, each filled up to the largest of them, as fit into a chunk.
+        stop, height, width = start, 0, 0
+        while stop < len(order):
+            grown = max(height, tall[stop]), max(width, wide[stop])
+            if stop > start and grown[0] * grown[1] * (stop + 1 - start) > _CHUNK:
+                break
+            if stop > start and grown[0] * grown[1] > _FILL * tall[start] * wide[start]:
+                break
+            height, width = grown
+            stop += 1
+        part = order[start:stop]
+        row, column = rows[part, :height], columns[part, :width]
+        costs = pair_costs(student[row], teacher[column], weights)
+        problem, i, j = assign(costs, heights[part], widths[part])
+        found.append((row[problem, i], column[problem, j]))
+        start = stop
+    if not found:
+        return rows.new_zeros(0), rows.new_zeros(0)
+    return torch.cat([r for r, _ in found]), torch.cat([c for _, c in found])

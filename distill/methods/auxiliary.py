@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detr.models import GroupOutput, QueryGroup, Target
 from distill.matcher import Matches, cost_matrix, match_costs
+from distill.spans import timed
 
 
 @dataclass
@@ -64,6 +65,7 @@ class BestQueries:
         return torch.cat(parts, 1)
 
 
+@timed("matching")
 @torch.no_grad()
 def best_queries(
     teacher: GroupOutput,
@@ -91,6 +93,7 @@ def stages(stacked: Tensor, count: int) -> Tensor:
     return torch.unflatten(stacked, 2, (count, -1)).transpose(1, 2).flatten(0, 1)
 
 
+@timed("matching")
 @torch.no_grad()
 def original_matches(chosen: BestQueries, targets: Sequence[Target], layers: int) -> Matches:
     """The teacher's own matches among the chosen queries, the same in every student layer.

@@ -18,10 +18,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from detr.config import Strict
@@ -30,6 +29,10 @@ from distill.criterion import LossWeights
 from distill.step import PairedGroup, Step
 
 TeacherKind = Literal["none", "frozen", "ema"]
+# What a teacher can give: answers to its own queries, maps, those queries themselves (with hidden
+# states), answers to any queries, and attention.
+TeacherPart = Literal["predictions", "backbone", "neck", "memory", "queries", "decode", "attention"]
+EVERYTHING: frozenset[str] = frozenset(get_args(TeacherPart))
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ class Method(nn.Module, ABC):
     teacher: ClassVar[TeacherKind] = "frozen"
     replaces_detection_loss: ClassVar[bool] = False
     reads_scores: ClassVar[bool] = True
+
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """Which parts of its teacher the method reads with these options."""
+        return EVERYTHING
 
     @property
     def needs_teacher(self) -> bool:
@@ -134,20 +142,6 @@ class Method(nn.Module, ABC):
         """Called when the optimiser has stepped."""
 
 
-def mean_over_processes(value: Tensor) -> Tensor:
-    """A detached sum's mean over the processes of distributed training; itself in a single one.
-
-    Dividing by it makes the mean of the processes' losses equal to the loss of one process that
-    sees all their images. Every process must call it equally often.
-    """
-    value = value.detach()
-    if dist.is_available() and dist.is_initialized():
-        value = value.clone()
-        dist.all_reduce(value)
-        value /= dist.get_world_size()
-    return value
-
-
 def align(student_width: int, teacher_width: int) -> nn.Module:
     """A linear map from the student's width to the teacher's; the identity where they agree."""
     if student_width == teacher_width:
@@ -158,25 +152,3 @@ def align(student_width: int, teacher_width: int) -> nn.Module:
 def float32(tensor: Tensor) -> Tensor:
     """The tensor in float32: logarithms and small differences do not survive autocast's halves."""
     return tensor.to(torch.float32)
-
-
-class _MeanWithGradient(torch.autograd.Function):
-    """Mean over processes whose gradient is the mean over processes, too."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return mean_over_processes(value)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return mean_over_processes(gradients[0])
-
-
-def shared_statistic(value: Tensor) -> Tensor:
-    """A sum's mean over processes that passes gradient: for statistics over a whole batch.
-
-    With gradients averaged over processes the gradient, too, is that of one process that sees all
-    images. Every process must call it equally often.
-    """
-    shared: Tensor = _MeanWithGradient.apply(value)
-    return shared

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from detr.config import Strict
 from detr.models import GroupOutput
-from distill.methods.base import Method, Setting, align, float32, mean_over_processes
+from distill.distributed import mean_over_processes
+from distill.methods.base import Method, Setting, align, float32
 from distill.methods.layers import LayerMap, pair_layers, pair_levels, split_levels
 from distill.methods.masks import scale_masks
 from distill.methods.points import (
@@ -89,6 +90,15 @@ class ClockDistill(Method):
     name: ClassVar[str] = "clockdistill"
     Options: ClassVar[type[Strict]] = ClockDistillOptions
 
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """The memory, and answers to whichever points are asked."""
+        options = cast(ClockDistillOptions, options)
+        needed = {"predictions"} | ({"memory"} if options.memory != "off" else set())
+        if options.target_aware or options.general:
+            needed.add("decode")
+        return frozenset(needed | ({"queries"} if options.specific else set()))
+
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()
         self.options = cast(ClockDistillOptions, options)
@@ -121,7 +131,7 @@ class ClockDistill(Method):
         for part in self.roles:
             role = f"{self.name}/{part}"
             if part == "target_aware":
-                group = self.target_aware(role, step.targets, step.generator)
+                group = self.target_aware(role, step.targets, step.generators)
             elif part == "general":
                 group = general_points(
                     role,

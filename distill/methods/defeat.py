@@ -18,7 +18,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from detr.config import Strict
-from distill.methods.base import Method, Setting, float32, mean_over_processes
+from distill.distributed import mean_over_processes
+from distill.methods.base import Method, Setting, float32
 from distill.methods.features import FeaturePairs, Place
 from distill.methods.layers import split_levels
 from distill.methods.masks import scale_masks
@@ -50,6 +51,11 @@ class Defeat(Method):
     name: ClassVar[str] = "defeat"
     reads_scores: ClassVar[bool] = False
     Options: ClassVar[type[Strict]] = DefeatOptions
+
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """The maps."""
+        return frozenset({cast(DefeatOptions, options).on})
 
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()

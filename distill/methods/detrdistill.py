@@ -28,9 +28,11 @@ from torch import Tensor
 from detr.config import Strict
 from detr.models import GroupOutput, Target, cxcywh_to_xyxy
 from distill.boxes import iou
+from distill.distributed import mean_over_processes
+from distill.hungarian import assign
 from distill.matcher import pad_targets
-from distill.methods.assignment import PairWeights, Predictions, assign, distances, pair_costs
-from distill.methods.base import Method, Setting, float32, mean_over_processes
+from distill.methods.assignment import PairWeights, Predictions, distances, pair_costs
+from distill.methods.base import Method, Setting, float32
 from distill.methods.features import FeaturePairs
 from distill.methods.layers import LayerMap, Pairs, pair_layers
 from distill.methods.points import ForStudent, check_same_kind, specific_points
@@ -80,6 +82,15 @@ class DetrDistill(Method):
 
     name: ClassVar[str] = "detrdistill"
     Options: ClassVar[type[Strict]] = DetrDistillOptions
+
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """Predictions always; maps for the features, queries for these and the further group."""
+        options = cast(DetrDistillOptions, options)
+        needed = {"predictions"}
+        if options.features:
+            needed |= {options.on, "queries"}
+        return frozenset(needed | ({"queries"} if options.prior else set()))
 
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()

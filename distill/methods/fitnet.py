@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from detr.config import Strict
-from distill.methods.base import Method, Setting, mean_over_processes
+from distill.distributed import mean_over_processes
+from distill.methods.base import Method, Setting
 from distill.methods.features import FeaturePairs, Place
 from distill.step import Step
 
@@ -41,6 +42,11 @@ class FitNet(Method):
     name: ClassVar[str] = "fitnet"
     reads_scores: ClassVar[bool] = False
     Options: ClassVar[type[Strict]] = FitNetOptions
+
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """The maps."""
+        return frozenset({cast(FitNetOptions, options).on})
 
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()

@@ -22,7 +22,8 @@ from pydantic import Field
 from torch import Tensor
 
 from detr.config import Strict
-from distill.methods.base import Method, Setting, mean_over_processes
+from distill.distributed import mean_over_processes
+from distill.methods.base import Method, Setting
 from distill.methods.layers import LayerMap, Pairs, pair_layers
 from distill.methods.points import (
     Comparison,
@@ -78,6 +79,13 @@ class KdDetr(Method):
 
     name: ClassVar[str] = "kd_detr"
     Options: ClassVar[type[Strict]] = KdDetrOptions
+
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """Answers to random points, and to the teacher's own."""
+        options = cast(KdDetrOptions, options)
+        needed = {"predictions"} | ({"decode"} if options.general else set())
+        return frozenset(needed | ({"queries"} if options.specific else set()))
 
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()

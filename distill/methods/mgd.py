@@ -45,6 +45,11 @@ class Mgd(Method):
     reads_scores: ClassVar[bool] = False
     Options: ClassVar[type[Strict]] = MgdOptions
 
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """The maps."""
+        return frozenset({cast(MgdOptions, options).on})
+
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()
         self.options = cast(MgdOptions, options)
@@ -64,8 +69,8 @@ class Mgd(Method):
         """``features`` (weighted)."""
         terms = []
         for pair, generate in zip(self.maps(step), self.generators, strict=True):
-            drawn = torch.rand(pair.valid.shape, generator=step.generator).to(pair.valid.device)
-            kept = drawn <= 1 - self.options.dropped
+            drawn = [torch.rand(pair.valid.shape[1:], generator=g) for g in step.generators]
+            kept = torch.stack(drawn).to(pair.valid.device) <= 1 - self.options.dropped
             made = float32(generate(pair.student * kept))
             terms.append(((made - pair.teacher).square() * pair.valid).sum())
         total = torch.stack(terms).sum() / len(step.targets)

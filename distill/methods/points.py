@@ -134,7 +134,7 @@ class TargetAware(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, role: str, targets: Sequence[Target], generator: torch.Generator
+        self, role: str, targets: Sequence[Target], generators: Sequence[torch.Generator]
     ) -> QueryGroup:
         """The group of a batch: ``copies`` times the largest box count, at least one query.
 
@@ -147,7 +147,7 @@ class TargetAware(nn.Module):
         filled[:, : boxes.shape[1]] = boxes
         classes = labels.new_zeros((len(targets), most))
         classes[:, : labels.shape[1]] = labels
-        reference = self._references(filled, generator)
+        reference = self._references(filled, counts.tolist(), generators)
         return QueryGroup(
             role,
             content=self.content[classes].repeat(1, self.copies, 1),
@@ -156,15 +156,19 @@ class TargetAware(nn.Module):
             padding=padding.repeat(1, self.copies),
         )
 
-    def _references(self, boxes: Tensor, generator: torch.Generator) -> Tensor:
+    def _references(
+        self, boxes: Tensor, counts: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """``[B, copies * G, 4]``: the boxes, then their further copies."""
-        reference = boxes.repeat(1, self.copies, 1)
-        further = reference[:, boxes.shape[1] :]
-        if self.jitter and further.shape[1]:
-            noise = torch.rand(further.shape, generator=generator).to(boxes.device) * 2 - 1
+        further = boxes[:, None].repeat(1, self.copies - 1, 1, 1)
+        if self.jitter:
+            noise = torch.zeros(further.shape)
+            for row, count, generator in zip(noise, counts, generators, strict=True):
+                shape = (self.copies - 1, count, 4)
+                row[:, :count] = 2 * torch.rand(shape, generator=generator) - 1
             reach = torch.cat((further[..., 2:] / 2, further[..., 2:]), -1)
-            reference[:, boxes.shape[1] :] = further + self.jitter * noise * reach
-        return reference.clamp(LOGIT_EPS, 1 - LOGIT_EPS)
+            further = further + self.jitter * noise.to(boxes.device) * reach
+        return torch.cat((boxes, further.flatten(1, 2)), 1).clamp(LOGIT_EPS, 1 - LOGIT_EPS)
 
 
 @dataclass

@@ -9,6 +9,7 @@ matched queries are compared, and the hard negatives after an assignment between
 own, so that no 900 x 900 problem has to be solved. The assignment of all queries at once
 (``global``) is the paper's rival.
 
+Dense attention (Conditional DETR, DAB-DETR) is the map itself, averaged over heads.
 Where the paper is silent: sampled attention is split bilinearly among the cells around each sample
 and averaged over heads; one mask spans all levels. The mask is multiplied by the number of cells
 (weights average about one): as published it is so small that the variance falls below batch norm's
@@ -21,7 +22,6 @@ of table 5) is the method ``fitnet`` on the memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, cast
 
 import torch
@@ -29,25 +29,24 @@ from pydantic import Field
 from torch import Tensor
 
 from detr.config import Strict
-from detr.models import GroupOutput, Memory, Target, cxcywh_to_xyxy
+from detr.models import GroupOutput, Memory
 from detr.models.encoder import Encoder
-from distill.boxes import giou
-from distill.matcher import Matches, match, pad_targets
-from distill.methods.assignment import PairWeights, Predictions, assign, distances, pair_costs
-from distill.methods.base import (
-    Method,
-    Setting,
-    align,
-    float32,
-    mean_over_processes,
-    shared_statistic,
-)
+from distill.distributed import mean_over_processes, shared_statistic
+from distill.methods.assignment import PairWeights, Predictions, distances
+from distill.methods.base import Method, Setting, align, float32
 from distill.methods.layers import LayerMap, pair_layers, pair_levels, split_levels
-from distill.methods.sampling import attended_cells, sampled, spread
+from distill.methods.query_selection import (
+    Alignment,
+    Selected,
+    Selection,
+    flat,
+    global_pairs,
+    local_pairs,
+)
+from distill.methods.sampling import looked_at
 from distill.step import Step
 
 Weight = Annotated[float, Field(ge=0)]
-Selection = Literal["positive_hard", "positive", "hard", "easy"]
 _TINY = 1e-6
 # Batch norm's own epsilon; with a mask of mean one it is as small as it was meant to be.
 _EPSILON = 1e-5
@@ -92,63 +91,6 @@ class QskdOptions(Strict):
     giou_weight: Weight | None = None
 
 
-@dataclass
-class Selected:
-    """Queries by what GQS makes of them, ``[L, B, N]`` each; all false without objects.
-
-    Attributes:
-        overlap: Generalised IoU with the matched box, else with the best one.
-        owner: That box's index within the image.
-        positive: Matched to a box.
-        hard: Not matched, but overlapping some box by more than tau.
-        easy: The rest.
-    """
-
-    overlap: Tensor
-    owner: Tensor
-    positive: Tensor
-    hard: Tensor
-    easy: Tensor
-
-    def mask(self, select: Selection) -> Tensor:
-        """The queries of a selection."""
-        if select == "positive_hard":
-            return self.positive | self.hard
-        chosen: Tensor = getattr(self, select)
-        return chosen
-
-
-@torch.no_grad()
-def select_queries(
-    boxes: Tensor, targets: list[Target], matches: Matches, threshold: float
-) -> Selected:
-    """Group query selection (section 3.2).
-
-    Args:
-        boxes: ``[L, B, N, 4]`` cx cy w h.
-        targets: Ground truth per image.
-        matches: Assignment of the same predictions.
-        threshold: Tau; strictly above is hard.
-    """
-    true_boxes, _, counts = pad_targets(targets)
-    shape = boxes.shape[:-1]
-    owner = torch.zeros(shape, dtype=torch.int64, device=boxes.device)
-    overlap = torch.full(shape, float("-inf"), device=boxes.device)
-    if true_boxes.shape[1]:
-        present = (torch.arange(true_boxes.shape[1]) < counts[:, None]).to(boxes.device)
-        table = giou(
-            cxcywh_to_xyxy(float32(boxes))[..., None, :], cxcywh_to_xyxy(true_boxes)[None, :, None]
-        ).masked_fill(~present[None, :, None], float("-inf"))
-        overlap, owner = table.max(-1)
-        place = (matches.layer, matches.image, matches.query)
-        pairs = (*place, matches.box)
-        overlap[place], owner[place] = table[pairs], matches.box
-    positive = torch.zeros(shape, dtype=torch.bool, device=boxes.device)
-    positive[matches.layer, matches.image, matches.query] = True
-    hard = ~positive & (overlap > threshold)
-    return Selected(overlap, owner, positive, hard, ~positive & ~hard & overlap.isfinite())
-
-
 @torch.no_grad()
 def attention_mask(
     output: GroupOutput, selected: Selected, chosen: Tensor, memory: Memory, overlap_weights: bool
@@ -169,7 +111,7 @@ def attention_mask(
     if overlap_weights:
         weights = weights * (1 + selected.overlap[-1].nan_to_num(0.0, 0.0, 0.0))
     weights = weights / chosen.sum(1, keepdim=True).clamp(min=1)
-    return spread(attended_cells(sampled(output.attention[0]), memory.shapes), weights)
+    return looked_at(output.attention[0], memory.shapes, weights)
 
 
 def normalized(tokens: Tensor, kept: Tensor) -> Tensor:
@@ -210,7 +152,6 @@ class Qskd(Method):
         if self.options.layers == "last":
             self.layers = self.layers[-1:]
         loss = setting.loss
-        self.cost = (loss.cost_class, loss.cost_l1, loss.cost_giou)
 
         def weight(given: float | None, default: float) -> float:
             return default if given is None else given
@@ -219,6 +160,13 @@ class Qskd(Method):
             weight(self.options.class_weight, loss.focal),
             weight(self.options.l1_weight, loss.l1),
             weight(self.options.giou_weight, loss.giou),
+        )
+        self.alignment = Alignment(
+            self.options.threshold,
+            (loss.cost_class, loss.cost_l1, loss.cost_giou),
+            self.weights,
+            self.options.select,
+            self.options.pool,
         )
         if self.options.features:
             self.levels = pair_levels(student, teacher, self.name)
@@ -243,27 +191,20 @@ class Qskd(Method):
             student = _stacked(step.student_outputs["own"], [s for s, _ in self.layers])
             teacher = _stacked(step.teacher_outputs["own"], [t for _, t in self.layers]).detach()
             if self.options.predictions == "local":
-                parts = self._local(step.targets, student, teacher)
+                pairs = local_pairs(step.targets, student, teacher, self.alignment)
             else:
-                parts = self._global(student, teacher)
+                pairs = global_pairs(student, teacher, self.weights)
+            parts = self._paired(student, teacher, *pairs)
             for key, value in parts.items():
                 losses[f"{self.name}/{key}"] = self.options.prediction_weight * value
         return losses
-
-    def _select(self, targets: list[Target], predictions: Predictions) -> tuple[Selected, Matches]:
-        matches = match(predictions.logits, predictions.boxes, targets, self.cost)
-        return (
-            select_queries(predictions.boxes, targets, matches, self.options.threshold),
-            matches,
-        )
 
     def _features(self, step: Step) -> Tensor:
         """AGFD (section 3.3): mean squared error of the masked, normalised memories."""
         output, memory = step.teacher_outputs["own"], step.teacher_memory
         assert memory is not None
-        selected, _ = self._select(
-            step.targets, _stacked(output, [len(output.logits) - 1]).detach()
-        )
+        last = _stacked(output, [len(output.logits) - 1]).detach()
+        selected, _ = self.alignment.selection(step.targets, last)
         chosen = selected.mask(self.options.select)[0]
         mask = attention_mask(output, selected, chosen, memory, self.options.overlap_weights)
         kept = ~memory.padding & chosen.any(1, keepdim=True)
@@ -295,67 +236,6 @@ class Qskd(Method):
         )[0]
         return adapted
 
-    def _local(
-        self, targets: list[Target], student: Predictions, teacher: Predictions
-    ) -> dict[str, Tensor]:
-        """LAPD (section 3.4)."""
-        boxes = max(1, max(len(target.labels) for target in targets))
-        picked = []
-        for predictions in (student, teacher):
-            selected, matches = self._select(targets, predictions)
-            picked.append((selected, matches))
-        (ours, our_matches), (theirs, their_matches) = picked
-        select = self.options.select
-        pairs: list[tuple[Tensor, Tensor]] = []
-        if select in ("positive_hard", "positive"):
-            pairs.append(_same_box(our_matches, their_matches, student, teacher, boxes))
-        if select != "positive":
-            kind: Selection = "easy" if select == "easy" else "hard"
-            pairs.append(
-                self._negatives(
-                    student,
-                    teacher,
-                    (ours.mask(kind), ours.owner),
-                    (theirs.mask(kind), theirs.owner),
-                    boxes,
-                )
-            )
-        rows = torch.cat([r for r, _ in pairs])
-        columns = torch.cat([c for _, c in pairs])
-        return self._paired(student, teacher, rows, columns)
-
-    def _negatives(
-        self,
-        student: Predictions,
-        teacher: Predictions,
-        ours: tuple[Tensor, Tensor],
-        theirs: tuple[Tensor, Tensor],
-        boxes: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Pairs of negatives of the same box (or image), as flat indices over layers and images."""
-        if self.options.pool == "image":
-            ours, theirs, boxes = (ours[0], ours[1] * 0), (theirs[0], theirs[1] * 0), 1
-        cells = ours[0].shape[0] * ours[0].shape[1] * boxes
-        rows, heights = _packed(*ours, boxes, cells)
-        columns, widths = _packed(*theirs, boxes, cells)
-        busy = (heights > 0) & (widths > 0)
-        rows, columns = rows[busy], columns[busy]
-        costs = pair_costs(_flat(student)[rows], _flat(teacher)[columns], self.weights)
-        problem, row, column = assign(costs, heights[busy], widths[busy])
-        return rows[problem, row], columns[problem, column]
-
-    def _global(self, student: Predictions, teacher: Predictions) -> dict[str, Tensor]:
-        """The rival: every query of one model with some query of the other."""
-        queries, theirs = student.boxes.shape[2], teacher.boxes.shape[2]
-        problem, row, column = assign(
-            pair_costs(
-                Predictions(student.logits.flatten(0, 1), student.boxes.flatten(0, 1)),
-                Predictions(teacher.logits.flatten(0, 1), teacher.boxes.flatten(0, 1)),
-                self.weights,
-            )
-        )
-        return self._paired(student, teacher, problem * queries + row, problem * theirs + column)
-
     def _paired(
         self, student: Predictions, teacher: Predictions, rows: Tensor, columns: Tensor
     ) -> dict[str, Tensor]:
@@ -364,7 +244,7 @@ class Qskd(Method):
         layer = rows // (images * queries)
         counts = torch.bincount(layer, minlength=layers).to(torch.float32)
         share = 1 / mean_over_processes(counts).clamp(min=_TINY)
-        found = distances(_flat(student)[rows], _flat(teacher)[columns])
+        found = distances(flat(student)[rows], flat(teacher)[columns])
         return {k: (v * share[layer]).sum() for k, v in found.weighted(self.weights).items()}
 
 
@@ -374,46 +254,3 @@ def _stacked(output: GroupOutput, layers: list[int]) -> Predictions:
         torch.stack([output.logits[i] for i in layers]),
         torch.stack([output.boxes[i] for i in layers]),
     )
-
-
-def _flat(predictions: Predictions) -> Predictions:
-    """``[L * B * N, ...]``."""
-    return Predictions(predictions.logits.flatten(0, 2), predictions.boxes.flatten(0, 2))
-
-
-def _same_box(
-    ours: Matches, theirs: Matches, student: Predictions, teacher: Predictions, boxes: int
-) -> tuple[Tensor, Tensor]:
-    """Flat indices of the queries that both models matched to the same box of the same layer."""
-    layers, images = student.boxes.shape[:2]
-    found = []
-    for matches, queries in ((ours, student.boxes.shape[2]), (theirs, teacher.boxes.shape[2])):
-        image = matches.layer * images + matches.image
-        table = torch.full((layers * images * boxes,), -1, device=image.device)
-        table[image * boxes + matches.box] = image * queries + matches.query
-        found.append(table)
-    both = (found[0] >= 0) & (found[1] >= 0)
-    return found[0][both], found[1][both]
-
-
-def _packed(mask: Tensor, owner: Tensor, boxes: int, cells: int) -> tuple[Tensor, Tensor]:
-    """The chosen queries of every (layer, image, box), filled up to the longest list.
-
-    Args:
-        mask: ``[L, B, N]`` bool.
-        owner: ``[L, B, N]`` box of each query.
-        boxes: Boxes per image, the largest count.
-        cells: L * B * boxes.
-
-    Returns:
-        ``[cells, longest]`` flat query indices (fillers are 0) and ``[cells]`` lengths.
-    """
-    flat = mask.flatten().nonzero()[:, 0]
-    cell = flat // mask.shape[2] * boxes + owner.flatten()[flat]
-    order = cell.argsort(stable=True)
-    flat, cell = flat[order], cell[order]
-    counts = torch.bincount(cell, minlength=cells)
-    place = torch.arange(len(flat), device=flat.device) - (counts.cumsum(0) - counts)[cell]
-    table = flat.new_zeros(cells, int(counts.max()) if cells else 0)
-    table[cell, place] = flat
-    return table, counts

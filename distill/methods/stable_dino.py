@@ -48,6 +48,7 @@ from distill.matcher import (
 )
 from distill.methods.base import Method, Setting, float32
 from distill.methods.matching_distillation import Truth, pair_iou
+from distill.spans import timed
 from distill.step import Step
 
 Weight = Annotated[float, Field(ge=0)]
@@ -162,6 +163,7 @@ def position_supervised(
     return (ALPHA * error * entropy).sum() + rest.masked_fill(silent, 0.0).sum()
 
 
+@timed("matching")
 @torch.no_grad()
 def modulated_cost(
     logits: Tensor,

@@ -131,3 +131,88 @@ def test_names_take_as_much_of_the_path_as_they_need() -> None:
     ]
     mixed = [Path("runs/s.bundle"), Path("runs/s"), Path("runs/t/model.safetensors")]
     assert bench_run.model_names(mixed) == ["s.bundle", "s", "t"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "status", "said"),
+    [
+        (["--budget-ms", "60000", "--min-ap", "0.6"], 0, ""),
+        (["--budget-ms", "0.001"], 3, "at most 0.001 ms"),
+        (["--min-ap", "0.9"], 3, "student: AP 0.7000 (at least 0.9)"),
+    ],
+)
+def test_a_missed_budget_is_status_3_and_the_report_is_there(
+    engines: dict[str, Any],
+    bright_cars: Path,
+    tmp_path: Path,
+    budget: list[str],
+    status: int,
+    said: str,
+) -> None:
+    command = ["run", *map(str, models(engines)), "--data", f"kitti:{bright_cars}:val"]
+    command += ["--iterations", "2", "--out", str(tmp_path / "out"), *budget]
+    run = invoke(command)
+    assert run.exit_code == status
+    assert said in run.stderr
+    report = Report.model_validate_json((tmp_path / "out/report.json").read_text())
+    assert bool(report.misses()) == (status == 3)
+    assert budget[0] in report.commands[0]
+    if status:
+        assert run.stderr.splitlines()[-1].startswith("error[bench-budget]")
+        assert "teacher: AP" not in run.stderr
+
+
+def invoke(command: list[str]) -> Any:
+    return CliRunner().invoke(main, command)
+
+
+def test_rows_carry_what_repeating_them_takes(engines: dict[str, Any], bright_cars: Path) -> None:
+    report = bench_run.run(models(engines)[:1], f"kitti:{bright_cars}:val", iterations=4)
+    row = report.rows[0]
+    assert len(row.latency.samples_ms) == row.latency.count == 4
+    assert max(row.latency.samples_ms) >= row.latency.end_to_end.p50_ms
+    assert row.environment.drift is not None and row.environment.drift.readings >= 1
+    assert row.latency.images == 4
+
+
+def test_sweep_is_one_page_of_depth_by_engine(
+    bright_cars: Path, tmp_path: Path, engine_type: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(path: Path, engine: str) -> Any:
+        if engine == "tensorrt" or (engine == "openvino" and path.stem == "deep"):
+            raise UserError("runtime-missing", f"engine {engine}: not here")
+        made = engine_type(path, 0.0 if path.stem == "deep" else 3.0)
+        made.name = engine
+        layers = 6 if path.stem == "deep" else 3
+        depths = {"encoder_layers": layers, "decoder_layers": layers}
+        made.info = made.info.model_copy(
+            update={"detector": made.info.detector.model_copy(update=depths)}
+        )
+        return made
+
+    monkeypatch.setattr(bench_run, "open_engine", opened)
+    paths = []
+    for name in ("deep", "flat"):
+        paths.append(tmp_path / f"{name}.safetensors")
+        paths[-1].write_bytes((2).to_bytes(8, "little") + b"{}" + name.encode())
+    command = ["sweep", *map(str, paths), "--data", f"kitti:{bright_cars}:val", "--limit", "4"]
+    command += ["--engines", "native,openvino,tensorrt", "--iterations", "2"]
+    run = invoke([*command, "--out", str(tmp_path / "out")])
+    assert run.exit_code == 0, run.output
+    report = Report.model_validate_json((tmp_path / "out/report.json").read_text())
+    assert [(r.name, r.encoder_layers, round(r.coco.ap, 3)) for r in report.rows] == [
+        ("deep native", 6, 1.0),
+        ("flat native", 3, 0.7),
+        ("flat openvino", 3, 0.7),
+    ]
+    assert len(report.skipped) == 3 and "deep openvino: engine openvino" in report.skipped[0]
+    html = (tmp_path / "out/report.html").read_text()
+    assert "Depth by precision and engine" in html and "6/6" in html
+    table = (tmp_path / "out/report.md").read_text()
+    assert "| layers | native fp32 | openvino fp32 |" in table
+    assert "| 6/6 |" in table and "| – |" in table
+    assert (tmp_path / "out/matches.npz").exists()
+    assert "--engines native,openvino,tensorrt" in report.commands[0]
+
+    nothing = invoke([*command[:-3], "tensorrt", *command[-2:], "--out", str(tmp_path / "out")])
+    assert nothing.exit_code == 2 and "error[sweep-empty]" in nothing.stderr

@@ -21,7 +21,8 @@ BOXES = [(0.5, 0.5, 0.2, 0.1), (0.4, 0.6, 0.1, 0.3), (0.6, 0.4, 0.2, 0.2)]
 def _group(targets, seed=0, **config):
     torch.manual_seed(5)
     denoiser = Denoiser(DenoisingConfig(**config), num_classes=3, width=8)
-    return denoiser, denoiser(targets, torch.Generator().manual_seed(seed))
+    generators = [torch.Generator().manual_seed(seed + 100 * i) for i in range(len(targets))]
+    return denoiser, denoiser(targets, generators)
 
 
 def test_layout_is_positives_then_negatives_per_block():
@@ -56,6 +57,15 @@ def test_positives_move_less_than_half_a_size_and_negatives_more(scale):
     assert group.reference.max() < 1
 
 
+def test_negatives_need_not_be_harder():
+    target = _target((0.5, 0.5, 0.2, 0.1))
+    _, group = _group([target], number=400, harder_negatives=False)
+    corners = cxcywh_to_xyxy(group.reference[0]).view(400, 2, 4)
+    half = torch.tensor([0.1, 0.05, 0.1, 0.05])
+    moved = (corners - cxcywh_to_xyxy(target.boxes)).abs() / half
+    assert 0.95 < moved[:, 1].max() <= 1 + 1e-4
+
+
 def test_labels_flip_as_often_as_asked():
     denoiser, group = _group([_target(BOXES[0])], number=4000, label_noise=0.25)
     own = denoiser.label_embedding.weight[0]
@@ -83,6 +93,27 @@ def test_a_generator_makes_the_noise_repeatable_and_the_default_one_too():
     first = denoiser(targets)
     torch.manual_seed(9)
     assert torch.equal(first.reference, denoiser(targets).reference)
+
+
+@pytest.mark.parametrize("contrastive", [True, False])
+def test_an_image_gets_the_same_noise_in_every_batch(contrastive):
+    crowded, sparse, empty = _target(*BOXES), _target(BOXES[0]), _target()
+    torch.manual_seed(5)
+    denoiser = Denoiser(DenoisingConfig(contrastive=contrastive, number=7), 3, 8)
+
+    def kept(targets, seeds, most=0):
+        group = denoiser(targets, [torch.Generator().manual_seed(s) for s in seeds], most)
+        return [
+            (group.reference[i][~group.padding[i]], group.content[i][~group.padding[i]])
+            for i in range(len(targets))
+        ]
+
+    together = kept([crowded, sparse, empty], (1, 2, 3))
+    # Alone, the sparse image must be told how crowded the most crowded image is.
+    apart = [kept([crowded], [1])[0], kept([sparse], [2], most=3)[0], kept([empty], [3], most=3)[0]]
+    for (boxes, content), (other, its) in zip(together, apart, strict=True):
+        assert torch.equal(boxes, other) and torch.equal(content, its)
+    assert len(together[2][0]) == 0 and len(together[1][0]) > 0
 
 
 def test_a_batch_without_boxes_keeps_every_parameter_in_the_graph(make, batch):

@@ -86,11 +86,11 @@ def test_a_gradient_step_lowers_the_loss_and_reaches_every_parameter(
 ):
     detector = make(kind, encoder_layers=encoder_layers).train()
     detector.backbone.eval()  # batch norm over two images is too noisy for one step
-    generator = torch.Generator()
+    generators = [torch.Generator(), torch.Generator()]
 
     def loss() -> torch.Tensor:
         memory = detector.encode(*batch[:2])
-        groups = detector.queries(memory, targets, generator.manual_seed(0))
+        groups = detector.queries(memory, targets, [g.manual_seed(0) for g in generators])
         total = torch.zeros(())
         for output in detector.decode(memory, groups):
             for logits, boxes in zip(output.logits, output.boxes, strict=True):

@@ -32,7 +32,9 @@ def test_groups_are_independent(kind, make, batch, targets):
     detector.backbone.eval()
     with torch.no_grad():
         memory = detector.encode(*batch[:2])
-        own = detector.queries(memory, targets, torch.Generator().manual_seed(3))
+        own = detector.queries(
+            memory, targets, [torch.Generator().manual_seed(3 + i) for i in range(2)]
+        )
         assert [g.role for g in own] == (["own", "denoising"] if kind == "dino" else ["own"])
         padding = torch.zeros(2, 7, dtype=torch.bool)
         padding[0, 4:] = True

@@ -59,6 +59,10 @@ def _target(boxes: Sequence[Sequence[float]], labels: Sequence[int]) -> Target:
     )
 
 
+def _generator(*place: int) -> torch.Generator:
+    return torch.Generator().manual_seed(hash(place) % 2**32)
+
+
 def _step(
     student: Detector,
     teacher: Detector | None,
@@ -82,8 +86,11 @@ def _step(
         step_teacher=teacher,
         methods=methods,
         autocast=contextlib.nullcontext,
-        normalizer=lambda _: torch.tensor(float(max(1, count))),
-        seed_of=lambda step, shared=False: 1000 + step,
+        box_counts=lambda _: (torch.tensor(float(max(1, count))), 0),
+        generators=lambda step: (
+            _generator(1000, step),
+            [_generator(i, step) for i in range(len(targets))],
+        ),
     )
     torch.manual_seed(seed)
     batch = Batch(images, valid, list(targets), [Path("a.png")] * len(targets))

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from detr.models import cxcywh_to_xyxy
+from distill import hungarian
 from distill.boxes import giou
+from distill.hungarian import assign
 from distill.methods import assignment
-from distill.methods.assignment import PairWeights, Predictions, assign, distances, pair_costs
+from distill.methods.assignment import PairWeights, Predictions, assign_parts, distances, pair_costs
 
 LN2 = math.log(2)
 
@@ -34,10 +36,11 @@ def test_distances_by_hand() -> None:
 
 
 @pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("block", [40, 10])  # two problems, or two rows of one, at a time
 def test_costs_are_the_weighted_distances_of_every_pair(
-    mean: bool, monkeypatch: pytest.MonkeyPatch
+    mean: bool, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assignment, "_CHUNK", 40)  # two problems at a time
+    monkeypatch.setattr(assignment, "_CACHED", block)
     student, teacher = random(3, 4, 0), random(3, 5, 1)
     weights = PairWeights(20, 5, 2, mean)
     costs = pair_costs(student, teacher, weights)
@@ -56,7 +59,7 @@ def test_costs_are_the_weighted_distances_of_every_pair(
 
 @pytest.mark.parametrize("small", [10**9, 0])
 def test_assignment_is_the_cheapest_of_all(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assignment, "_SMALL", small)  # with and without threads
+    monkeypatch.setattr(hungarian, "_SMALL", small)  # with and without threads
     costs = torch.rand(4, 3, 5, generator=torch.Generator().manual_seed(2))
     problem, row, column = assign(costs)
     assert problem.tolist() == [p for p in range(4) for _ in range(3)]
@@ -78,6 +81,31 @@ def test_problems_of_different_sizes_ignore_their_filling() -> None:
     assert row.tolist() == [0, 1, 0] and column.tolist() == [1, 0, 0]
     nothing = assign(torch.zeros(0, 3, 3))
     assert all(len(x) == 0 for x in nothing)
+
+
+def test_a_square_problem_with_cheap_columns_is_solved_exactly() -> None:
+    costs = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(4)).double()
+    priced = costs + 100 * torch.arange(5.0)  # no assignment avoids a column
+    assert torch.equal(assign(costs)[2], assign(priced)[2])
+
+
+@pytest.mark.parametrize("chunk", [1, 2**21])
+def test_parts_are_assigned_as_if_alone(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assignment, "_CHUNK", chunk)
+    student, teacher = random(1, 9, 0)[0], random(1, 8, 1)[0]
+    weights = PairWeights(1, 5, 2)
+    rows = torch.tensor([[0, 1, 2, 3], [4, 0, 0, 0], [5, 6, 0, 0]])
+    columns = torch.tensor([[0, 1, 0], [2, 3, 4], [5, 0, 0]])
+    sizes = torch.tensor([4, 1, 2]), torch.tensor([2, 3, 1])
+    row, column = assign_parts(student, teacher, rows, columns, sizes, weights)
+    wanted = set()
+    for p in range(3):
+        mine, theirs = rows[p, : sizes[0][p]], columns[p, : sizes[1][p]]
+        table = pair_costs(student[mine[None]], teacher[theirs[None]], weights)
+        _, i, j = assign(table)
+        wanted |= set(zip(mine[i].tolist(), theirs[j].tolist(), strict=True))
+    assert set(zip(row.tolist(), column.tolist(), strict=True)) == wanted
+    assert len(row) == 4
 
 
 def test_equal_predictions_are_assigned_to_themselves() -> None:

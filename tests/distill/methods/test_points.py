@@ -126,7 +126,7 @@ def test_target_aware_queries_stand_on_the_objects(build: Build, target: Targets
     teacher = build()
     boxes = [[0.3, 0.4, 0.2, 0.3], [0.7, 0.5, 0.4, 0.6]]
     targets = [target(boxes, [2, 0]), target(boxes[:1], [1])]
-    group = TargetAware(teacher, copies=3, jitter=0.0)("t", targets, generator())
+    group = TargetAware(teacher, copies=3, jitter=0.0)("t", targets, [generator()] * len(targets))
     table = teacher.denoiser.label_embedding.weight
     assert group.padding is not None
     assert group.content.shape == (2, 6, 32)
@@ -141,9 +141,9 @@ def test_target_aware_queries_stand_on_the_objects(build: Build, target: Targets
 def test_target_aware_content_does_not_follow_the_teacher(build: Build, target: Targets) -> None:
     teacher = build()
     queries = TargetAware(teacher, copies=1, jitter=0.0)
-    before = queries("t", [target([[0.5, 0.5, 0.1, 0.1]], [0])], generator()).content.clone()
+    before = queries("t", [target([[0.5, 0.5, 0.1, 0.1]], [0])], [generator()]).content.clone()
     teacher.denoiser.label_embedding.weight.data += 1
-    after = queries("t", [target([[0.5, 0.5, 0.1, 0.1]], [0])], generator()).content
+    after = queries("t", [target([[0.5, 0.5, 0.1, 0.1]], [0])], [generator()]).content
     torch.testing.assert_close(before, after)
     assert "content" in queries.state_dict()
     assert not list(queries.parameters())
@@ -154,12 +154,12 @@ def test_target_aware_of_learned_queries_gives_centre_and_frozen_position(
 ) -> None:
     teacher = build(query="learned")
     queries, twin = (TargetAware(teacher, 1, 0.0) for _ in range(2))
-    group = queries("t", [target([[0.3, 0.4, 0.2, 0.3]], [0])], generator())
+    group = queries("t", [target([[0.3, 0.4, 0.2, 0.3]], [0])], [generator()])
     torch.testing.assert_close(group.reference, torch.tensor([[[0.3, 0.4]]]))
     assert group.position is not None and group.position.shape == (1, 1, 32)
     # The size of the box is in the position, whose MLP is the same in every run.
-    larger = twin("t", [target([[0.3, 0.4, 0.4, 0.3]], [0])], generator())
-    same = twin("t", [target([[0.3, 0.4, 0.2, 0.3]], [0])], generator())
+    larger = twin("t", [target([[0.3, 0.4, 0.4, 0.3]], [0])], [generator()])
+    same = twin("t", [target([[0.3, 0.4, 0.2, 0.3]], [0])], [generator()])
     assert larger.position is not None and not torch.allclose(group.position, larger.position)
     torch.testing.assert_close(group.position, same.position)
     assert not any(p.requires_grad for p in queries.parameters())
@@ -168,7 +168,7 @@ def test_target_aware_of_learned_queries_gives_centre_and_frozen_position(
 
 def test_jitter_leaves_the_first_copy_clean(build: Build, target: Targets) -> None:
     box = [0.4, 0.6, 0.2, 0.1]
-    group = TargetAware(build(), 3, 0.4)("t", [target([box], [0])], generator())
+    group = TargetAware(build(), 3, 0.4)("t", [target([box], [0])], [generator()])
     torch.testing.assert_close(group.reference[0, 0], torch.tensor(box))
     moved = (group.reference[0, 1:] - torch.tensor(box)).abs()
     reach = 0.4 * torch.tensor([0.1, 0.05, 0.2, 0.1])
@@ -176,7 +176,7 @@ def test_jitter_leaves_the_first_copy_clean(build: Build, target: Targets) -> No
 
 
 def test_no_objects_leave_one_filler_query(build: Build, target: Targets) -> None:
-    group = TargetAware(build(), 3, 0.0)("t", [target([], [])] * 2, generator())
+    group = TargetAware(build(), 3, 0.0)("t", [target([], [])] * 2, [generator(), generator(1)])
     assert group.padding is not None and group.padding.all()
     assert group.content.shape[1] == 3
     assert group.content.isfinite().all()

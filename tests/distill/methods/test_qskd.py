@@ -15,7 +15,8 @@ from distill.boxes import giou
 from distill.matcher import Matches, match
 from distill.methods import Method
 from distill.methods.assignment import Predictions, distances
-from distill.methods.qskd import attention_mask, normalized, select_queries
+from distill.methods.qskd import attention_mask, normalized
+from distill.methods.query_selection import select_queries
 from distill.methods.sampling import attended_cells, dense
 from distill.step import Step
 

@@ -1,0 +1,146 @@
+"""Two processes under torchrun compute what one process with all their images computes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill.distributed import World, join
+from distill.methods import METHODS
+from distill.recipe import Recipe
+from distill.run_dir import RunDir
+from distill.setup import set_up
+from distill.train import train, train_step
+
+STEPS = 2
+
+# Nothing here may look at a whole process: no statistics of a batch, no dropout.
+EXACT = {"dropout": 0.0, "width": 32, "heads": 4}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "detr": {
+        "attention": "dense", "classification": "softmax", "query": "learned", "refine": "none",
+        "levels": 1, "denoising": None,
+    },
+    "dab": {
+        "attention": "conditional", "query": "anchors", "shared_heads": True, "levels": 1,
+        "denoising": {"contrastive": False, "number": 3},
+    },
+    "h": {
+        "query": "two_stage", "learned_content": True, "denoising": None,
+        "one_to_many": {"queries": 6, "repeat": 2},
+    },
+}  # fmt: skip
+# Options under which a method draws numbers or divides by other sums than with its defaults.
+FURTHER: list[dict[str, dict[str, Any]]] = [
+    {"clockdistill": {"jitter": 0.4, "memory": "plain"}},
+    {"kd_detr": {"class_sum": "normalized"}},
+    {"qskd": {"predictions": "global", "adaptor_layers": 1}},
+    {"d3etr": {"adaptive": 2, "fixed": 2, "heads": "mean"}},
+    {"mgd": {"on": "backbone"}},
+]
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """Recipe changes by name: every method, then other options and detectors."""
+    found: dict[str, dict[str, Any]] = {name: {"methods": [{name: {}}]} for name in METHODS}
+    for spec in FURTHER:
+        found[f"{next(iter(spec))}, further options"] = {"methods": [spec]}
+    for name, changes in ARCHITECTURES.items():
+        found[name] = {"detector": changes}
+    return found
+
+
+def recipe_of(recipe: Recipe, changes: dict[str, Any], batch: int, teacher: Path) -> Recipe:
+    """A short exact run; ``batch`` images in every process."""
+    content = recipe.model_dump(mode="json")
+    content["data"]["val"] = None
+    content["detector"] |= EXACT
+    content["detector"]["backbone"] |= {"strides": [8, 16], "norm": "frozen"}
+    for key, value in changes.get("detector", {}).items():
+        content["detector"][key] = value
+    if content["detector"]["levels"] == 1:
+        content["detector"]["backbone"]["strides"] = [16]
+    content |= {"steps": STEPS, "batch_size": batch, "methods": changes.get("methods", [])}
+    # The optimiser divides gradients by their size and so makes much of rounding; gradients are
+    # compared themselves, and the weights hardly move.
+    content["optimizer"] |= {"lr": 1e-7, "backbone_lr": 1e-7, "clip": 0.0}
+    if content["methods"]:
+        content["teacher"] = str(teacher)
+    return Recipe.model_validate(content)
+
+
+def outcome(recipe: Recipe, world: World, folder: Path) -> dict[str, Any]:
+    """Losses and gradients of all steps.
+
+    In the second step the second half of the images has no objects.
+    """
+    state = set_up(recipe, RunDir(folder, recipe, world.main), world)
+    count = world.size * recipe.batch_size
+    found: dict[str, Any] = {"losses": [], "gradients": []}
+    for index in range(STEPS):
+        batch = state.batches.batch(index)
+        if index == 1:
+            for slot, target in zip(state.batches.slots, batch.targets, strict=True):
+                if slot >= count // 2:
+                    target.boxes, target.labels = target.boxes[:0], target.labels[:0]
+        found["losses"].append(train_step(state, batch, index))
+        found["gradients"].append(
+            {
+                f"{i}.{name}": parameter.grad.clone()
+                for i, module in enumerate(state.trained)
+                for name, parameter in module.named_parameters()
+                if parameter.grad is not None
+            }
+        )
+    return found
+
+
+def main(folder: str) -> None:
+    """What each of two processes does."""
+    here, world = Path(folder), join()
+    content = Recipe.model_validate_json((here / "recipe.json").read_text())
+    found = {}
+    for name, changes in cases().items():
+        recipe = recipe_of(content, changes, 2, here / "teacher")
+        found[name] = outcome(recipe, world, here / f"two-{name}")
+    torch.save(found, here / f"rank{world.rank}.pt")
+
+
+def test_two_processes_equal_one_with_all_images(tiny: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(tiny.model_dump_json())
+    teacher = recipe_of(tiny, {}, 4, tmp_path)
+    train(teacher.model_copy(update={"steps": 1, "seed": 7}), tmp_path / "teacher")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [*command, __file__, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    for name, changes in cases().items():
+        recipe = recipe_of(tiny, changes, 4, tmp_path / "teacher")
+        alone = outcome(recipe, join(), tmp_path / f"one-{name}")
+        for index in range(STEPS):
+            ours, theirs = alone["losses"][index], first[name]["losses"][index]
+            assert theirs == second[name]["losses"][index]
+            assert len(ours) > 3
+            assert theirs == pytest.approx(ours, rel=1e-4, abs=1e-6), (name, index)
+            for parameter, gradient in alone["gradients"][index].items():
+                difference = first[name]["gradients"][index][parameter] - gradient
+                share = float(difference.norm() / gradient.norm().clamp(min=1e-4))
+                # Narrow boxes make gradients that rounding moves; a wrong factor moves them more.
+                assert share < 0.02, (name, index, parameter)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
