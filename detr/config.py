@@ -73,12 +73,15 @@ class DenoisingConfig(Strict):
         label_noise: Probability that a label is replaced by a random one (DINO: 0.5 * 0.5,
             DN-DETR: 0.2).
         box_noise: Scale of the box noise (DINO: 1.0, DN-DETR: 0.4).
+        harder_negatives: Contrastive: a negative's corners move by one to two half sizes (DINO);
+            otherwise no farther than a positive's (Stable-DINO's released config).
     """
 
     contrastive: bool = True
     number: Annotated[int, Field(ge=1)] = 100
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.25
     box_noise: Annotated[float, Field(ge=0)] = 1.0
+    harder_negatives: bool = True
 
 
 class OneToManyConfig(Strict):

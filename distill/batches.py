@@ -56,11 +56,20 @@ class Batch:
         )
 
 
-def _relative(boxes: FloatArray, size: tuple[int, int]) -> Tensor:
+def _relative(boxes: FloatArray, size: tuple[int, ...]) -> Tensor:
     """Corners in pixels to cx cy w h in [0, 1]."""
     scale = np.array([size[1], size[0]], dtype=np.float32)
     low, high = boxes[:, :2] / scale, boxes[:, 2:] / scale
     return torch.from_numpy(np.concatenate(((low + high) / 2, high - low), 1))
+
+
+def target_of(labels: Labels, size: tuple[int, ...]) -> Target:
+    """Labels in pixels of an image of a size (height, width), relative to it."""
+    return Target(
+        _relative(labels.boxes, size),
+        torch.from_numpy(labels.labels),
+        _relative(labels.ignore, size),
+    )
 
 
 class Batches:
@@ -129,14 +138,7 @@ class Batches:
         targets = []
         for row, (image, labels, _) in zip(images, samples, strict=True):
             place(image, row, self.preprocess)
-            size = (image.shape[0], image.shape[1])
-            targets.append(
-                Target(
-                    _relative(labels.boxes, size),
-                    torch.from_numpy(labels.labels),
-                    _relative(labels.ignore, size),
-                )
-            )
+            targets.append(target_of(labels, image.shape[:2]))
         valid = torch.tensor([image.shape[:2] for image, _, _ in samples], dtype=torch.float32)
         return Batch(torch.from_numpy(images), valid, targets, [path for _, _, path in samples])
 

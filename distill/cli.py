@@ -116,6 +116,41 @@ def compare(
 
 
 @main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data", required=True, help="kitti:PATH[:SPLIT], coco:PATH[:SPLIT] or a YAML file.")
+@click.option("--teacher", type=click.Path(path_type=Path), help="Run, model file or shipped name.")
+@click.option("--baseline", type=click.Path(path_type=Path), help="Run without a teacher.")
+@click.option(
+    "--images",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Look at this many, spread evenly.",
+)
+@json_option
+def diagnose(
+    run: Path,
+    data: str,
+    teacher: Path | None,
+    baseline: Path | None,
+    images: int,
+    as_json: bool,
+) -> None:
+    """Tell how steady a run's matching is, and show where its models look.
+
+    Writes diagnosis.html and diagnosis.json into RUN.
+
+    Example: distill diagnose runs/student --data kitti:data/demo:val --teacher demo-teacher
+    """
+    from distill.diagnosis import diagnose as examine
+    from distill.diagnosis_page import render
+
+    result = examine(run, data, teacher, baseline, images, render)
+    click.echo(f"wrote {run / 'diagnosis.html'} (.json beside it)", err=True)
+    emit(result, as_json, result.text())
+
+
+@main.command()
 @json_option
 def methods(as_json: bool) -> None:
     """List the distillation methods a recipe can name.

@@ -1,9 +1,9 @@
 """The run directory: everything a training run leaves behind, and enough to go on with it.
 
-``recipe.yaml`` (complete), ``environment.json``, ``metrics.jsonl``, ``log.txt``,
-``checkpoints/last.pt``, ``model.safetensors`` with ``model.json``, and ``tensorboard/`` where asked
-for. Files are replaced in one step, so a full disk or a lost power supply costs at most the work
-since the last checkpoint.
+``recipe.yaml`` (complete), ``environment.json``, ``metrics.jsonl``, ``matching.jsonl``,
+``log.txt``, ``checkpoints/last.pt``, ``model.safetensors`` with ``model.json``, and
+``tensorboard/`` where asked for. Files are replaced in one step, so a full disk or a lost power
+supply costs at most the work since the last checkpoint.
 """
 
 from __future__ import annotations
@@ -76,6 +76,11 @@ class RunDir:
     def model(self) -> Path:
         """Weights for use; ``model.json`` beside it says what they are."""
         return self.path / "model.safetensors"
+
+    @property
+    def matchings(self) -> Path:
+        """Which query stood for which object at every validation, see :mod:`distill.matchings`."""
+        return self.path / "matching.jsonl"
 
     def finished(self) -> bool:
         """Whether the model of the last step has been written."""

@@ -24,6 +24,7 @@ from detr.errors import UserError
 from distill.batches import Batch
 from distill.criterion import detection_losses
 from distill.distributed import join
+from distill.matchings import keep
 from distill.optim import rate, set_rate
 from distill.recipe import Recipe
 from distill.run_dir import RunDir
@@ -217,6 +218,11 @@ def validate(state: State, run: RunDir, done: int, images: int | None = None) ->
         run.record(done, ap_values(result))
         text = f"AP {result.ap:.3f}, AP50 {result.ap50:.3f}"
         run.say(f"step {done}: {text} on {result.images} images")
+        if run.writes:
+            models = {"student": state.student}
+            if state.ema is not None:
+                models["average"] = state.ema.model
+            keep(run.matchings, done, models, state.val, recipe.input)
     state.save(run, done, result)
     return text
 

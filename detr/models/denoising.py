@@ -129,7 +129,7 @@ class Denoiser(nn.Module):
         return torch.where(drawn[..., 0] < self.config.label_noise, other, labels)
 
     def _noisy_corners(self, boxes: Tensor, drawn: Tensor) -> Tensor:
-        """Moves every corner by 0..1 (positives) or 1..2 (negatives) half sizes either way.
+        """Moves every corner by 0..1 (positives) or 1..2 (harder negatives) half sizes either way.
 
         Args:
             boxes: ``[B, groups, 2, G, 4]`` cx cy w h; positives first.
@@ -139,7 +139,8 @@ class Denoiser(nn.Module):
             The boxes' shape and format, within the range a reference logit can hold.
         """
         half = boxes[..., 2:].repeat(1, 1, 1, 1, 2) / 2
-        negative = torch.tensor([0.0, 1.0], device=boxes.device).view(2, 1, 1)
+        farther = float(self.config.harder_negatives)
+        negative = torch.tensor([0.0, farther], device=boxes.device).view(2, 1, 1)
         sign = torch.where(drawn[..., 4:] < 0.5, -1.0, 1.0)
         size = drawn[..., :4] + negative
         corners = cxcywh_to_xyxy(boxes) + size * sign * half * self.config.box_noise

@@ -69,8 +69,8 @@ def build_methods(
 
     Raises:
         UserError: What :func:`parse_methods` raises, ``method-teacher`` where a method needs a
-            teacher and there is none, ``method-scores`` or ``method-attention`` for an architecture
-            without what the method reads, or what a method raises for models it cannot pair.
+            teacher and there is none, ``method-scores`` for an architecture without what the method
+            reads, or what a method raises for models it cannot pair.
     """
     parsed = parse_methods(specs)
     setting = Setting(student, teacher, loss or LossWeights(), steps, tuple(sorted(drops)))
@@ -87,14 +87,7 @@ def build_methods(
                 "method-scores",
                 f"methods.{kind.name}: compares sigmoid scores; classification: softmax has none",
             )
-        method = kind(options, setting)
-        if method.needs_attention and any(m.config.attention != "deformable" for m in models):
-            raise UserError(
-                "method-attention",
-                f"methods.{kind.name}: reads where the decoder samples, which only attention: "
-                "deformable does",
-            )
-        methods.append(method.to(device))
+        methods.append(kind(options, setting).to(device))
     return methods
 
 

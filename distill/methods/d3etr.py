@@ -13,8 +13,9 @@ maps are softmax weights before dropout, the teacher's re-indexed on both axes w
 renormalising, compared in the mean over all elements. Sampled (deformable) attention is compared as
 the dense map it amounts to; cells nobody looks at count in the mean, as there. With several groups
 of one kind (table 5), a further adaptive group has learned queries of its own and its own
-ground-truth loss, and a further fixed group repeats the first. Inheriting is the recipe's
-``inherit``.
+ground-truth loss, and a further fixed group repeats the first. With softmax scores (DETR) p is the
+softmax, "no object" included. Fixed queries of Conditional DETR get their reference point from the
+student's own map of their position. Inheriting is the recipe's ``inherit``.
 """
 
 from __future__ import annotations
@@ -28,19 +29,27 @@ from torch import Tensor, nn
 
 from detr.config import Strict
 from detr.errors import UserError
-from detr.models import Detector, GroupOutput, LevelShapes, QueryGroup, SampledAttention
+from detr.models import (
+    DenseAttention,
+    Detector,
+    GroupOutput,
+    LevelShapes,
+    QueryGroup,
+    SampledAttention,
+)
 from detr.models.queries import LearnedQueries
+from detr.models.structures import Attention
 from distill.hungarian import assign
 from distill.methods.assignment import PairWeights, Predictions, distances, pair_costs
 from distill.methods.base import Method, Setting, float32
 from distill.methods.layers import LayerMap, Pairs, pair_layers
 from distill.methods.points import ForStudent, check_same_kind, specific_points
-from distill.methods.sampling import attended_cells, mean_heads, sampled, squared_distance
+from distill.methods.sampling import attended_cells, mean_heads, squared_distance
 from distill.methods.teacher_group import ground_truth_losses, teacher_assigned
 from distill.step import PairedGroup, Step
 
 Weight = Annotated[float, Field(ge=0)]
-_TINY = 1e-9
+_TINY = 1e-6
 
 
 class D3etrOptions(Strict):
@@ -91,10 +100,12 @@ class D3etr(Method):
 
     Raises:
         UserError: ``method-queries``, ``method-levels``, ``method-heads`` or ``method-layer-map``
-            where student and teacher cannot be paired.
+            where student and teacher cannot be paired, ``method-attention`` or ``method-scores``
+            where their attention or their scores are of different kinds.
     """
 
     name: ClassVar[str] = "d3etr"
+    reads_scores: ClassVar[bool] = False
     Options: ClassVar[type[Strict]] = D3etrOptions
 
     @classmethod
@@ -135,6 +146,20 @@ class D3etr(Method):
 
     def _check(self, student: Detector, teacher: Detector) -> None:
         ours, theirs = student.config, teacher.config
+        dense = [config.attention != "deformable" for config in (ours, theirs)]
+        if self.options.cross_attention and dense[0] != dense[1]:
+            raise UserError(
+                "method-attention",
+                f"methods.{self.name}: the student's attention is {ours.attention} and the "
+                f"teacher's {theirs.attention}, whose maps are not alike; set "
+                "cross_attention: false",
+            )
+        if ours.classification != theirs.classification:
+            raise UserError(
+                "method-scores",
+                f"methods.{self.name}: the student's scores are {ours.classification} and the "
+                f"teacher's {theirs.classification}; they must agree",
+            )
         if self.options.fixed:
             check_same_kind(student, teacher, self.name)
         if self.options.cross_attention and student.strides != teacher.strides:
@@ -179,7 +204,12 @@ class D3etr(Method):
         groups = []
         for role in self.fixed_roles:
             group = specific_points(role, step.teacher_groups[0], step.teacher.config)
-            groups.append(PairedGroup(role, self.for_student(group), None))
+            group = self.for_student(group)
+            source = step.student.source
+            if group.position is not None and step.student.config.attention == "conditional":
+                assert isinstance(source, LearnedQueries)
+                group.reference = source.reference(group.position)
+            groups.append(PairedGroup(role, group, None))
         for role in self.adaptive_roles[1:]:
             groups.append(PairedGroup(role, self._second(role, step), None))
         return groups
@@ -230,8 +260,8 @@ class D3etr(Method):
         pairs = self._correspondence(student, teacher, by_index)
         for (s, t), pair in zip(self.layers, pairs, strict=True):
             if options.prediction:
-                ours = _taken(Predictions(student.logits[s], student.boxes[s]), pair, 0)
-                theirs = _taken(Predictions(teacher.logits[t], teacher.boxes[t]), pair, 1)
+                ours = _taken(_predictions(student, [s]), pair, 0)
+                theirs = _taken(_predictions(teacher, [t]), pair, 1)
                 found = distances(ours, theirs, options.class_mean).weighted(self.weights)
                 for key, value in found.items():
                     parts.setdefault(key, []).append(value.mean())
@@ -240,7 +270,7 @@ class D3etr(Method):
                 error = self._self_error(*maps, pair)
                 parts.setdefault("self", []).append(options.self_weight * error)
             if options.cross_attention:
-                looks = (sampled(student.attention[s]), sampled(teacher.attention[t]))
+                looks = student.attention[s], teacher.attention[t]
                 error = self._cross_error(*looks, pair, step.student_memory.shapes)
                 parts.setdefault("cross", []).append(options.cross_weight * error)
         return {key: torch.stack(values).sum() for key, values in parts.items()}
@@ -255,14 +285,8 @@ class D3etr(Method):
                 return [None] * len(self.layers)
             index = torch.arange(queries, device=student.boxes[0].device).expand(batch, -1)
             return [(index, index)] * len(self.layers)
-        ours = Predictions(
-            torch.cat([student.logits[s] for s, _ in self.layers]),
-            torch.cat([student.boxes[s] for s, _ in self.layers]),
-        )
-        theirs = Predictions(
-            torch.cat([teacher.logits[t] for _, t in self.layers]),
-            torch.cat([teacher.boxes[t] for _, t in self.layers]),
-        )
+        ours = _predictions(student, [s for s, _ in self.layers])
+        theirs = _predictions(teacher, [t for _, t in self.layers])
         _, row, column = assign(pair_costs(ours, theirs, self.weights))
         shape = (len(self.layers), batch, -1)
         return list(zip(row.reshape(shape), column.reshape(shape), strict=True))
@@ -278,12 +302,15 @@ class D3etr(Method):
 
     def _cross_error(
         self,
-        ours: SampledAttention,
-        theirs: SampledAttention,
+        ours: Attention,
+        theirs: Attention,
         pair: Correspondence,
         shapes: LevelShapes,
     ) -> Tensor:
-        """Mean squared error of the maps ``[B, M, N, S]`` the samples amount to (equation 9)."""
+        """Mean squared error of the maps ``[B, M, N, S]``, or what samples amount to (eq. 9)."""
+        if isinstance(ours, DenseAttention) and isinstance(theirs, DenseAttention):
+            return self._dense_error(float32(ours.weights), float32(theirs.weights), pair)
+        assert isinstance(ours, SampledAttention) and isinstance(theirs, SampledAttention)
         theirs = SampledAttention(theirs.locations.detach(), theirs.weights.detach())
         if pair is not None:
             ours, theirs = (_rows(a, q) for a, q in zip((ours, theirs), pair, strict=True))
@@ -292,6 +319,26 @@ class D3etr(Method):
             first, second = mean_heads(first), mean_heads(second)
         elements = first.index.shape[:-1].numel() * first.size
         return squared_distance(first, second) / elements
+
+    def _dense_error(self, ours: Tensor, theirs: Tensor, pair: Correspondence) -> Tensor:
+        """Mean squared error of ``[B, M, N, S]`` maps, the teacher's rows re-indexed."""
+        if pair is not None:
+            ours, theirs = (
+                m.gather(2, q[:, None, :, None].expand(-1, m.shape[1], -1, m.shape[3]))
+                for m, q in zip((ours, theirs), pair, strict=True)
+            )
+        if self.options.heads == "mean":
+            ours, theirs = ours.mean(1), theirs.mean(1)
+        return (ours - theirs.detach()).square().mean()
+
+
+def _predictions(output: GroupOutput, layers: list[int]) -> Predictions:
+    """``[layers * B, N, ...]``; their sigmoids are the output's scores, softmax or not."""
+    logits = torch.cat([output.logits[i] for i in layers])
+    if output.no_object:
+        log_p = float32(logits).log_softmax(-1).clamp(max=-_TINY)
+        logits = log_p - (-log_p.expm1()).log()  # the sigmoid of this is the softmax
+    return Predictions(logits, torch.cat([output.boxes[i] for i in layers]))
 
 
 def _taken(predictions: Predictions, pair: Correspondence, side: int) -> Predictions:

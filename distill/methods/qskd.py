@@ -9,6 +9,7 @@ matched queries are compared, and the hard negatives after an assignment between
 own, so that no 900 x 900 problem has to be solved. The assignment of all queries at once
 (``global``) is the paper's rival.
 
+Dense attention (Conditional DETR, DAB-DETR) is the map itself, averaged over heads.
 Where the paper is silent: sampled attention is split bilinearly among the cells around each sample
 and averaged over heads; one mask spans all levels. The mask is multiplied by the number of cells
 (weights average about one): as published it is so small that the variance falls below batch norm's
@@ -42,7 +43,7 @@ from distill.methods.query_selection import (
     global_pairs,
     local_pairs,
 )
-from distill.methods.sampling import attended_cells, sampled, spread
+from distill.methods.sampling import looked_at
 from distill.step import Step
 
 Weight = Annotated[float, Field(ge=0)]
@@ -110,7 +111,7 @@ def attention_mask(
     if overlap_weights:
         weights = weights * (1 + selected.overlap[-1].nan_to_num(0.0, 0.0, 0.0))
     weights = weights / chosen.sum(1, keepdim=True).clamp(min=1)
-    return spread(attended_cells(sampled(output.attention[0]), memory.shapes), weights)
+    return looked_at(output.attention[0], memory.shapes, weights)
 
 
 def normalized(tokens: Tensor, kept: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Deformable attention as if it were dense: which cell of the memory gets how much.
+"""Cross-attention of either kind by memory cell: which cell gets how much.
 
-A sampling point reads four cells bilinearly; its weight is split among them. Everything is
-differentiable in weights and locations. A dense map per query and head does not fit in memory at
-full size, so sums over queries are scattered directly, and two maps are compared over the few
-hundred cells either of them touches.
+A sampling point of deformable attention reads four cells bilinearly; its weight is split among
+them. Everything is differentiable in weights and locations. A dense map per query and head does not
+fit in memory at full size, so sums over queries are scattered directly, and two maps are compared
+over the few hundred cells either of them touches.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detr.models import DenseAttention, LevelShapes, SampledAttention
+from detr.models import LevelShapes, SampledAttention
+from detr.models.structures import Attention
 from distill.methods.base import float32
 
 
@@ -30,17 +31,6 @@ class Cells:
     index: Tensor
     value: Tensor
     size: int
-
-
-def sampled(attention: SampledAttention | DenseAttention) -> SampledAttention:
-    """Attention that must be deformable.
-
-    Raises:
-        ValueError: Where it is dense.
-    """
-    if isinstance(attention, SampledAttention):
-        return attention
-    raise ValueError("dense attention has no sampling points; a deformable decoder is needed")
 
 
 def attended_cells(sampled: SampledAttention, shapes: LevelShapes) -> Cells:
@@ -105,6 +95,25 @@ def spread(cells: Cells, weights: Tensor) -> Tensor:
     values = pooled.value * weights[..., None]
     out = values.new_zeros(len(values), cells.size)
     return out.scatter_add(1, pooled.index.flatten(1), values.flatten(1))
+
+
+def looked_at(attention: Attention, shapes: LevelShapes, weights: Tensor) -> Tensor:
+    """Weighted sum of the queries' maps, averaged over heads, of attention of either kind.
+
+    Args:
+        attention: Of one decoder layer.
+        shapes: (height, width) of the levels.
+        weights: ``[B, N]``.
+
+    Returns:
+        ``[B, S]``.
+    """
+    if isinstance(attention, SampledAttention):
+        return spread(attended_cells(attention, shapes), weights)
+    return (
+        torch.einsum("bn,bmns->bs", weights, float32(attention.weights))
+        / (attention.weights.shape[1])
+    )
 
 
 def squared_distance(first: Cells, second: Cells) -> Tensor:

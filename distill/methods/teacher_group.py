@@ -32,7 +32,10 @@ def teacher_assigned(
         targets: Ground truth per image.
         cost: Weights of the matching cost.
     """
-    own = match(torch.stack(student.logits), torch.stack(student.boxes), targets, cost)
+    softmax = student.no_object
+    own = match(
+        torch.stack(student.logits), torch.stack(student.boxes), targets, cost, no_object=softmax
+    )
     if not layers:
         return own
     theirs = match(
@@ -40,6 +43,7 @@ def teacher_assigned(
         torch.stack([teacher.boxes[t] for _, t in layers]),
         targets,
         cost,
+        no_object=softmax,
     )
     replaced = torch.tensor([s for s, _ in layers], device=own.layer.device)
     kept = own.where(~torch.isin(own.layer, replaced))
@@ -62,6 +66,7 @@ def ground_truth_losses(
         matches,
         normalizer,
         output.group.padding,
+        weights.no_object if output.no_object else None,
     )
     return {
         "class": weights.focal * parts["class"],

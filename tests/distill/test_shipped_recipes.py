@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from distill.methods import build_methods
 from distill.recipe import find_recipe, load_recipe, shipped
 
 
+@functools.cache
 def built(name: str) -> Detector:
     """The detector of a recipe, without memory for its weights."""
     recipe = load_recipe(find_recipe(name))

@@ -57,6 +57,15 @@ def test_positives_move_less_than_half_a_size_and_negatives_more(scale):
     assert group.reference.max() < 1
 
 
+def test_negatives_need_not_be_harder():
+    target = _target((0.5, 0.5, 0.2, 0.1))
+    _, group = _group([target], number=400, harder_negatives=False)
+    corners = cxcywh_to_xyxy(group.reference[0]).view(400, 2, 4)
+    half = torch.tensor([0.1, 0.05, 0.1, 0.05])
+    moved = (corners - cxcywh_to_xyxy(target.boxes)).abs() / half
+    assert 0.95 < moved[:, 1].max() <= 1 + 1e-4
+
+
 def test_labels_flip_as_often_as_asked():
     denoiser, group = _group([_target(BOXES[0])], number=4000, label_noise=0.25)
     own = denoiser.label_embedding.weight[0]

@@ -9,11 +9,12 @@ import torch
 
 from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig, OneToManyConfig
 from detr.errors import UserError
-from detr.models import Detector, Target, build_detector
+from detr.models import Detector, GroupOutput, QueryGroup, Target, build_detector
 from detr.models.inherit import inherit
 from distill.methods import build_methods
+from distill.methods.d3etr import _predictions
 from distill.methods.points import TargetAware
-from distill.methods.sampling import sampled
+from distill.methods.sampling import looked_at
 
 BACKBONE = BackboneConfig(
     name="resnet18", options={"channels": (8, 16, 32, 32), "layers": (1, 1, 1, 1)}
@@ -49,8 +50,10 @@ def test_self_attention_maps_change_nothing(changes):
     torch.testing.assert_close(asked.self_attention[0].sum(-1), torch.ones(1, 4, 6))
     torch.testing.assert_close(asked.boxes[-1], plain.boxes[-1])
     assert not plain.self_attention
-    with pytest.raises(ValueError, match="no sampling points"):
-        sampled(asked.attention[0])
+    weights = torch.tensor([[0.5, 0, 0, 0, 0, 2.0]])
+    maps = asked.attention[0].weights.mean(1)
+    found = looked_at(asked.attention[0], memory.shapes, weights)
+    torch.testing.assert_close(found, 0.5 * maps[:, 0] + 2 * maps[:, 5])
 
 
 def test_what_a_method_cannot_read_is_refused():
@@ -59,10 +62,14 @@ def test_what_a_method_cannot_read_is_refused():
         build_methods([{"kd_detr": {}}], softmax, softmax)
     assert caught.value.code == "method-scores"
     dense = tiny(**DENSE, attention="conditional")
-    with pytest.raises(UserError, match="deformable") as caught:
-        build_methods([{"d3etr": {}}], dense, dense)
+    deformable = tiny(**{**DENSE, "levels": 1})
+    with pytest.raises(UserError, match="not alike") as caught:
+        build_methods([{"d3etr": {"fixed": 0}}], deformable, dense)
     assert caught.value.code == "method-attention"
-    build_methods([{"d3etr": {"cross_attention": False}}], dense, dense)
+    with pytest.raises(UserError, match="must agree") as caught:
+        build_methods([{"d3etr": {}}], dense, softmax)
+    assert caught.value.code == "method-scores"
+    build_methods([{"d3etr": {"cross_attention": False}}], deformable, dense)
     build_methods([{"fitnet": {}}], softmax, softmax)
 
 
@@ -70,7 +77,7 @@ def test_target_aware_queries_say_they_are_for_denoising():
     noise = DenoisingConfig(contrastive=False, number=2)
     teacher = tiny(**DENSE, **ANCHORS, shared_heads=True, denoising=noise)
     target = Target(torch.full((1, 4), 0.5), torch.tensor([2]), torch.zeros(0, 4))
-    group = TargetAware(teacher, 1, 0.0)("x", [target], torch.Generator())
+    group = TargetAware(teacher, 1, 0.0)("x", [target], [torch.Generator()])
     assert teacher.denoiser is not None
     torch.testing.assert_close(
         group.content[0, 0, :-1], teacher.denoiser.label_embedding.weight[2].detach()
@@ -101,3 +108,91 @@ def test_an_adaptor_on_fused_memory(build, take_step):
     methods = build_methods([{"qskd": {"adaptor_layers": 1}}], student, teacher)
     losses = methods[0].losses(take_step(student, teacher, methods))
     assert losses["qskd/features"].isfinite()
+
+
+DECODERS = [
+    {**DENSE, "attention": "dense", "classification": "softmax"},
+    {**DENSE, "attention": "conditional"},
+    {**DENSE, **ANCHORS, "shared_heads": True},
+]
+
+
+@pytest.mark.parametrize("changes", DECODERS, ids=["detr", "conditional", "dab"])
+@pytest.mark.parametrize("name", ["d3etr", "qskd"])
+def test_dense_attention_teaches(name, changes, take_step, target):
+    if name == "qskd" and "classification" in changes:
+        return  # the paper's selection is about sigmoid scores
+    student, teacher = tiny(**changes).train(), tiny(**changes).requires_grad_(False)
+    for seed, model in enumerate((student, teacher)):
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    options = {"d3etr": {}, "qskd": {"threshold": -0.9}}[name]
+    methods = build_methods([{name: options}], student, teacher)
+    truth = [target([[0.3, 0.4, 0.4, 0.5]], [1]), target([], [])]
+    losses = methods[0].losses(take_step(student, teacher, methods, truth))
+    assert all(v.isfinite() for v in losses.values())
+    part = {"d3etr": "d3etr/own_cross", "qskd": "qskd/features"}[name]
+    assert losses[part] > 0
+    sum(losses.values()).backward()
+    assert any(float(p.grad.abs().sum()) > 0 for p in student.encoder.parameters())
+    # A student that is the teacher has nothing left to learn but the ground truth.
+    methods = build_methods([{name: options}], teacher, teacher)
+    losses = methods[0].losses(take_step(teacher, teacher, methods, truth))
+    for key in ("d3etr/own_cross", "d3etr/own_self", "d3etr/fixed1_cross", "qskd/features"):
+        if key in losses:
+            assert float(losses[key]) == pytest.approx(0, abs=1e-6), key
+
+
+def test_softmax_scores_are_compared_as_probabilities():
+    logits = torch.tensor([[[1.0, -2.0, 0.5]]])
+    output = GroupOutput(
+        QueryGroup("own", torch.zeros(1, 1, 4), torch.zeros(1, 1, 2)),
+        [logits], [torch.full((1, 1, 4), 0.5)], [], [], no_object=True,
+    )  # fmt: skip
+    found = _predictions(output, [0]).logits.sigmoid()
+    torch.testing.assert_close(found, logits.softmax(-1))
+
+
+PORTS: dict[str, dict[str, Any]] = {
+    "deformable": {"query": "learned", "refine": "detach"},
+    "dab-deformable": {"query": "anchors", "refine": "detach"},
+    "h-deformable": {
+        "query": "two_stage",
+        "learned_content": True,
+        "one_to_many": OneToManyConfig(queries=8, repeat=2),
+    },
+    "dino, dense fusion": {"memory_fusion": "dense"},
+    "dino, u-like fusion": {"memory_fusion": "u", "encoder_layers": 2},
+    "h-deformable, simple fusion": {"query": "two_stage", "memory_fusion": "simple"},
+}
+
+
+@pytest.mark.parametrize("changes", PORTS.values(), ids=PORTS.keys())
+def test_stable_dino_on_its_ports(changes, build, take_step):
+    student = build(**changes).train()
+    methods = build_methods([{"stable_dino": {}}], student, None)
+    losses = methods[0].detection_losses(take_step(student, None, methods))
+    assert losses is not None and all(v.isfinite() for v in losses.values())
+    sum(losses.values()).backward()
+    silent = [
+        name
+        for name, parameter in student.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    ]
+    assert not silent
+
+
+def test_od_detr_teaches_a_shared_decoder(build, take_step):
+    shared = {"query": "learned", "refine": "detach", "shared_heads": True, "shared_decoder": True}
+    student, teacher = build(2, **shared).train(), build(1, **shared).requires_grad_(False)
+    methods = build_methods([{"od_detr": {}}], student, teacher.eval())
+    step = take_step(student, teacher, methods)
+    assert len(student.decoder.layers) == len(student.decoder.box_heads) == 1
+    assert len(step.student_outputs["own"].boxes) == 2
+    losses = methods[0].detection_losses(step) | methods[0].losses(step)
+    assert all(v.isfinite() and v > 0 for v in losses.values())
+    sum(losses.values()).backward()
+    # Both stages teach the one layer, each from a reference without gradient (section 2.8).
+    assert float(student.decoder.layers[0].ffn.expand.weight.grad.abs().sum()) > 0
+    assert all(not r.requires_grad for r in step.student_outputs["own"].references[1:])
