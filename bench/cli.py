@@ -10,6 +10,7 @@ import click
 from bench.op_msda import op
 from detr.cli_support import LazyGroup, emit, json_option
 from detr.data import open_dataset
+from detr.errors import GateError
 
 # By name: what a training step costs is known to the room above this one.
 _ABOVE = {
@@ -51,6 +52,14 @@ def main() -> None:
     show_default=True,
     help="Timed calls per model.",
 )
+@click.option(
+    "--budget-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Most milliseconds end to end for nine images of ten (p90); missed: exit status 3.",
+)
+@click.option(
+    "--min-ap", type=click.FloatRange(0, 1), help="Least COCO AP, 0 to 1; missed: exit status 3."
+)
 @json_option
 def run(
     models: tuple[Path, ...],
@@ -59,24 +68,67 @@ def run(
     out: Path | None,
     limit: int | None,
     iterations: int,
+    budget_ms: float | None,
+    min_ap: float | None,
     as_json: bool,
 ) -> None:
     """Measure AP and latency of each BUNDLE (or checkpoint) on DATA.
 
+    With a budget it serves in a pipeline: the report is written whatever comes out, and the exit
+    status is 3 if a model misses the budget.
+
     Example: detr bench run teacher.bundle student.bundle --data kitti:/data/kitti:val --out report
     """
+    from bench.report import Budget
     from bench.run import run as measure
 
     arguments = ["detr", "bench", "run", *map(str, models), "--data", data]
-    for option, value in (("--engine", engine), ("--out", out), ("--limit", limit)):
+    options = {
+        "--engine": engine, "--out": out, "--limit": limit, "--iterations": iterations,
+        "--budget-ms": budget_ms, "--min-ap": min_ap,
+    }  # fmt: skip
+    for option, value in options.items():
         if value is not None:
             arguments += [option, str(value)]
-    arguments += ["--iterations", str(iterations)]
-    report = measure(models, data, engine, limit, iterations, [shlex.join(arguments)])
+    budget = None
+    if budget_ms is not None or min_ap is not None:
+        budget = Budget(ms=budget_ms, min_ap=min_ap)
+    report = measure(models, data, engine, limit, iterations, [shlex.join(arguments)], budget)
     if out is not None:
         page = report.write(out)[-1]
         click.echo(f"wrote {page} (.json, .md, .csv beside it)", err=True)
     emit(report.model_copy(update={"examples": []}), as_json, "\n".join(report.verdict()))
+    if missed := report.misses():
+        raise GateError("bench-budget", "over the budget: " + "; ".join(missed))
+
+
+@main.command()
+@click.argument(
+    "reports", metavar="REPORT...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for compare.json, .md and .html; only printed without it.",
+)
+@json_option
+def compare(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Merge REPORTs (report.json, or the folder of it) of several runs, trainings and machines.
+
+    Rows of the same name, engine, precision, depth and machine are repeats. Shows the Pareto front
+    of AP over latency and tests each entry against the teacher (or the best): latency over repeated
+    runs (Welch), AP over repeated trainings (Welch) or else over images (paired bootstrap), and
+    says what cannot be claimed.
+
+    Example: detr bench compare monday/report.json tuesday orin/report.json --out comparison
+    """
+    from bench.compare import compare as merge
+
+    comparison = merge(reports)
+    if out is not None:
+        page = comparison.write(out)[-1]
+        click.echo(f"wrote {page} (.json, .md beside it)", err=True)
+    emit(comparison, as_json, comparison.text())
 
 
 @main.command()

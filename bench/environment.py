@@ -1,8 +1,8 @@
 """The machine a number was measured on, and whether its clocks stood still meanwhile.
 
 A latency without its machine cannot be repeated, and one measured on a throttling machine is not
-worth repeating. Clocks are read before and after; what cannot be read (a container, a virtual
-machine) is called unreadable, and an unreadable clock never certifies a clean run.
+worth repeating. Clocks are read before, meanwhile and after; what cannot be read (a container, a
+virtual machine) is called unreadable, and an unreadable clock never certifies a clean run.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel
 
-CPU_ROOT = Path("/sys/devices/system/cpu")
-STAT = Path("/proc/stat")
+from bench.accelerator import Accelerator
+from bench.clocks import Clocks, CpuTime, Drift, Span
+from bench.sysfs import text
 
 # A frequency this far below the start is throttling or power saving, not jitter.
 _FREQUENCY_DROP = 0.10
@@ -27,38 +28,6 @@ _OTHERS_SHARE = 0.10
 _STOLEN_SHARE = 0.02
 
 Unreadable = Literal["unreadable"]
-
-
-class CpuTime(BaseModel):
-    """Seconds of processor time since boot, all cores together.
-
-    Attributes:
-        total: Everything, idle time included.
-        busy: Spent running something.
-        stolen: Withheld by the hypervisor.
-        own: Of ``busy``, this process's.
-    """
-
-    total: float
-    busy: float
-    stolen: float
-    own: float
-
-
-class Clocks(BaseModel):
-    """One reading of the processor's clocks.
-
-    Attributes:
-        governor: Frequency policies in use, comma-separated where the cores differ.
-        frequency_mhz: Current frequency of each core.
-        throttle_count: Thermal throttling events since boot, all cores together.
-        cpu_time: Who used the processor.
-    """
-
-    governor: str = "unreadable"
-    frequency_mhz: list[float] | Unreadable = "unreadable"
-    throttle_count: int | Unreadable = "unreadable"
-    cpu_time: CpuTime | Unreadable = "unreadable"
 
 
 class Machine(BaseModel):
@@ -91,6 +60,7 @@ class Environment(BaseModel):
     Attributes:
         machine: Hardware and software.
         before, after: Clocks.
+        drift: Clocks between the timed calls.
         run: ``clean`` (clocks readable and steady, machine idle), ``disturbed`` (something was
             seen) or ``not certified`` (nothing was seen, but not everything could be read).
         reasons: Why the run is not clean.
@@ -99,25 +69,9 @@ class Environment(BaseModel):
     machine: Machine
     before: Clocks
     after: Clocks
+    drift: Drift | None = None
     run: Literal["clean", "disturbed", "not certified"]
     reasons: list[str]
-
-
-def read_clocks(root: Path = CPU_ROOT, stat: Path = STAT) -> Clocks:
-    """Reads governors, frequencies and throttling counts from Linux's sysfs and procfs."""
-    cores = sorted(root.glob("cpu[0-9]*"), key=lambda core: int(core.name[3:]))
-    governors = [_text(core / "cpufreq/scaling_governor") for core in cores]
-    frequencies = [_number(core / "cpufreq/scaling_cur_freq") for core in cores]
-    throttles = [_number(core / "thermal_throttle/core_throttle_count") for core in cores]
-    clocks = Clocks(cpu_time=_cpu_time(stat))
-    # One silent core is enough: it may be the one that was slowed down.
-    if cores and all(governors):
-        clocks.governor = ",".join(sorted({g for g in governors if g}))
-    if cores and None not in frequencies:
-        clocks.frequency_mhz = [f / 1000 for f in frequencies if f is not None]
-    if cores and None not in throttles:
-        clocks.throttle_count = sum(t for t in throttles if t is not None)
-    return clocks
 
 
 def read_machine(engine_versions: Mapping[str, str] | None = None) -> Machine:
@@ -145,31 +99,119 @@ def read_machine(engine_versions: Mapping[str, str] | None = None) -> Machine:
     )
 
 
-def judge(machine: Machine, before: Clocks, after: Clocks) -> Environment:
-    """Puts the readings together and says whether the run was undisturbed."""
-    seen, unknown = [], []
-    if before.frequency_mhz == "unreadable" or after.frequency_mhz == "unreadable":
-        unknown.append("core frequencies unreadable")
-    else:
-        start, end = (sum(f) / len(f) for f in (before.frequency_mhz, after.frequency_mhz))
-        if end < (1 - _FREQUENCY_DROP) * start:
-            seen.append(f"mean core frequency fell from {start:.0f} to {end:.0f} MHz")
-    if before.throttle_count == "unreadable" or after.throttle_count == "unreadable":
-        unknown.append("throttling counter unreadable")
-    elif after.throttle_count > before.throttle_count:
-        seen.append(f"{after.throttle_count - before.throttle_count} thermal throttling events")
+def judge(
+    machine: Machine,
+    before: Clocks,
+    after: Clocks,
+    drift: Drift | None = None,
+    on_accelerator: bool = False,
+) -> Environment:
+    """Puts the readings together and says whether the run was undisturbed.
+
+    Args:
+        machine: Hardware and software.
+        before: Clocks ahead of the measurement.
+        after: Clocks at its end.
+        drift: Clocks between the timed calls; without it only the two readings are compared.
+        on_accelerator: Whether what was timed runs on the GPU. If so, a GPU that cannot be asked
+            leaves the run uncertified; if not, its clocks are nobody's concern.
+    """
+    findings = _Findings()
+    _judge_frequency(findings, before, after, drift)
+    _judge_throttling(findings, before, after)
     if "unreadable" in (before.governor, after.governor):
-        unknown.append("frequency governor unreadable")
+        findings.unknown.append("frequency governor unreadable")
     elif "powersave" in after.governor:
-        seen.append("frequency governor is powersave")
+        findings.seen.append("frequency governor is powersave")
     if before.cpu_time == "unreadable" or after.cpu_time == "unreadable":
-        unknown.append("processor time of other processes unreadable")
+        findings.unknown.append("processor time of other processes unreadable")
     else:
-        seen += _disturbances(before.cpu_time, after.cpu_time)
+        findings.seen += _disturbances(before.cpu_time, after.cpu_time)
+    if on_accelerator or (after.accelerator is not None and after.accelerator.integrated):
+        _judge_accelerator(findings, before.accelerator, after.accelerator, drift, on_accelerator)
     run: Literal["clean", "disturbed", "not certified"] = "clean"
-    if seen or unknown:
-        run = "disturbed" if seen else "not certified"
-    return Environment(machine=machine, before=before, after=after, run=run, reasons=seen + unknown)
+    if findings.seen or findings.unknown:
+        run = "disturbed" if findings.seen else "not certified"
+    return Environment(
+        machine=machine, before=before, after=after, drift=drift, run=run,
+        reasons=findings.seen + findings.unknown,
+    )  # fmt: skip
+
+
+@dataclass
+class _Findings:
+    """What was seen to disturb a run, and what nobody could know."""
+
+    seen: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+
+def _judge_frequency(
+    findings: _Findings, before: Clocks, after: Clocks, drift: Drift | None
+) -> None:
+    if before.frequency_mhz == "unreadable" or after.frequency_mhz == "unreadable":
+        findings.unknown.append("core frequencies unreadable")
+        return
+    start, end = (sum(f) / len(f) for f in (before.frequency_mhz, after.frequency_mhz))
+    if end < (1 - _FREQUENCY_DROP) * start:
+        findings.seen.append(f"mean core frequency fell from {start:.0f} to {end:.0f} MHz")
+    elif drift is not None and drift.cpu_mhz == "unreadable":
+        findings.unknown.append("core frequencies unreadable while timing")
+    elif drift is not None and drift.cpu_mhz != "unreadable":
+        _judge_span(findings, "mean core frequency", drift.cpu_mhz)
+
+
+def _judge_throttling(findings: _Findings, before: Clocks, after: Clocks) -> None:
+    # A Jetson has no counter per core; the chip's own, judged with the GPU, speak for them.
+    if after.accelerator is not None and after.accelerator.integrated:
+        return
+    if before.throttle_count == "unreadable" or after.throttle_count == "unreadable":
+        findings.unknown.append("throttling counter unreadable")
+    elif after.throttle_count > before.throttle_count:
+        events = after.throttle_count - before.throttle_count
+        findings.seen.append(f"{events} thermal throttling events")
+
+
+def _judge_accelerator(
+    findings: _Findings,
+    before: Accelerator | None,
+    after: Accelerator | None,
+    drift: Drift | None,
+    computing: bool,
+) -> None:
+    """Clocks count only where the GPU was ``computing``; throttling of one chip always does."""
+    if before is None or after is None:
+        findings.unknown.append("GPU clocks unreadable (no NVML and no Jetson: nvidia-ml-py?)")
+        return
+    if computing:
+        if drift is None or drift.gpu_mhz == "unreadable":
+            findings.unknown.append("GPU clock unreadable")
+        else:
+            _judge_span(findings, "GPU clock", drift.gpu_mhz)
+        if after.power_mode == "unreadable":
+            findings.unknown.append("power mode unreadable")
+    reasons = after.throttling if drift is None else drift.throttling
+    if reasons == "unreadable":
+        findings.unknown.append("GPU throttling unreadable")
+    else:
+        findings.seen += [f"throttled: {reason}" for reason in reasons]
+    if before.power_mode != after.power_mode:
+        findings.seen.append(f"power mode went from {before.power_mode} to {after.power_mode}")
+    if before.throttle_events == "unreadable" or after.throttle_events == "unreadable":
+        findings.unknown.append("throttling counters of the GPU unreadable")
+        return
+    for name, count in after.throttle_events.items():
+        events = count - before.throttle_events.get(name, 0)
+        if events > 0:
+            findings.seen.append(f"throttled: {events} × {name}")
+
+
+def _judge_span(findings: _Findings, what: str, span: Span) -> None:
+    if span.low < (1 - _FREQUENCY_DROP) * span.high:
+        findings.seen.append(
+            f"{what} moved between {span.low:.0f} and {span.high:.0f} MHz while timing "
+            f"({span.first:.0f} at first, {span.last:.0f} at last)"
+        )
 
 
 def _disturbances(before: CpuTime, after: CpuTime) -> list[str]:
@@ -185,27 +227,8 @@ def _disturbances(before: CpuTime, after: CpuTime) -> list[str]:
     return seen
 
 
-def _cpu_time(stat: Path) -> CpuTime | Unreadable:
-    """Fields of ``/proc/stat`` (proc(5)), in ticks: user nice system idle iowait irq softirq steal.
-
-    The virtual machines' time in the fields after them is already part of user and nice.
-    """
-    fields = (_text(stat) or "").split("\n", 1)[0].split()
-    if len(fields) < 9 or fields[0] != "cpu" or not all(f.isdigit() for f in fields[1:9]):
-        return "unreadable"
-    user, nice, system, idle, iowait, irq, softirq, steal = (int(f) for f in fields[1:9])
-    busy = user + nice + system + irq + softirq
-    tick = os.sysconf("SC_CLK_TCK")
-    return CpuTime(
-        total=(busy + idle + iowait + steal) / tick,
-        busy=busy / tick,
-        stolen=steal / tick,
-        own=time.process_time(),
-    )
-
-
 def _cpu_name() -> str:
-    for line in (_text(Path("/proc/cpuinfo")) or "").splitlines():
+    for line in (text(Path("/proc/cpuinfo")) or "").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Model"):
             return value.strip()
@@ -221,20 +244,8 @@ def _memory_gb() -> float | Unreadable:
 
 
 def _os_name() -> str:
-    for line in (_text(Path("/etc/os-release")) or "").splitlines():
+    for line in (text(Path("/etc/os-release")) or "").splitlines():
         if line.startswith("PRETTY_NAME="):
             name = line.partition("=")[2].strip('"')
             return f"{name}, {platform.system()} {platform.release()} {platform.machine()}"
     return platform.platform()
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip() or None
-    except OSError:
-        return None
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path)
-    return int(text) if text is not None and text.isdigit() else None

@@ -6,7 +6,7 @@ decode. Reading and decoding files is the camera's or the disk's time, not the d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 
 import numpy as np
@@ -39,6 +39,7 @@ class Latency(BaseModel):
         warmup: Calls before the first timed one.
         batch: Images per call.
         images: Different images in rotation.
+        samples_ms: End-to-end time of every call in the order of the calls, milliseconds.
     """
 
     engine: Timing
@@ -47,6 +48,7 @@ class Latency(BaseModel):
     warmup: int
     batch: int
     images: int
+    samples_ms: list[float] = []
 
 
 def measure(
@@ -55,6 +57,7 @@ def measure(
     warmup: int = 5,
     iterations: int = 50,
     batch: int = 1,
+    between: Callable[[], None] | None = None,
 ) -> Latency:
     """Times an engine; both figures come from the same calls.
 
@@ -64,6 +67,7 @@ def measure(
         warmup: Untimed calls first (allocations, lazy initialisation, clocks coming up).
         iterations: Timed calls.
         batch: Images per call.
+        between: Called between the timed calls and not timed, to watch the clocks.
 
     Raises:
         ValueError: No image, or no iteration.
@@ -83,6 +87,8 @@ def measure(
         finished = perf_counter_ns()
         if call >= 0:
             times[call] = done - ready, finished - began
+            if between is not None:
+                between()
     return Latency(
         engine=summarise(times[:, 0], batch),
         end_to_end=summarise(times[:, 1], batch),
@@ -90,6 +96,7 @@ def measure(
         warmup=warmup,
         batch=batch,
         images=min(len(images), iterations * batch),
+        samples_ms=[round(ns / 1e6, 4) for ns in times[:, 1].tolist()],
     )
 
 

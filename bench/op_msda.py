@@ -16,7 +16,8 @@ from typing import Any
 import click
 import numpy as np
 
-from bench.environment import judge, read_clocks, read_machine
+from bench.clocks import Watch, read_clocks
+from bench.environment import judge, read_machine
 from bench.op_report import BASE, Device, OpReport, OpRow
 from detr.cli_support import Group, emit, json_option, progress
 from detr.errors import GateError
@@ -233,9 +234,12 @@ def run(
         except Unavailable as reason:
             rows.append(OpRow(name=name, skipped=str(reason)))
     # In turn, so that whatever else the machine does meets all of them alike.
+    watch = Watch()
     for _ in progress(range(_ROUNDS), "timing"):
         for entrant in entrants:
             entrant.burst()
+        watch()
+    after = read_clocks()
     for entrant in entrants:
         entrant.finish()
     _compare(rows)
@@ -249,7 +253,9 @@ def run(
                 row.bandwidth = touched / (row.forward_ms / 1e3) / peak
     versions = dict(row.version.split(maxsplit=1) for row in rows if row.version)
     versions["native kernel"] = versions.pop("detr", "numpy")
-    environment = judge(read_machine(versions), before, read_clocks())
+    environment = judge(
+        read_machine(versions), before, after, watch.drift(), on_accelerator=device == "cuda"
+    )
     return OpReport(
         preset=preset,
         dtype=dtype,

@@ -20,7 +20,7 @@ class Point:
 
     Attributes:
         name: Label.
-        ms, low_ms, high_ms: Median, minimum and 90th percentile of the latency.
+        ms, low_ms, high_ms: Median latency and the ends of its whisker.
         ap: 0..1.
         color: CSS colour.
         pareto: On the front: no other point is both faster and more accurate.
@@ -76,15 +76,20 @@ def nice_step(span: float, count: int) -> float:
     return next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
 
 
-def ap_over_latency(points: Sequence[Point]) -> str:
-    """SVG of the points, the front joined by a line, whiskers from minimum to 90th percentile."""
+def ap_over_latency(points: Sequence[Point], title_id: str = "plot") -> str:
+    """SVG of the points, the front joined by a line, whiskers from lowest to highest.
+
+    Args:
+        points: What to show.
+        title_id: Prefix of the ids inside, for pages with several plots.
+    """
     x, y = _latency_axis(points), _ap_axis(points)
     described = "; ".join(f"{p.name}: {100 * p.ap:.1f} AP at {p.ms:.1f} ms" for p in points)
     parts = [
         f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        'aria-labelledby="plot-title plot-desc">',
-        '<title id="plot-title">Average precision over latency</title>',
-        f'<desc id="plot-desc">{escape(described)}</desc>',
+        f'aria-labelledby="{title_id}-title {title_id}-desc">',
+        f'<title id="{title_id}-title">Average precision over latency</title>',
+        f'<desc id="{title_id}-desc">{escape(described)}</desc>',
         *_frame(x, y),
         *_front(points, x, y),
     ]
@@ -157,8 +162,8 @@ def _marker(point: Point, x: Axis, y: Axis) -> list[str]:
     at, height = x(point.ms), y(100 * point.ap)
     low, high = x(point.low_ms), x(point.high_ms)
     tip = (
-        f"{point.name}: {100 * point.ap:.1f} AP, median {point.ms:.2f} ms, "
-        f"minimum {point.low_ms:.2f} ms, 90 % below {point.high_ms:.2f} ms"
+        f"{point.name}: {100 * point.ap:.1f} AP, median {point.ms:.2f} ms "
+        f"({point.low_ms:.2f} to {point.high_ms:.2f} ms)"
     )
     return [
         f'<g style="color:{point.color}"><title>{escape(tip)}</title>',

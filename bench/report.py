@@ -6,13 +6,38 @@ import csv
 import io
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from bench.clocks import Span
 from bench.coco_ap import CocoAp
 from bench.environment import Environment
 from bench.kitti_ap import KittiAp
 from bench.latency import Latency
+from bench.matches import MATCHES
 from detr.files import write_atomic
+
+
+class Budget(BaseModel):
+    """What an artefact must hold.
+
+    Attributes:
+        ms: Most milliseconds for the 90th percentile end to end: nine images of ten are in time.
+        min_ap: Least COCO AP, 0..1.
+    """
+
+    ms: float | None = None
+    min_ap: float | None = None
+
+    def misses(self, row: Row) -> list[str]:
+        """What the row misses, one phrase each; empty where nothing is."""
+        p90 = row.latency.end_to_end.p90_ms
+        found = []
+        # Written so that a NaN misses every budget.
+        if self.ms is not None and not p90 <= self.ms:
+            found.append(f"p90 end to end {p90:.4g} ms (at most {self.ms:g} ms)")
+        if self.min_ap is not None and not row.coco.ap >= self.min_ap:
+            found.append(f"AP {row.coco.ap:.4f} (at least {self.min_ap:g})")
+        return found
 
 
 class Row(BaseModel):
@@ -22,6 +47,7 @@ class Row(BaseModel):
         name: Short and unique in the report.
         engine: Runtime that ran it.
         precision: Of the artefact (``fp32``, ``fp16``, ``int8``).
+        encoder_layers, decoder_layers: Of the model.
         parameters: Stored weights, where the format lets them be counted.
         size_mb: Of the artefact, 10^6 bytes.
         artefact: Path as given on the command line.
@@ -35,6 +61,8 @@ class Row(BaseModel):
     name: str
     engine: str
     precision: str
+    encoder_layers: int | None = None
+    decoder_layers: int | None = None
     parameters: int | None = None
     size_mb: float
     artefact: str
@@ -82,8 +110,12 @@ class Report(BaseModel):
         reference: Name of the row the others are compared with.
         rows: One per artefact, in the order given.
         commands: What to type to get this report again.
+        budget: What the rows were held against.
         score_threshold: Score from which a detection is drawn in the examples.
+        truth_sha256: Fingerprint of the images and boxes AP was measured on.
         examples: Pictures; only in the HTML page, not in the JSON form.
+        matches: Content of ``matches.npz``, the outcome of every detection, from which ``bench
+            compare`` tells whether two APs differ; not in the JSON form.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -95,8 +127,11 @@ class Report(BaseModel):
     reference: str
     rows: list[Row]
     commands: list[str]
+    budget: Budget | None = None
     score_threshold: float = 0.3
+    truth_sha256: str | None = None
     examples: list[Example] = []
+    matches: bytes | None = Field(default=None, exclude=True, repr=False)
 
     def verdict(self) -> list[str]:
         """One sentence per artefact other than the reference, the most accurate first.
@@ -120,6 +155,13 @@ class Report(BaseModel):
                 f"({base.ms:.1f} ms)"
             )
         return sentences
+
+    def misses(self) -> list[str]:
+        """One phrase per artefact over the budget; empty where all hold it or there is none."""
+        if self.budget is None:
+            return []
+        found = {row.name: self.budget.misses(row) for row in self.rows}
+        return [f"{name}: {', '.join(phrases)}" for name, phrases in found.items() if phrases]
 
     def pareto(self) -> list[Row]:
         """The rows no other row beats in both AP and latency, fastest first."""
@@ -172,6 +214,8 @@ class Report(BaseModel):
     def write(self, folder: Path) -> list[Path]:
         """Writes ``report.json``, ``.md``, ``.csv`` and ``.html``; returns their paths.
 
+        Beside them goes ``matches.npz``, which ``bench compare`` reads.
+
         Raises:
             UserError: The folder is not writable or the disk is full.
         """
@@ -183,6 +227,8 @@ class Report(BaseModel):
         }
         for suffix, text in contents.items():
             write_atomic(folder / f"report.{suffix}", text)
+        if self.matches is not None:
+            write_atomic(folder / MATCHES, self.matches)
         return [folder / f"report.{suffix}" for suffix in contents]
 
 
@@ -201,6 +247,8 @@ def _flat(row: Row, data: str) -> dict[str, object]:
         "name": row.name,
         "engine": row.engine,
         "precision": row.precision,
+        "encoder_layers": row.encoder_layers,
+        "decoder_layers": row.decoder_layers,
         "parameters": row.parameters,
         "size_mb": row.size_mb,
         "data": data,
@@ -216,13 +264,32 @@ def _flat(row: Row, data: str) -> dict[str, object]:
     for part in ("engine", "end_to_end"):
         for key, value in getattr(row.latency, part).model_dump().items():
             record[f"{part}_{key}"] = value
+    clocks, gpu, drift = (
+        row.environment.after, row.environment.after.accelerator, row.environment.drift
+    )  # fmt: skip
+    throttling = drift.throttling if drift else "unreadable"
     record |= {
         "count": row.latency.count,
         "warmup": row.latency.warmup,
         "batch": row.latency.batch,
+        "timed_images": row.latency.images,
         "run": row.environment.run,
+        "reasons": "; ".join(row.environment.reasons),
         "cpu": row.environment.machine.cpu,
+        "governor": clocks.governor,
+        "cpu_mhz": _median(drift.cpu_mhz if drift else "unreadable"),
+        "gpu": gpu.name if gpu else "",
+        "gpu_driver": gpu.driver if gpu else "",
+        "gpu_mhz": _median(drift.gpu_mhz if drift else "unreadable"),
+        "power_mode": gpu.power_mode if gpu else clocks.power_profile or "",
+        "throttling": throttling if isinstance(throttling, str) else "; ".join(throttling),
+        "os": row.environment.machine.os,
+        "versions": "; ".join(f"{k} {v}" for k, v in row.environment.machine.packages.items()),
         "artefact": row.artefact,
         "sha256": row.sha256,
     }
     return record
+
+
+def _median(span: Span | str) -> float | str:
+    return span if isinstance(span, str) else span.median

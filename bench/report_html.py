@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from jinja2 import Environment as Templates
-from jinja2 import FileSystemLoader, StrictUndefined
+from jinja2 import FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from bench.clocks import Drift
 from bench.plot import Point, ap_over_latency
 from bench.report import Report, Row, percent
 
@@ -18,16 +20,8 @@ _COLORS = ("#3b82c4", "#d97a1e", "#2f9e7a", "#c2559d", "#8b6fd0", "#8a8f1f", "#5
 
 def render(report: Report) -> str:
     """Fills the template; every text from outside is escaped by it."""
-    templates = Templates(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {"percent": percent, "ms": _ms, "change": _change}
-    colors = {row.name: _COLORS[i % len(_COLORS)] for i, row in enumerate(report.rows)}
-    return templates.get_template("report.html.j2").render(
+    colors = palette(row.name for row in report.rows)
+    return page("report.html.j2").render(
         report=report,
         reference=next(row for row in report.rows if row.name == report.reference),
         colors=colors,
@@ -37,6 +31,32 @@ def render(report: Report) -> str:
         machines=_machines(report.rows),
         kitti_note=next((row.kitti.note() for row in report.rows if row.kitti), ""),
     )
+
+
+def page(name: str) -> Template:
+    """A template of this package with the filters they all use."""
+    templates = Templates(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"percent": percent, "ms": _ms, "change": _change, "clock": _clock}
+    return templates.get_template(name)
+
+
+def palette(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name, in the order given."""
+    return {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(names)}
+
+
+def _clock(drift: Drift | None, which: Literal["cpu", "gpu"]) -> str:
+    """Lowest and highest reading of a clock."""
+    if drift is None:
+        return "not watched"
+    span = drift.cpu_mhz if which == "cpu" else drift.gpu_mhz
+    return span if span == "unreadable" else f"{span.low:.0f} – {span.high:.0f}"
 
 
 def _points(report: Report, colors: dict[str, str]) -> list[Point]:

@@ -12,6 +12,7 @@ def render(report: Report) -> str:
     parts = [
         f"# {report.title}",
         "\n".join(f"- **{sentence}**" for sentence in report.verdict()),
+        *_budget(report),
         f"{report.rows[0].coco.images} images of `{report.data}`, {report.created}. "
         "AP is COCO's, times 100. Latency is the median, end to end: decoded image in memory to "
         "detections in memory.",
@@ -30,8 +31,15 @@ def render(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """First column left, the others right aligned."""
+def _budget(report: Report) -> list[str]:
+    if report.budget is None:
+        return []
+    missed = report.misses()
+    return ["Budget missed: " + "; ".join(missed) if missed else "Budget held by every artefact."]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, the first column left, the others right aligned."""
     lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
@@ -55,7 +63,7 @@ def _results(report: Report) -> str:
         "AP L",
     ]
     head += ["p50 ms", "p90 ms", "p99 ms", "engine only p50 ms", "images/s"]
-    return _table(head, [_result(row) for row in report.rows])
+    return table(head, [_result(row) for row in report.rows])
 
 
 def _result(row: Row) -> list[str]:
@@ -74,7 +82,7 @@ def _result(row: Row) -> list[str]:
 
 def _per_class(report: Report) -> str:
     first = report.rows[0].coco.per_class
-    return _table(
+    return table(
         ["class", "boxes", *(row.name for row in report.rows)],
         [
             [n, str(first[n].count), *(percent(row.coco.per_class[n].ap) for row in report.rows)]
@@ -95,7 +103,7 @@ def _kitti(report: Report) -> str:
                 [f"{name}, {row.name}"]
                 + [f"{percent(level.ap40)} ({percent(level.ap11)}){level.mark}" for level in levels]
             )
-    return _table(["", "easy", "moderate", "hard"], rows)
+    return table(["", "easy", "moderate", "hard"], rows)
 
 
 def _kitti_note(report: Report) -> list[str]:
@@ -108,7 +116,9 @@ def _environment(report: Report) -> str:
     for row in report.rows:
         environment = row.environment
         reasons = f" ({'; '.join(environment.reasons)})" if environment.reasons else ""
-        lines.append(f"- {row.name}: {environment.run}{reasons}; sha256 `{row.sha256}`")
+        gpu = environment.after.accelerator
+        device = f"; {gpu.name}, driver {gpu.driver}, {gpu.power_mode}" if gpu else ""
+        lines.append(f"- {row.name}: {environment.run}{reasons}{device}; sha256 `{row.sha256}`")
     machine = report.rows[0].environment.machine
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     lines.append(

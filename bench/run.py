@@ -14,10 +14,13 @@ from PIL import Image
 
 from bench import artefact as files
 from bench import coco_ap, environment, kitti_ap, latency
-from bench.report import Example, Picture, Report, Row
+from bench.clocks import Watch, read_clocks
+from bench.matches import match, pack, truth_of
+from bench.report import Budget, Example, Picture, Report, Row
 from detr.cli_support import progress
 from detr.config import ClassMap
 from detr.data import Dataset, open_dataset
+from detr.data.coco_format import coco_ground_truth
 from detr.data.draw import draw
 from detr.data.kitti import KittiDataset, KittiObject
 from detr.errors import UserError
@@ -50,6 +53,7 @@ def run(
     limit: int | None = None,
     iterations: int = 50,
     commands: Sequence[str] = (),
+    budget: Budget | None = None,
 ) -> Report:
     """Measures models on a data set.
 
@@ -62,6 +66,7 @@ def run(
         limit: Use this many images, spread evenly over the data set.
         iterations: Timed calls per model.
         commands: How to repeat the report.
+        budget: What every row is held against; see :meth:`bench.report.Report.misses`.
 
     Raises:
         UserError: What opening a model or reading the data raises; ``bench-classes`` where the
@@ -85,6 +90,8 @@ def run(
         rows.append(
             _row(artefact, dataset, indices, [images[i] for i in sorted(timed)], iterations)
         )
+    truth = coco_ap.restrict(coco_ground_truth(dataset), [dataset.image_id(i) for i in indices])
+    outcome = truth_of(truth)
     examples = [_example(artefacts, dataset, i, indices.index(i), images[i]) for i in sorted(shown)]
     return Report(
         data=data,
@@ -92,7 +99,10 @@ def run(
         reference=reference_name(rows),
         rows=rows,
         commands=list(commands),
+        budget=budget,
+        truth_sha256=outcome.fingerprint,
         examples=examples,
+        matches=pack(outcome, {a.name: match(truth, a.detections) for a in artefacts}),
     )
 
 
@@ -166,13 +176,16 @@ def _row(
     iterations: int,
 ) -> Row:
     engine = artefact.engine
-    before = environment.read_clocks()
-    timing = latency.measure(engine, images, iterations=iterations)
-    after = environment.read_clocks()
+    watch = Watch()
+    before = read_clocks()
+    timing = latency.measure(engine, images, iterations=iterations, between=watch)
+    after = read_clocks()
     return Row(
         name=artefact.name,
         engine=engine.name,
         precision=artefact.precision,
+        encoder_layers=engine.info.detector.encoder_layers,
+        decoder_layers=engine.info.detector.decoder_layers,
         parameters=files.parameters(engine.artefact),
         size_mb=engine.artefact.stat().st_size / 1e6,
         artefact=str(artefact.path),
@@ -180,7 +193,9 @@ def _row(
         coco=coco_ap.evaluate(dataset, artefact.detections, indices),
         kitti=_kitti(artefact, dataset, indices),
         latency=timing,
-        environment=environment.judge(environment.read_machine(engine.versions), before, after),
+        environment=environment.judge(
+            environment.read_machine(engine.versions), before, after, watch.drift(), engine.on_gpu
+        ),
     )
 
 

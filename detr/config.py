@@ -43,6 +43,7 @@ class BackboneConfig(Strict):
         pretrained: Path of a ``.safetensors`` file or ``hub:NAME`` (a timm tag); ``None`` starts
             from random weights.
         options: Further keyword arguments of timm's ``create_model`` (``channels``, ``layers``).
+        map_norm: A layer norm over the channels of each map (detectors on Swin and ConvNeXt).
         frozen_stages: How many leading stages (stem, stage 1, ...) take no gradient.
     """
 
@@ -51,6 +52,7 @@ class BackboneConfig(Strict):
     norm: Literal["frozen", "train"] = "train"
     pretrained: str | None = None
     options: dict[str, Any] = {}
+    map_norm: bool = False
     frozen_stages: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("options")

@@ -7,6 +7,7 @@ the key that was meant.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -22,6 +23,21 @@ from distill.augment import AugmentConfig
 from distill.criterion import LossWeights
 
 SHIPPED = Path(__file__).parent / "recipes"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's idea of truth: ``off`` and ``no`` are words, and ``off`` is an option's value."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0)]
@@ -251,7 +267,7 @@ def _read(
     if path in above:
         raise UserError("recipe-value", f"{path}: base: the recipe builds on itself")
     try:
-        node = yaml.compose(path.read_text(), yaml.SafeLoader)
+        node = yaml.compose(path.read_text(), _Loader)
     except OSError as error:
         raise UserError("recipe-missing", f"{path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -310,7 +326,7 @@ def _override(
     """Sets ``a.b`` in a nested structure; numbers index lists."""
     here = f"--set {key}={text}"
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError("recipe-yaml", f"{here}: the value is not YAML") from error
     *parents, last = key.split(".")

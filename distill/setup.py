@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench.coco_ap import CocoAp
 from detr.config import ClassMap
@@ -17,11 +18,11 @@ from detr.data import Dataset, open_dataset
 from detr.errors import UserError
 from detr.model_info import ModelInfo
 from detr.models import Detector, Target, build_detector, save_model
+from detr.models.inherit import inherit
 from distill.batches import Batches
 from distill.cpu import prepare_cpu
 from distill.distributed import World
 from distill.ema import Ema
-from distill.inherit import inherit
 from distill.methods import Method, build_methods, parse_methods
 from distill.optim import build_optimizer
 from distill.recipe import Recipe
@@ -187,6 +188,7 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
         val = open_dataset(recipe.data.val, data.classes)
     torch.manual_seed(recipe.seed)
     student = _placed(build_detector(recipe.detector.for_classes(len(data.classes))), world.device)
+    _check_norm(student)
     teacher = None
     if recipe.teacher is not None:
         teacher, path = open_teacher(recipe, data.classes, world.device)
@@ -231,6 +233,22 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
         ),
         val=val if world.main else None,
     )
+
+
+def _check_norm(student: Detector) -> None:
+    """Refuses what learns nothing: statistics of no data, kept for ever.
+
+    Raises:
+        UserError: ``backbone-frozen-norm``.
+    """
+    backbone = student.config.backbone
+    frozen = backbone.norm == "frozen" and backbone.pretrained is None
+    if frozen and any(isinstance(m, _BatchNorm) for m in student.backbone.modules()):
+        raise UserError(
+            "backbone-frozen-norm",
+            "detector.backbone.norm: frozen, but there are no pretrained weights whose statistics "
+            "it could keep: set norm: train, or name weights as detector.backbone.pretrained",
+        )
 
 
 def _placed(detector: Detector, device: torch.device) -> Detector:

@@ -34,6 +34,19 @@ class RawDetections:
     labels: IntArray
 
 
+def filled(inputs: Inputs, size: int) -> Inputs:
+    """A batch brought to a size by repeating its last image."""
+    missing = size - len(inputs.images)
+    if missing <= 0:
+        return inputs
+    return Inputs(
+        *(
+            np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+            for array in (inputs.images, inputs.valid_sizes, inputs.original_sizes)
+        )
+    )
+
+
 class Engine(ABC):
     """A model ready to run.
 
@@ -43,6 +56,7 @@ class Engine(ABC):
         artefact: The file whose hash identifies what runs.
         versions: Version of each package that matters for the result.
         batch_size: Largest batch of one run, ``None`` where any will do.
+        on_gpu: Whether it computes on a GPU, whose clocks then matter for its speed.
     """
 
     name: str
@@ -50,6 +64,7 @@ class Engine(ABC):
     artefact: Path
     versions: dict[str, str]
     batch_size: int | None
+    on_gpu: bool = False
 
     def prepare(self, images: Sequence[ImageArray]) -> Inputs:
         """Scales, normalises and pads ``[h, w, 3]`` uint8 RGB images.
@@ -77,15 +92,7 @@ class Engine(ABC):
                 f"{self.artefact}: a batch of {count} images, but it was exported for "
                 f"{self.batch_size}; export with --batch {count} or --batch dynamic",
             )
-        fill = self.batch_size - count
-        full = self._infer(
-            Inputs(
-                *(
-                    np.concatenate([array, np.repeat(array[-1:], fill, axis=0)])
-                    for array in (inputs.images, inputs.valid_sizes, inputs.original_sizes)
-                )
-            )
-        )
+        full = self._infer(filled(inputs, self.batch_size))
         return RawDetections(full.boxes[:count], full.scores[:count], full.labels[:count])
 
     def finish(self, raw: RawDetections) -> list[Detections]:

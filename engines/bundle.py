@@ -30,6 +30,8 @@ GOLDEN = "golden.npz"
 INPUTS = ("images", "valid_sizes", "original_sizes")
 OUTPUTS = ("boxes", "scores", "labels")
 
+Precision = Literal["fp32", "fp16", "int8"]
+
 
 class Source(Strict):
     """The checkpoint a bundle was made from.
@@ -50,7 +52,9 @@ class BundleInfo(Strict):
         format: Version of this file.
         model: Architecture, classes and preprocessing.
         opset: ONNX operator set of the graph.
-        precision: Type the weights are stored and computed in.
+        precision: ``fp32``, ``fp16`` or ``int8``, as typed in the graph.
+        island: The parts that compute in float32 all the same, as ``kind`` or ``kind:module``;
+            empty in an ``fp32`` graph.
         lowering: Body of the deformable-attention function.
         batch: Batch size of the graph, or ``dynamic``.
         inputs, outputs: Names of the graph's inputs and outputs.
@@ -64,7 +68,8 @@ class BundleInfo(Strict):
     format: Literal[1] = 1
     model: ModelInfo
     opset: int
-    precision: Literal["fp32"] = "fp32"
+    precision: Precision = "fp32"
+    island: tuple[str, ...] = ()
     lowering: Lowering
     batch: int | Literal["dynamic"]
     inputs: tuple[str, ...] = INPUTS

@@ -56,9 +56,14 @@ class HeadShape:
 
 
 class _Body:
-    """Collects the nodes of a function; every method returns the name of what it made."""
+    """Collects the nodes of a function; every method returns the name of what it made.
 
-    def __init__(self) -> None:
+    Args:
+        half: Whether what is looked up may be float16.
+    """
+
+    def __init__(self, half: bool) -> None:
+        self._half = half
         self.nodes: list[NodeProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._count = 0
@@ -82,9 +87,17 @@ class _Body:
     def shape(self, *sizes: int) -> str:
         return self.const(sizes, np.int64)
 
+    def single(self, name: str) -> str:
+        """The value in float32, cast if it may be anything else."""
+        return self.op("Cast", name, to=onnx.TensorProto.FLOAT) if self._half else name
+
 
 def make_function(
-    shapes: LevelShapes, head_shape: HeadShape, lowering: Lowering, opset: int
+    shapes: LevelShapes,
+    head_shape: HeadShape,
+    lowering: Lowering,
+    opset: int,
+    half: bool = False,
 ) -> FunctionProto:
     """Builds the function for one set of level sizes.
 
@@ -93,20 +106,26 @@ def make_function(
         head_shape: M, D and P.
         lowering: Which body.
         opset: Version of the standard operators in the body, 17 or 18.
+        half: Whether values may be float16. They are then weighted and summed in float32 all the
+            same, and the result is given back in the type they came in.
 
     Returns:
         A function with inputs ``value [B,S,M,D]``, ``locations [B,Q,M,V,P,2]`` ((x, y) in [0, 1])
-        and ``weights [B,Q,M,V,P]``, output ``[B,Q,M*D]``.
+        and ``weights [B,Q,M,V,P]``, output ``[B,Q,M*D]`` of value's type; locations and weights are
+        float32.
 
     Raises:
         ValueError: An opset or a size the body cannot express.
     """
     if opset not in OPSETS:
         raise ValueError(f"opset {opset}: the bodies are written for {OPSETS}")
-    body = _Body()
+    body = _Body(half)
     build = _gridsample_body if lowering == "gridsample" else _gather_body
     result = build(body, [(int(h), int(w)) for h, w in shapes], head_shape)
-    body.nodes.append(helper.make_node("Identity", [result], ["output"]))
+    if half:
+        body.nodes.append(helper.make_node("CastLike", [result, "value"], ["output"]))
+    else:
+        body.nodes.append(helper.make_node("Identity", [result], ["output"]))
     return helper.make_function(
         domain=DOMAIN,
         fname=OP_TYPE,
@@ -147,16 +166,27 @@ def is_attention(node: NodeProto) -> bool:
 def set_lowering(model: onnx.ModelProto, head_shape: HeadShape, lowering: Lowering) -> None:
     """Gives a model that calls the function its body, in place of any it had.
 
+    A model without calls, such as a dense detector, is left as it is. Values may be float16 where
+    the graph says that one of them is.
+
     Raises:
         ValueError: The nodes of the model disagree on the level sizes.
     """
     shapes = {node_shapes(node) for node in model.graph.node if is_attention(node)}
+    if not shapes:
+        return
     if len(shapes) != 1:
         raise ValueError(f"one set of level sizes expected, found {sorted(shapes)}")
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    values = {node.input[0] for node in model.graph.node if is_attention(node)}
+    half = any(
+        info.name in values and info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+        for info in [*model.graph.value_info, *model.graph.input]
+    )
     kept = [f for f in model.functions if not (f.domain == DOMAIN and f.name == OP_TYPE)]
     del model.functions[:]
-    model.functions.extend([*kept, make_function(shapes.pop(), head_shape, lowering, opset)])
+    function = make_function(shapes.pop(), head_shape, lowering, opset, half)
+    model.functions.extend([*kept, function])
     if all(entry.domain != DOMAIN for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
 
@@ -165,7 +195,8 @@ def _gridsample_body(body: _Body, shapes: list[tuple[int, int]], head: HeadShape
     """Heads join the batch; each level is sampled on its own, then all are weighted together."""
     tokens = [h * w for h, w in shapes]
     value = body.op("Transpose", "value", perm=[0, 2, 3, 1])
-    value = body.op("Reshape", value, body.shape(-1, head.channels, sum(tokens)))
+    # In float32 before the sampling: TensorRT wants maps and grid to be of one type.
+    value = body.single(body.op("Reshape", value, body.shape(-1, head.channels, sum(tokens))))
     maps = _split(body, value, tokens, axis=2)  # [B*M,D,h*w] each
 
     # GridSample wants [-1, 1]; locations are [0, 1] of the map's outer edges (align_corners=0).
@@ -222,6 +253,7 @@ def _gather_body(body: _Body, shapes: list[tuple[int, int]], head: HeadShape) ->
             row = body.op("Cast", row, to=onnx.TensorProto.INT64)
             row = body.op("Reshape", row, body.shape(0, 0, head.heads, samples, 1))
             found = body.op("GatherND", table, row, batch_dims=1)  # [B,Q,M,V*P,D]
+            found = body.single(found)
             weight = body.op("Mul", line_weight, column_share)
             weight = body.op("Reshape", weight, body.shape(0, 0, head.heads, 1, samples))
             corners.append(body.op("MatMul", weight, found))  # [B,Q,M,1,D]

@@ -9,8 +9,9 @@ from detr.errors import UserError
 from detr.shipped import find_model
 from engines.base import Engine
 from engines.bundle import Bundle, is_bundle, open_bundle
+from engines.trt.backend import BACKENDS
 
-ENGINES = ("onnxruntime", "native", "torch")
+ENGINES = ("onnxruntime", "openvino", "native", "torch", *BACKENDS)
 
 
 def open_engine(model: Path, engine: str | None = None, threads: int | None = None) -> Engine:
@@ -18,18 +19,20 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
 
     Args:
         model: A bundle, a checkpoint (``.safetensors``), a run directory or a shipped model's name.
-        engine: ``onnxruntime``, ``native`` or ``torch``; by default ``torch`` for a checkpoint and
-            for a bundle ``native``, or ``onnxruntime`` where our kernel was not compiled.
+        engine: One of :data:`ENGINES`, ``openvino:GPU`` for another device than the CPU; by
+            default ``torch`` for a checkpoint and for a bundle
+            ``native``, or ``onnxruntime`` where our kernel was not compiled.
         threads: Threads within an operator; the runtime's default where ``None``.
 
     Raises:
         UserError: ``model-missing``, ``engine-unknown``, ``engine-needs-bundle``,
-            ``runtime-missing``, or what opening the bundle or the checkpoint raises.
+            ``runtime-missing``, or what opening the bundle, the checkpoint or the engine raises.
     """
     model = find_model(Path(model))
     if not model.exists():
         raise UserError("model-missing", f"{model}: no such checkpoint, run directory or bundle")
-    if engine is not None and engine not in ENGINES:
+    name, colon, _ = (engine or "").partition(":")
+    if engine is not None and (name not in ENGINES or (colon and name != "openvino")):
         raise UserError("engine-unknown", f"engine {engine!r}: one of {', '.join(ENGINES)}")
     if is_bundle(model):
         return _open_bundle(open_bundle(model), engine, threads)
@@ -48,6 +51,15 @@ def _open_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> Eng
         from engines.torch_engine import TorchEngine, bundle_weights
 
         return TorchEngine(bundle_weights(bundle), threads)
+    if engine in BACKENDS:
+        from engines.trt.engine import open_trt
+
+        return open_trt(bundle, BACKENDS[engine])
+    name, _, device = (engine or "").partition(":")
+    if name == "openvino":
+        from engines.openvino_engine import OpenVinoEngine
+
+        return OpenVinoEngine(bundle, threads, device or "CPU")
     # Asked for only where it matters: the answer comes with a warning if it is no.
     if engine != "onnxruntime" and msda.native_available():
         from engines.native_engine import NativeEngine

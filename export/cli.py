@@ -10,7 +10,9 @@ import click
 from detr.cli_support import Group, emit, json_option
 from detr.errors import UserError
 from detr.shipped import find_model
+from engines.bundle import Precision
 from engines.msda_function import Lowering
+from export.trt import trt
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,6 +21,9 @@ def main() -> None:
 
     Example: detr export onnx runs/student --out student.bundle
     """
+
+
+main.add_command(trt)
 
 
 @main.command()
@@ -45,6 +50,13 @@ def main() -> None:
     show_default=True,
     help="How runtimes without our kernel compute deformable attention.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Types written into the graph.",
+)
 @click.option("--data", help="Data set to take the golden images from; drawn ones by default.")
 @json_option
 def onnx(
@@ -53,6 +65,7 @@ def onnx(
     opset: str,
     batch: str,
     lowering: Lowering,
+    precision: Precision,
     data: str | None,
     as_json: bool,
 ) -> None:
@@ -70,12 +83,12 @@ def onnx(
     images = None
     if data is not None:
         images = dataset_images(data, load_model(checkpoint)[1].classes)
-    bundle = export_bundle(checkpoint, out, int(opset), size, lowering, images)
+    bundle = export_bundle(checkpoint, out, int(opset), size, lowering, images, precision)
     parity = bundle.info.parity or {}
     emit(
         bundle.info,
         as_json,
-        f"{out}: opset {opset}, batch {batch}, {lowering}; ONNX Runtime against torch: "
+        f"{out}: {precision}, opset {opset}, batch {batch}, {lowering}; ONNX Runtime to torch: "
         f"{parity['matched']} detections, boxes within {parity['max_box_px']:.2g} px, "
         f"scores within {parity['max_score']:.2g}",
     )

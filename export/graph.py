@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import logging
 import warnings
@@ -29,6 +30,8 @@ from export.opset import lower_to_17
 
 # ONNX intermediate representation of opset 17 and 18's time; newer ones only shut out old runtimes.
 _IR_VERSION = 9
+# Where torch's exporter notes which modules a node comes from.
+_SCOPES = "pkg.torch.onnx.name_scopes"
 # Whatever a runtime would have to interpret, or could not fold; none of it belongs in a detector.
 _FORBIDDEN = {"Loop", "If", "Scan", "SequenceConstruct", "SequenceAt", "ConcatFromSequence"}
 
@@ -83,6 +86,7 @@ def export_graph(
     set_lowering(
         model, HeadShape(config.heads, config.width // config.heads, config.points), lowering
     )
+    _name_nodes(model)
     _strip_notes(model)
     _check(model)
     return model
@@ -130,6 +134,28 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _name_nodes(model: ModelProto) -> None:
+    """Names every node ``module.scope/Operator_n``, n counting within the module.
+
+    Precision islands, layer reports of engines and the search for a first deviating layer all speak
+    of modules by these names.
+    """
+    scopes: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for node in model.graph.node:
+        note = next((x.value for x in node.metadata_props if x.key == _SCOPES), "[]")
+        # The last entry is the traced operation itself. What an optimiser has put together has no
+        # entries; it belongs to whatever it reads from.
+        path = [x for x in ast.literal_eval(note)[:-1] if not x.startswith("_empty")]
+        scope = path[-1] if path else ""
+        if note == "[]":
+            scope = next((scopes[name] for name in node.input if name in scopes), "")
+        scopes |= dict.fromkeys(node.output, scope)
+        label = f"{scope}/{node.op_type}"
+        counts[label] = counts.get(label, -1) + 1
+        node.name = f"{label}_{counts[label]}"
 
 
 def _strip_notes(model: ModelProto) -> None:

@@ -26,6 +26,7 @@ from engines.bundle import (
     Bundle,
     BundleInfo,
     Golden,
+    Precision,
     Source,
     is_bundle,
     open_bundle,
@@ -36,9 +37,26 @@ from engines.torch_engine import TorchEngine
 from export.golden import drawn_images
 from export.graph import export_graph
 from export.parity import Budget, Parity, compare
+from export.precision import finish_half, to_half
+from export.ranges import value_ranges
 
 # A protobuf message ends at 2 GiB; beyond this, weights go beside the graph.
 _EMBED_BYTES = 2**31 - 2**24
+_BUDGETS = {
+    "fp32": Budget(),
+    "fp16": Budget(
+        score=0.02, score_median=0.005, box_px=2.0, box_px_median=0.2, missing=0.1, extra=0.1
+    ),
+    "int8": Budget(
+        score=0.2,
+        score_median=0.1,
+        box_px=20,
+        box_px_median=5,
+        missing=0.5,
+        extra=0.5,
+        class_flips=0.2,
+    ),
+}
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -49,6 +67,7 @@ def export_bundle(
     batch: int | Literal["dynamic"] = 1,
     lowering: Lowering = "gridsample",
     images: Sequence[ImageArray] | None = None,
+    precision: Precision = "fp32",
 ) -> Bundle:
     """Exports a checkpoint and proves the result in ONNX Runtime before it takes the name ``out``.
 
@@ -59,6 +78,7 @@ def export_bundle(
         batch: Batch size of the graph, or ``dynamic``.
         lowering: Body of the attention function for runtimes without our kernel.
         images: Golden images; drawn ones where ``None``.
+        precision: Types written into the graph.
 
     Raises:
         UserError: ``export-parity`` where ONNX Runtime finds other things than torch,
@@ -76,6 +96,14 @@ def export_bundle(
         bar.update()
         images = list(images) if images is not None else drawn_images(info.preprocess.size)
         golden = Golden(images, _detect(torch_engine, images, 1))
+        island: tuple[str, ...] = ()
+        if precision != "fp32":
+            bar.set_postfix_str("writing the types")
+            size = len(images) if batch == "dynamic" else batch
+            ranges = value_ranges(model, images, info.preprocess, size)
+            typed = to_half(model, ranges=ranges)
+            model, island = typed.model, typed.island
+            finish_half(model, info.detector, lowering)
         with _replacing(out) as folder:
             files = _write_model(model, folder)
             write_atomic(folder / GOLDEN, golden.to_bytes())
@@ -83,6 +111,8 @@ def export_bundle(
             draft = BundleInfo(
                 model=info,
                 opset=opset,
+                precision=precision,
+                island=island,
                 lowering=lowering,
                 batch=batch,
                 files=files,
@@ -117,8 +147,10 @@ def _prove(bundle: Bundle, golden: Golden) -> Parity:
     engine = OrtEngine(bundle)
     sizes = (1, len(golden.images)) if engine.batch_size is None else (engine.batch_size,)
     for size in sizes:
-        parity = compare(golden.detections, _detect(engine, golden.images, size))
-        faults = parity.over(Budget())
+        budget = _BUDGETS[bundle.info.precision]
+        found = _detect(engine, golden.images, size)
+        parity = compare(golden.detections, found, budget=budget)
+        faults = parity.over(budget)
         if faults:
             raise UserError(
                 "export-parity",

@@ -8,10 +8,12 @@ ruins AP.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from detr.config import Strict
 from detr.types import Detections
@@ -26,16 +28,30 @@ class Budget(Strict):
     """How far apart two engines may be.
 
     Attributes:
-        score: Largest difference of a matched score.
-        box_px: Largest difference of a matched box coordinate, pixels of the original image.
-        missing, extra, class_flips: How many detections may be gone, new or of another class.
+        threshold: Score from which a detection counts.
+        best: As many of an image's best detections are compared where fewer reach the threshold.
+        detections: The reference must find this many above the threshold over all images, or there
+            is nothing to judge by.
+        score, box_px: Largest difference of a matched score, and of a matched box coordinate in
+            pixels of the original image.
+        score_median, box_px_median: Largest median of the same over all matches: a shift of every
+            box is seen here long before it is seen in the maximum.
+        missing, extra, class_flips: Share of the reference's detections that may be gone, new or of
+            another class.
+        ap: Largest difference of COCO AP, where the images have labels.
     """
 
-    score: float = 1e-3
-    box_px: float = 0.5
-    missing: int = 0
-    extra: int = 0
-    class_flips: int = 0
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.3
+    best: Annotated[int, Field(ge=0)] = 10
+    detections: Annotated[int, Field(ge=0)] = 10
+    score: Annotated[float, Field(ge=0)] = 1e-3
+    score_median: Annotated[float, Field(ge=0)] = 1e-4
+    box_px: Annotated[float, Field(ge=0)] = 0.5
+    box_px_median: Annotated[float, Field(ge=0)] = 0.02
+    missing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    extra: Annotated[float, Field(ge=0, le=1)] = 0.0
+    class_flips: Annotated[float, Field(ge=0, le=1)] = 0.0
+    ap: Annotated[float, Field(ge=0, le=1)] = 0.0005
 
 
 class Parity(BaseModel):
@@ -43,37 +59,57 @@ class Parity(BaseModel):
 
     Attributes:
         images: Number of images compared.
+        detections: What the reference finds above the threshold.
         matched: Detections found by both, one to one by class and overlap.
         missing: Detections of the reference the candidate lacks.
         extra: Detections of the candidate the reference lacks.
         class_flips: Detections at the same place with another class.
-        max_box_px: Largest coordinate difference of a matched box, pixels of the original image.
-        max_score: Largest score difference of a match.
+        not_finite: Detections of the candidate with a NaN or an infinity.
+        max_box_px, median_box_px: Coordinate difference of a matched box (the largest of its four),
+            pixels of the original image.
+        max_score, median_score: Score difference of a match.
         worst_image: Index of the image with the largest deviation.
+        deviating: Images on which something exceeds the budget by itself, worst first.
     """
 
     images: int = 0
+    detections: int = 0
     matched: int = 0
     missing: int = 0
     extra: int = 0
     class_flips: int = 0
+    not_finite: int = 0
     max_box_px: float = 0.0
+    median_box_px: float = 0.0
     max_score: float = 0.0
+    median_score: float = 0.0
     worst_image: int = 0
+    deviating: list[int] = []
 
     def over(self, budget: Budget) -> list[str]:
         """What exceeds the budget, one phrase each; empty where nothing does."""
-        checks = (
+        expected = self.matched + self.missing + self.class_flips
+        counts = (
             ("missing detections", self.missing, budget.missing),
             ("extra detections", self.extra, budget.extra),
             ("class flips", self.class_flips, budget.class_flips),
-            ("px box difference", self.max_box_px, budget.box_px),
-            ("score difference", self.max_score, budget.score),
+            ("detections that are no numbers", self.not_finite, 0.0),
         )
+        differences = (
+            ("px box difference", self.max_box_px, budget.box_px),
+            ("px median box difference", self.median_box_px, budget.box_px_median),
+            ("score difference", self.max_score, budget.score),
+            ("median score difference", self.median_score, budget.score_median),
+        )
+        reasons = [
+            f"{count} {what} of {expected} (at most {share * expected:.3g})"
+            for what, count, share in counts
+            if count > share * expected
+        ]
         # Written so that a NaN is over every budget.
-        return [
+        return reasons + [
             f"{value:.4g} {what} (at most {most:g})"
-            for what, value, most in checks
+            for what, value, most in differences
             if not value <= most
         ]
 
@@ -81,7 +117,8 @@ class Parity(BaseModel):
         """One line for a person."""
         return (
             f"{self.matched} detections on {self.images} images: "
-            f"boxes within {self.max_box_px:.2g} px, scores within {self.max_score:.2g}, "
+            f"boxes within {self.max_box_px:.2g} px (median {self.median_box_px:.2g}), "
+            f"scores within {self.max_score:.2g} (median {self.median_score:.2g}), "
             f"{self.missing} missing, {self.extra} extra, {self.class_flips} class flips"
         )
 
@@ -89,8 +126,6 @@ class Parity(BaseModel):
 def compare(
     reference: Sequence[Detections],
     candidate: Sequence[Detections],
-    score: float = 0.3,
-    at_least: int = 10,
     budget: Budget | None = None,
 ) -> Parity:
     """Compares detections image by image.
@@ -98,40 +133,71 @@ def compare(
     Args:
         reference: What must be reproduced.
         candidate: What was found instead.
-        score: Detections from this score on are compared.
-        at_least: As many of the best are compared where fewer reach ``score``, so that a timid
-            model is not passed for want of detections.
-        budget: Its ``score`` is the slack with which a detection at the threshold may fall to
-            either side.
+        budget: Says which detections count. Its ``score`` is also the slack with which a detection
+            at the threshold may fall to either side.
 
     Raises:
         ValueError: Different numbers of images.
     """
     if len(reference) != len(candidate):
         raise ValueError(f"{len(reference)} images against {len(candidate)}")
-    slack = (budget or Budget()).score
-    total = Parity()
-    worst = -1.0
+    budget = budget or Budget()
+    total = Parity(images=len(reference))
+    pixels, scores = [np.zeros(0)], [np.zeros(0)]
+    deviations: list[tuple[float, int, bool]] = []
     for index, (expected, found) in enumerate(zip(reference, candidate, strict=True)):
-        one = _compare_image(expected, found, score, at_least, slack)
-        deviation = one.missing + one.extra + one.class_flips + one.max_box_px + one.max_score
-        if not deviation <= worst:
-            worst, total.worst_image = deviation, index
-        total.images += 1
-        for name in ("matched", "missing", "extra", "class_flips"):
+        one = _compare_image(expected, found, budget)
+        total.detections += int((expected.scores >= budget.threshold).sum())
+        for name in ("matched", "missing", "extra", "class_flips", "not_finite"):
             setattr(total, name, getattr(total, name) + getattr(one, name))
-        # np.maximum hands a NaN on, max() may drop it.
-        total.max_box_px = float(np.maximum(total.max_box_px, one.max_box_px))
-        total.max_score = float(np.maximum(total.max_score, one.max_score))
+        pixels.append(one.box_px)
+        scores.append(one.score)
+        deviations.append((one.deviation(), -index, one.exceeds(budget)))
+    all_pixels, all_scores = np.concatenate(pixels), np.concatenate(scores)
+    if len(all_pixels):
+        total.max_box_px, total.median_box_px = _largest_and_median(all_pixels)
+        total.max_score, total.median_score = _largest_and_median(all_scores)
+    deviations.sort(reverse=True)
+    if deviations:
+        total.worst_image = -deviations[0][1]
+    total.deviating = [-index for _, index, exceeds in deviations if exceeds]
     return total
 
 
-def _compare_image(
-    expected: Detections, found: Detections, score: float, at_least: int, slack: float
-) -> Parity:
-    threshold = score
-    if len(expected) > 0:
-        threshold = min(score, float(expected.scores[min(at_least, len(expected)) - 1]))
+def _largest_and_median(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    return float(values.max()), float(np.median(values))
+
+
+@dataclass
+class _Image:
+    """The comparison of one image; ``box_px`` and ``score`` have one entry per match."""
+
+    matched: int
+    missing: int
+    extra: int
+    class_flips: int
+    not_finite: int
+    box_px: npt.NDArray[np.float64]
+    score: npt.NDArray[np.float64]
+
+    def deviation(self) -> float:
+        """How bad it is, to sort by."""
+        counted = self.missing + self.extra + self.class_flips + self.not_finite
+        return counted + float(self.box_px.max(initial=0.0) + self.score.max(initial=0.0))
+
+    def exceeds(self, budget: Budget) -> bool:
+        """Whether anything on this image is out of the ordinary."""
+        return (
+            self.missing + self.extra + self.class_flips + self.not_finite > 0
+            or float(self.box_px.max(initial=0.0)) > budget.box_px
+            or float(self.score.max(initial=0.0)) > budget.score
+        )
+
+
+def _compare_image(expected: Detections, found: Detections, budget: Budget) -> _Image:
+    threshold, slack = budget.threshold, budget.score
+    if budget.best and len(expected) > 0:
+        threshold = min(threshold, float(expected.scores[min(budget.best, len(expected)) - 1]))
     # Partners are looked for below the threshold too: 0.3001 against 0.2999 is no loss.
     expected = expected.above(threshold - slack)
     finite = np.isfinite(found.scores) & np.isfinite(found.boxes).all(1)
@@ -151,19 +217,17 @@ def _compare_image(
 
     # A pair wholly below the threshold was only a possible partner.
     pairs = [p for p in pairs if max(expected.scores[p[0]], found.scores[p[1]]) >= threshold]
-    result = Parity(
-        images=1,
+    rows, columns = [i for i, _ in pairs], [j for _, j in pairs]
+    gaps = np.abs(expected.boxes[rows].astype(np.float64) - found.boxes[columns])
+    return _Image(
         matched=len(pairs),
         missing=len(rest_e) - len(flips),
-        extra=len(rest_f) - len(flips) + broken,
+        extra=len(rest_f) - len(flips),
         class_flips=len(flips),
+        not_finite=broken,
+        box_px=gaps.max(1, initial=0.0),
+        score=score_gap[rows, columns],
     )
-    if pairs:
-        rows, columns = (list(side) for side in zip(*pairs, strict=True))
-        gaps = np.abs(expected.boxes[rows].astype(np.float64) - found.boxes[columns])
-        result.max_box_px = float(gaps.max())
-        result.max_score = float(score_gap[rows, columns].max())
-    return result
 
 
 def _likeness(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> Matrix:

@@ -1,8 +1,9 @@
-"""Convolutional (or other) backbones: timm's ``features_only`` models, taken by stride."""
+"""Backbones: timm's ``features_only`` models, taken by stride."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from detr.config import BackboneConfig
 from detr.errors import UserError
+from detr.models import swin
 from detr.models.tensors import match_tensors, read_tensors
 
 
@@ -36,6 +38,11 @@ class Backbone(nn.Module):
         self.config = config
         self.body = _create(config)
         self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
+        # Some models' maps come with their channels last.
+        self.channels_last = str(getattr(self.body, "output_fmt", None)).endswith("NHWC")
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(channels) for channels in self.channels if config.map_norm
+        )
         if pretrained and config.pretrained is not None:
             _load(self.body, config)
         self._frozen = self._frozen_modules()
@@ -46,7 +53,17 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """``[B, 3, H, W]`` to ``[B, C_v, H_v, W_v]`` per stride."""
         features: list[Tensor] = self.body(images)
+        if self.norms or self.channels_last:
+            features = [self._finished(i, x) for i, x in enumerate(features)]
         return features
+
+    def _finished(self, index: int, x: Tensor) -> Tensor:
+        """One map, normalised where asked, with its channels second."""
+        if not self.channels_last:
+            x = x.permute(0, 2, 3, 1)
+        if self.norms:
+            x = self.norms[index](x)
+        return x.permute(0, 3, 1, 2)
 
     def train(self, mode: bool = True) -> Backbone:
         """As usual, but frozen parts stay in evaluation mode: fixed statistics, no dropout."""
@@ -85,9 +102,11 @@ def _create(config: BackboneConfig) -> Any:
         raise UserError(
             "backbone-unknown", f"backbone.name: timm has no model {config.name!r}{hint}"
         )
+    windowed = timm.model_entrypoint(config.name).__module__ == swin.MODULE
+    options = {**(swin.OPTIONS if windowed else {}), **config.options}
     try:
         with torch.device("meta"):
-            scout: Any = timm.create_model(config.name, features_only=True, **config.options)
+            scout: Any = timm.create_model(config.name, features_only=True, **options)
         strides: list[int] = scout.feature_info.reduction()
         missing = [s for s in config.strides if s not in strides]
         if missing:
@@ -98,14 +117,17 @@ def _create(config: BackboneConfig) -> Any:
             )
         # Of several maps of one stride the last is the deepest.
         indices = [len(strides) - 1 - strides[::-1].index(s) for s in config.strides]
-        return timm.create_model(
-            config.name, features_only=True, out_indices=indices, **config.options
+        body: Any = timm.create_model(
+            config.name, features_only=True, out_indices=indices, **options
         )
     except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             "backbone-options", f"backbone.options: timm refuses {config.name} with them: {line}"
         ) from error
+    if windowed:
+        swin.take_any_canvas(body)
+    return body
 
 
 def _load(body: Any, config: BackboneConfig) -> None:
@@ -125,5 +147,8 @@ def _load(body: Any, config: BackboneConfig) -> None:
         tensors, place = source.state_dict(), config.pretrained
     else:
         tensors, place = read_tensors(Path(config.pretrained)), config.pretrained
+    # A classifier calls stages.0 what a features-only model calls stages_0.
+    flat = {re.sub(r"^([a-z]+)\.(\d+)\.", r"\1_\2.", name): x for name, x in tensors.items()}
+    tensors = {**tensors, **flat}
     # A file of a whole classifier has more (its head, unused stages), never less.
     match_tensors(body, tensors, place, surplus_allowed=True)

@@ -5,17 +5,46 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from pydantic import BaseModel
 
 from detr.cli_support import Group, emit, json_option
 from detr.data.cli import parse_size
+from detr.errors import UserError
 from detr.model_info import read_model_info
+from detr.models.checkpoint import load_model, save_model
 from detr.models.describe import describe as describe_config
+from detr.models.describe import parameters
+from detr.models.extract import extract_layers
 from detr.models.presets import preset
+
+
+class ExtractReport(BaseModel):
+    """What ``detr model extract`` did.
+
+    Attributes:
+        source, out: Where from and where to.
+        encoder, decoder: The layers kept.
+        parameters: Number of parameters of what was written.
+    """
+
+    source: str
+    out: str
+    encoder: list[int]
+    decoder: list[int]
+    parameters: int
+
+    def text(self) -> str:
+        """One line for the terminal."""
+        kept = [",".join(map(str, x)) or "none" for x in (self.encoder, self.decoder)]
+        return (
+            f"{self.out}: encoder layers {kept[0]}, decoder layers {kept[1]} of {self.source}, "
+            f"{self.parameters / 1e6:.2f} M parameters"
+        )
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 def model() -> None:
-    """Look at detectors."""
+    """Look at detectors and cut them down."""
 
 
 @model.command()
@@ -38,3 +67,52 @@ def describe(name: str, size: str, classes: int, timed: bool, as_json: bool) -> 
         config = preset(name, classes)
     found = describe_config(config, name, canvas, timed)
     emit(found, as_json, found.text())
+
+
+@model.command()
+@click.argument("teacher", type=click.Path(path_type=Path))
+@click.option("--encoder", help="Encoder layers kept, from 0, such as 0,2,5; none keeps none.")
+@click.option("--decoder", help="Decoder layers kept, such as 0,5.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="X.safetensors.")
+@json_option
+def extract(
+    teacher: Path, encoder: str | None, decoder: str | None, out: Path, as_json: bool
+) -> None:
+    """Write a checkpoint of some of a checkpoint's layers, all other weights kept.
+
+    TEACHER is a .safetensors file or a run directory. Layers are named in ascending order; a part
+    whose option is left out keeps all of its layers.
+
+    Example: detr model extract runs/teacher --encoder 0,2,5 --decoder 0,5 --out student.safetensors
+    """
+    source, info = load_model(teacher)
+    layers = {"encoder": _layers(encoder, "encoder"), "decoder": _layers(decoder, "decoder")}
+    student = extract_layers(source, **layers)
+    kept = {
+        part: list(range(getattr(info.detector, f"{part}_layers"))) if chosen is None else chosen
+        for part, chosen in layers.items()
+    }
+    # What was measured was measured with all layers.
+    facts = {k: v for k, v in info.provenance.items() if k not in ("ap", "ap50")}
+    facts["extracted"] = {"from": str(teacher), **kept}
+    save_model(
+        out, student, info.model_copy(update={"detector": student.config, "provenance": facts})
+    )
+    report = ExtractReport(
+        source=str(teacher), out=str(out), parameters=parameters(student)["total"], **kept
+    )
+    emit(report, as_json, report.text())
+
+
+def _layers(text: str | None, part: str) -> list[int] | None:
+    """``0,2,5`` as numbers; ``none`` is none, no text is ``None``."""
+    if text is None:
+        return None
+    if text == "none":
+        return []
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise UserError(
+            "extract-layer-map", f"--{part} {text!r}: expected numbers such as 0,2,5, or none"
+        ) from error

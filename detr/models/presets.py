@@ -121,9 +121,6 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
     dilated = family.endswith("-dc5")
     timm_name, weights = BACKBONES[short]
     options: dict[str, Any] = {"output_stride": 16} if dilated else {}
-    if short.startswith("swin"):
-        # Windows of any canvas size; timm otherwise insists on the size it was trained at.
-        options["strict_img_size"] = False
     strides: tuple[int, ...] = (8, 16, 32)
     if changes.get("levels") == 1:
         strides = (16,) if dilated else (32,)
@@ -135,5 +132,6 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
         norm="frozen" if pretrained else "train",
         pretrained=weights if pretrained else None,
         options=options,
+        map_norm=short.startswith("swin"),
     )
     return DetectorConfig(num_classes=num_classes, backbone=backbone, **changes)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench.clocks import Clocks
 from bench.coco_ap import ClassAp, CocoAp
-from bench.environment import Clocks, Environment, judge, read_machine
+from bench.environment import Environment, judge, read_machine
 from bench.kitti_ap import KittiAp, KittiClassAp, KittiLevel
 from bench.latency import Latency, Timing
 from bench.report import Example, Picture, Report, Row

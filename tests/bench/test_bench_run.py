@@ -131,3 +131,45 @@ def test_names_take_as_much_of_the_path_as_they_need() -> None:
     ]
     mixed = [Path("runs/s.bundle"), Path("runs/s"), Path("runs/t/model.safetensors")]
     assert bench_run.model_names(mixed) == ["s.bundle", "s", "t"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "status", "said"),
+    [
+        (["--budget-ms", "60000", "--min-ap", "0.6"], 0, ""),
+        (["--budget-ms", "0.001"], 3, "at most 0.001 ms"),
+        (["--min-ap", "0.9"], 3, "student: AP 0.7000 (at least 0.9)"),
+    ],
+)
+def test_a_missed_budget_is_status_3_and_the_report_is_there(
+    engines: dict[str, Any],
+    bright_cars: Path,
+    tmp_path: Path,
+    budget: list[str],
+    status: int,
+    said: str,
+) -> None:
+    command = ["run", *map(str, models(engines)), "--data", f"kitti:{bright_cars}:val"]
+    command += ["--iterations", "2", "--out", str(tmp_path / "out"), *budget]
+    run = invoke(command)
+    assert run.exit_code == status
+    assert said in run.stderr
+    report = Report.model_validate_json((tmp_path / "out/report.json").read_text())
+    assert bool(report.misses()) == (status == 3)
+    assert budget[0] in report.commands[0]
+    if status:
+        assert run.stderr.splitlines()[-1].startswith("error[bench-budget]")
+        assert "teacher: AP" not in run.stderr
+
+
+def invoke(command: list[str]) -> Any:
+    return CliRunner().invoke(main, command)
+
+
+def test_rows_carry_what_repeating_them_takes(engines: dict[str, Any], bright_cars: Path) -> None:
+    report = bench_run.run(models(engines)[:1], f"kitti:{bright_cars}:val", iterations=4)
+    row = report.rows[0]
+    assert len(row.latency.samples_ms) == row.latency.count == 4
+    assert max(row.latency.samples_ms) >= row.latency.end_to_end.p50_ms
+    assert row.environment.drift is not None and row.environment.drift.readings >= 1
+    assert row.latency.images == 4

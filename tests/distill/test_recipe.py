@@ -59,6 +59,17 @@ def test_mistakes_name_file_and_line(
     assert "\n" not in caught.value.message
 
 
+def test_off_is_a_word_and_true_is_not(tmp_path: Path) -> None:
+    text = MINIMAL + "amp: off\nteacher: t\ninherit: true\nmethods: [{qskd: {predictions: off}}]\n"
+    recipe = load_recipe(
+        write(tmp_path, text), ["methods.0.qskd.features=False", "tensorboard=true"]
+    )
+    assert recipe.amp == "off" and recipe.inherit is not None and recipe.tensorboard is True
+    assert recipe.methods == ({"qskd": {"predictions": "off", "features": False}},)
+    again = load_recipe(write(tmp_path, recipe.to_yaml()))
+    assert again == recipe
+
+
 def test_overrides_reach_nested_keys_and_lists(tmp_path: Path) -> None:
     text = MINIMAL + "teacher: t\nmethods:\n  - clockdistill: {alpha: 1.0}\n"
     recipe = load_recipe(

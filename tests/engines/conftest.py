@@ -17,14 +17,16 @@ from detr.files import sha256
 from detr.model_info import ModelInfo
 from detr.types import Detections
 from engines.bundle import GOLDEN, MODEL, SIDECAR, BundleInfo, Golden, Source
-from engines.msda_function import HeadShape, make_node, set_lowering
+from engines.msda_function import HeadShape, Lowering, make_node, set_lowering
 
 SIZE = (32, 48)
 SHAPES = ((4, 6), (2, 3))
 HEADS, CHANNELS, POINTS, QUERIES = 2, 4, 3, 5
 
 
-def toy_model(batch: int | Literal["dynamic"]) -> onnx.ModelProto:
+def toy_model(
+    batch: int | Literal["dynamic"], lowering: Lowering = "gridsample"
+) -> onnx.ModelProto:
     """Two attentions in a row over pooled pixels; boxes and scores follow from the second.
 
     The first attention's output moves the second's locations, and one value (the tokens) is used on
@@ -114,7 +116,7 @@ def toy_model(batch: int | Literal["dynamic"]) -> onnx.ModelProto:
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    set_lowering(model, HeadShape(HEADS, CHANNELS, POINTS), "gridsample")
+    set_lowering(model, HeadShape(HEADS, CHANNELS, POINTS), lowering)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -129,7 +131,9 @@ def toy_bundle(tmp_path: Path) -> MakeBundle:
     def make(batch: int | Literal["dynamic"] = "dynamic", **changes: Any) -> Path:
         folder = tmp_path / "toy.bundle"
         folder.mkdir()
-        onnx.save_model(toy_model(batch), str(folder / MODEL))
+        onnx.save_model(
+            toy_model(batch, changes.get("lowering", "gridsample")), str(folder / MODEL)
+        )
         image = np.zeros((20, 30, 3), np.uint8)
         nothing = Detections(
             np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)

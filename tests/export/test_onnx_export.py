@@ -105,7 +105,7 @@ def test_engines_find_what_torch_finds(bundle: tuple[Bundle, Path], name: str) -
         found: list[Detections] = []
         for start in range(0, 3, size):
             found += engine(images[start : start + size])
-        parity = compare(expected, found, at_least=20)
+        parity = compare(expected, found, Budget(best=20))
         # Tighter than the budget: these are equal computations on equal numbers.
         assert parity.over(Budget(box_px=0.02, score=1e-5)) == []
         assert parity.matched >= 30

@@ -50,6 +50,7 @@ def test_order_of_equal_scores_does_not_matter() -> None:
         (found(shifted(CAR, 40), VAN, TRAM), "missing", 1),
         (found(CAR, CAR, VAN, TRAM), "extra", 1),
         (found((0.9, 0, (np.nan, 0, 5, 5)), VAN, TRAM), "missing", 1),
+        (found((0.9, 0, (np.nan, 0, 5, 5)), VAN, TRAM), "not_finite", 1),
     ],
 )
 def test_each_kind_of_difference(candidate: Detections, figure: str, value: float) -> None:
@@ -89,4 +90,4 @@ def test_boxes_without_area_match_by_place() -> None:
 
 def test_not_a_number_is_over_budget() -> None:
     broken = found((np.nan, 0, CAR[2]), VAN, TRAM)
-    assert compare([ALL], [broken]).over(Budget(extra=0))
+    assert compare([ALL], [broken]).over(Budget(missing=1.0))

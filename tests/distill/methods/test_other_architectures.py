@@ -10,7 +10,7 @@ import torch
 from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig, OneToManyConfig
 from detr.errors import UserError
 from detr.models import Detector, GroupOutput, QueryGroup, Target, build_detector
-from distill.inherit import inherit
+from detr.models.inherit import inherit
 from distill.methods import build_methods
 from distill.methods.d3etr import _predictions
 from distill.methods.points import TargetAware

@@ -11,7 +11,7 @@ import torch
 from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig
 from detr.errors import UserError
 from detr.models import Detector, build_detector
-from distill.inherit import inherit, spread
+from detr.models.inherit import inherit, spread
 
 
 def detector(seed: int, **changes: Any) -> Detector:

@@ -1,0 +1,158 @@
+"""OpenVINO: its dense layers around our attention kernel, or around the body in the file.
+
+OpenVINO's ONNX reader lets a Python class stand for an operator it does not know. The class hands
+the tensors' own memory to the kernel of :mod:`detr.msda`, so an attention costs what the kernel
+costs. Openvino is imported on use: it is an extra.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+
+from detr import msda
+from detr.data.preprocess import Inputs
+from detr.errors import UserError
+from engines.base import Engine, RawDetections
+from engines.bundle import OUTPUTS, Bundle
+from engines.msda_function import DOMAIN, OP_TYPE
+
+
+class OpenVinoEngine(Engine):
+    """A bundle in OpenVINO.
+
+    Args:
+        bundle: What to run.
+        threads: Threads of OpenVINO's operators and of the kernel; all cores by default.
+        device: As OpenVINO names it. The kernel runs on ``CPU``; other devices get the body.
+
+    Raises:
+        UserError: ``runtime-missing`` without openvino, ``openvino-device`` where this machine has
+            no such device.
+    """
+
+    name = "openvino"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None, device: str = "CPU") -> None:
+        openvino = _openvino()
+        self.info = bundle.info.model
+        self.artefact = bundle.model
+        self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
+        core = openvino.Core()
+        if device.split(".")[0] not in {name.split(".")[0] for name in core.available_devices}:
+            raise UserError(
+                "openvino-device",
+                f"engine openvino:{device}: no such device here, only "
+                f"{', '.join(core.available_devices)}",
+            )
+        model = onnx.load(str(bundle.model))
+        if device == "CPU" and msda.native_available():
+            attention = f"kernel {msda.instruction_set()}"
+            del model.functions[:]
+            core.add_extension(_conversion(threads))
+        else:
+            # The reader knows no functions of a model's own.
+            attention = f"{bundle.info.lowering} body"
+            model = onnx.inliner.inline_local_functions(model)
+        self.versions = {"openvino": openvino.get_version(), "attention": attention}
+        graph = core.read_model(model.SerializeToString())
+        self._request = core.compile_model(
+            graph, device, _settings(device, threads)
+        ).create_infer_request()
+
+    def _infer(self, inputs: Inputs) -> RawDetections:
+        feed = {
+            "images": np.ascontiguousarray(inputs.images),
+            "valid_sizes": inputs.valid_sizes,
+            "original_sizes": inputs.original_sizes,
+        }
+        found = self._request.infer(feed, share_inputs=True)
+        return RawDetections(*(found[name] for name in OUTPUTS))
+
+
+def _settings(device: str, threads: int | None) -> dict[str, Any]:
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if device == "CPU":
+        # The file says in which precision to compute; by itself OpenVINO takes bfloat16 where the
+        # processor has it. Threads tied to one core would hand the tie on to the kernel's own.
+        settings |= {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+    return settings
+
+
+@cache
+def _openvino() -> ModuleType:
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "runtime-missing",
+            "engine openvino: OpenVINO is not installed; install it with: "
+            'pip install "detr-distillery[openvino]"',
+        ) from error
+    return openvino
+
+
+def _conversion(threads: int | None) -> Any:
+    """Tells OpenVINO's reader to build our operator from each ``detr::MSDeformAttn``."""
+    from openvino.frontend.onnx import ConversionExtension
+
+    operator = _operator()
+
+    def convert(node: Any) -> Any:
+        flat = [int(size) for size in node.get_attribute("spatial_shapes")]
+        shapes = tuple(zip(flat[::2], flat[1::2], strict=True))
+        return operator([node.get_input(i) for i in range(3)], shapes, threads).outputs()
+
+    return ConversionExtension(OP_TYPE, DOMAIN, convert)
+
+
+@cache
+def _operator() -> Any:
+    """The operator's class; made here because its base comes with openvino."""
+    openvino = _openvino()
+
+    class MSDeformAttn(openvino.Op):  # type: ignore[name-defined, misc]
+        """Deformable attention of value, locations and weights, see :func:`detr.msda.forward`."""
+
+        def __init__(
+            self, inputs: Any, shapes: tuple[tuple[int, int], ...], threads: int | None
+        ) -> None:
+            super().__init__(self)
+            self.shapes, self.threads = shapes, threads
+            self.set_arguments(inputs)
+            self.constructor_validate_and_infer_types()
+
+        def validate_and_infer_types(self) -> None:
+            value, locations = (self.get_input_partial_shape(i) for i in (0, 1))
+            width = value[2].get_length() * value[3].get_length()
+            self.set_output_type(
+                0,
+                self.get_input_element_type(0),
+                openvino.PartialShape([locations[0], locations[1], openvino.Dimension(width)]),
+            )
+
+        def clone_with_new_inputs(self, new_inputs: Any) -> Any:
+            return MSDeformAttn(new_inputs, self.shapes, self.threads)
+
+        def visit_attributes(self, visitor: Any) -> bool:
+            flat = [size for shape in self.shapes for size in shape]
+            visitor.on_attributes({"spatial_shapes": flat})
+            return True
+
+        def has_evaluate(self) -> bool:
+            return True
+
+        def evaluate(self, outputs: Any, inputs: Any) -> bool:
+            value, locations, weights = (tensor.data for tensor in inputs)
+            outputs[0].shape = (*locations.shape[:2], value.shape[2] * value.shape[3])
+            msda.forward(value, self.shapes, locations, weights, outputs[0].data, self.threads)
+            return True
+
+    return MSDeformAttn

@@ -1,0 +1,134 @@
+"""The two TensorRT runtimes, and everything in which they differ for us.
+
+Their Python API is the same but for what this table says: TensorRT builds for the GPU it runs on
+and takes plugins; TensorRT-RTX builds for compute capabilities given by number, also on a machine
+without a GPU, and compiles the last step on the target.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from detr.errors import UserError
+from engines.msda_function import Lowering
+
+BackendName = Literal["tensorrt", "tensorrt-rtx"]
+BuildLowering = Literal["plugin"] | Lowering
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One of the runtimes.
+
+    Attributes:
+        name: As ``open_engine`` takes it.
+        module: Python module of the runtime.
+        extra: Our extra that installs it.
+        minimum: Oldest release that reads the graphs we write.
+        lowering: How deformable attention is computed unless asked otherwise.
+        plugins: Whether it takes our quick plugin.
+        names_targets: Whether it builds for compute capabilities by number and without a GPU; the
+            other one builds for the GPU of the machine.
+        timing_cache: Whether measured tactics can be kept for the next build.
+        compatibility: Whether it builds engines for other releases and for other architectures.
+    """
+
+    name: BackendName
+    module: str
+    extra: str
+    minimum: tuple[int, int]
+    lowering: BuildLowering
+    plugins: bool
+    names_targets: bool
+    timing_cache: bool
+    compatibility: bool
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            "tensorrt",
+            module="tensorrt",
+            extra="trt",
+            minimum=(10, 13),
+            lowering="plugin",
+            plugins=True,
+            names_targets=False,
+            timing_cache=True,
+            compatibility=True,
+        ),
+        Backend(
+            "tensorrt-rtx",
+            module="tensorrt_rtx",
+            extra="rtx",
+            minimum=(1, 7),
+            lowering="gather",
+            plugins=False,
+            names_targets=True,
+            timing_cache=False,
+            compatibility=False,
+        ),
+    )
+}
+
+
+def load(backend: Backend) -> Any:
+    """Imports the runtime's module.
+
+    Raises:
+        UserError: ``tensorrt-missing`` or ``tensorrt-version``.
+    """
+    try:
+        trt = importlib.import_module(backend.module)
+    except (ImportError, OSError) as reason:
+        raise UserError(
+            "tensorrt-missing",
+            f"engine {backend.name} needs {backend.module}: "
+            f"pip install 'detr-distillery[{backend.extra}]' ({reason})",
+        ) from reason
+    if release(trt.__version__)[:2] < backend.minimum:
+        oldest = ".".join(str(part) for part in backend.minimum)
+        raise UserError(
+            "tensorrt-version",
+            f"engine {backend.name}: {backend.module} {trt.__version__} is too old, it must be "
+            f"{oldest} or newer: pip install -U 'detr-distillery[{backend.extra}]'",
+        )
+    return trt
+
+
+def release(version: str) -> tuple[int, int, int]:
+    """Major, minor and patch of a version such as ``10.16.1.11``."""
+    numbers = [int(part) for part in version.split(".")[:3] if part.isdigit()]
+    major, minor, patch = (numbers + [0, 0, 0])[:3]
+    return major, minor, patch
+
+
+def check_targets(trt: Any, capabilities: tuple[int, ...]) -> None:
+    """Refuses GPUs that TensorRT-RTX cannot build for.
+
+    Raises:
+        UserError: ``compute-capability``.
+    """
+    known = sorted(int(name[2:]) for name in dir(trt.ComputeCapability) if name.startswith("SM"))
+    unknown = sorted(set(capabilities) - set(known))
+    if unknown:
+        raise UserError(
+            "compute-capability",
+            f"tensorrt-rtx {trt.__version__} does not build for compute capability {unknown[0]}; "
+            f"it does for {', '.join(map(str, known))}",
+        )
+
+
+def set_targets(trt: Any, config: Any, capabilities: tuple[int, ...]) -> None:
+    """Tells a TensorRT-RTX builder which GPUs the engine is for."""
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), index)
+
+
+def capturable(backend: Backend, context: Any, stream: int) -> bool:
+    """Whether a context's work can be recorded in a CUDA graph; TensorRT-RTX may still compile."""
+    return backend.name != "tensorrt-rtx" or bool(context.is_stream_capturable(stream))

@@ -1,0 +1,324 @@
+"""From a bundle to a TensorRT engine with its evidence, for both runtimes.
+
+``BUNDLE/engines/BACKEND-ARCHITECTURE-PRECISION/`` gets ``model.engine``, ``evidence.json``,
+``build.log`` and ``layers.json``. Networks are strongly typed: precision is what the graph says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from detr.cli_support import progress
+from detr.errors import UserError
+from detr.files import sha256, write_atomic
+from engines.bundle import MODEL, Bundle
+from engines.evidence import Evidence
+from engines.trt.backend import Backend, BuildLowering, check_targets, load, set_targets
+from engines.trt.cuda import compute_capability
+from engines.trt.layers import LayerReport, network_layers, with_engine
+from engines.trt.log import Log, Progress, make_logger, make_monitor
+from engines.trt.lowering import lowered_model
+
+ENGINE = "model.engine"
+BUILD_LOG = "build.log"
+LAYERS = "layers.json"
+
+_MEMORY = re.compile(r"Total (Activation|Weights) Memory: (\d+)")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is built.
+
+    Attributes:
+        lowering: Of deformable attention; the backend's own choice where ``None``.
+        compute_capabilities: GPUs it is for (86, 89); this machine's where empty.
+        timing_cache: File of measured tactics, read and written back.
+        version_compatible: Whether it shall run in other releases of the same major version.
+        hardware_compatible: Whether it shall run on any GPU from Ampere on.
+        profile_batch: Smallest, usual and largest batch of a dynamic graph.
+    """
+
+    lowering: BuildLowering | None = None
+    compute_capabilities: tuple[int, ...] = ()
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    profile_batch: tuple[int, int, int] = (1, 1, 4)
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine on disk.
+
+    Attributes:
+        folder: Where it lies.
+        evidence: What was written beside it.
+        layers: Its layer report.
+    """
+
+    folder: Path
+    evidence: Evidence
+    layers: LayerReport
+
+
+def build_engine(
+    bundle: Bundle,
+    backend: Backend,
+    options: BuildOptions = BuildOptions(),
+) -> BuiltEngine:
+    """Builds a bundle's engine and writes it into the bundle, in place of one of the same name.
+
+    Its evidence says ``unverified``: whether it answers rightly is for the parity gate to find out.
+
+    Raises:
+        UserError: ``tensorrt-missing``, ``tensorrt-version``, ``tensorrt-parse``,
+            ``tensorrt-build``, ``engine-option`` (an option this backend lacks),
+            ``compute-capability``, ``timing-cache``.
+    """
+    _check_options(backend, options)
+    trt = load(backend)
+    capabilities = _targets(backend, options)
+    if backend.names_targets:
+        check_targets(trt, capabilities)
+    lowering = options.lowering or backend.lowering
+    folder = engine_folder(bundle, backend, capabilities, options.hardware_compatible)
+    log = Log()
+    start = time.perf_counter()
+    try:
+        build = _Build(trt, backend, options, log, bundle)
+        data = build.run(lowering, capabilities)
+    finally:
+        # Also of a build that failed: it says why.
+        write_atomic(folder / BUILD_LOG, log.text())
+    seconds = time.perf_counter() - start
+    write_atomic(folder / ENGINE, data)
+    layers = _opened(trt, build, data)
+    write_atomic(folder / LAYERS, layers.model_dump_json(indent=1) + "\n")
+    evidence = Evidence(
+        artefact=ENGINE,
+        sha256=sha256(folder / ENGINE),
+        bundle_sha256=bundle.info.files[MODEL],
+        backend=backend.name,
+        build={
+            "version": trt.__version__,
+            "compute_capabilities": list(capabilities),
+            "precision": bundle.info.precision,
+            "lowering": lowering,
+            "plugin_sha256": plugin_hash() if lowering == "plugin" else None,
+            "version_compatible": options.version_compatible,
+            "hardware_compatible": options.hardware_compatible,
+            "batch": list(build.batch),
+            "seconds": round(seconds, 1),
+            "bytes": len(data),
+            "memory_bytes": {kind.lower(): int(size) for kind, size in _MEMORY.findall(log.text())},
+            "layers": {"source": layers.source, "count": len(layers.layers)},
+        },
+    )
+    evidence.write(folder)
+    return BuiltEngine(folder, evidence, layers)
+
+
+def engine_folder(
+    bundle: Bundle,
+    backend: Backend,
+    capabilities: tuple[int, ...],
+    hardware_compatible: bool = False,
+) -> Path:
+    """Where the engine of a bundle for some GPUs lies."""
+    architecture = "ampere-plus" if hardware_compatible else ""
+    architecture = architecture or "sm" + "-".join(str(c) for c in capabilities)
+    return bundle.path / "engines" / f"{backend.name}-{architecture}-{bundle.info.precision}"
+
+
+def plugin_hash() -> str:
+    """Hash of the plugin's device code and of the code that launches it."""
+    from detr.msda import cuda_source
+    from engines import msda_plugin
+
+    digest = hashlib.sha256()
+    for path in (cuda_source.HEADER, Path(cuda_source.__file__), Path(msda_plugin.__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _check_options(backend: Backend, options: BuildOptions) -> None:
+    """Refuses what a backend cannot do.
+
+    Raises:
+        UserError: ``engine-option``.
+    """
+    faults = {
+        f"--lowering plugin: {backend.name} takes no plugins of ours; take --lowering gather": (
+            options.lowering == "plugin" and not backend.plugins
+        ),
+        f"--compute-capability: {backend.name} builds for the GPU it runs on; leave it out, or "
+        "take --backend tensorrt-rtx": (
+            bool(options.compute_capabilities) and not backend.names_targets
+        ),
+        f"--timing-cache: {backend.name} measures no tactics when it builds; leave it out": (
+            options.timing_cache is not None and not backend.timing_cache
+        ),
+        f"--version-compatible: {backend.name} engines run in the release that built them only": (
+            options.version_compatible and not backend.compatibility
+        ),
+        f"--hardware-compatible: {backend.name} engines are for the GPUs of --compute-capability, "
+        "which may be several": (options.hardware_compatible and not backend.compatibility),
+    }
+    for message, wrong in faults.items():
+        if wrong:
+            raise UserError("engine-option", message)
+
+
+def _targets(backend: Backend, options: BuildOptions) -> tuple[int, ...]:
+    """The compute capabilities to build for.
+
+    Raises:
+        UserError: ``device-missing``.
+    """
+    if options.compute_capabilities:
+        return tuple(sorted(set(options.compute_capabilities)))
+    here = compute_capability()
+    if here is None:
+        raise UserError(
+            "device-missing",
+            "no CUDA device here: name the target's compute capability, such as "
+            "--compute-capability 86,89"
+            if backend.names_targets
+            else "no CUDA device here, and tensorrt builds on the target only; "
+            "--backend tensorrt-rtx --compute-capability 86,89 builds here",
+        )
+    return (here,)
+
+
+class _Build:
+    """One run of a builder; it holds what must live until the engine is serialised."""
+
+    def __init__(
+        self, trt: Any, backend: Backend, options: BuildOptions, log: Log, bundle: Bundle
+    ) -> None:
+        self.trt, self.backend, self.options = trt, backend, options
+        self.log, self.bundle = log, bundle
+        self.logger = make_logger(trt, log)
+        self.batch = _batch(bundle, options)
+        self.layers: LayerReport | None = None
+
+    def run(self, lowering: BuildLowering, capabilities: tuple[int, ...]) -> bytes:
+        trt = self.trt
+        builder = trt.Builder(self.logger)
+        network = builder.create_network(self._network_flags(lowering))
+        model = lowered_model(self.bundle, lowering)
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            progress(iter(()), f"build {self.backend.name}", 100) as bar,
+        ):
+            bar.set_postfix_str("parsing the graph")
+            # A file, with the weights beside it: no message of protobuf's is larger than 2 GiB.
+            path = Path(scratch) / MODEL
+            onnx.save_model(model, str(path), save_as_external_data=True, location=f"{MODEL}.data")
+            parser = trt.OnnxParser(network, self.logger)
+            if not parser.parse_from_file(str(path)):
+                raise self._parse_error(parser)
+            self.layers = network_layers(network)
+            config = builder.create_builder_config()
+            keep = self._configure(builder, network, config, capabilities)
+            watch = Progress(bar)
+            config.progress_monitor = make_monitor(trt, watch)
+            plan = builder.build_serialized_network(network, config)
+            if watch.interrupted:
+                raise KeyboardInterrupt
+        if plan is None:
+            last = self.log.errors[-1] if self.log.errors else "no reason given"
+            raise UserError(
+                "tensorrt-build",
+                f"{self.bundle.path}: {self.backend.name} {trt.__version__} built no engine: "
+                f"{last}; more in {BUILD_LOG}",
+            )
+        keep(config)
+        return bytes(plan)
+
+    def _network_flags(self, lowering: BuildLowering) -> int:
+        flags = 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        if lowering == "plugin":
+            from engines import msda_plugin
+
+            msda_plugin.register()
+            flags |= msda_plugin.network_flags(self.trt)
+        return flags
+
+    def _parse_error(self, parser: Any) -> UserError:
+        first = parser.get_error(0)
+        return UserError(
+            "tensorrt-parse",
+            f"{self.bundle.model}: {self.backend.name} {self.trt.__version__} does not take node "
+            f"{first.node_name() or first.node()} ({first.node_operator()}): {first.desc()}",
+        )
+
+    def _configure(
+        self, builder: Any, network: Any, config: Any, capabilities: tuple[int, ...]
+    ) -> Callable[[Any], None]:
+        """Sets everything that is not precision; returns what is to be done after the build."""
+        trt, options = self.trt, self.options
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        # FP32 shall be FP32, as in every other runtime; who wants speed takes FP16.
+        config.clear_flag(trt.BuilderFlag.TF32)
+        if self.backend.names_targets:
+            set_targets(trt, config, capabilities)
+        if options.version_compatible:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        if options.hardware_compatible:
+            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        if self.bundle.info.batch == "dynamic":
+            profile = builder.create_optimization_profile()
+            for index in range(network.num_inputs):
+                tensor = network.get_input(index)
+                rest = tuple(tensor.shape)[1:]
+                profile.set_shape(tensor.name, *((size, *rest) for size in self.batch))
+            config.add_optimization_profile(profile)
+        if options.timing_cache is None:
+            return lambda config: None
+        path = options.timing_cache
+        try:
+            old = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise UserError("timing-cache", f"{path}: {error.strerror or error}") from error
+        # One of another release or GPU is not taken over; the build then measures anew.
+        config.set_timing_cache(config.create_timing_cache(old), False)
+        return lambda config: write_atomic(path, bytes(config.get_timing_cache().serialize()))
+
+
+def _batch(bundle: Bundle, options: BuildOptions) -> tuple[int, int, int]:
+    """Smallest, usual and largest batch.
+
+    Raises:
+        UserError: ``option-batch``.
+    """
+    if bundle.info.batch != "dynamic":
+        return (bundle.info.batch,) * 3
+    low, usual, high = options.profile_batch
+    if not 1 <= low <= usual <= high:
+        raise UserError(
+            "option-batch",
+            f"--profile-batch {low},{usual},{high}: smallest, usual and largest batch, ascending",
+        )
+    return options.profile_batch
+
+
+def _opened(trt: Any, build: _Build, data: bytes) -> LayerReport:
+    """The layer report, from the engine where there is a GPU to open it on."""
+    assert build.layers is not None
+    if compute_capability() is None:
+        return build.layers
+    runtime = trt.Runtime(build.logger)
+    runtime.engine_host_code_allowed = build.options.version_compatible
+    engine = runtime.deserialize_cuda_engine(data)
+    return build.layers if engine is None else with_engine(build.layers, trt, engine)

@@ -1,0 +1,126 @@
+"""Which of a bundle's engines may run here. Everything is decided before one is opened.
+
+An engine contains machine code for one architecture and one release of TensorRT; one that does not
+fit gives an obscure message at best. Its evidence says what it was built for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detr.errors import UserError
+from engines.bundle import MODEL, Bundle
+from engines.evidence import EVIDENCE, Evidence, read_evidence
+from engines.trt.backend import Backend, release
+
+# First capability of the generation that hardware-compatible engines are built for.
+_AMPERE = 80
+
+
+@dataclass(frozen=True)
+class Here:
+    """What this machine offers an engine.
+
+    Attributes:
+        version: Of the runtime.
+        capability: Of the GPU, 86 for 8.6.
+        plugin_sha256: Hash of our plugin's code.
+    """
+
+    version: str
+    capability: int
+    plugin_sha256: str
+
+
+def find_engine(
+    bundle: Bundle, backend: Backend, here: Here, allow_rejected: bool = False
+) -> tuple[Path, Evidence]:
+    """The folder of the bundle's engine for this machine, and its evidence.
+
+    Args:
+        bundle: Where to look.
+        backend: Whose engine.
+        here: What it must fit.
+        allow_rejected: Whether one the parity gate rejected will do; for judging it again.
+
+    Raises:
+        UserError: ``engine-not-built``, or why none of those there fits: ``engine-stale``,
+            ``engine-version``, ``engine-architecture``, ``engine-plugin``, ``engine-rejected``.
+    """
+    command = rebuild_command(bundle, backend, here.capability)
+    refusal: UserError | None = None
+    for path in sorted(bundle.path.glob(f"engines/*/{EVIDENCE}")):
+        evidence = read_evidence(path.parent)
+        if evidence.backend != backend.name:
+            continue
+        found = _refusal(bundle, evidence, here, backend, path.parent, command)
+        if found is None and evidence.status == "rejected" and not allow_rejected:
+            found = UserError(
+                "engine-rejected",
+                f"{path.parent}: the parity gate rejected it ({'; '.join(evidence.reasons)}); "
+                f"{_way_out(evidence)}",
+            )
+        if found is None:
+            return path.parent, evidence
+        refusal = refusal or found
+    if refusal is not None:
+        raise refusal
+    raise UserError(
+        "engine-not-built", f"{bundle.path}: no {backend.name} engine in it; build one: {command}"
+    )
+
+
+def rebuild_command(bundle: Bundle, backend: Backend, capability: int) -> str:
+    """What to type for an engine that fits here."""
+    command = f"detr export trt {bundle.path} --backend {backend.name}"
+    return command + (f" --compute-capability {capability}" if backend.names_targets else "")
+
+
+def _refusal(
+    bundle: Bundle, evidence: Evidence, here: Here, backend: Backend, folder: Path, command: str
+) -> UserError | None:
+    build = evidence.build
+    built_with, capabilities = str(build.get("version")), build.get("compute_capabilities", [])
+    if evidence.bundle_sha256 != bundle.info.files[MODEL]:
+        return UserError(
+            "engine-stale",
+            f"{folder}: built from another graph than the bundle's; build it again: {command}",
+        )
+    if not _version_fits(build, here.version):
+        return UserError(
+            "engine-version",
+            f"{folder}: built with {backend.name} {built_with}, this is {here.version}; build it "
+            f"again: {command}",
+        )
+    fits = here.capability in capabilities or (
+        bool(build.get("hardware_compatible")) and here.capability >= _AMPERE
+    )
+    if not fits:
+        return UserError(
+            "engine-architecture",
+            f"{folder}: built for compute capability {', '.join(map(str, capabilities))}, this "
+            f"GPU has {here.capability}; build it again: {command}",
+        )
+    if build.get("lowering") == "plugin" and build.get("plugin_sha256") != here.plugin_sha256:
+        return UserError(
+            "engine-plugin",
+            f"{folder}: contains another version of our deformable-attention plugin; build it "
+            f"again: {command}",
+        )
+    return None
+
+
+def _version_fits(build: dict[str, Any], version: str) -> bool:
+    """Engines run in the release that built them; compatible ones in later ones of its major."""
+    built, here = release(str(build.get("version"))), release(version)
+    if build.get("version_compatible"):
+        return built[0] == here[0] and built <= here
+    return built == here
+
+
+def _way_out(evidence: Evidence) -> str:
+    if evidence.build.get("lowering") == "gridsample":
+        return "build it with --lowering gather"
+    return "run the bundle in another engine, or export it with --precision fp32"

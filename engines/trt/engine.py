@@ -1,0 +1,224 @@
+"""A bundle in TensorRT or TensorRT-RTX: pinned buffers, one stream, CUDA-graph replay; no torch."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detr.data.preprocess import Inputs
+from detr.errors import UserError
+from engines.base import Engine, RawDetections, filled
+from engines.bundle import INPUTS, OUTPUTS, Bundle
+from engines.evidence import trusted_artefact
+from engines.trt.backend import Backend, capturable, load
+from engines.trt.build import plugin_hash
+from engines.trt.check import Here, find_engine, rebuild_command
+from engines.trt.cuda import CudaError, Device, Graph, HostArray, compute_capability
+from engines.trt.log import Log, make_logger, make_profiler
+
+
+def open_trt(bundle: Bundle, backend: Backend, allow_rejected: bool = False) -> TrtEngine:
+    """Opens a bundle's engine for this machine.
+
+    Args:
+        bundle: Its folder holds the engine.
+        backend: Whose engine.
+        allow_rejected: Whether one the parity gate rejected will do; for judging it again.
+
+    Raises:
+        UserError: ``tensorrt-missing``, ``tensorrt-version``, ``device-missing``, what
+            :func:`engines.trt.check.find_engine` refuses, and ``artefact-changed`` where the
+            engine is not the one its evidence speaks of.
+    """
+    trt = load(backend)
+    capability = compute_capability()
+    if capability is None:
+        raise UserError(
+            "device-missing",
+            f"engine {backend.name} runs on a GPU and there is no CUDA device here",
+        )
+    here = Here(trt.__version__, capability, plugin_hash())
+    folder, evidence = find_engine(bundle, backend, here, allow_rejected)
+    path, evidence = trusted_artefact(folder)
+    if evidence.status == "unverified":
+        warnings.warn(
+            f"{path}: never compared with the model it was built from; do it with: "
+            f"detr export verify {bundle.path} --engine {backend.name}",
+            stacklevel=2,
+        )
+    return TrtEngine(
+        bundle,
+        path,
+        backend,
+        trt,
+        Device(),
+        rebuild_command(bundle, backend, capability),
+        bool(evidence.build.get("version_compatible")),
+    )
+
+
+class TrtEngine(Engine):
+    """An engine file whose evidence has been checked; see :func:`open_trt`.
+
+    Args:
+        bundle: The bundle it was built from.
+        path: The engine.
+        backend: Its runtime.
+        trt: The runtime's module.
+        device: Stream and memory.
+        rebuild: Command that builds it anew, for messages.
+        host_code: Whether the engine may bring code that runs on the host, as engines for other
+            releases do.
+
+    Attributes:
+        cuda_graph: Whether the last batch was replayed from a CUDA graph.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        path: Path,
+        backend: Backend,
+        trt: Any,
+        device: Device,
+        rebuild: str,
+        host_code: bool = False,
+    ) -> None:
+        self.name = backend.name
+        self.info = bundle.info.model
+        self.artefact = path
+        self.versions = {backend.module: trt.__version__}
+        self._trt, self._backend, self._device, self._rebuild = trt, backend, device, rebuild
+        self._log = Log()
+        self._logger = make_logger(trt, self._log)
+        self._runtime = trt.Runtime(self._logger)
+        self._runtime.engine_host_code_allowed = host_code
+        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise UserError(
+                "engine-unloadable",
+                f"{path}: {backend.name} {trt.__version__} does not take it "
+                f"({self._last_error()}); build it again: {rebuild}",
+            )
+        self._engine = engine
+        low, _, high = engine.get_tensor_profile_shape(INPUTS[0], 0)
+        self._least, self._most = int(low[0]), int(high[0])
+        self.batch_size = self._most if self._least == self._most else None
+        self._context = engine.create_execution_context()
+        if self._context is None:
+            raise UserError(
+                "engine-unloadable", f"{path}: not enough GPU memory ({self._last_error()})"
+            )
+        self._host: dict[str, HostArray] = {}
+        self._pointers: dict[str, int] = {}
+        self._allocate()
+        self._batch = 0
+        self._graph: Graph | None = None
+        self.cuda_graph = False
+
+    @property
+    def memory_bytes(self) -> int:
+        """Device memory the engine takes for activations, and its buffers; weights not counted."""
+        buffers = sum(array.nbytes for array in self._host.values())
+        return int(self._engine.device_memory_size_v2) + buffers
+
+    def profile_layers(self, inputs: Inputs, runs: int = 20) -> dict[str, float]:
+        """Mean milliseconds of each layer as TensorRT's own profiler sees them.
+
+        Args:
+            inputs: A batch, as for :meth:`run`.
+            runs: How often to run it, after one run that is not counted.
+        """
+        times: dict[str, list[float]] = {}
+        # A context of its own: the profiler stays with it and slows every run.
+        context = self._engine.create_execution_context()
+        profiler = make_profiler(self._trt, times)
+        context.profiler = profiler
+        batch = len(inputs.images)
+        self._bind(context, batch)
+        self._fill_host(inputs)
+        for _ in range(runs + 1):
+            self._enqueue(context, batch)
+            self._device.wait()
+        return {name: float(np.mean(found[1:] or found)) for name, found in times.items()}
+
+    def _infer(self, inputs: Inputs) -> RawDetections:
+        count = len(inputs.images)
+        if count > self._most:
+            raise UserError(
+                "batch-too-large",
+                f"{self.artefact}: a batch of {count} images, but it was built for "
+                f"{self._least} to {self._most}; build it again: {self._rebuild} "
+                f"--profile-batch {self._least},{self._least},{count}",
+            )
+        batch = max(count, self._least)
+        self._fill_host(filled(inputs, batch))
+        if batch != self._batch:
+            self._prepare(batch)
+        if self._graph is not None:
+            self._graph.launch()
+        else:
+            self._enqueue(self._context, batch)
+        self._device.wait()
+        boxes, scores, labels = (self._host[name][:count].copy() for name in OUTPUTS)
+        return RawDetections(
+            boxes.astype(np.float32, copy=False),
+            scores.astype(np.float32, copy=False),
+            labels.astype(np.int64, copy=False),
+        )
+
+    def _allocate(self) -> None:
+        """Buffers for the largest batch; smaller ones use the front of them."""
+        self._bind(self._context, self._most)
+        for name in (*INPUTS, *OUTPUTS):
+            shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
+            dtype = self._trt.nptype(self._engine.get_tensor_dtype(name))
+            self._host[name] = self._device.pinned(shape, dtype)
+            self._pointers[name] = self._device.memory(self._host[name].nbytes)
+
+    def _bind(self, context: Any, batch: int) -> None:
+        for name in INPUTS:
+            rest = tuple(self._engine.get_tensor_shape(name))[1:]
+            if not context.set_input_shape(name, (batch, *rest)):
+                raise RuntimeError(f"{self.artefact}: {name}: {self._last_error()}")
+        for name, pointer in self._pointers.items():
+            context.set_tensor_address(name, pointer)
+
+    def _prepare(self, batch: int) -> None:
+        """Makes ready for a batch size and records its CUDA graph.
+
+        One graph is kept: those of other batch sizes would be void once the context's shapes
+        change.
+        """
+        self._graph, self._batch = None, 0
+        self._bind(self._context, batch)
+        # The first run after a change of shapes does work that must not be recorded.
+        self._enqueue(self._context, batch)
+        self._device.wait()
+        if capturable(self._backend, self._context, self._device.stream):
+            try:
+                self._graph = self._device.capture(lambda: self._enqueue(self._context, batch))
+            except CudaError as reason:
+                self._log.add("WARNING", f"no CUDA graph: {reason}")
+        self.cuda_graph = self._graph is not None
+        self._batch = batch
+
+    def _fill_host(self, inputs: Inputs) -> None:
+        arrays = (inputs.images, inputs.valid_sizes, inputs.original_sizes)
+        for name, array in zip(INPUTS, arrays, strict=True):
+            self._host[name][: len(array)] = array
+
+    def _enqueue(self, context: Any, batch: int) -> None:
+        """Queues the copies and the engine."""
+        for name in INPUTS:
+            self._device.upload(self._pointers[name], self._host[name][:batch])
+        if not context.execute_async_v3(self._device.stream):
+            raise RuntimeError(f"{self.artefact}: {self._last_error()}")
+        for name in OUTPUTS:
+            self._device.download(self._host[name][:batch], self._pointers[name])
+
+    def _last_error(self) -> str:
+        return self._log.errors[-1] if self._log.errors else "no reason given"

@@ -1,0 +1,133 @@
+"""What a TensorRT builder says while it works: its log and its progress."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+
+@dataclass
+class Log:
+    """Lines of one build.
+
+    Attributes:
+        lines: Seconds since the start, severity and message of everything but the verbose.
+        errors: The messages of severity ERROR and INTERNAL_ERROR.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    _start: float = field(default_factory=time.perf_counter)
+
+    def add(self, severity: str, message: str) -> None:
+        """Takes a message; verbose ones are dropped."""
+        if severity == "VERBOSE":
+            return
+        self.lines.append(f"{time.perf_counter() - self._start:9.3f} {severity}: {message}")
+        if "ERROR" in severity:
+            self.errors.append(message)
+
+    def text(self) -> str:
+        """The content of a ``build.log``."""
+        return "".join(f"{line}\n" for line in self.lines)
+
+
+def make_logger(trt: Any, log: Log) -> Any:
+    """A TensorRT logger that writes to ``log``."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            # The bindings ask for the base class by name; super() leaves the object unbound.
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            log.add(severity.name, msg)
+
+    return Logger()
+
+
+@dataclass
+class _Phase:
+    parent: str | None
+    steps: int
+    done: int = 0
+
+
+class Progress:
+    """The builder's nested phases as one percentage.
+
+    Args:
+        bar: Shows it; its total is 100.
+    """
+
+    def __init__(self, bar: tqdm[Any]) -> None:
+        self._bar = bar
+        self._phases: dict[str, _Phase] = {}
+        self.interrupted = False
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase begins, inside another one or at the top."""
+        self._phases[name] = _Phase(parent, max(1, steps))
+        self._show(name)
+
+    def step(self, name: str, step: int) -> bool:
+        """A step of a phase is done; returns whether the build shall go on."""
+        if name in self._phases:
+            self._phases[name].done = step + 1
+            self._show(name)
+        return not self.interrupted
+
+    def finish(self, name: str) -> None:
+        """A phase ends; it is a step of the one it lies in."""
+        phase = self._phases.pop(name, None)
+        if phase is not None and phase.parent is None:
+            self._bar.update(100 - self._bar.n)
+
+    def _show(self, name: str) -> None:
+        phase: _Phase | None = self._phases[name]
+        share = 0.0
+        while phase is not None:
+            share = min(1.0, (phase.done + share) / phase.steps)
+            phase = self._phases.get(phase.parent) if phase.parent is not None else None
+        self._bar.set_postfix_str(name, refresh=False)
+        # Phases may run again for another target; the bar never goes back.
+        self._bar.update(max(0, int(100 * share) - self._bar.n))
+
+
+def make_monitor(trt: Any, progress: Progress) -> Any:
+    """A TensorRT progress monitor over ``progress``; an interrupt ends the build in good order."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            progress.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            try:
+                return progress.step(phase_name, step)
+            except KeyboardInterrupt:
+                progress.interrupted = True
+                return False
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress.finish(phase_name)
+
+    return Monitor()
+
+
+def make_profiler(trt: Any, times: dict[str, list[float]]) -> Any:
+    """A TensorRT profiler that adds each layer's milliseconds to ``times``."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            times.setdefault(layer_name, []).append(ms)
+
+    return Profiler()

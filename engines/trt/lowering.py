@@ -1,0 +1,60 @@
+"""The graph TensorRT gets: a bundle's, with its deformable attention lowered as asked.
+
+A plugin is left as a node; the other bodies are written into the graph call by call, so that every
+layer of the engine's report says which attention it belongs to, and so that no plugin registered
+earlier in the process takes their place.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import FunctionProto, NodeProto
+
+from engines.bundle import Bundle
+from engines.msda_function import DOMAIN, OP_TYPE, HeadShape, is_attention, set_lowering
+from engines.trt.backend import BuildLowering
+
+
+def lowered_model(bundle: Bundle, lowering: BuildLowering) -> onnx.ModelProto:
+    """A bundle's graph, its weights loaded, for one lowering of deformable attention."""
+    model = onnx.load(str(bundle.model))
+    if lowering == "plugin":
+        # A parser that does not find the plugin must say so, not fall back on a body.
+        _drop_function(model)
+        return model
+    detector = bundle.info.model.detector
+    head = HeadShape(detector.heads, detector.width // detector.heads, detector.points)
+    set_lowering(model, head, lowering)
+    function = next(f for f in model.functions if f.domain == DOMAIN and f.name == OP_TYPE)
+    nodes = [
+        inner
+        for node in model.graph.node
+        for inner in (_inlined(node, function) if is_attention(node) else [node])
+    ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    _drop_function(model)
+    return model
+
+
+def _drop_function(model: onnx.ModelProto) -> None:
+    kept = [f for f in model.functions if not (f.domain == DOMAIN and f.name == OP_TYPE)]
+    del model.functions[:]
+    model.functions.extend(kept)
+
+
+def _inlined(call: NodeProto, function: FunctionProto) -> list[NodeProto]:
+    """The function's nodes for one call, under names of the call's own."""
+    prefix = call.name or call.output[0]
+    names = dict(zip(function.input, call.input, strict=True))
+    names |= dict(zip(function.output, call.output, strict=True))
+    nodes = []
+    for inner in function.node:
+        node = NodeProto()
+        node.CopyFrom(inner)
+        own = [names.setdefault(name, f"{prefix}/{name}") for name in inner.output]
+        node.name = f"{prefix}/{inner.name or inner.output[0]}"
+        node.input[:] = [names[name] for name in inner.input]
+        node.output[:] = own
+        nodes.append(node)
+    return nodes

@@ -1,0 +1,125 @@
+"""OpenVINO runs our kernel where there is one and the attention's body where there is none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detr import msda
+from detr.errors import UserError
+from detr.types import ImageArray
+from engines import open_engine
+from engines.openvino_engine import _openvino
+
+MakeBundle = Callable[..., Path]
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino not installed")
+needs_kernel = pytest.mark.skipif(not msda.native_available(), reason="kernel not compiled")
+
+
+def pictures(count: int) -> list[ImageArray]:
+    generator = np.random.default_rng(1)
+    sizes = [(40, 60), (31, 48), (16, 90), (8, 8)]
+    return [generator.integers(0, 255, (*sizes[i % 4], 3)).astype(np.uint8) for i in range(count)]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
+    """The output shapes of the kernel's calls, as they come."""
+    seen: list[tuple[int, ...]] = []
+    forward = msda.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        out = forward(*args, **kwargs)
+        seen.append(tuple(out.shape))
+        return out
+
+    monkeypatch.setattr(msda, "forward", counted)
+    yield seen
+
+
+@needs_openvino
+@needs_kernel
+@pytest.mark.parametrize("threads", [None, 1, 2])
+def test_kernel_finds_what_onnxruntime_finds(
+    toy_bundle: MakeBundle, calls: list[tuple[int, ...]], threads: int | None
+) -> None:
+    folder = toy_bundle()
+    engine, reference = (open_engine(folder, name, threads) for name in ("openvino", "onnxruntime"))
+    assert engine.versions["attention"] == f"kernel {msda.instruction_set()}"
+    for count in (1, 3, 2):
+        inputs = reference.prepare(pictures(count))
+        calls.clear()
+        a, b = engine.run(inputs), reference.run(inputs)
+        assert calls == [(count, 5, 8)] * 2  # both attentions, and nothing else
+        np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-3)  # pixels
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
+        np.testing.assert_array_equal(a.labels, b.labels)
+        assert a.labels.dtype == np.int64 and a.boxes.shape == (count, 5, 4)
+
+
+@needs_openvino
+@pytest.mark.parametrize("lowering", ["gridsample", "gather"])
+def test_body_where_there_is_no_kernel(
+    toy_bundle: MakeBundle,
+    calls: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    lowering: str,
+) -> None:
+    folder = toy_bundle(lowering=lowering)
+    monkeypatch.setattr(msda, "native_available", lambda: False)
+    engine, reference = (open_engine(folder, name) for name in ("openvino", "onnxruntime"))
+    assert engine.versions["attention"] == f"{lowering} body"
+    for count in (1, 2):
+        inputs = reference.prepare(pictures(count))
+        a, b = engine.run(inputs), reference.run(inputs)
+        np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-3)  # pixels
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
+    assert not calls
+
+
+@needs_openvino
+def test_static_batch(toy_bundle: MakeBundle) -> None:
+    engine = open_engine(toy_bundle(batch=2), "openvino")
+    assert engine.batch_size == 2
+    pair, single = engine(pictures(2)), engine(pictures(1))
+    assert len(single) == 1
+    np.testing.assert_allclose(single[0].boxes, pair[0].boxes, atol=1e-3)
+    with pytest.raises(UserError) as caught:
+        engine(pictures(3))
+    assert caught.value.code == "batch-too-large"
+
+
+@needs_openvino
+def test_results_outlive_the_next_run(toy_bundle: MakeBundle) -> None:
+    engine = open_engine(toy_bundle(), "openvino")
+    first = engine.run(engine.prepare(pictures(1)))
+    kept = first.boxes.copy()
+    engine.run(engine.prepare(pictures(2)[1:]))
+    np.testing.assert_array_equal(first.boxes, kept)
+
+
+@needs_openvino
+def test_unknown_device(toy_bundle: MakeBundle) -> None:
+    with pytest.raises(UserError, match=r"openvino:QPU: no such device here, only .*CPU") as caught:
+        open_engine(toy_bundle(), "openvino:QPU")
+    assert caught.value.code == "openvino-device"
+
+
+def test_devices_are_of_openvino_alone(toy_bundle: MakeBundle) -> None:
+    with pytest.raises(UserError) as caught:
+        open_engine(toy_bundle(), "onnxruntime:GPU")
+    assert caught.value.code == "engine-unknown"
+
+
+def test_openvino_missing(toy_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    _openvino.cache_clear()
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match=r"detr-distillery\[openvino\]") as caught:
+        open_engine(toy_bundle(), "openvino")
+    assert caught.value.code == "runtime-missing"
