@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNEL := $(shell find detr/msda -name '*.hpp' -o -name '*.cpp')
 
-.PHONY: install demo test lint lock clean
+.PHONY: install demo test lint lock gpu-check clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -30,6 +30,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Everything that needs a GPU; writes docs/measured/gpu-DATE.json. BUNDLES="a.bundle b.bundle".
+gpu-check: install
+	$(BIN)/python docs/measure/gpu_check.py $(BUNDLES)
 
 # Needs uv (https://docs.astral.sh/uv/); one lock for every Python and machine the project supports.
 lock:

@@ -11,6 +11,7 @@ from bench.op_msda import op
 from detr.cli_support import LazyGroup, emit, json_option
 from detr.data import open_dataset
 from detr.errors import GateError
+from engines.open import ENGINES
 
 # By name: what a training step costs is known to the room above this one.
 _ABOVE = {
@@ -36,8 +37,8 @@ def main() -> None:
 @click.option("--data", required=True, help="kitti:PATH[:SPLIT], coco:PATH[:SPLIT] or a YAML file.")
 @click.option(
     "--engine",
-    type=click.Choice(["native", "onnxruntime", "torch"]),
-    help="Runtime; the best at hand for each model by default.",
+    metavar="NAME",
+    help=f"Runtime ({', '.join(ENGINES)}); the best at hand for each model by default.",
 )
 @click.option(
     "--out",
@@ -100,6 +101,60 @@ def run(
     emit(report.model_copy(update={"examples": []}), as_json, "\n".join(report.verdict()))
     if missed := report.misses():
         raise GateError("bench-budget", "over the budget: " + "; ".join(missed))
+
+
+@main.command()
+@click.argument(
+    "models", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option("--data", required=True, help="kitti:PATH[:SPLIT], coco:PATH[:SPLIT] or a YAML file.")
+@click.option(
+    "--engines",
+    required=True,
+    metavar="NAME,NAME",
+    help=f"Runtimes, comma-separated: {', '.join(ENGINES)}.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for report.json, .md, .csv and .html.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Use this many images, spread evenly.")
+@click.option(
+    "--iterations",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Timed calls each.",
+)
+@json_option
+def sweep(
+    models: tuple[Path, ...],
+    data: str,
+    engines: str,
+    out: Path,
+    limit: int | None,
+    iterations: int,
+    as_json: bool,
+) -> None:
+    """Measure every BUNDLE in every engine: one page of depth by precision by engine.
+
+    A bundle brings its depth and precision; make one for each with export onnx, for instance from
+    students trained with 6/6, 3/6, 6/3 and 3/3 layers, each --precision fp32 and fp16. An engine
+    that is not installed or does not take a bundle leaves its place empty, with the reason.
+
+    Example: detr bench sweep 66.bundle 33.bundle --engines native,openvino --data kitti:/k --out s
+    """
+    from bench.sweep import sweep as measure
+
+    command = [*("detr", "bench", "sweep"), *map(str, models), "--data", data]
+    command += ["--engines", engines, "--out", str(out), "--iterations", str(iterations)]
+    command += [] if limit is None else ["--limit", str(limit)]
+    names = [name.strip() for name in engines.split(",") if name.strip()]
+    report = measure(models, names, data, limit, iterations, [shlex.join(command)])
+    click.echo(f"wrote {report.write(out)[-1]} (.json, .md, .csv beside it)", err=True)
+    emit(report, as_json, "\n".join([*report.verdict(), *report.skipped]))
 
 
 @main.command()

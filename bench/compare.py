@@ -159,8 +159,12 @@ def _names(keys: Sequence[tuple[object, ...]]) -> dict[tuple[object, ...], str]:
         key: [str(key[0]), str(key[1]), str(key[2]), f"{key[3]}/{key[4]}", f"on {key[5]}"]
         for key in keys
     }
-    used = [k for k in range(1, 5) if len({p[k] for p in parts.values()}) > 1]
-    return {key: " ".join([p[0], *(p[k] for k in used)]) for key, p in parts.items()}
+    result = {}
+    for key, own in parts.items():
+        same = [other for other in parts.values() if other[0] == own[0]]
+        varied = [own[k] for k in range(1, 5) if len({other[k] for other in same}) > 1]
+        result[key] = " ".join([own[0], *varied])
+    return result
 
 
 def _entry(name: str, machine: str, group: Sequence[_Run]) -> Entry:

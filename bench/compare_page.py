@@ -41,7 +41,7 @@ def markdown(comparison: Comparison) -> str:
     rows = [
         [
             f"**{e.name}**" if e.pareto else e.name,
-            *(e.engine, e.precision, depth(e), e.machine),
+            *(e.engine, e.precision, _depth(e), e.machine),
             f"{percent(e.ap)}{_range(e)}",
             *(f"{ms:.2f}" for ms in (e.ms, e.p90_ms, e.engine_ms)),
             *(str(n) for n in (e.runs, e.artefacts, e.clean)),
@@ -65,7 +65,7 @@ def markdown(comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def depth(entry: Entry) -> str:
+def _depth(entry: Entry) -> str:
     """Encoder and decoder layers, as papers write them."""
     if entry.encoder_layers is None:
         return "–"

@@ -222,8 +222,8 @@ def pack(truth: Truth, models: dict[str, Matches]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(path: Path) -> tuple[Truth, dict[str, Matches]]:
-    """Reads a ``matches.npz`` back.
+def unpack(path: Path | io.BytesIO) -> tuple[Truth, dict[str, Matches]]:
+    """Reads a ``matches.npz`` back, from its path or its content.
 
     Raises:
         UserError: ``matches-unreadable``.

@@ -109,6 +109,9 @@ class Report(BaseModel):
         created: ISO 8601, UTC.
         reference: Name of the row the others are compared with.
         rows: One per artefact, in the order given.
+        grid: Whether the rows are a sweep over depths, precisions and engines, shown as a table of
+            them.
+        skipped: What a sweep could not measure, and why.
         commands: What to type to get this report again.
         budget: What the rows were held against.
         score_threshold: Score from which a detection is drawn in the examples.
@@ -126,6 +129,8 @@ class Report(BaseModel):
     created: str
     reference: str
     rows: list[Row]
+    grid: bool = False
+    skipped: list[str] = []
     commands: list[str]
     budget: Budget | None = None
     score_threshold: float = 0.3

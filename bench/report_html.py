@@ -11,6 +11,7 @@ from jinja2 import FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bench.clocks import Drift
+from bench.grid import depth, grid
 from bench.plot import Point, ap_over_latency
 from bench.report import Report, Row, percent
 
@@ -20,12 +21,16 @@ _COLORS = ("#3b82c4", "#d97a1e", "#2f9e7a", "#c2559d", "#8b6fd0", "#8a8f1f", "#5
 
 def render(report: Report) -> str:
     """Fills the template; every text from outside is escaped by it."""
-    colors = palette(row.name for row in report.rows)
+    series = {row.name: f"{row.precision} {row.engine}" for row in report.rows}
+    shades = palette(dict.fromkeys(series.values()))
+    # In a sweep a colour is an engine and a precision, or there would be too many of them.
+    colors = palette(series) if not report.grid else {n: shades[s] for n, s in series.items()}
     return page("report.html.j2").render(
         report=report,
         reference=next(row for row in report.rows if row.name == report.reference),
         colors=colors,
         plot=Markup(ap_over_latency(_points(report, colors))),  # escapes its own labels
+        table=grid(report.rows) if report.grid else None,
         bests=_bests(report.rows),
         classes=_class_rows(report),
         machines=_machines(report.rows),
@@ -63,7 +68,7 @@ def _points(report: Report, colors: dict[str, str]) -> list[Point]:
     front = {row.name for row in report.pareto()}
     return [
         Point(
-            name=row.name,
+            name=depth(row) if report.grid else row.name,
             ms=row.ms,
             low_ms=row.latency.end_to_end.min_ms,
             high_ms=row.latency.end_to_end.p90_ms,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.grid import grid
 from bench.report import Report, Row, percent
 
 
@@ -16,6 +17,7 @@ def render(report: Report) -> str:
         f"{report.rows[0].coco.images} images of `{report.data}`, {report.created}. "
         "AP is COCO's, times 100. Latency is the median, end to end: decoded image in memory to "
         "detections in memory.",
+        *_grid(report),
         _results(report),
         "## AP per class",
         _per_class(report),
@@ -29,6 +31,29 @@ def render(report: Report) -> str:
     parts += ["## Environment", _environment(report), "## How to repeat"]
     parts.append("```\n" + "\n".join(report.commands) + "\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _grid(report: Report) -> list[str]:
+    if not report.grid:
+        return []
+    cells = grid(report.rows)
+    rows = [
+        [
+            name,
+            *(
+                ", ".join(
+                    f"{row.ms:.2f} ms (×{cells.base.ms / row.ms:.2f}), {percent(row.coco.ap)} AP"
+                    for row in cells.cells[name, one]
+                )
+                or "–"
+                for one in cells.series
+            ),
+        ]
+        for name in cells.depths
+    ]
+    head = ["layers", *(f"{engine} {precision}" for precision, engine in cells.series)]
+    lines = [table(head, rows), f"× is the speed relative to {cells.base.name}."]
+    return lines + [f"Not measured: {reason}" for reason in report.skipped]
 
 
 def _budget(report: Report) -> list[str]:

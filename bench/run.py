@@ -55,9 +55,7 @@ def run(
     commands: Sequence[str] = (),
     budget: Budget | None = None,
 ) -> Report:
-    """Measures models on a data set.
-
-    Every image is decoded once and goes through all models; then each model is timed alone.
+    """Opens models and measures them on a data set; see :func:`measure`.
 
     Args:
         models: Bundles, checkpoints or run directories.
@@ -73,9 +71,44 @@ def run(
             models differ in their classes; ``data-empty`` without images.
     """
     artefacts = [
-        Artefact(name, path, open_engine(path, engine), files.precision(path), [])
+        open_artefact(name, path, engine)
         for name, path in zip(model_names(models), models, strict=True)
     ]
+    return measure(artefacts, data, limit, iterations, commands, budget)
+
+
+def open_artefact(name: str, path: Path, engine: str | None) -> Artefact:
+    """Loads a model into a runtime, nothing found yet.
+
+    Raises:
+        UserError: What :func:`engines.open.open_engine` raises.
+    """
+    return Artefact(name, path, open_engine(path, engine), files.precision(path), [])
+
+
+def measure(
+    artefacts: Sequence[Artefact],
+    data: str,
+    limit: int | None = None,
+    iterations: int = 50,
+    commands: Sequence[str] = (),
+    budget: Budget | None = None,
+) -> Report:
+    """Measures opened models on a data set.
+
+    Every image is decoded once and goes through all models; then each model is timed alone.
+
+    Args:
+        artefacts: What to measure.
+        data: Data set specification.
+        limit: Use this many images, spread evenly over the data set.
+        iterations: Timed calls per model.
+        commands: How to repeat the report.
+        budget: What every row is held against.
+
+    Raises:
+        UserError: ``bench-classes``, ``data-empty``, and what reading the data raises.
+    """
     classes = _common_classes(artefacts)
     dataset = open_dataset(data, classes)
     indices = spread(len(dataset), limit)

@@ -121,6 +121,10 @@ class DetectorConfig(Strict):
             around its middle (DAB-DETR).
         refine: ``none`` (fixed references, shared heads), ``detach`` (iterative refinement) or
             ``look_forward_twice`` (DINO section 3.5).
+        proposal_tokens: Which tokens may propose: those ``inside`` the image, or ``all``, as in the
+            original code, where those in the padding and at the edges compete with zero content.
+        logit_eps: How near to 0 and 1 a reference may come before its logit is taken (Deformable
+            DETR 1e-5; DAB-DETR, DN-DETR and DINO 1e-3, which keeps boxes away from the edges).
         shared_heads: One class and one box head for all decoder layers (official DINO) instead of a
             copy per layer.
         shared_decoder: One set of decoder weights for all layers (OD-DETR).
@@ -152,6 +156,8 @@ class DetectorConfig(Strict):
     patterns: Annotated[int, Field(ge=0)] = 0
     random_anchors: bool = False
     refine: Literal["none", "detach", "look_forward_twice"] = "none"
+    proposal_tokens: Literal["inside", "all"] = "inside"
+    logit_eps: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5
     shared_heads: bool = False
     shared_decoder: bool = False
     memory_fusion: Literal["simple", "u", "dense"] | None = None

@@ -145,7 +145,10 @@ class Recipe(Strict):
         data: Data sets.
         input: Canvas and normalisation.
         detector: Architecture.
-        teacher: Run directory or ``.safetensors`` of the teacher; needed by ``distill run``.
+        teacher: Run directory or ``.safetensors`` of the teacher, or ``hf:FOLDER`` for one of the
+            transformers library's detectors; needed by ``distill run``.
+        teacher_classes: What an ``hf:`` teacher calls those of the data's classes that have another
+            name there (``{Car: car}``).
         methods: One ``{name: options}`` per distillation method; they add up.
         inherit: Start from the teacher's weights (true, or an explicit layer map).
         optimizer: Optimiser and schedule.
@@ -171,6 +174,7 @@ class Recipe(Strict):
     input: PreprocessConfig
     detector: DetectorRecipe
     teacher: str | None = None
+    teacher_classes: dict[str, str] = {}
     methods: Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(_method_entries)] = ()
     inherit: Annotated[InheritRecipe | None, BeforeValidator(_inherit)] = None
     optimizer: OptimizerRecipe = OptimizerRecipe()
@@ -195,6 +199,11 @@ class Recipe(Strict):
             raise ValueError("methods: each entry is one name with its options")
         if self.teacher is None and (self.inherit or self.needs_teacher):
             raise ValueError("methods and inherit need a teacher")
+        outside = self.teacher is not None and self.teacher.startswith("hf:")
+        if outside and self.inherit:
+            raise ValueError("inherit: a detector of another library has no weights to start from")
+        if self.teacher_classes and not outside and self.teacher is not None:
+            raise ValueError("teacher_classes: is for hf: teachers; others know the data's names")
         return self
 
     @property

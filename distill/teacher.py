@@ -15,6 +15,7 @@ from detr.errors import GateError, UserError
 from detr.model_info import ModelInfo
 from detr.models import Detector, load_model
 from detr.shipped import find_model
+from distill.hugging_face import PREFIX, load
 from distill.recipe import Recipe
 from distill.validate import measure_ap
 
@@ -34,9 +35,13 @@ def open_teacher(recipe: Recipe, classes: ClassMap, device: torch.device) -> tup
         The frozen teacher and its file.
 
     Raises:
-        UserError: What :func:`load_teacher` raises.
+        UserError: What :func:`load_teacher` and :func:`distill.hugging_face.load` raise.
     """
     assert recipe.teacher is not None
+    if recipe.teacher.startswith(PREFIX):
+        path = Path(recipe.teacher.removeprefix(PREFIX))
+        outside = load(path, classes, recipe.input, recipe.teacher_classes)
+        return freeze(outside).to(device), path
     path = find_model(Path(recipe.teacher))
     teacher, _ = load_teacher(path, classes, recipe.input)
     return teacher.to(device).to(memory_format=torch.channels_last), path

@@ -10,8 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from detr.data.preprocess import Inputs, preprocess
 from detr.errors import UserError
@@ -54,7 +56,8 @@ class Engine(ABC):
         name: Name of the runtime, as ``open_engine`` takes it.
         info: Architecture, classes and preprocessing of the model.
         artefact: The file whose hash identifies what runs.
-        versions: Version of each package that matters for the result.
+        versions: Version of each package that matters for the result; ``attention`` says what
+            computes the deformable attention: our kernel, or a body of standard operators.
         batch_size: Largest batch of one run, ``None`` where any will do.
         on_gpu: Whether it computes on a GPU, whose clocks then matter for its speed.
     """
@@ -105,6 +108,20 @@ class Engine(ABC):
     def __call__(self, images: Sequence[ImageArray]) -> list[Detections]:
         """Images in, detections out; the batch is taken as it is given."""
         return self.finish(self.run(self.prepare(images)))
+
+    def intermediates(
+        self, inputs: Inputs, names: Sequence[str]
+    ) -> dict[str, npt.NDArray[Any]] | None:
+        """Values within the graph, to find where an engine goes wrong; not for use in a hurry.
+
+        Args:
+            inputs: A batch of a size the engine takes.
+            names: Values of the bundle's graph by name.
+
+        Returns:
+            Those the engine can show, or ``None`` from one that shows nothing.
+        """
+        return None
 
     @abstractmethod
     def _infer(self, inputs: Inputs) -> RawDetections:

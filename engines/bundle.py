@@ -55,6 +55,8 @@ class BundleInfo(Strict):
         precision: ``fp32``, ``fp16`` or ``int8``, as typed in the graph.
         island: The parts that compute in float32 all the same, as ``kind`` or ``kind:module``;
             empty in an ``fp32`` graph.
+        precision_report: The search for the island and the comparison with other precisions, where
+            they were asked for.
         lowering: Body of the deformable-attention function.
         batch: Batch size of the graph, or ``dynamic``.
         inputs, outputs: Names of the graph's inputs and outputs.
@@ -70,6 +72,7 @@ class BundleInfo(Strict):
     opset: int
     precision: Precision = "fp32"
     island: tuple[str, ...] = ()
+    precision_report: dict[str, Any] = {}
     lowering: Lowering
     batch: int | Literal["dynamic"]
     inputs: tuple[str, ...] = INPUTS

@@ -62,7 +62,10 @@ class NativeEngine(Engine):
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.info = bundle.info.model
         self.artefact = bundle.model
-        self.versions = {"onnxruntime": ort.__version__}
+        self.versions = {
+            "onnxruntime": ort.__version__,
+            "attention": f"kernel {msda.instruction_set()}",
+        }
         self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
         self._threads = threads
         self._kept: dict[str, FloatArray] = {}

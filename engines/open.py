@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from detr import msda
@@ -20,8 +21,8 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
     Args:
         model: A bundle, a checkpoint (``.safetensors``), a run directory or a shipped model's name.
         engine: One of :data:`ENGINES`, ``openvino:GPU`` for another device than the CPU; by
-            default ``torch`` for a checkpoint and for a bundle
-            ``native``, or ``onnxruntime`` where our kernel was not compiled.
+            default ``torch`` for a checkpoint. For a bundle it is ``openvino``, ``native`` where
+            that is not installed, or ``onnxruntime`` where our kernel was not compiled.
         threads: Threads within an operator; the runtime's default where ``None``.
 
     Raises:
@@ -47,30 +48,36 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
 
 
 def _open_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> Engine:
-    if engine == "torch":
+    name, _, device = (engine or _fastest()).partition(":")
+    if name == "torch":
         from engines.torch_engine import TorchEngine, bundle_weights
 
         return TorchEngine(bundle_weights(bundle), threads)
-    if engine in BACKENDS:
+    if name in BACKENDS:
         from engines.trt.engine import open_trt
 
-        return open_trt(bundle, BACKENDS[engine])
-    name, _, device = (engine or "").partition(":")
+        return open_trt(bundle, BACKENDS[name])
     if name == "openvino":
         from engines.openvino_engine import OpenVinoEngine
 
         return OpenVinoEngine(bundle, threads, device or "CPU")
-    # Asked for only where it matters: the answer comes with a warning if it is no.
-    if engine != "onnxruntime" and msda.native_available():
+    if name == "native":
+        if not msda.native_available():
+            raise UserError(
+                "runtime-missing",
+                "engine native: our kernel was not compiled; install a C++ compiler and reinstall "
+                "detr-distillery, or take engine onnxruntime",
+            )
         from engines.native_engine import NativeEngine
 
         return NativeEngine(bundle, threads)
-    if engine == "native":
-        raise UserError(
-            "runtime-missing",
-            "engine native: our kernel was not compiled; install a C++ compiler and reinstall "
-            "detr-distillery, or take engine onnxruntime",
-        )
     from engines.ort_engine import OrtEngine
 
     return OrtEngine(bundle, threads)
+
+
+def _fastest() -> str:
+    """The fastest engine installed, as measured in docs/performance.md."""
+    if not msda.native_available():
+        return "onnxruntime"
+    return "native" if find_spec("openvino") is None else "openvino"

@@ -2,13 +2,13 @@
 
 OpenVINO's ONNX reader lets a Python class stand for an operator it does not know. The class hands
 the tensors' own memory to the kernel of :mod:`detr.msda`, so an attention costs what the kernel
-costs. Openvino is imported on use: it is an extra.
+costs. It is imported on use, as it is an extra.
 """
 
 from __future__ import annotations
 
+import weakref
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,15 @@ from detr import msda
 from detr.data.preprocess import Inputs
 from detr.errors import UserError
 from engines.base import Engine, RawDetections
-from engines.bundle import OUTPUTS, Bundle
+from engines.bundle import INPUTS, OUTPUTS, Bundle
 from engines.msda_function import DOMAIN, OP_TYPE
 
 
 class OpenVinoEngine(Engine):
     """A bundle in OpenVINO.
+
+    A dynamic batch is compiled anew, and kept, for each size it is run with: that takes seconds,
+    but with the size left open OpenVINO copies every operator of ours in every run.
 
     Args:
         bundle: What to run.
@@ -43,27 +46,42 @@ class OpenVinoEngine(Engine):
         self.info = bundle.info.model
         self.artefact = bundle.model
         self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
-        core = openvino.Core()
-        if device.split(".")[0] not in {name.split(".")[0] for name in core.available_devices}:
+        self._core = openvino.Core()
+        self._device, self._settings = device, _settings(device, threads)
+        if device.split(".")[0] not in {
+            name.split(".")[0] for name in self._core.available_devices
+        }:
             raise UserError(
                 "openvino-device",
                 f"engine openvino:{device}: no such device here, only "
-                f"{', '.join(core.available_devices)}",
+                f"{', '.join(self._core.available_devices)}",
             )
+        operators: list[Any] = []
         model = onnx.load(str(bundle.model))
         if device == "CPU" and msda.native_available():
             attention = f"kernel {msda.instruction_set()}"
             del model.functions[:]
-            core.add_extension(_conversion(threads))
+            self._core.add_extension(_conversion(operators, threads))
         else:
             # The reader knows no functions of a model's own.
             attention = f"{bundle.info.lowering} body"
             model = onnx.inliner.inline_local_functions(model)
         self.versions = {"openvino": openvino.get_version(), "attention": attention}
-        graph = core.read_model(model.SerializeToString())
-        self._request = core.compile_model(
-            graph, device, _settings(device, threads)
-        ).create_infer_request()
+        self._graph = [self._core.read_model(model.SerializeToString())]
+        self._requests: dict[int, Any] = {}
+        # Operators go last: OpenVINO's halves of them may still ask for ours.
+        weakref.finalize(self, _clear, self._requests, self._graph, operators)
+        if self.batch_size is not None:
+            self._request(self.batch_size)
+
+    def _request(self, batch: int) -> Any:
+        """What runs batches of this size."""
+        if batch not in self._requests:
+            [graph] = self._graph
+            graph.reshape({name: [batch, *graph.input(name).partial_shape[1:]] for name in INPUTS})
+            compiled = self._core.compile_model(graph, self._device, self._settings)
+            self._requests[batch] = compiled.create_infer_request()
+        return self._requests[batch]
 
     def _infer(self, inputs: Inputs) -> RawDetections:
         feed = {
@@ -71,8 +89,13 @@ class OpenVinoEngine(Engine):
             "valid_sizes": inputs.valid_sizes,
             "original_sizes": inputs.original_sizes,
         }
-        found = self._request.infer(feed, share_inputs=True)
+        found = self._request(len(inputs.images)).infer(feed, share_inputs=True)
         return RawDetections(*(found[name] for name in OUTPUTS))
+
+
+def _clear(*containers: dict[int, Any] | list[Any]) -> None:
+    for container in containers:
+        container.clear()
 
 
 def _settings(device: str, threads: int | None) -> dict[str, Any]:
@@ -87,7 +110,7 @@ def _settings(device: str, threads: int | None) -> dict[str, Any]:
 
 
 @cache
-def _openvino() -> ModuleType:
+def _openvino() -> Any:
     try:
         import openvino
     except ModuleNotFoundError as error:
@@ -99,8 +122,13 @@ def _openvino() -> ModuleType:
     return openvino
 
 
-def _conversion(threads: int | None) -> Any:
-    """Tells OpenVINO's reader to build our operator from each ``detr::MSDeformAttn``."""
+def _conversion(operators: list[Any], threads: int | None) -> Any:
+    """Tells OpenVINO's reader to build our operator from each ``detr::MSDeformAttn``.
+
+    Args:
+        operators: Takes every operator made, now or by copying; OpenVINO itself keeps none alive.
+        threads: For the kernel.
+    """
     from openvino.frontend.onnx import ConversionExtension
 
     operator = _operator()
@@ -108,7 +136,8 @@ def _conversion(threads: int | None) -> Any:
     def convert(node: Any) -> Any:
         flat = [int(size) for size in node.get_attribute("spatial_shapes")]
         shapes = tuple(zip(flat[::2], flat[1::2], strict=True))
-        return operator([node.get_input(i) for i in range(3)], shapes, threads).outputs()
+        inputs = [node.get_input(i) for i in range(3)]
+        return operator(inputs, shapes, threads, operators).outputs()
 
     return ConversionExtension(OP_TYPE, DOMAIN, convert)
 
@@ -122,10 +151,17 @@ def _operator() -> Any:
         """Deformable attention of value, locations and weights, see :func:`detr.msda.forward`."""
 
         def __init__(
-            self, inputs: Any, shapes: tuple[tuple[int, int], ...], threads: int | None
+            self,
+            inputs: Any,
+            shapes: tuple[tuple[int, int], ...],
+            threads: int | None,
+            operators: list[Any],
         ) -> None:
-            super().__init__(self)
-            self.shapes, self.threads = shapes, threads
+            # OpenVINO's half of an operator holds on to what it is given here for good. With the
+            # operator itself, the two would keep each other, and all weights, alive for ever.
+            super().__init__(weakref.proxy(self))
+            operators.append(self)
+            self.shapes, self.threads, self.operators = shapes, threads, operators
             self.set_arguments(inputs)
             self.constructor_validate_and_infer_types()
 
@@ -139,7 +175,7 @@ def _operator() -> Any:
             )
 
         def clone_with_new_inputs(self, new_inputs: Any) -> Any:
-            return MSDeformAttn(new_inputs, self.shapes, self.threads)
+            return MSDeformAttn(new_inputs, self.shapes, self.threads, self.operators)
 
         def visit_attributes(self, visitor: Any) -> bool:
             flat = [size for shape in self.shapes for size in shape]
@@ -151,7 +187,6 @@ def _operator() -> Any:
 
         def evaluate(self, outputs: Any, inputs: Any) -> bool:
             value, locations, weights = (tensor.data for tensor in inputs)
-            outputs[0].shape = (*locations.shape[:2], value.shape[2] * value.shape[3])
             msda.forward(value, self.shapes, locations, weights, outputs[0].data, self.threads)
             return True
 

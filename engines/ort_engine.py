@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
+import onnx
 import onnxruntime as ort
 
 from detr.data.preprocess import Inputs
+from detr.types import FloatArray
 from engines.base import Engine, RawDetections
 from engines.bundle import OUTPUTS, Bundle
 
@@ -41,16 +46,38 @@ class OrtEngine(Engine):
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.info = bundle.info.model
         self.artefact: Path = bundle.model
-        self.versions = {"onnxruntime": ort.__version__}
+        self.versions = {
+            "onnxruntime": ort.__version__,
+            "attention": f"{bundle.info.lowering} body",
+        }
         self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
-        self._session = ort.InferenceSession(
+        self._session = self._open(bundle, threads)
+
+    def _open(self, bundle: Bundle, threads: int | None) -> ort.InferenceSession:
+        return ort.InferenceSession(
             str(bundle.model), session_options(threads), providers=["CPUExecutionProvider"]
         )
 
+    def intermediates(
+        self, inputs: Inputs, names: Sequence[str]
+    ) -> dict[str, npt.NDArray[Any]] | None:
+        """Values within the graph, from a session that has them as outputs."""
+        model = onnx.load(str(self.artefact))
+        made = {name for node in model.graph.node for name in node.output}
+        shown = [name for name in dict.fromkeys(names) if name in made - set(OUTPUTS)]
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
+        session = ort.InferenceSession(
+            model.SerializeToString(), session_options(None), providers=["CPUExecutionProvider"]
+        )
+        return dict(zip(shown, session.run(shown, _feed(inputs)), strict=True))
+
     def _infer(self, inputs: Inputs) -> RawDetections:
-        feed = {
-            "images": inputs.images,
-            "valid_sizes": inputs.valid_sizes,
-            "original_sizes": inputs.original_sizes,
-        }
-        return RawDetections(*self._session.run(list(OUTPUTS), feed))
+        return RawDetections(*self._session.run(list(OUTPUTS), _feed(inputs)))
+
+
+def _feed(inputs: Inputs) -> dict[str, FloatArray]:
+    return {
+        "images": inputs.images,
+        "valid_sizes": inputs.valid_sizes,
+        "original_sizes": inputs.original_sizes,
+    }

@@ -7,23 +7,30 @@ from typing import Literal
 
 import click
 
-from detr.cli_support import Group, emit, json_option
+from detr.cli_support import LazyGroup, emit, json_option
 from detr.errors import UserError
 from detr.shipped import find_model
-from engines.bundle import Precision
+from engines.bundle import Bundle, Precision
 from engines.msda_function import Lowering
-from export.trt import trt
+from export import target_cli
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    lazy={
+        "trt": ("export.trt:trt", "Build a bundle's TensorRT engine."),
+        "verify": (
+            "export.verify_cli:verify",
+            "Check that a bundle finds what torch finds.",
+        ),
+    },
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 def main() -> None:
     """Turn checkpoints into bundles that run anywhere and prove themselves.
 
     Example: detr export onnx runs/student --out student.bundle
     """
-
-
-main.add_command(trt)
 
 
 @main.command()
@@ -52,10 +59,23 @@ main.add_command(trt)
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
+    type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
     help="Types written into the graph.",
+)
+@click.option(
+    "--search-islands",
+    is_flag=True,
+    help="Find the smallest float32 island within the parity budget, on images of --data.",
+)
+@click.option("--calibration", help="Data set int8 takes the scales of its activations from.")
+@click.option(
+    "--calibration-images",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="How many of its images, spread evenly.",
 )
 @click.option("--data", help="Data set to take the golden images from; drawn ones by default.")
 @json_option
@@ -66,32 +86,54 @@ def onnx(
     batch: str,
     lowering: Lowering,
     precision: Precision,
+    search_islands: bool,
+    calibration: str | None,
+    calibration_images: int,
     data: str | None,
     as_json: bool,
 ) -> None:
     """Export CHECKPOINT (weights, a run directory or a shipped model) to an ONNX bundle.
 
-    The bundle is run in ONNX Runtime and compared with torch before it is kept.
+    The bundle is run in ONNX Runtime and compared with torch before it is kept. With int8 or
+    --search-islands, and labels in --data, AP, latency and size are compared with the other
+    precisions.
 
-    Example: detr export onnx runs/student --out student.bundle --opset 17 --batch 1
+    Example: detr export onnx runs/student --out student.bundle --precision fp16
     """
     from detr.models import load_model
     from export.golden import dataset_images
     from export.onnx_export import export_bundle
+    from export.precise import request_precision
 
     checkpoint, size = find_model(checkpoint), _batch(batch)
-    images = None
-    if data is not None:
-        images = dataset_images(data, load_model(checkpoint)[1].classes)
-    bundle = export_bundle(checkpoint, out, int(opset), size, lowering, images, precision)
-    parity = bundle.info.parity or {}
-    emit(
-        bundle.info,
-        as_json,
-        f"{out}: {precision}, opset {opset}, batch {batch}, {lowering}; ONNX Runtime to torch: "
-        f"{parity['matched']} detections, boxes within {parity['max_box_px']:.2g} px, "
-        f"scores within {parity['max_score']:.2g}",
+    classes = load_model(checkpoint)[1].classes
+    request = request_precision(
+        precision, classes, data, search_islands, calibration, calibration_images
     )
+    images = None if data is None else dataset_images(data, classes)
+    bundle = export_bundle(checkpoint, out, int(opset), size, lowering, images, request)
+    emit(bundle.info, as_json, _told(bundle))
+
+
+def _told(bundle: Bundle) -> str:
+    """What was exported, for a person."""
+    from export.islands import Search
+    from export.verdict import Verdict
+
+    info = bundle.info
+    parity = info.parity or {}
+    text = (
+        f"{bundle.path}: {info.precision}, opset {info.opset}, batch {info.batch}, "
+        f"{info.lowering}; ONNX Runtime against torch: {parity['matched']} detections, "
+        f"boxes within {parity['max_box_px']:.2g} px, scores within {parity['max_score']:.2g}"
+    )
+    if info.precision != "fp32":
+        text += f"\nfloat32 island: {', '.join(info.island) or 'none'}"
+    if "search" in info.precision_report:
+        text += "\n" + Search.model_validate(info.precision_report["search"]).table()
+    if "verdict" in info.precision_report:
+        text += "\n" + Verdict.model_validate(info.precision_report["verdict"]).table()
+    return text
 
 
 def _batch(text: str) -> int | Literal["dynamic"]:
@@ -100,3 +142,7 @@ def _batch(text: str) -> int | Literal["dynamic"]:
     if not text.isdecimal() or int(text) < 1:
         raise UserError("option-batch", f"--batch {text!r}: a positive number or 'dynamic'")
     return int(text)
+
+
+main.add_command(target_cli.triton)
+main.add_command(target_cli.cpp)

@@ -26,7 +26,6 @@ from engines.bundle import (
     Bundle,
     BundleInfo,
     Golden,
-    Precision,
     Source,
     is_bundle,
     open_bundle,
@@ -34,29 +33,14 @@ from engines.bundle import (
 from engines.msda_function import Lowering
 from engines.ort_engine import OrtEngine
 from engines.torch_engine import TorchEngine
+from export.budget import default_budget
 from export.golden import drawn_images
 from export.graph import export_graph
-from export.parity import Budget, Parity, compare
-from export.precision import finish_half, to_half
-from export.ranges import value_ranges
+from export.parity import Parity, compare
+from export.precise import PrecisionRequest, write_precision
 
 # A protobuf message ends at 2 GiB; beyond this, weights go beside the graph.
 _EMBED_BYTES = 2**31 - 2**24
-_BUDGETS = {
-    "fp32": Budget(),
-    "fp16": Budget(
-        score=0.02, score_median=0.005, box_px=2.0, box_px_median=0.2, missing=0.1, extra=0.1
-    ),
-    "int8": Budget(
-        score=0.2,
-        score_median=0.1,
-        box_px=20,
-        box_px_median=5,
-        missing=0.5,
-        extra=0.5,
-        class_flips=0.2,
-    ),
-}
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -67,7 +51,7 @@ def export_bundle(
     batch: int | Literal["dynamic"] = 1,
     lowering: Lowering = "gridsample",
     images: Sequence[ImageArray] | None = None,
-    precision: Precision = "fp32",
+    request: PrecisionRequest | None = None,
 ) -> Bundle:
     """Exports a checkpoint and proves the result in ONNX Runtime before it takes the name ``out``.
 
@@ -78,7 +62,7 @@ def export_bundle(
         batch: Batch size of the graph, or ``dynamic``.
         lowering: Body of the attention function for runtimes without our kernel.
         images: Golden images; drawn ones where ``None``.
-        precision: Types written into the graph.
+        request: Precision of the graph, float32 by default.
 
     Raises:
         UserError: ``export-parity`` where ONNX Runtime finds other things than torch,
@@ -96,23 +80,26 @@ def export_bundle(
         bar.update()
         images = list(images) if images is not None else drawn_images(info.preprocess.size)
         golden = Golden(images, _detect(torch_engine, images, 1))
-        island: tuple[str, ...] = ()
-        if precision != "fp32":
-            bar.set_postfix_str("writing the types")
-            size = len(images) if batch == "dynamic" else batch
-            ranges = value_ranges(model, images, info.preprocess, size)
-            typed = to_half(model, ranges=ranges)
-            model, island = typed.model, typed.island
-            finish_half(model, info.detector, lowering)
+        bar.set_postfix_str("writing the types")
+        request = request or PrecisionRequest()
+        written = write_precision(
+            model,
+            torch_engine,
+            lowering,
+            1 if batch == "dynamic" else batch,
+            images,
+            request,
+        )
         with _replacing(out) as folder:
-            files = _write_model(model, folder)
+            files = _write_model(written.model, folder)
             write_atomic(folder / GOLDEN, golden.to_bytes())
             files[GOLDEN] = sha256(folder / GOLDEN)
             draft = BundleInfo(
                 model=info,
                 opset=opset,
-                precision=precision,
-                island=island,
+                precision=request.precision,
+                island=written.island,
+                precision_report=written.report(),
                 lowering=lowering,
                 batch=batch,
                 files=files,
@@ -146,8 +133,8 @@ def _prove(bundle: Bundle, golden: Golden) -> Parity:
     """
     engine = OrtEngine(bundle)
     sizes = (1, len(golden.images)) if engine.batch_size is None else (engine.batch_size,)
+    budget = default_budget(bundle.info.precision)
     for size in sizes:
-        budget = _BUDGETS[bundle.info.precision]
         found = _detect(engine, golden.images, size)
         parity = compare(golden.detections, found, budget=budget)
         faults = parity.over(budget)

@@ -19,38 +19,14 @@ from collections import defaultdict
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
+from engines.half_emulation import MOVERS
 from engines.msda_function import is_attention
 
-# Operators whose result holds nothing but numbers they were given.
-MOVERS = frozenset(
-    [
-        "Concat",
-        "DepthToSpace",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Identity",
-        "MaxPool",
-        "Pad",
-        "ReduceMax",
-        "ReduceMin",
-        "Relu",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "TopK",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    ]
-)
 # Locations and weights of an attention are float32 whatever type its values have.
 ATTENTION_SINGLE = (1, 2)
 _NORMS = {"LayerNormalization", "InstanceNormalization"}
+# No part of their own: they take any type, or go with the node they serve.
+_UNTYPED = {"Shape", "QuantizeLinear", "DequantizeLinear"}
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16}
 
 
@@ -134,7 +110,8 @@ def part_names(network: Network) -> list[str | None]:
     names: list[str | None] = []
     for index, node in enumerate(network.nodes):
         scope = network.scope(node)
-        if node.op_type in MOVERS or not network.float_inputs(node) or node.op_type == "Shape":
+        silent = node.op_type in MOVERS or node.op_type in _UNTYPED
+        if silent or not network.float_inputs(node):
             names.append(None)
             continue
         if index in norms:

@@ -20,8 +20,9 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from detr.config import DetectorConfig
+from engines.half_emulation import MOVERS
 from engines.msda_function import HeadShape, Lowering, is_attention, set_lowering
-from export.parts import ATTENTION_SINGLE, MOVERS, Network, part_names
+from export.parts import ATTENTION_SINGLE, Network, part_names
 
 # Finite in half precision, with room for images that excite the network twice as much as those the
 # ranges were measured on.
@@ -46,23 +47,25 @@ class Typed:
 
 
 def in_island(part: str, island: Collection[str]) -> bool:
-    """Whether a part is meant by an entry: ``norm``, ``norm:decoder`` and the part itself."""
-    return any(
-        part == entry or part.startswith(entry + (":" if ":" not in entry else "."))
-        for entry in island
-    )
+    """Whether an island has a part, by the part's own name or by its kind's."""
+    return part in island or part.split(":")[0] in island
 
 
 def to_half(
-    model: ModelProto, island: Collection[str] = DEFAULT_ISLAND, ranges: Ranges | None = None
+    model: ModelProto,
+    island: Collection[str] = DEFAULT_ISLAND,
+    ranges: Ranges | None = None,
+    single: Collection[str] = (),
 ) -> Typed:
     """Types a float32 graph as float16 but for an island.
 
     Args:
         model: A graph of :func:`export.graph.export_graph`; left as it is.
-        island: Entries as :func:`in_island` reads them.
+        island: Parts, or kinds of parts, that compute in float32.
         ranges: Largest magnitude of each value on real images. What goes beyond half precision's
             range computes in float32 whatever the island says.
+        single: Names of further nodes in float32: those of int8 pairs, which before opset 19 know
+            no float16.
 
     Raises:
         ValueError: Values whose type the graph does not tell.
@@ -75,7 +78,9 @@ def to_half(
     full = {
         index
         for index, part in enumerate(parts)
-        if index in forced or (part is not None and in_island(part, island))
+        if index in forced
+        or network.nodes[index].name in single
+        or (part is not None and in_island(part, island))
     }
     half = _decide(network, full)
     _Rewriter(network, half).run()

@@ -10,8 +10,10 @@ import click
 from detr.cli_support import emit, json_option
 from detr.errors import GateError, UserError
 from engines.bundle import Bundle, open_bundle
+from engines.evidence import Evidence, read_evidence
 from engines.trt.backend import BACKENDS, Backend, BuildLowering, load
 from engines.trt.build import BuildOptions, BuiltEngine, build_engine
+from engines.trt.engine import open_trt
 from engines.trt.lowering import lowered_model
 from export.known_bad import known_bad, used_ops
 
@@ -68,6 +70,8 @@ def refuse_known_bad(bundle: Bundle, backend: Backend, lowering: BuildLowering) 
 @click.option(
     "--hardware-compatible", is_flag=True, help="Run on any GPU from Ampere on, more slowly."
 )
+@click.option("--data", help="Data set to verify the engine on; the golden images by default.")
+@click.option("--no-verify", is_flag=True, help="Leave the engine unverified.")
 @json_option
 def trt(
     bundle: Path,
@@ -78,9 +82,14 @@ def trt(
     timing_cache: Path | None,
     version_compatible: bool,
     hardware_compatible: bool,
+    data: str | None,
+    no_verify: bool,
     as_json: bool,
 ) -> None:
     """Build BUNDLE's TensorRT engine; it lies in the bundle's folder, its evidence beside it.
+
+    Where it can run, it is verified at once: exit status 3 where it does not find what the bundle's
+    checkpoint finds, and it is then not loaded any more.
 
     Example: detr export trt student.bundle --backend tensorrt-rtx --compute-capability 86,89
     """
@@ -95,7 +104,18 @@ def trt(
     opened, backend = open_bundle(bundle), BACKENDS[backend_name]
     refuse_known_bad(opened, backend, lowering or backend.lowering)
     built = build_engine(opened, backend, options)
-    emit(built.evidence, as_json, _text(built))
+    verdict = None
+    if not no_verify and built.evidence.build["not_run_because"] is None:
+        from export.verify import verify
+
+        engine = open_trt(opened, backend, built.folder)
+        times = engine.profile_layers(engine.prepare(opened.golden().images[:1]))
+        built.layers.model_copy(update={"milliseconds": times}).write(built.folder)
+        verdict = verify(opened, data, [engine])
+    evidence = read_evidence(built.folder)
+    emit(evidence, as_json, _text(built, evidence))
+    if verdict is not None:
+        verdict.check()
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:
@@ -117,14 +137,16 @@ def _three(text: str) -> tuple[int, int, int]:
     return numbers[0], numbers[1], numbers[2]
 
 
-def _text(built: BuiltEngine) -> str:
-    build: dict[str, Any] = built.evidence.build
+def _text(built: BuiltEngine, evidence: Evidence) -> str:
+    build: dict[str, Any] = evidence.build
     types = ", ".join(f"{count} {kind}" for kind, count in built.layers.types.items())
     memory = "".join(
         f", {size / 2**20:.0f} MiB {kind}" for kind, size in build["memory_bytes"].items()
     )
+    why = build["not_run_because"]
+    status = f"{evidence.status} ({why})" if why and evidence.status == "unverified" else None
     return (
-        f"{built.folder / built.evidence.artefact}: {built.evidence.status}; "
+        f"{built.folder / evidence.artefact}: {status or evidence.status}; "
         f"{build['precision']}, {build['lowering']}, batch {'-'.join(map(str, build['batch']))}, "
         f"{build['bytes'] / 2**20:.1f} MiB{memory}, built in {build['seconds']:.0f} s\n"
         f"{len(built.layers.layers)} layers of the {built.layers.source}: {types}"

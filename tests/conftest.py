@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from detr.config import DetectorConfig
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +23,29 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_preset() -> Callable[..., DetectorConfig]:
+    """Builds the config of a family's detector, of a few thousand weights: ``make(family, ...)``.
+
+    Everything is the family's own but width, depth and numbers of queries.
+    """
+
+    def make(family: str, backbone: dict[str, Any] | None = None, **changes: Any) -> DetectorConfig:
+        from detr.models.presets import preset
+
+        config = preset(f"{family}-r18", 3, pretrained=False)
+        small: dict[str, Any] = {"width": 32, "heads": 4, "ffn": 48, "points": 2}
+        small |= {"encoder_layers": 1, "decoder_layers": 2, "queries": 12, "detections": 20}
+        if config.one_to_many is not None:
+            small["one_to_many"] = {"queries": 12, "repeat": 3}
+        if config.denoising is not None:
+            small["denoising"] = {**config.denoising.model_dump(), "number": 4}
+        small["backbone"] = {
+            **config.backbone.model_dump(),
+            **({"name": "test_resnet"} if backbone is None else backbone),
+        }
+        return DetectorConfig.model_validate({**config.model_dump(), **small, **changes})
+
+    return make

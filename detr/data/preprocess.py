@@ -58,6 +58,16 @@ def fit(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, int]:
     )
 
 
+def _resized(image: ImageArray, height: int, width: int) -> ImageArray:
+    """Antialiased bilinear scaling, rows first and then columns, each rounded to bytes.
+
+    In two calls, since Pillow 13 chooses an order by the sizes and earlier ones do not: a target
+    must see the pixels the model was measured with.
+    """
+    wide = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(wide.resize((width, height), Image.Resampling.BILINEAR))
+
+
 def place(image: ImageArray, out: FloatArray, config: PreprocessConfig) -> None:
     """Normalises an image that fits the canvas into the top left of ``out`` ``[3, H, W]``."""
     scale = (1.0 / np.asarray(config.std, dtype=np.float32))[:, None, None]
@@ -86,8 +96,7 @@ def preprocess(images: Sequence[ImageArray], config: PreprocessConfig) -> Inputs
             )
         h, w = fit(image.shape[0], image.shape[1], config.size)
         if (h, w) != image.shape[:2]:
-            resized = Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR)
-            image = np.asarray(resized)
+            image = _resized(image, h, w)
         place(image, batch[i], config)
         valid[i] = h, w
         original[i] = images[i].shape[:2]

@@ -26,13 +26,14 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     return torch.cat(((low + high) / 2, high - low), -1)
 
 
-def lift(reference: Tensor) -> Tensor:
+def lift(reference: Tensor, eps: float = LOGIT_EPS) -> Tensor:
     """Logits ``[..., 4]`` a box offset is added to: a bare centre has zero size logits.
 
     Args:
         reference: ``[..., 2]`` or ``[..., 4]`` in [0, 1].
+        eps: How near to 0 and 1 it may come.
     """
-    logits = inverse_sigmoid(reference)
+    logits = inverse_sigmoid(reference, eps)
     if reference.shape[-1] == 4:
         return logits
     return torch.cat((logits, torch.zeros_like(logits)), -1)

@@ -187,7 +187,9 @@ class Decoder(nn.Module):
                     if found is not None:
                         output.self_attention.append(found)
             if running is not None:
-                updated = (running + _join([lift(r) for r in references])).sigmoid()
+                updated = (
+                    running + _join([lift(r, config.logit_eps) for r in references])
+                ).sigmoid()
                 attached = _split(updated, sizes)
                 references = _split(updated.detach(), sizes)
         return outputs
@@ -223,7 +225,8 @@ class Decoder(nn.Module):
         else:
             delta = self.box_heads[head](normed)
         twice = self.config.refine == "look_forward_twice"
-        base = _join([lift(r) for r in (attached if twice else references)])
+        eps = self.config.logit_eps
+        base = _join([lift(r, eps) for r in (attached if twice else references)])
         return self.class_heads[head](normed), (delta + base).sigmoid()
 
     @staticmethod

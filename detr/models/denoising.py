@@ -28,11 +28,14 @@ class Denoiser(nn.Module):
         config: Noise and budget.
         num_classes: K.
         width: D.
+        eps: How near to 0 and 1 a reference may come.
     """
 
-    def __init__(self, config: DenoisingConfig, num_classes: int, width: int) -> None:
+    def __init__(
+        self, config: DenoisingConfig, num_classes: int, width: int, eps: float = LOGIT_EPS
+    ) -> None:
         super().__init__()
-        self.config, self.num_classes = config, num_classes
+        self.config, self.num_classes, self.eps = config, num_classes, eps
         self.sides = 2 if config.contrastive else 1
         # Without contrast: one more label for "unknown", one channel less for the indicator.
         extra = 0 if config.contrastive else 1
@@ -142,7 +145,7 @@ class Denoiser(nn.Module):
         size = drawn[..., :4] + negative
         corners = cxcywh_to_xyxy(boxes) + size * sign * half * self.config.box_noise
         # A negative's corners may cross: such a box keeps its centre and the smallest size.
-        return xyxy_to_cxcywh(corners.clamp(0, 1)).clamp(LOGIT_EPS, 1 - LOGIT_EPS)
+        return xyxy_to_cxcywh(corners.clamp(0, 1)).clamp(self.eps, 1 - self.eps)
 
     def _noisy_sizes(self, boxes: Tensor, drawn: Tensor) -> Tensor:
         """Moves centres by up to half a size and scales sizes, each times the noise (DN-DETR 4.2).
@@ -150,7 +153,7 @@ class Denoiser(nn.Module):
         Arguments and result as :meth:`_noisy_corners`, with four uniform numbers a box.
         """
         reach = torch.cat((boxes[..., 2:] / 2, boxes[..., 2:]), -1) * self.config.box_noise
-        return (boxes + (2 * drawn - 1) * reach).clamp(LOGIT_EPS, 1 - LOGIT_EPS)
+        return (boxes + (2 * drawn - 1) * reach).clamp(self.eps, 1 - self.eps)
 
 
 def _stack(targets: list[Target], most: int) -> tuple[Tensor, Tensor, Tensor]:

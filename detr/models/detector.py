@@ -46,7 +46,9 @@ class Detector(nn.Module):
         self.decoder = Decoder(config)
         self.denoiser: Denoiser | None = None
         if config.denoising is not None:
-            self.denoiser = Denoiser(config.denoising, config.num_classes, config.width)
+            self.denoiser = Denoiser(
+                config.denoising, config.num_classes, config.width, config.logit_eps
+            )
 
     def encode(self, images: Tensor, valid_sizes: Tensor) -> Memory:
         """Backbone, neck and encoder.

@@ -43,14 +43,19 @@ _CONDITIONAL = {**_DENSE, "attention": "conditional", "dropout": 0.1}
 _ANCHORS = {"query": "anchors", "refine": "look_forward_twice", "shared_heads": True}
 _DAB = {**_DENSE, **_ANCHORS, "attention": "conditional", "activation": "prelu"} | {
     "pe_temperature": 20.0,
+    "logit_eps": 1e-3,
     "detections": 300,
 }
 _DEFORMABLE: dict[str, Any] = {"dropout": 0.1}
 _REFINED = {**_DEFORMABLE, "refine": "detach"}
-_DAB_DEFORMABLE = {"query": "anchors", "refine": "detach", "ffn": 2048, "detections": 300}
+_DAB_DEFORMABLE = {"query": "anchors", "refine": "detach", "ffn": 2048, "detections": 300} | {
+    "logit_eps": 1e-3,
+}
 _DN = DenoisingConfig(contrastive=False, number=5, label_noise=0.2, box_noise=0.4)
 _DINO = {"query": "mixed", "refine": "look_forward_twice", "ffn": 2048, "queries": 900} | {
     "denoising": DenoisingConfig(),
+    "proposal_tokens": "all",
+    "logit_eps": 1e-3,
     "detections": 300,
 }
 _OFFICIAL = {"pe_temperature": 20.0, "pe_offset": 0.0}
@@ -67,7 +72,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "dn-dab-detr": {**_DAB, "denoising": _DN},
     "deformable-detr": _DEFORMABLE,
     "deformable-detr-refine": _REFINED,
-    "deformable-detr-two-stage": {**_REFINED, "query": "two_stage"},
+    "deformable-detr-two-stage": {**_REFINED, "query": "two_stage", "proposal_tokens": "all"},
     "deformable-detr-shared": {**_REFINED, "shared_heads": True, "shared_decoder": True},
     "dab-deformable-detr": _DAB_DEFORMABLE,
     "dn-deformable-detr": {**_DAB_DEFORMABLE, "denoising": _DN},
@@ -76,6 +81,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "learned_content": True,
         "refine": "look_forward_twice",
         "ffn": 2048,
+        "proposal_tokens": "all",
         "one_to_many": OneToManyConfig(),
     },
     # detrex and Stable-DINO: heads per layer, Deformable DETR's image positions.

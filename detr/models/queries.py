@@ -171,7 +171,7 @@ class ProposalHead(nn.Module):
 
     def __init__(self, config: DetectorConfig, class_agnostic: bool) -> None:
         super().__init__()
-        self.class_agnostic = class_agnostic
+        self.class_agnostic, self.everywhere = class_agnostic, config.proposal_tokens == "all"
         self.project = nn.Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width)
         self.class_head = class_head(config)
@@ -182,8 +182,8 @@ class ProposalHead(nn.Module):
     def forward(self, memory: Memory, count: int, indices: Tensor | None = None) -> Proposals:
         """Chooses the best ``count`` tokens, best first, or takes those it is given.
 
-        Tokens in the padding, or whose default box leaves (0.01, 0.99), take part only when there
-        are not enough others.
+        Tokens in the padding, or whose default box leaves (0.01, 0.99), have zero content and no
+        box. They take part when there are not enough others, or where the config lets all propose.
 
         Raises:
             UserError: ``too-few-tokens`` where the canvas has fewer tokens than queries.
@@ -200,7 +200,9 @@ class ProposalHead(nn.Module):
         tokens = self.norm(self.project(memory.tokens.masked_fill(~allowed, 0.0)))
         logits = self.class_head(tokens)
         scores = logits[..., 0] if self.class_agnostic else logits.amax(-1)
-        scores = scores.detach().masked_fill(~allowed[..., 0], -NO_PROPOSAL)
+        scores = scores.detach()
+        if not self.everywhere:
+            scores = scores.masked_fill(~allowed[..., 0], -NO_PROPOSAL)
         if indices is None:
             indices = scores.topk(count, dim=1).indices
 
@@ -232,16 +234,16 @@ class TwoStageQueries(QuerySource):
     """Deformable DETR two-stage: position and content both come from the chosen proposals.
 
     H-DETR learns the content instead, and in training has further proposals share the ground truth
-    in a group of their own.
+    in a group of their own. Its position is still half of a norm over both, as if the content came
+    from the proposals, too.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
         self.proposals = ProposalHead(config, class_agnostic=True)
-        width = config.width if config.learned_content else 2 * config.width
-        self.project = nn.Linear(2 * config.width, width)
-        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(2 * config.width, 2 * config.width)
+        self.norm = nn.LayerNorm(2 * config.width)
         nn.init.xavier_uniform_(self.project.weight)
         self.content: nn.Embedding | None = None
         if config.learned_content:
@@ -266,19 +268,16 @@ class TwoStageQueries(QuerySource):
     def _group(self, role: str, proposals: Proposals, first: int) -> QueryGroup:
         """Queries of some proposals; ``first`` is the number of the first one's content."""
         anchors = proposals.boxes.detach()
-        embedded = self._embed(anchors)
-        if self.content is None:
-            position, content = embedded.chunk(2, -1)
-        else:
+        position, content = self._embed(anchors).chunk(2, -1)
+        if self.content is not None:
             count = anchors.shape[1]
             learned = self.content.weight[first : first + count]
-            position, content = embedded, learned[None].expand(len(anchors), -1, -1)
+            content = learned[None].expand(len(anchors), -1, -1)
         return QueryGroup(role, content, anchors, position, proposals=proposals)
 
     def position(self, reference: Tensor, memory: Memory) -> Tensor:
         """See the base class; the positional half of what a proposal there would get."""
-        embedded = self._embed(reference)
-        return embedded if self.content is not None else embedded.chunk(2, -1)[0]
+        return self._embed(reference).chunk(2, -1)[0]
 
     def _embed(self, boxes: Tensor) -> Tensor:
         out: Tensor = self.norm(

@@ -7,6 +7,7 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -19,10 +20,32 @@ from detr.errors import UserError
 _OPTIONAL = "num_batches_tracked"
 
 
+class Checkpoint(NamedTuple):
+    """What a file of weights holds.
+
+    Attributes:
+        tensors: By name.
+        options: The command line of the training that wrote it; empty where it is not told.
+    """
+
+    tensors: dict[str, Tensor]
+    options: dict[str, Any]
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a ``.safetensors`` file, or of a pickle that holds nothing but tensors.
 
-    A pickle may be a state dict or have one under ``model`` or ``state_dict``.
+    Raises:
+        UserError: What :func:`read_checkpoint` raises.
+    """
+    return read_checkpoint(path).tensors
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Tensors and training options of a ``.safetensors`` file or a pickle without code.
+
+    A pickle may be a state dict or have one under ``model`` or ``state_dict``; options are a record
+    of plain values under ``args``.
 
     Raises:
         UserError: ``checkpoint-missing``, ``checkpoint-unreadable``, or ``checkpoint-pickle`` for a
@@ -32,7 +55,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError("checkpoint-missing", f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return Checkpoint(load_file(path), {})
         with warnings.catch_warnings():  # about pickle protocols: we tell what matters ourselves
             warnings.simplefilter("ignore")
             # Published training states hold their command line, a plain record of values.
@@ -52,12 +75,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError("checkpoint-unreadable", f"{path}: {line}") from error
+    options = content.get("args") if isinstance(content, dict) else None
+    if isinstance(options, argparse.Namespace):
+        options = vars(options)
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
         raise UserError("checkpoint-unreadable", f"{path}: holds no named tensors")
-    return {str(name): x for name, x in content.items() if isinstance(x, Tensor)}
+    tensors = {str(name): x for name, x in content.items() if isinstance(x, Tensor)}
+    return Checkpoint(tensors, options if isinstance(options, dict) else {})
 
 
 def match_tensors(

@@ -12,6 +12,7 @@ from detr.config import Strict
 from detr.errors import UserError
 from detr.models import Detector
 from distill.criterion import LossWeights
+from distill.hugging_face import FAMILIES, OFFERS, HuggingFaceTeacher
 from distill.methods.base import Method, Setting
 from distill.methods.clockdistill import ClockDistill
 from distill.methods.d3etr import D3etr
@@ -78,6 +79,8 @@ def build_methods(
     for kind, options in parsed:
         if kind.teacher != "none" and teacher is None:
             raise UserError("method-teacher", f"methods.{kind.name}: needs a teacher")
+        if kind.teacher == "frozen":
+            _check_offers(kind, options, teacher)
         models = [student] if teacher is None or kind.teacher == "none" else [student, teacher]
         if kind.reads_scores and any(m.config.classification != "sigmoid" for m in models):
             raise UserError(
@@ -86,6 +89,20 @@ def build_methods(
             )
         methods.append(kind(options, setting).to(device))
     return methods
+
+
+def _check_offers(kind: type[Method], options: Strict, teacher: Detector | None) -> None:
+    """Raises UserError ``method-teacher`` where a teacher from outside lacks what is needed."""
+    if not isinstance(teacher, HuggingFaceTeacher):
+        return
+    missing = sorted(kind.needs(options) - OFFERS)
+    if missing:
+        raise UserError(
+            "method-teacher",
+            f"methods.{kind.name}: needs the teacher's {', '.join(missing)}; a "
+            f"{FAMILIES[teacher.kind]} teacher offers {', '.join(sorted(OFFERS))} (other options "
+            "may need less: docs/weights.md)",
+        )
 
 
 def parse_methods(specs: Specs) -> list[tuple[type[Method], Strict]]:

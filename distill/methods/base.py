@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,10 @@ from distill.criterion import LossWeights
 from distill.step import PairedGroup, Step
 
 TeacherKind = Literal["none", "frozen", "ema"]
+# What a teacher can give: answers to its own queries, maps, those queries themselves (with hidden
+# states), answers to any queries, and attention.
+TeacherPart = Literal["predictions", "backbone", "neck", "memory", "queries", "decode", "attention"]
+EVERYTHING: frozenset[str] = frozenset(get_args(TeacherPart))
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,11 @@ class Method(nn.Module, ABC):
     teacher: ClassVar[TeacherKind] = "frozen"
     replaces_detection_loss: ClassVar[bool] = False
     reads_scores: ClassVar[bool] = True
+
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """Which parts of its teacher the method reads with these options."""
+        return EVERYTHING
 
     @property
     def needs_teacher(self) -> bool:

@@ -90,6 +90,15 @@ class ClockDistill(Method):
     name: ClassVar[str] = "clockdistill"
     Options: ClassVar[type[Strict]] = ClockDistillOptions
 
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """The memory, and answers to whichever points are asked."""
+        options = cast(ClockDistillOptions, options)
+        needed = {"predictions"} | ({"memory"} if options.memory != "off" else set())
+        if options.target_aware or options.general:
+            needed.add("decode")
+        return frozenset(needed | ({"queries"} if options.specific else set()))
+
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()
         self.options = cast(ClockDistillOptions, options)

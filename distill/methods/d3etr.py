@@ -108,6 +108,15 @@ class D3etr(Method):
     reads_scores: ClassVar[bool] = False
     Options: ClassVar[type[Strict]] = D3etrOptions
 
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """Predictions always; queries for fixed groups."""
+        options = cast(D3etrOptions, options)
+        needed = {"predictions"} | ({"queries"} if options.fixed else set())
+        if options.self_attention or options.cross_attention:
+            needed.add("attention")
+        return frozenset(needed)
+
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()
         self.options = cast(D3etrOptions, options)

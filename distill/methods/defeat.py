@@ -52,6 +52,11 @@ class Defeat(Method):
     reads_scores: ClassVar[bool] = False
     Options: ClassVar[type[Strict]] = DefeatOptions
 
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """The maps."""
+        return frozenset({cast(DefeatOptions, options).on})
+
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()
         self.options = cast(DefeatOptions, options)

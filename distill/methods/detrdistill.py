@@ -83,6 +83,15 @@ class DetrDistill(Method):
     name: ClassVar[str] = "detrdistill"
     Options: ClassVar[type[Strict]] = DetrDistillOptions
 
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """Predictions always; maps for the features, queries for these and the further group."""
+        options = cast(DetrDistillOptions, options)
+        needed = {"predictions"}
+        if options.features:
+            needed |= {options.on, "queries"}
+        return frozenset(needed | ({"queries"} if options.prior else set()))
+
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()
         self.options = cast(DetrDistillOptions, options)

@@ -60,6 +60,11 @@ class Fgd(Method):
     reads_scores: ClassVar[bool] = False
     Options: ClassVar[type[Strict]] = FgdOptions
 
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """The maps."""
+        return frozenset({cast(FgdOptions, options).on})
+
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()
         self.options = cast(FgdOptions, options)

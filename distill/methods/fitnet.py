@@ -43,6 +43,11 @@ class FitNet(Method):
     reads_scores: ClassVar[bool] = False
     Options: ClassVar[type[Strict]] = FitNetOptions
 
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """The maps."""
+        return frozenset({cast(FitNetOptions, options).on})
+
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()
         self.options = cast(FitNetOptions, options)

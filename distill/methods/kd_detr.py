@@ -80,6 +80,13 @@ class KdDetr(Method):
     name: ClassVar[str] = "kd_detr"
     Options: ClassVar[type[Strict]] = KdDetrOptions
 
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """Answers to random points, and to the teacher's own."""
+        options = cast(KdDetrOptions, options)
+        needed = {"predictions"} | ({"decode"} if options.general else set())
+        return frozenset(needed | ({"queries"} if options.specific else set()))
+
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()
         self.options = cast(KdDetrOptions, options)

@@ -45,6 +45,11 @@ class Mgd(Method):
     reads_scores: ClassVar[bool] = False
     Options: ClassVar[type[Strict]] = MgdOptions
 
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[str]:
+        """The maps."""
+        return frozenset({cast(MgdOptions, options).on})
+
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()
         self.options = cast(MgdOptions, options)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tempfile
 import time
@@ -23,6 +22,7 @@ from detr.files import sha256, write_atomic
 from engines.bundle import MODEL, Bundle
 from engines.evidence import Evidence
 from engines.trt.backend import Backend, BuildLowering, check_targets, load, set_targets
+from engines.trt.check import plugin_hash
 from engines.trt.cuda import compute_capability
 from engines.trt.layers import LayerReport, network_layers, with_engine
 from engines.trt.log import Log, Progress, make_logger, make_monitor
@@ -30,7 +30,6 @@ from engines.trt.lowering import lowered_model
 
 ENGINE = "model.engine"
 BUILD_LOG = "build.log"
-LAYERS = "layers.json"
 
 _MEMORY = re.compile(r"Total (Activation|Weights) Memory: (\d+)")
 
@@ -102,8 +101,11 @@ def build_engine(
         write_atomic(folder / BUILD_LOG, log.text())
     seconds = time.perf_counter() - start
     write_atomic(folder / ENGINE, data)
-    layers = _opened(trt, build, data)
-    write_atomic(folder / LAYERS, layers.model_dump_json(indent=1) + "\n")
+    layers, device_memory = _opened(trt, build, data)
+    layers.write(folder)
+    memory = {kind.lower(): int(size) for kind, size in _MEMORY.findall(log.text())}
+    if device_memory is not None:
+        memory["device"] = device_memory
     evidence = Evidence(
         artefact=ENGINE,
         sha256=sha256(folder / ENGINE),
@@ -120,8 +122,9 @@ def build_engine(
             "batch": list(build.batch),
             "seconds": round(seconds, 1),
             "bytes": len(data),
-            "memory_bytes": {kind.lower(): int(size) for kind, size in _MEMORY.findall(log.text())},
+            "memory_bytes": memory,
             "layers": {"source": layers.source, "count": len(layers.layers)},
+            "not_run_because": _not_run_because(capabilities),
         },
     )
     evidence.write(folder)
@@ -138,17 +141,6 @@ def engine_folder(
     architecture = "ampere-plus" if hardware_compatible else ""
     architecture = architecture or "sm" + "-".join(str(c) for c in capabilities)
     return bundle.path / "engines" / f"{backend.name}-{architecture}-{bundle.info.precision}"
-
-
-def plugin_hash() -> str:
-    """Hash of the plugin's device code and of the code that launches it."""
-    from detr.msda import cuda_source
-    from engines import msda_plugin
-
-    digest = hashlib.sha256()
-    for path in (cuda_source.HEADER, Path(cuda_source.__file__), Path(msda_plugin.__file__)):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _check_options(backend: Backend, options: BuildOptions) -> None:
@@ -198,6 +190,16 @@ def _targets(backend: Backend, options: BuildOptions) -> tuple[int, ...]:
             "--backend tensorrt-rtx --compute-capability 86,89 builds here",
         )
     return (here,)
+
+
+def _not_run_because(capabilities: tuple[int, ...]) -> str | None:
+    """Why an engine that was just built cannot run on this machine, ``None`` where it can."""
+    here = compute_capability()
+    if here is None:
+        return "no CUDA device on the machine that built it"
+    if here not in capabilities:
+        return f"the GPU of the machine that built it has compute capability {here}"
+    return None
 
 
 class _Build:
@@ -256,11 +258,12 @@ class _Build:
         return flags
 
     def _parse_error(self, parser: Any) -> UserError:
-        first = parser.get_error(0)
+        parser_error = parser.get_error(0)
+        node = parser_error.node_name() or parser_error.node()
         return UserError(
             "tensorrt-parse",
             f"{self.bundle.model}: {self.backend.name} {self.trt.__version__} does not take node "
-            f"{first.node_name() or first.node()} ({first.node_operator()}): {first.desc()}",
+            f"{node} ({parser_error.node_operator()}): {parser_error.desc()}",
         )
 
     def _configure(
@@ -293,7 +296,12 @@ class _Build:
             raise UserError("timing-cache", f"{path}: {error.strerror or error}") from error
         # One of another release or GPU is not taken over; the build then measures anew.
         config.set_timing_cache(config.create_timing_cache(old), False)
-        return lambda config: write_atomic(path, bytes(config.get_timing_cache().serialize()))
+        return lambda config: _keep_tactics(config, path)
+
+
+def _keep_tactics(config: Any, path: Path) -> None:
+    timing_cache = config.get_timing_cache()
+    write_atomic(path, bytes(timing_cache.serialize()))
 
 
 def _batch(bundle: Bundle, options: BuildOptions) -> tuple[int, int, int]:
@@ -313,12 +321,14 @@ def _batch(bundle: Bundle, options: BuildOptions) -> tuple[int, int, int]:
     return options.profile_batch
 
 
-def _opened(trt: Any, build: _Build, data: bytes) -> LayerReport:
-    """The layer report, from the engine where there is a GPU to open it on."""
+def _opened(trt: Any, build: _Build, data: bytes) -> tuple[LayerReport, int | None]:
+    """The layer report and the device memory, from the engine where there is a GPU to open it."""
     assert build.layers is not None
     if compute_capability() is None:
-        return build.layers
+        return build.layers, None
     runtime = trt.Runtime(build.logger)
     runtime.engine_host_code_allowed = build.options.version_compatible
     engine = runtime.deserialize_cuda_engine(data)
-    return build.layers if engine is None else with_engine(build.layers, trt, engine)
+    if engine is None:  # it is for another GPU
+        return build.layers, None
+    return with_engine(build.layers, trt, engine), int(engine.device_memory_size_v2)

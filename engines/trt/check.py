@@ -6,6 +6,7 @@ fit gives an obscure message at best. Its evidence says what it was built for.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,17 @@ def rebuild_command(bundle: Bundle, backend: Backend, capability: int) -> str:
     """What to type for an engine that fits here."""
     command = f"detr export trt {bundle.path} --backend {backend.name}"
     return command + (f" --compute-capability {capability}" if backend.names_targets else "")
+
+
+def plugin_hash() -> str:
+    """Hash of the plugin's device code and of the code that launches it."""
+    from detr.msda import cuda_source
+    from engines import msda_plugin
+
+    digest = hashlib.sha256()
+    for path in (cuda_source.HEADER, Path(cuda_source.__file__), Path(msda_plugin.__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _refusal(

@@ -14,18 +14,21 @@ from engines.base import Engine, RawDetections, filled
 from engines.bundle import INPUTS, OUTPUTS, Bundle
 from engines.evidence import trusted_artefact
 from engines.trt.backend import Backend, capturable, load
-from engines.trt.build import plugin_hash
-from engines.trt.check import Here, find_engine, rebuild_command
+from engines.trt.check import Here, find_engine, plugin_hash, rebuild_command
 from engines.trt.cuda import CudaError, Device, Graph, HostArray, compute_capability
 from engines.trt.log import Log, make_logger, make_profiler
 
 
-def open_trt(bundle: Bundle, backend: Backend, allow_rejected: bool = False) -> TrtEngine:
+def open_trt(
+    bundle: Bundle, backend: Backend, built: Path | None = None, allow_rejected: bool = False
+) -> TrtEngine:
     """Opens a bundle's engine for this machine.
 
     Args:
         bundle: Its folder holds the engine.
         backend: Whose engine.
+        built: Folder of the engine where it was built just now; opened without a word about its
+            not being verified.
         allow_rejected: Whether one the parity gate rejected will do; for judging it again.
 
     Raises:
@@ -41,9 +44,9 @@ def open_trt(bundle: Bundle, backend: Backend, allow_rejected: bool = False) -> 
             f"engine {backend.name} runs on a GPU and there is no CUDA device here",
         )
     here = Here(trt.__version__, capability, plugin_hash())
-    folder, evidence = find_engine(bundle, backend, here, allow_rejected)
+    folder = built or find_engine(bundle, backend, here, allow_rejected)[0]
     path, evidence = trusted_artefact(folder)
-    if evidence.status == "unverified":
+    if evidence.status == "unverified" and built is None:
         warnings.warn(
             f"{path}: never compared with the model it was built from; do it with: "
             f"detr export verify {bundle.path} --engine {backend.name}",
@@ -137,9 +140,9 @@ class TrtEngine(Engine):
         context = self._engine.create_execution_context()
         profiler = make_profiler(self._trt, times)
         context.profiler = profiler
-        batch = len(inputs.images)
+        batch = max(len(inputs.images), self._least)
         self._bind(context, batch)
-        self._fill_host(inputs)
+        self._fill_host(filled(inputs, batch))
         for _ in range(runs + 1):
             self._enqueue(context, batch)
             self._device.wait()

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any, Literal
 
 from detr.config import Strict
+from detr.files import write_atomic
+
+LAYERS = "layers.json"
 
 
 class Layer(Strict):
@@ -48,6 +52,10 @@ class LayerReport(Strict):
     layers: tuple[Layer, ...]
     engine: dict[str, Any] | None = None
     milliseconds: dict[str, float] | None = None
+
+    def write(self, folder: Path) -> None:
+        """Writes it beside the engine."""
+        write_atomic(folder / LAYERS, self.model_dump_json(indent=1) + "\n")
 
     @property
     def types(self) -> dict[str, int]:

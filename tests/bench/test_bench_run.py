@@ -173,3 +173,46 @@ def test_rows_carry_what_repeating_them_takes(engines: dict[str, Any], bright_ca
     assert max(row.latency.samples_ms) >= row.latency.end_to_end.p50_ms
     assert row.environment.drift is not None and row.environment.drift.readings >= 1
     assert row.latency.images == 4
+
+
+def test_sweep_is_one_page_of_depth_by_engine(
+    bright_cars: Path, tmp_path: Path, engine_type: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(path: Path, engine: str) -> Any:
+        if engine == "tensorrt" or (engine == "openvino" and path.stem == "deep"):
+            raise UserError("runtime-missing", f"engine {engine}: not here")
+        made = engine_type(path, 0.0 if path.stem == "deep" else 3.0)
+        made.name = engine
+        layers = 6 if path.stem == "deep" else 3
+        depths = {"encoder_layers": layers, "decoder_layers": layers}
+        made.info = made.info.model_copy(
+            update={"detector": made.info.detector.model_copy(update=depths)}
+        )
+        return made
+
+    monkeypatch.setattr(bench_run, "open_engine", opened)
+    paths = []
+    for name in ("deep", "flat"):
+        paths.append(tmp_path / f"{name}.safetensors")
+        paths[-1].write_bytes((2).to_bytes(8, "little") + b"{}" + name.encode())
+    command = ["sweep", *map(str, paths), "--data", f"kitti:{bright_cars}:val", "--limit", "4"]
+    command += ["--engines", "native,openvino,tensorrt", "--iterations", "2"]
+    run = invoke([*command, "--out", str(tmp_path / "out")])
+    assert run.exit_code == 0, run.output
+    report = Report.model_validate_json((tmp_path / "out/report.json").read_text())
+    assert [(r.name, r.encoder_layers, round(r.coco.ap, 3)) for r in report.rows] == [
+        ("deep native", 6, 1.0),
+        ("flat native", 3, 0.7),
+        ("flat openvino", 3, 0.7),
+    ]
+    assert len(report.skipped) == 3 and "deep openvino: engine openvino" in report.skipped[0]
+    html = (tmp_path / "out/report.html").read_text()
+    assert "Depth by precision and engine" in html and "6/6" in html
+    table = (tmp_path / "out/report.md").read_text()
+    assert "| layers | native fp32 | openvino fp32 |" in table
+    assert "| 6/6 |" in table and "| – |" in table
+    assert (tmp_path / "out/matches.npz").exists()
+    assert "--engines native,openvino,tensorrt" in report.commands[0]
+
+    nothing = invoke([*command[:-3], "tensorrt", *command[-2:], "--out", str(tmp_path / "out")])
+    assert nothing.exit_code == 2 and "error[sweep-empty]" in nothing.stderr

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from detr.data import PreprocessConfig, preprocess
 from detr.data.preprocess import fit
@@ -39,3 +40,13 @@ def test_a_grey_array_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         preprocess([np.zeros((16, 16), dtype=np.uint8)], PreprocessConfig(size=(32, 32)))
     assert caught.value.code == "image-shape"
+
+
+def test_pixels_do_not_depend_on_the_order_pillow_would_choose() -> None:
+    """Rows first, whatever the sizes."""
+    image = np.random.default_rng(0).integers(0, 256, (200, 40, 3)).astype(np.uint8)
+    config = PreprocessConfig(size=(60, 64), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    wide = Image.fromarray(image).resize((12, 200), Image.Resampling.BILINEAR)
+    expected = np.asarray(wide.resize((12, 60), Image.Resampling.BILINEAR))
+    found = preprocess([image], config).images[0, :, :60, :12]
+    np.testing.assert_array_equal(found, expected.transpose(2, 0, 1))

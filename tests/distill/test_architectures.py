@@ -1,51 +1,35 @@
-"""Every architecture learns from the detection loss and exports."""
+"""Every architecture and kind of backbone learns from the detection loss."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
-from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig, OneToManyConfig
 from detr.models import Detector, Target, build_detector
+from detr.models.presets import FAMILIES
+from detr.models.queries import ProposalHead
 from distill.criterion import LossWeights, detection_losses
 
-BACKBONE = BackboneConfig(
-    name="resnet18", options={"channels": (8, 16, 32, 32), "layers": (1, 1, 1, 1)}
-)
-DENSE: dict[str, Any] = {
-    "levels": 1,
-    "pe_offset": 0.0,
-    "backbone": BACKBONE.model_copy(update={"strides": (16,)}),
+SWIN = {"embed_dim": 8, "depths": (2, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
+CONVNEXT = {"dims": (8, 16, 32, 32), "depths": (1, 1, 1, 1)}
+BACKBONES: dict[str, dict[str, Any]] = {
+    "swin": {"name": "swin_tiny_patch4_window7_224", "map_norm": True, "options": SWIN},
+    "convnext": {"name": "convnext_atto", "options": CONVNEXT},
+    "mobilenetv4": {"name": "mobilenetv4_conv_small_035"},
+    "hgnetv2": {"name": "hgnetv2_b0"},
 }
-ANCHORS = {"query": "anchors", "refine": "look_forward_twice", "shared_heads": True}
-DN = DenoisingConfig(contrastive=False, number=2, label_noise=0.2, box_noise=0.4)
-KINDS: dict[str, dict[str, Any]] = {
-    "detr": {**DENSE, "attention": "dense", "classification": "softmax"},
-    "conditional": {**DENSE, "attention": "conditional"},
-    "dab": {**DENSE, **ANCHORS, "attention": "conditional", "activation": "prelu", "patterns": 2},
-    "dn_dab": {**DENSE, **ANCHORS, "attention": "conditional", "denoising": DN},
-    "dab_deformable": {"query": "anchors", "refine": "detach", "random_anchors": True},
-    "dn_deformable": {"query": "anchors", "refine": "detach", "denoising": DN},
-    "h_detr": {
-        "query": "two_stage",
-        "learned_content": True,
-        "refine": "look_forward_twice",
-        "one_to_many": OneToManyConfig(queries=20, repeat=3),
-    },
-    "shared": {"refine": "detach", "shared_heads": True, "shared_decoder": True},
-    "simple": {"refine": "detach", "memory_fusion": "simple"},
-    "u": {"refine": "detach", "memory_fusion": "u"},
-    "dense": {"refine": "detach", "memory_fusion": "dense"},
-    "five_scale": {
-        "levels": 5,
-        "backbone": BACKBONE.model_copy(update={"strides": (4, 8, 16, 32)}),
-        "query": "mixed",
-        "refine": "look_forward_twice",
-        "denoising": DenoisingConfig(number=4),
-    },
+# What no family's name says.
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "random anchors": ("dab-detr", {"random_anchors": True}),
+    "fusion simple": ("dino", {"memory_fusion": "simple"}),
+    "fusion u": ("deformable-detr-refine", {"memory_fusion": "u", "encoder_layers": 3}),
+    **{name: ("deformable-detr", {"backbone": backbone}) for name, backbone in BACKBONES.items()},
 }
+CASES = {**{family: (family, {}) for family in FAMILIES}, **OPTIONS}
 TARGETS = [
     Target(
         torch.tensor([[0.3, 0.4, 0.2, 0.2], [0.7, 0.6, 0.3, 0.5]]),
@@ -56,20 +40,15 @@ TARGETS = [
 ]
 
 
-def tiny(kind: str) -> Detector:
-    torch.manual_seed(0)
-    base: dict[str, Any] = {"backbone": BACKBONE, "width": 32, "heads": 4, "ffn": 64}
-    base |= {"num_classes": 3, "encoder_layers": 3, "decoder_layers": 2, "queries": 12}
-    return build_detector(DetectorConfig(**{**base, **KINDS[kind]}))
-
-
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    images = torch.randn(2, 3, 96, 160, generator=torch.Generator().manual_seed(1))
-    images[0, :, 80:] = 0
-    return images, torch.tensor([[80.0, 160.0], [96.0, 160.0]])
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    images[0, :, 32:] = 0
+    return images, torch.tensor([[32.0, 96.0], [64.0, 96.0]])
 
 
 def loss_of(detector: Detector) -> torch.Tensor:
+    """The loss with the same dropout and denoising noise each time."""
+    torch.manual_seed(0)
     memory = detector.encode(*batch())
     groups = detector.queries(memory, TARGETS, torch.Generator().manual_seed(0))
     outputs = {o.group.role: o for o in detector.decode(memory, groups)}
@@ -77,32 +56,54 @@ def loss_of(detector: Detector) -> torch.Tensor:
     return sum(losses.values(), torch.zeros(()))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_step_lowers_the_loss_and_reaches_every_parameter(kind):
-    detector = tiny(kind).train()
-    detector.backbone.eval()
-    optimizer = torch.optim.SGD(detector.parameters(), lr=1e-5)
-    before = loss_of(detector)
-    before.backward()
-    idle = [name for name, p in detector.named_parameters() if p.grad is None]
-    assert idle == []
-    optimizer.step()
-    assert loss_of(detector) < before
+class Repeated:
+    """A proposal head that takes the tokens it took at first.
+
+    Which tokens propose is a choice of the best: after a step, another choice has another loss, so
+    that alone may raise it (H-DETR by 0.08 where the step itself lowers it by 0.008).
+    """
+
+    def __init__(self) -> None:
+        self.indices: torch.Tensor | None = None
+        self.original = ProposalHead.forward
+
+    def __call__(self, head: ProposalHead, memory: Any, count: int, indices: Any = None) -> Any:
+        found = self.original(head, memory, count, self.indices if indices is None else indices)
+        self.indices = found.indices
+        return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_inference_has_only_its_own_queries_and_exports(kind):
-    detector = tiny(kind).eval()
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_lowers_the_loss_and_reaches_every_parameter(case, small_preset):
+    family, changes = CASES[case]
+    torch.manual_seed(0)
+    detector = build_detector(small_preset(family, **changes)).train()
+    detector.backbone.eval()  # batch norm over two images is another function after each step
+    # The papers' optimiser and rate.
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-4)
+    repeated = Repeated()
+    with mock.patch.object(ProposalHead, "forward", functools.partialmethod(repeated)):
+        before = loss_of(detector)
+        before.backward()
+        idle = [name for name, p in detector.named_parameters() if p.grad is None]
+        assert idle == []
+        torch.nn.utils.clip_grad_norm_(detector.parameters(), 0.1)
+        optimizer.step()
+        with torch.no_grad():
+            after = loss_of(detector)
+    assert after < before - 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inference_has_only_its_own_queries(family, small_preset):
+    torch.manual_seed(0)
+    detector = build_detector(small_preset(family)).eval()
     images, valid = batch()
     with torch.no_grad():
         memory = detector.encode(images, valid)
-        groups = detector.queries(memory)
+        groups = detector.queries(memory, TARGETS)
         assert [group.role for group in groups] == ["own"]
         output = detector.decode(memory, groups, attention=True)[0]
-        wanted = detector(images, valid, valid)
-        program = torch.export.export(detector, (images, valid, valid), strict=False)
-        for got, want in zip(program.module()(images, valid, valid), wanted, strict=True):
-            torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     assert len(output.attention) == 2
     if detector.config.attention != "deformable":
         weights = output.attention[0].weights

@@ -71,7 +71,14 @@ def test_default_engine_of_a_bundle(
         open_engine(folder, "native")
     assert caught.value.code == "runtime-missing"
     monkeypatch.setattr("detr.msda.native_available", lambda: True)
+    monkeypatch.setattr("engines.open.find_spec", lambda name: None)
     assert open_engine(folder).name == "native"
+
+
+@needs_kernel
+def test_default_engine_with_openvino(toy_bundle: MakeBundle) -> None:
+    pytest.importorskip("openvino")
+    assert open_engine(toy_bundle()).name == "openvino"
 
 
 def test_engine_names(toy_bundle: MakeBundle, tmp_path: Path) -> None:

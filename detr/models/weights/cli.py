@@ -13,7 +13,7 @@ from detr.data.preprocess import PreprocessConfig
 from detr.model_info import ModelInfo
 from detr.models.checkpoint import save_model
 from detr.models.describe import parameters
-from detr.models.tensors import read_tensors
+from detr.models.tensors import read_checkpoint
 from detr.models.weights import original
 from detr.models.weights.classes import class_map, read_classes
 from detr.models.weights.hugging_face import read_folder
@@ -69,8 +69,9 @@ def import_(
     """Read published weights into a checkpoint.
 
     SOURCE is a Hugging Face folder (config.json and safetensors) of DETR, Conditional DETR,
-    DAB-DETR or Deformable DETR, or a .pth of the original DETR, Conditional-DETR, Deformable-DETR
-    or DINO repository. Pickles are read for their tensors only; code in them never runs.
+    DAB-DETR or Deformable DETR, or a .pth of the original DETR, Conditional-DETR, DAB-DETR,
+    Deformable-DETR, DN-DETR, H-Deformable-DETR or DINO repository, or of detrex's DINO. Pickles are
+    read for their tensors only; code in them never runs.
 
     Every published tensor is used or listed, and every tensor of ours is filled, or it is an error.
 
@@ -80,7 +81,8 @@ def import_(
     if source.is_dir():
         imported = read_folder(source)
     else:
-        imported = original.convert(read_tensors(source), str(source), dc5)
+        checkpoint = read_checkpoint(source)
+        imported = original.convert(checkpoint.tensors, str(source), checkpoint.options, dc5)
     config = imported.detector.config
     info = ModelInfo(
         detector=config,

@@ -40,6 +40,7 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
         queries=published.get(count, 300),
         query="two_stage" if two_stage else "learned",
         refine="detach" if published.get("with_box_refine") else "none",
+        proposal_tokens="all",
     )
 
 

@@ -1,0 +1,74 @@
+"""``bench sweep``: depths by precision by engine, one report with one table of them.
+
+Depth and precision come with the bundles, so a sweep is a list of bundles times a list of engines.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.matches import Matches, Truth, pack, unpack
+from bench.report import Budget, Report, Row
+from bench.run import measure, model_names, open_artefact, reference_name
+from detr.errors import UserError
+
+
+def sweep(
+    models: Sequence[Path],
+    engines: Sequence[str],
+    data: str,
+    limit: int | None = None,
+    iterations: int = 50,
+    commands: Sequence[str] = (),
+    budget: Budget | None = None,
+) -> Report:
+    """Measures every bundle in every engine, one after the other so that one is in memory.
+
+    Args:
+        models: Bundles, each of one depth and precision.
+        engines: Names as ``open_engine`` takes them. An engine that is not installed, or does not
+            take a bundle, leaves its place empty and a line in ``Report.skipped``.
+        data: Data set specification.
+        limit: Use this many images, spread evenly over the data set.
+        iterations: Timed calls each.
+        commands: How to repeat the report.
+        budget: What every row is held against.
+
+    Raises:
+        UserError: ``sweep-empty`` where nothing could be opened, ``bench-twice``, and what
+            measuring raises.
+    """
+    rows: list[Row] = []
+    skipped: list[str] = []
+    outcomes: dict[str, Matches] = {}
+    truth: Truth | None = None
+    for name, path in zip(model_names(models), models, strict=True):
+        for engine in dict.fromkeys(engines):
+            label = f"{name} {engine}"
+            try:
+                artefact = open_artefact(label, path, engine)
+            except UserError as error:
+                skipped.append(f"{label}: {error.message}")
+                continue
+            report = measure([artefact], data, limit, iterations)
+            rows += report.rows
+            assert report.matches is not None
+            truth, found = unpack(io.BytesIO(report.matches))
+            outcomes |= found
+    if truth is None:
+        raise UserError("sweep-empty", "nothing to measure: " + "; ".join(skipped))
+    return Report(
+        title="Sweep over depth, precision and engine",
+        data=data,
+        created=report.created,
+        reference=reference_name(rows),
+        rows=rows,
+        grid=True,
+        skipped=skipped,
+        commands=list(commands),
+        budget=budget,
+        truth_sha256=truth.fingerprint,
+        matches=pack(truth, outcomes),
+    )

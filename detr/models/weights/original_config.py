@@ -1,0 +1,247 @@
+"""The architecture of an original checkpoint, from its names and shapes.
+
+What the tensors do not tell (heads, positions, dilation) comes from the training's command line,
+where the checkpoint has it, and is the repository's default otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig, OneToManyConfig
+from detr.errors import UserError
+
+
+class Source(NamedTuple):
+    """A checkpoint.
+
+    Attributes:
+        tensors: The state dict.
+        told: The training's command line; empty where nothing is known.
+        place: For messages.
+    """
+
+    tensors: Mapping[str, Tensor]
+    told: Mapping[str, Any]
+    place: str
+
+
+Options = Callable[[Source], dict[str, Any]]
+
+# ResNet by blocks of its third stage and convolutions of a block.
+_RESNETS = {(2, 2): "resnet18", (6, 2): "resnet34", (6, 3): "resnet50", (23, 3): "resnet101"}
+_STRIDES = (4, 8, 16, 32)
+# Queries of H-Deformable-DETR that only training has.
+_ONE_TO_MANY = 1500
+# Command-line options of the original repositories that would make another architecture.
+_PLAIN: dict[str, Any] = {
+    "pre_norm": False,
+    "masks": False,
+    "position_embedding": "sine",
+    "two_stage_pat_embed": 0,
+    "two_stage_add_query_num": 0,
+    "two_stage_learn_wh": False,
+    "decoder_sa_type": "sa",
+    "add_channel_attention": False,
+    "use_deformable_box_attn": False,
+}
+
+
+def read(
+    tensors: Mapping[str, Tensor], told: Mapping[str, Any], place: str, family: Options
+) -> DetectorConfig:
+    """The config of a checkpoint.
+
+    Args:
+        tensors: The state dict, under original names.
+        told: The training's command line.
+        place: The source, for messages.
+        family: What the family is, whatever its size.
+
+    Raises:
+        UserError: ``weights-config`` for an option that makes another architecture, or
+            ``weights-backbone``.
+    """
+    for option, wanted in _PLAIN.items():
+        if told.get(option, wanted) != wanted:
+            raise UserError("weights-config", f"{place}: {option} {told[option]} is not supported")
+    source = Source(tensors, told, place)
+    deformable = "transformer.level_embed" in tensors
+    bias = next(tensors[n] for n in ("class_embed.0.bias", "class_embed.bias") if n in tensors)
+    first = tensors["transformer.decoder.layers.0.linear1.weight"]
+    heads = int(told.get("nheads", 8))
+    common: dict[str, Any] = {
+        "num_classes": len(bias),
+        "backbone": _backbone(source, deformable),
+        "width": first.shape[1],
+        "ffn": first.shape[0],
+        "heads": heads,
+        "encoder_layers": _depth(tensors, "transformer.encoder.layers"),
+        "decoder_layers": _depth(tensors, "transformer.decoder.layers"),
+    }
+    if deformable:
+        levels = len(tensors["transformer.level_embed"])
+        offsets = tensors["transformer.decoder.layers.0.cross_attn.sampling_offsets.bias"]
+        common |= {"levels": levels, "points": len(offsets) // (2 * heads * levels)}
+    else:
+        common |= {"levels": 1, "pe_offset": 0.0}
+    return DetectorConfig(**(common | family(source)))
+
+
+def dense(source: Source) -> dict[str, Any]:
+    """DETR."""
+    bias, queries = source.tensors["class_embed.bias"], source.tensors["query_embed.weight"]
+    return {
+        "attention": "dense",
+        "classification": "softmax",
+        "dropout": 0.1,
+        "num_classes": len(bias) - 1,
+        "queries": len(queries),
+    }
+
+
+def conditional(source: Source) -> dict[str, Any]:
+    """Conditional DETR."""
+    queries = source.tensors["query_embed.weight"]
+    return {"attention": "conditional", "dropout": 0.1, "queries": len(queries)}
+
+
+def dab(source: Source) -> dict[str, Any]:
+    """DAB-DETR and DN-DAB-DETR."""
+    patterns = source.tensors.get("transformer.patterns.weight")
+    learned = "transformer.encoder.layers.0.activation.weight" in source.tensors
+    return _anchors(source) | {
+        "attention": "conditional",
+        "activation": "prelu" if learned else "relu",
+        "patterns": 0 if patterns is None else len(patterns),
+        "refine": "look_forward_twice",
+        "shared_heads": True,
+        "pe_temperature": _temperature(source),
+    }
+
+
+def dab_deformable(source: Source) -> dict[str, Any]:
+    """DAB-Deformable-DETR and DN-Deformable-DETR."""
+    return _anchors(source) | {"refine": "detach"}
+
+
+def deformable(source: Source) -> dict[str, Any]:
+    """Deformable DETR: plain, refined or two-stage."""
+    tensors = source.tensors
+    refined = "transformer.decoder.bbox_embed.0.layers.0.weight" in tensors
+    queries = tensors.get("query_embed.weight")
+    # Two-stage checkpoints do not tell how many proposals they take; 300 is the default.
+    count = int(source.told.get("num_queries", 300)) if queries is None else len(queries)
+    return {
+        "query": "two_stage" if "transformer.enc_output.weight" in tensors else "learned",
+        "refine": "detach" if refined else "none",
+        "dropout": 0.1,
+        "queries": count,
+        "proposal_tokens": "all",
+    }
+
+
+def hybrid(source: Source) -> dict[str, Any]:
+    """H-Deformable-DETR."""
+    count = len(source.tensors["query_embed.weight"])
+    own = int(source.told.get("num_queries_one2one", max(count - _ONE_TO_MANY, 0) or count))
+    more = count - own
+    return {
+        "query": "two_stage",
+        "learned_content": True,
+        "refine": "look_forward_twice",
+        "queries": own,
+        "one_to_many": OneToManyConfig(queries=more) if more else None,
+        "proposal_tokens": "all",
+    }
+
+
+def dino(source: Source) -> dict[str, Any]:
+    """DINO."""
+    return {
+        "query": "mixed",
+        "refine": "look_forward_twice",
+        "queries": len(source.tensors["transformer.tgt_embed.weight"]),
+        "shared_heads": all(_alike(source.tensors, name) for name in ("class_embed", "bbox_embed")),
+        "denoising": DenoisingConfig(),
+        "proposal_tokens": "all",
+        "logit_eps": 1e-3,
+        "pe_temperature": _temperature(source),
+        "pe_offset": 0.0,
+        "detections": 300,
+    }
+
+
+def _anchors(source: Source) -> dict[str, Any]:
+    """What DAB-DETR's relatives share; a label embedding tells that they were denoising."""
+    denoising = None
+    if "label_enc.weight" in source.tensors:
+        denoising = DenoisingConfig(contrastive=False, number=5, label_noise=0.2, box_noise=0.4)
+    return {
+        "query": "anchors",
+        "queries": len(source.tensors["refpoint_embed.weight"]),
+        "denoising": denoising,
+        "logit_eps": 1e-3,
+        "detections": 300,
+    }
+
+
+def _temperature(source: Source) -> float:
+    """Of the image positions; 20 in all repositories that have it as an option.
+
+    Raises:
+        UserError: ``weights-config`` where the axes differ.
+    """
+    height, width = (float(source.told.get(f"pe_temperature{axis}", 20)) for axis in "HW")
+    if height != width:
+        raise UserError(
+            "weights-config", f"{source.place}: temperatures {height} and {width} differ"
+        )
+    return height
+
+
+def _alike(tensors: Mapping[str, Tensor], name: str) -> bool:
+    """Whether the heads of all layers are copies of the first."""
+    first = {n: x for n, x in tensors.items() if n.startswith(f"{name}.0.")}
+    depth = _depth(tensors, name)
+    return all(
+        torch.equal(x, tensors[n.replace(".0.", f".{i}.", 1)])
+        for n, x in first.items()
+        for i in range(1, depth)
+    )
+
+
+def _backbone(source: Source, deformable: bool) -> BackboneConfig:
+    """The ResNet, from its tensors.
+
+    Raises:
+        UserError: ``weights-backbone`` for any other backbone.
+    """
+    tensors = source.tensors
+    body = "backbone.0.body."
+    blocks = _depth(tensors, f"{body}layer3")
+    convolutions = 3 if f"{body}layer1.0.conv3.weight" in tensors else 2
+    name = _RESNETS.get((blocks, convolutions))
+    if name is None:
+        raise UserError(
+            "weights-backbone", f"{source.place}: the backbone is no ResNet-18, 34, 50 or 101"
+        )
+    maps = 1
+    if deformable:
+        kernels = (tensors.get(f"input_proj.{i}.0.weight") for i in range(len(_STRIDES)))
+        maps = sum(1 for x in kernels if x is not None and x.shape[-1] == 1)
+    strides, options = _STRIDES[-maps:], {}
+    if source.told.get("dilation"):
+        strides, options = (*strides[:-1], 16), {"output_stride": 16}
+    return BackboneConfig(name=name, strides=strides, norm="frozen", options=options)
+
+
+def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """One more than the largest number after a prefix."""
+    found = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in tensors)
+    return max((int(m[1]) for m in found if m), default=-1) + 1

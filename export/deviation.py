@@ -1,0 +1,256 @@
+"""Where in the graph an engine first leaves its reference.
+
+Every torch module shows in an exported graph as a run of nodes named ``MODULE/OPERATION``. The
+values with which modules end are compared one by one in the order of the graph; where the reference
+is torch, its side comes from hooks on the very modules. The first value that differs, less the
+nodes behind values that agree, leaves a handful of nodes, and they have names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from pydantic import BaseModel
+
+from detr.data.preprocess import Inputs
+from engines.torch_engine import TorchEngine
+
+Array = npt.NDArray[Any]
+
+# Largest difference over the root mean square of the value: what rounding leaves by the end of a
+# deep network stays well below, a wrong layer does not.
+TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "int8": 0.5}
+# Rows of a value are compared in any order up to this many; more are tokens, whose order is fixed.
+_MOST_ROWS = 1000
+
+
+class Deviation(BaseModel):
+    """The first layer whose result is not the reference's.
+
+    Attributes:
+        layer: Module as torch names it (``decoder.layers.1.cross_attention``); ``decode`` is what
+            follows the last module, ``preprocessing`` what comes before the graph. Empty where no
+            single layer stands out.
+        operators: Operator types in the stretch the deviation comes from.
+        error: Largest difference over the root mean square of the reference's value.
+        before: The same, the most of what comes before.
+        compared: Number of intermediate values compared.
+    """
+
+    layer: str
+    operators: list[str] = []
+    error: float = 0.0
+    before: float = 0.0
+    compared: int = 0
+
+    def text(self) -> str:
+        """One phrase."""
+        if self.layer == "preprocessing":
+            return "preprocessing: the network is given other inputs than the reference"
+        if not self.layer:
+            return (
+                f"no layer stands out: differences grow to {self.error:.2g} of a value over "
+                f"{self.compared} layers"
+            )
+        if self.layer == "decode":
+            return (
+                f"all {self.compared} layers agree (within {self.before:.1g}); what differs is the "
+                "decoding of logits and boxes behind them"
+            )
+        return (
+            f"{self.layer} ({', '.join(self.operators[:6])}) differs by {self.error:.2g} of its "
+            f"magnitude, everything before by at most {self.before:.1g}"
+        )
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The value a module ends with.
+
+    Attributes:
+        module: Name of the module.
+        call: Which of its calls, from 0.
+        value: Name of the value in the graph.
+    """
+
+    module: str
+    call: int
+    value: str
+
+
+def boundaries(graph: onnx.GraphProto) -> list[Boundary]:
+    """The values with which modules end, in the order of the graph.
+
+    Only modules without submodules in the graph, and only where all calls of a module end in one
+    value each, so that they can be told apart.
+    """
+    readers: dict[str, list[int]] = {}
+    for position, node in enumerate(graph.node):
+        for name in node.input:
+            readers.setdefault(name, []).append(position)
+    outputs = {output.name for output in graph.output}
+    modules = [node.name.rpartition("/")[0] for node in graph.node]
+    found = []
+    calls: dict[str, int] = {}
+    for module, run in groupby(range(len(modules)), key=modules.__getitem__):
+        if not module:
+            continue
+        inside = set(run)
+        leaving = [
+            name
+            for position in sorted(inside)
+            for name in graph.node[position].output
+            if name in outputs or not inside.issuperset(readers.get(name, []))
+        ]
+        call = calls[module] = calls.get(module, -1) + 1
+        if len(leaving) == 1:
+            found.append(Boundary(module, call, leaving[0]))
+    parents = {m[: m.rindex(".")] for m in calls if "." in m} | {""}
+    return [b for b in found if b.module not in parents]
+
+
+def torch_values(
+    engine: TorchEngine, inputs: Inputs, wanted: Sequence[Boundary]
+) -> dict[str, Array]:
+    """What the torch modules end with, by the name the value has in the graph.
+
+    A module that was called another number of times than the graph shows is left out.
+    """
+    recorded: dict[str, list[Array]] = {boundary.module: [] for boundary in wanted}
+    handles = []
+    for name, module in engine.detector.named_modules():
+        if name in recorded:
+            handles.append(module.register_forward_hook(_recorder(recorded[name])))
+    try:
+        engine.run(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    calls = {b.module: sum(other.module == b.module for other in wanted) for b in wanted}
+    return {
+        b.value: recorded[b.module][b.call]
+        for b in wanted
+        if len(recorded[b.module]) == calls[b.module]
+    }
+
+
+def _recorder(into: list[Array]) -> Callable[[Any, Any, Any], None]:
+    def record(_module: Any, _inputs: Any, output: Any) -> None:
+        if hasattr(output, "numpy"):
+            into.append(output.detach().cpu().numpy().copy())
+
+    return record
+
+
+def first_deviation(
+    graph: onnx.GraphProto,
+    expected: Mapping[str, Array],
+    found: Mapping[str, Array],
+    tolerance: float,
+) -> Deviation:
+    """Compares intermediate values.
+
+    Args:
+        graph: The graph both belong to.
+        expected: The reference's values by name.
+        found: The candidate's; what only one of them has, or in another shape, is left out.
+        tolerance: See :data:`TOLERANCE`.
+    """
+    agreed: list[str] = []
+    before = 0.0
+    order = [name for node in graph.node for name in node.output]
+    for name in order:
+        if name not in expected or name not in found or expected[name].shape != found[name].shape:
+            continue
+        error = difference(expected[name], found[name], tolerance)
+        if not error <= tolerance:
+            nodes = _between(graph, name, agreed)
+            return Deviation(
+                layer=_layer(nodes),
+                operators=sorted({node.op_type for node in nodes}),
+                error=error,
+                before=before,
+                compared=len(agreed) + 1,
+            )
+        agreed.append(name)
+        before = max(before, error)
+    # The values agree to the end; whether the outputs do is what brought us here.
+    return Deviation(
+        layer="decode" if before <= tolerance / 10 else "",
+        operators=sorted({node.op_type for node in _between(graph, None, agreed)}),
+        error=before,
+        before=before,
+        compared=len(agreed),
+    )
+
+
+def difference(expected: Array, found: Array, tolerance: float) -> float:
+    """Largest difference over the root mean square of what is expected; a NaN is infinitely far.
+
+    Rows of queries (``[B, N, D]``) may be in another order: proposals with equal scores trade
+    places.
+    """
+    if not expected.size:
+        return 0.0
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    usable = np.isfinite(a)
+    if not usable.any():
+        return 0.0
+    scale = float(np.sqrt(np.mean(np.square(a[usable])))) or 1.0
+    plain = _largest(a, b, usable) / scale
+    if plain <= tolerance or a.ndim != 3 or a.shape[1] > _MOST_ROWS or not usable.all():
+        return plain
+    return min(plain, _largest_in_any_order(a, b) / scale)
+
+
+def _largest(a: Array, b: Array, usable: Array) -> float:
+    gap = np.abs(a - b)[usable]
+    return float(gap.max()) if np.isfinite(gap).all() else float("inf")
+
+
+def _largest_in_any_order(a: Array, b: Array) -> float:
+    """Largest difference after each row of ``b`` went to the nearest row of ``a``."""
+    if not np.isfinite(b).all():
+        return float("inf")
+    worst = 0.0
+    for x, y in zip(a, b, strict=True):
+        squares = np.square(x).sum(1)[:, None] + np.square(y).sum(1)[None] - 2 * x @ y.T
+        nearest = squares.argmin(0)
+        if len(set(nearest.tolist())) < len(nearest):
+            return float("inf")
+        worst = max(worst, float(np.abs(x[nearest] - y).max()))
+    return worst
+
+
+def _between(
+    graph: onnx.GraphProto, name: str | None, agreed: Sequence[str]
+) -> list[onnx.NodeProto]:
+    """The nodes a value (the outputs, where ``None``) is computed by from values that agree."""
+    producers = {output: node for node in graph.node for output in node.output}
+    known = set(agreed)
+    stack = [output.name for output in graph.output] if name is None else [name]
+    taken: dict[int, onnx.NodeProto] = {}
+    while stack:
+        wanted = stack.pop()
+        node = producers.get(wanted)
+        if node is not None and wanted not in known and id(node) not in taken:
+            taken[id(node)] = node
+            stack.extend(node.input)
+    return [node for node in graph.node if id(node) in taken]
+
+
+def _layer(nodes: Sequence[onnx.NodeProto]) -> str:
+    """The module around the nodes that belong to the same part of the network as the last one."""
+    last = nodes[-1].name.rpartition("/")[0]
+    modules = [node.name.rpartition("/")[0] for node in nodes]
+    parent = last.rpartition(".")[0]
+    # Several leaves of one parent, or nodes of the parent's own: the fault may be any of them.
+    if parent and any(m == parent or (m != last and m.startswith(parent + ".")) for m in modules):
+        return parent
+    return last

@@ -1,0 +1,81 @@
+"""An artefact is trusted only with evidence beside it that names its very bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detr.errors import UserError
+from detr.files import sha256
+from engines.evidence import EVIDENCE, Evidence, read_evidence, trusted_artefact
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "model.engine").write_bytes(b"code")
+    Evidence(
+        artefact="model.engine",
+        sha256=sha256(tmp_path / "model.engine"),
+        bundle_sha256="0" * 64,
+        backend="tensorrt",
+        status="rejected",
+        reasons=("boxes off by 9 px",),
+        build={"version": "10.16"},
+    ).write(tmp_path)
+    return tmp_path
+
+
+def refused(folder: Path) -> UserError:
+    with pytest.raises(UserError) as error:
+        trusted_artefact(folder)
+    assert str(folder) in str(error.value)
+    return error.value
+
+
+def test_what_was_written_is_read(folder: Path) -> None:
+    path, evidence = trusted_artefact(folder)
+    assert path == folder / "model.engine"
+    assert evidence == read_evidence(folder)
+    assert evidence.status == "rejected" and evidence.reasons == ("boxes off by 9 px",)
+    assert evidence.build == {"version": "10.16"}
+
+
+def test_a_changed_artefact_is_not_trusted(folder: Path) -> None:
+    (folder / "model.engine").write_bytes(b"codf")
+    error = refused(folder)
+    assert error.code == "artefact-changed" and "not loaded" in error.message
+
+
+def test_a_missing_artefact(folder: Path) -> None:
+    (folder / "model.engine").unlink()
+    assert refused(folder).code == "artefact-missing"
+
+
+def test_without_evidence_nothing_is_trusted(folder: Path) -> None:
+    (folder / EVIDENCE).unlink()
+    assert refused(folder).code == "evidence-missing"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ('"rejected"', '"fine"', "status"),
+        ('"artefact"', '"artifact"', "artefact"),
+        ("{", "", "file"),
+        ('"format": 1', '"format": 2', "format"),
+    ],
+)
+def test_damaged_evidence_names_the_place(folder: Path, old: str, new: str, place: str) -> None:
+    path = folder / EVIDENCE
+    path.write_text(path.read_text().replace(old, new, 1))
+    error = refused(folder)
+    assert error.code == "evidence-unreadable" and f"{EVIDENCE}: {place}" in error.message
+
+
+def test_an_artefact_elsewhere_is_not_followed(folder: Path) -> None:
+    inside = folder / "inside"
+    inside.mkdir()
+    text = (folder / EVIDENCE).read_text()
+    (inside / EVIDENCE).write_text(text.replace("model.engine", "../model.engine"))
+    assert refused(inside).code == "artefact-missing"

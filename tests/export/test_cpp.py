@@ -1,0 +1,144 @@
+"""The C++ sample prepares the package's input and, with ONNX Runtime's headers, finds the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detr.config import ClassMap
+from detr.data.preprocess import PreprocessConfig, preprocess
+from export.cpp import c_string, write_sample
+
+CLASSES = ("Car", 'say "tram"?', "Fußgänger")
+CONFIG = PreprocessConfig(size=(60, 100), mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.4))
+
+
+def fake_bundle(path: Path, config: PreprocessConfig = CONFIG) -> Any:
+    """As much of a bundle as the sample's sources are made of."""
+    model = SimpleNamespace(
+        preprocess=config, classes=ClassMap(names=CLASSES, category_ids=(1, 2, 3))
+    )
+    info = SimpleNamespace(model=model, batch="dynamic", files={"model.onnx": "ab" * 32})
+    return SimpleNamespace(path=path, info=info)
+
+
+@pytest.fixture(scope="module")
+def compiler() -> str:
+    found = shutil.which("g++") or shutil.which("clang++")
+    if found is None:
+        pytest.skip("no C++ compiler")
+    return found
+
+
+@pytest.fixture(scope="module")
+def dump(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample(fake_bundle(folder / "x.bundle"), folder, "onnxruntime")
+    command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
+    subprocess.run(
+        [*command, str(folder / "dump_input.cpp"), "-o", str(folder / "dump")], check=True
+    )
+    return folder / "dump"
+
+
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(75, 248), (60, 100), (30, 50), (200, 40), (1, 1), (3, 500), (61, 100), (60, 101)],
+)
+@pytest.mark.parametrize("suffix", ["ppm", "bmp"])
+def test_input_is_the_packages(
+    dump: Path, tmp_path: Path, height: int, width: int, suffix: str
+) -> None:
+    generator = np.random.default_rng(height * 1000 + width)
+    image = generator.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    image[: height // 2] = generator.integers(0, 256, 3)
+    Image.fromarray(image).save(tmp_path / f"i.{suffix}")
+    subprocess.run([dump, tmp_path / f"i.{suffix}", tmp_path / "out"], check=True)
+    found = np.fromfile(tmp_path / "out", np.float32)
+    expected = preprocess([image], CONFIG)
+    np.testing.assert_allclose(found[:-4], expected.images.ravel(), rtol=0, atol=1e-5)
+    assert found[-4:].tolist() == [*expected.valid_sizes[0], *expected.original_sizes[0]]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"P6\n4 4\n255\n" + bytes(10), "cut short"),
+        (b"P6\n4 4\n65535\n" + bytes(96), "8 bits"),
+        (b"\x89PNG", "neither"),
+        (b"BM" + bytes(20), "cut short"),
+        (b"", "neither"),
+    ],
+)
+def test_bad_images_are_one_line(dump: Path, tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "x.ppm").write_bytes(content)
+    run = subprocess.run(
+        [dump, tmp_path / "x.ppm", tmp_path / "out"], capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    assert said in run.stderr and "x.ppm" in run.stderr and run.stderr.count("\n") == 1
+
+
+def test_a_comment_in_a_ppm_header_is_skipped(dump: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.ppm").write_bytes(b"P6 # made by hand\n2 1\n# deep\n255\n" + bytes(6))
+    subprocess.run([dump, tmp_path / "x.ppm", tmp_path / "out"], check=True)
+    assert np.fromfile(tmp_path / "out", np.float32)[-2:].tolist() == [1, 2]
+
+
+def test_names_survive_as_string_literals(compiler: str, tmp_path: Path) -> None:
+    write_sample(fake_bundle(tmp_path / "x.bundle"), tmp_path, "tensorrt")
+    (tmp_path / "names.cpp").write_text(
+        '#include <cstdio>\n#include "model_info.hpp"\n'
+        "int main() { for (const char* n : model_info::kClasses) std::puts(n); }\n"
+    )
+    subprocess.run(
+        [compiler, "-std=c++17", str(tmp_path / "names.cpp"), "-o", str(tmp_path / "n")], check=True
+    )
+    out = subprocess.run([tmp_path / "n"], capture_output=True, check=True).stdout
+    assert tuple(out.decode().splitlines()) == CLASSES
+    assert c_string("a??/b") == '"a\\077\\077/b"'
+    assert (tmp_path / "detector_tensorrt.cpp").exists()
+    assert "NvInfer.h" in (tmp_path / "CMakeLists.txt").read_text()
+
+
+def test_sample_finds_what_onnx_runtime_finds(
+    compiler: str, checkpoint: Any, tmp_path: Path
+) -> None:
+    """Needs ONNX Runtime's headers and library, which no wheel carries together."""
+    root = Path(os.environ.get("ONNXRUNTIME_ROOT", "/usr"))
+    header = next(root.glob("include/**/onnxruntime_cxx_api.h"), None)
+    library = next(root.glob("lib*/**/libonnxruntime.so*"), None)
+    if header is None or library is None:
+        pytest.skip("no headers of ONNX Runtime; set ONNXRUNTIME_ROOT")
+    pytest.importorskip("torch")
+    from engines import open_engine
+    from export.onnx_export import export_bundle
+
+    bundle = export_bundle(checkpoint("dino-no-encoder"), tmp_path / "x.bundle", 17, 1)
+    write_sample(bundle, tmp_path, "onnxruntime")
+    sources = [str(tmp_path / name) for name in ("main.cpp", "detector_onnxruntime.cpp")]
+    command = [compiler, "-std=c++17", "-ffp-contract=off", *sources, f"-I{header.parent}"]
+    link = [str(library), f"-Wl,-rpath,{library.parent}", "-o", str(tmp_path / "detect")]
+    subprocess.run([*command, *link], check=True)
+    image = bundle.golden().images[0]
+    Image.fromarray(image).save(tmp_path / "i.ppm")
+    run = subprocess.run(
+        [tmp_path / "detect", bundle.model, tmp_path / "i.ppm", "0"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (expected,) = open_engine(bundle.path, "onnxruntime")([image])
+    lines = [line.split() for line in run.stdout.splitlines()]
+    np.testing.assert_allclose([float(x[0]) for x in lines], expected.scores, atol=2e-4)
+    np.testing.assert_allclose(
+        [[float(v) for v in x[2:]] for x in lines], expected.boxes, atol=0.02
+    )
+    names = bundle.info.model.classes.names
+    assert [x[1] for x in lines] == [names[k] for k in expected.labels.tolist()]
