@@ -107,8 +107,9 @@ def onnx(
     from detr.models import load_model
     from export.golden import dataset_images
     from export.onnx_export import export_bundle
-    from export.precise import request_precision
+    from export.precise import check_request, request_precision
 
+    check_request(precision, data, search_islands, calibration)
     checkpoint, size = find_model(checkpoint), _batch(batch)
     classes = load_model(checkpoint)[1].classes
     request = request_precision(

@@ -274,8 +274,7 @@ def test_indices_that_pass_through_floats_stay_exact() -> None:
     ]
     model = small_graph(
         nodes,
-        {"images": [2, 8], **dict.fromkeys(("best", "index", "as_float", "scaled"), [2, 8])}
-        | dict.fromkeys(("back", "again", "boxes"), [2, 8]),
+        {name: [2, 8] for name in ("images", "boxes", *(x for n in nodes for x in n.output))},
         constant("step", 2049.0),
         numpy_helper.from_array(np.array([8]), "k"),
     )
