@@ -56,8 +56,8 @@ class EngineVerdict(BaseModel):
             lines.append(f"  {self.parity.summary()}")
         if self.ap is not None and self.reference_ap is not None:
             lines.append(f"  AP {100 * self.ap:.2f} against {100 * self.reference_ap:.2f}")
-        lines += [f"  over budget: {reason}" for reason in self.reasons if self.parity is not None]
-        lines += [f"  {reason}" for reason in self.reasons if self.parity is None]
+        over = self.status == "rejected" and self.parity is not None
+        lines += [f"  {'over budget: ' if over else ''}{reason}" for reason in self.reasons]
         if self.images:
             lines.append(f"  worst images: {', '.join(self.images)}")
         if self.deviation is not None:

@@ -31,7 +31,8 @@ def symptoms(parity: Parity) -> set[str]:
         seen.add("classes")
     exact_boxes = parity.matched > 0 and parity.median_box_px <= _EXACT.box_px_median
     exact_scores = parity.median_score <= _EXACT.score_median
-    if exact_boxes and not exact_scores:
+    # With flips, the few matches left are accidents.
+    if exact_boxes and not exact_scores and "classes" not in seen:
         seen.add("scores")
     if exact_scores and (not exact_boxes or (lost > _MANY and new > _MANY)):
         seen.add("boxes")

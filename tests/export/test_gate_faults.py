@@ -365,7 +365,7 @@ FAULTS = {
     ),
     "scaled without interpolation": Fault(engine=Bare, layer="preprocessing"),
     "LayerNorm overflows in half": Fault(
-        norm_in_half, layer="encoder.layers.1.ffn.norm", pitfall="layernorm-in-half"
+        norm_in_half, layer="encoder.layers.1.ffn", pitfall="layernorm-in-half"
     ),
     "stale weight": Fault(
         stale_weight,
