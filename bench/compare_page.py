@@ -54,7 +54,7 @@ def markdown(comparison: Comparison) -> str:
         f"{comparison.created}. Bold: on its machine's Pareto front of AP over median end-to-end "
         "latency.",
         table(head, rows),
-        f"## Against {comparison.reference}",
+        "## Differences",
         "\n".join(f"- {d.sentence()}" for d in comparison.differences) or "Nothing to test.",
         "## Machines",
         "\n".join(f"- {letter}: {text}" for letter, text in comparison.machines.items()),

@@ -107,7 +107,7 @@ class Comparison(BaseModel):
         reference: Name of the entry the others are tested against.
         machines: Letter to description.
         entries: The most accurate first.
-        differences: Tests against the reference.
+        differences: Tests against the reference, of latency on each machine.
         notes: What cannot be claimed and why.
     """
 

@@ -23,7 +23,7 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
         engine: One of :data:`ENGINES`, ``openvino:GPU`` for another device than the CPU; by
             default ``torch`` for a checkpoint. For a bundle it is ``openvino``, ``native`` where
             that is not installed, or ``onnxruntime`` where our kernel was not compiled. ``half`` is
-            ONNX Runtime with every value typed float16 rounded: what half precision costs.
+            ONNX Runtime with every value typed float16 rounded, to see what half precision costs.
         threads: Threads within an operator; the runtime's default where ``None``.
 
     Raises:

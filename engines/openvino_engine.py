@@ -45,6 +45,7 @@ class OpenVinoEngine(Engine):
         openvino = _openvino()
         self.info = bundle.info.model
         self.artefact = bundle.model
+        self.on_gpu = device != "CPU"
         self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
         self._core = openvino.Core()
         self._device, self._settings = device, _settings(device, threads)
