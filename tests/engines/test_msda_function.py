@@ -96,7 +96,8 @@ def test_half_values_are_weighted_and_summed_in_single(lowering: Lowering, opset
     feed = inputs(shapes, 2)
     feed["value"] = feed["value"].astype(np.float16)
     (out,) = session.run(None, feed)
-    expected = reference(feed["value"], shapes, feed["locations"], feed["weights"])
+    value = feed["value"].astype(np.float64)
+    expected = reference(value, shapes, feed["locations"], feed["weights"])
     assert out.dtype == np.float16
     # One rounding, that of the result: half an ulp.
     np.testing.assert_allclose(out, expected, rtol=2**-11, atol=2e-6)
