@@ -181,6 +181,8 @@ class DetectorConfig(Strict):
     def _contradictions(self) -> Iterator[str]:
         """What cannot go together, and why."""
         strides, proposals = self.backbone.strides, self.query in ("two_stage", "mixed")
+        if list(strides) != sorted(set(strides)):
+            yield f"backbone.strides {', '.join(map(str, strides))}: name each once, finest first"
         if self.levels < len(strides):
             yield f"levels {self.levels} is less than the backbone's maps {len(strides)}"
         if self.attention != "deformable":

@@ -75,7 +75,8 @@ def main() -> None:
         bundle = open_bundle(kept)
         samples = module.scenes(folder / "scenes", arguments.scenes, reference)
         print(
-            "| | lost, new, other class | box px | median | score | median | AP | | begins | told as |"
+            "| | lost, new, other class | box px | median | score | median | AP | "
+            "| begins | told as |"
         )
         print("|---|---|---|---|---|---|---|---|---|---|")
         engines: list[Engine] = [open_engine(kept, "onnxruntime")]

@@ -50,7 +50,8 @@ def loss_of(detector: Detector) -> torch.Tensor:
     """The loss with the same dropout and denoising noise each time."""
     torch.manual_seed(0)
     memory = detector.encode(*batch())
-    groups = detector.queries(memory, TARGETS, torch.Generator().manual_seed(0))
+    noise = [torch.Generator().manual_seed(i) for i in range(len(TARGETS))]
+    groups = detector.queries(memory, TARGETS, noise)
     outputs = {o.group.role: o for o in detector.decode(memory, groups)}
     losses = detection_losses(outputs, TARGETS, torch.tensor(3.0), LossWeights())
     return sum(losses.values(), torch.zeros(()))

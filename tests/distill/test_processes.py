@@ -61,7 +61,9 @@ def recipe_of(recipe: Recipe, changes: dict[str, Any], batch: int, teacher: Path
     content = recipe.model_dump(mode="json")
     content["data"]["val"] = None
     content["detector"] |= EXACT
-    content["detector"]["backbone"] |= {"strides": [8, 16], "norm": "frozen"}
+    content["detector"]["backbone"] |= {"strides": [8, 16]}
+    # Batch norm would see other images in every process.
+    content["detector"]["backbone"]["options"] |= {"norm_layer": "layernorm2d"}
     for key, value in changes.get("detector", {}).items():
         content["detector"][key] = value
     if content["detector"]["levels"] == 1:

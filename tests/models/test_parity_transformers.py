@@ -6,7 +6,10 @@ must predict the same on padded batches.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -86,10 +89,11 @@ def published(kind: str, **options: Any) -> torch.nn.Module:
     return model.eval()
 
 
-def assert_same_predictions(model: torch.nn.Module, canvases: Any = CANVASES) -> None:
+def assert_same_predictions(model: torch.nn.Module, tolerance: float = 1e-4) -> None:
     state = {name: x.clone() for name, x in model.state_dict().items()}
     ours = convert(model.config.to_dict(), state, "test").detector
-    for canvas, sizes in canvases:
+    ours = ours.to(torch.get_default_dtype())
+    for canvas, sizes in CANVASES:
         images = blobs(len(sizes), canvas)
         mask = torch.zeros(len(sizes), *canvas, dtype=torch.int64)
         for i, (height, width) in enumerate(sizes):
@@ -99,8 +103,8 @@ def assert_same_predictions(model: torch.nn.Module, canvases: Any = CANVASES) ->
             theirs = model(pixel_values=images, pixel_mask=mask)
             memory = ours.encode(images, torch.tensor(sizes, dtype=torch.float32))
             output = ours.decode(memory, ours.queries(memory))[0]
-        torch.testing.assert_close(output.logits[-1], theirs.logits, atol=1e-4, rtol=0)
-        torch.testing.assert_close(output.boxes[-1], theirs.pred_boxes, atol=1e-4, rtol=0)
+        torch.testing.assert_close(output.logits[-1], theirs.logits, atol=tolerance, rtol=0)
+        torch.testing.assert_close(output.boxes[-1], theirs.pred_boxes, atol=tolerance, rtol=0)
         spread = theirs.logits.std(1).mean(), theirs.pred_boxes.std(1).mean()
         assert min(spread) > 1e-3, "queries that all say the same prove nothing"
 
@@ -181,6 +185,24 @@ def test_dab_detr_with_a_dilated_backbone():
     model.model.decoder.bbox_embed.load_state_dict(model.bbox_predictor.state_dict())
     spread_tokens(model)
     assert_same_predictions(model)
+    # Larger weights make single precision differ by 1e-4 and more, so without rounding.
+    with torch.no_grad():
+        for name, x in model.named_parameters():
+            if x.dim() >= 2 and "backbone" not in name and "embedding" not in name:
+                x.mul_(1.5)
+    with in_double():
+        assert_same_predictions(model.double(), tolerance=1e-9)
+
+
+@contextlib.contextmanager
+def in_double() -> Iterator[None]:
+    """Double precision also where a model asks for single by name, as sine codes do."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with mock.patch.object(torch, "float32", torch.float64):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig
+from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig, OneToManyConfig
 from detr.errors import UserError
 from detr.models import build_detector, parameters
 from detr.models.cli import model
@@ -28,9 +28,12 @@ KITTI = {
     "deformable-detr-r50": (106, 40),
     "deformable-detr-r18": (79, 24),
 }
-# The same on COCO (80 classes). The paper prints 1064 x 800, but all six numbers are those of
-# canvases a good twentieth larger. That they are means over the set's images of different shapes
-# is our inference; the paper does not say so.
+# The same on COCO (80 classes). The paper prints 1064 x 800, but counted on a larger canvas: the
+# students and teachers of a detector differ in nothing but ResNet and the neck's first projections,
+# whose count no convention changes, and those differences are the published ones at 0.89 to 0.94
+# million pixels only (test_coco_differences); 1064 x 800 has 0.85. mmdetection, which the paper
+# builds on, counts the mean over a set's first images and prints the size of the last. KITTI's
+# images are all of one shape, so there the printed size is the counted one.
 COCO = {
     "dino-mmdet-r50": 249,
     "dino-mmdet-r18": 204,
@@ -39,6 +42,9 @@ COCO = {
     "deformable-detr-r50": 174,
     "deformable-detr-r18": 129,
 }
+
+
+C5 = {"levels": 1, "backbone": BackboneConfig(strides=(32,))}
 
 
 @pytest.mark.parametrize("name", KITTI)
@@ -55,6 +61,20 @@ def test_kitti_costs_are_the_published_ones(name):
 def test_coco_costs_are_the_published_ones(name):
     found = describe(preset(name, 80), name, (800, 1136))
     assert found.gflops == pytest.approx(COCO[name], rel=0.02)
+
+
+@pytest.mark.parametrize("family", ["dino-mmdet", "dab-detr", "deformable-detr"])
+def test_coco_differences(family):
+    """Between R50 and R18, the published numbers rule the printed size out and 800 x 1136 in."""
+    published = COCO[f"{family}-r50"] - COCO[f"{family}-r18"]
+    found = {
+        size: describe(preset(f"{family}-r50", 80), "", size).gflops
+        - describe(preset(f"{family}-r18", 80), "", size).gflops
+        for size in ((1064, 800), (800, 1136))
+    }
+    # Two whole numbers, each rounded by at most a half.
+    assert abs(found[800, 1136] - published) <= 1
+    assert abs(found[1064, 800] - published) > 1
 
 
 def test_tokens_are_the_published_ones():
@@ -94,15 +114,36 @@ def test_an_unknown_name_suggests_its_neighbours():
             "contrastive belongs to",
         ),
         ({"learned_content": True}, "needs query: two_stage"),
+        ({**C5, "attention": "dense", "refine": "detach"}, "needs attention: deformable"),
+        (
+            {**C5, "attention": "conditional", "query": "mixed", "refine": "detach"},
+            "needs attention: deformable .proposals",
+        ),
+        (
+            {**C5, "attention": "dense", "query": "anchors", "refine": "detach"},
+            "needs attention: conditional or deformable",
+        ),
+        (
+            {**C5, "attention": "conditional", "shared_decoder": True},
+            "a first conditional layer is not",
+        ),
+        ({"query": "anchors", "refine": "detach", "patterns": 3}, "need attention: conditional"),
+        ({"one_to_many": OneToManyConfig()}, "needs query: two_stage"),
         (
             {
-                "attention": "dense",
-                "levels": 1,
-                "backbone": BackboneConfig(strides=(32,)),
+                **C5,
+                "attention": "conditional",
+                "query": "anchors",
                 "refine": "detach",
+                "patterns": 3,
+                "denoising": DenoisingConfig(contrastive=False),
             },
-            "needs attention: deformable",
+            "denoising needs patterns: 0",
         ),
+        ({"width": 260}, "width 260 is not a multiple of heads 8"),
+        ({"width": 30, "heads": 2}, "width 30 is not a multiple of 4"),
+        ({"backbone": BackboneConfig(strides=(16, 8))}, "finest first"),
+        ({"backbone": BackboneConfig(strides=(8, 8))}, "finest first"),
     ],
 )
 def test_what_cannot_go_together_is_refused(changes, reason):
