@@ -54,7 +54,7 @@ def student(
         images = drawn_images((64, 96))[:2]
         wanted = PrecisionRequest(precision, calibration=images if precision == "int8" else ())
         out = folder / f"{request.param}-{precision}.bundle"
-        return onnx_export.export_bundle(path, out, 17, 1, "gridsample", images, wanted)
+        return onnx_export.export_bundle(path, out, 17, 1, "gridsample", images, wanted, False)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_export, "export_graph", once)
