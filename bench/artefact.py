@@ -8,7 +8,9 @@ from pathlib import Path
 
 import onnx
 
+from detr.files import sha256
 from engines.bundle import is_bundle, open_bundle
+from engines.evidence import EVIDENCE, read_evidence
 
 _FLOATS = {
     onnx.TensorProto.FLOAT,
@@ -42,6 +44,17 @@ def _safetensors(path: Path) -> int | None:
             return None
         header = json.loads(file.read(length))
     return sum(int(math.prod(v["shape"])) for k, v in header.items() if k != "__metadata__")
+
+
+def parity(artefact: Path, engine: str) -> str | None:
+    """The parity gate's verdict on this very file in an engine, ``None`` where there is none."""
+    if not (artefact.parent / EVIDENCE).exists():
+        return None
+    evidence = read_evidence(artefact.parent)
+    if evidence.artefact != artefact.name or evidence.sha256 != sha256(artefact):
+        return None
+    verdict = evidence.verdicts.get(engine)
+    return None if verdict is None else str(verdict.get("status"))
 
 
 def precision(model: Path) -> str:

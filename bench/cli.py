@@ -54,6 +54,12 @@ def main() -> None:
     help="Timed calls per model.",
 )
 @click.option(
+    "--rebuild",
+    is_flag=True,
+    help="First build the engine here and verify it on the golden images and DATA (export trt, "
+    "export verify); needs --engine.",
+)
+@click.option(
     "--budget-ms",
     type=click.FloatRange(min=0, min_open=True),
     help="Most milliseconds end to end for nine images of ten (p90); missed: exit status 3.",
@@ -69,6 +75,7 @@ def run(
     out: Path | None,
     limit: int | None,
     iterations: int,
+    rebuild: bool,
     budget_ms: float | None,
     min_ap: float | None,
     as_json: bool,
@@ -84,6 +91,7 @@ def run(
     from bench.run import run as measure
 
     arguments = ["detr", "bench", "run", *map(str, models), "--data", data]
+    arguments += ["--rebuild"] if rebuild else []
     options = {
         "--engine": engine, "--out": out, "--limit": limit, "--iterations": iterations,
         "--budget-ms": budget_ms, "--min-ap": min_ap,
@@ -94,6 +102,10 @@ def run(
     budget = None
     if budget_ms is not None or min_ap is not None:
         budget = Budget(ms=budget_ms, min_ap=min_ap)
+    if rebuild:
+        from bench.rebuild import rebuild as build
+
+        build(models, engine, data)
     report = measure(models, data, engine, limit, iterations, [shlex.join(arguments)], budget)
     if out is not None:
         page = report.write(out)[-1]

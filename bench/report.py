@@ -47,6 +47,7 @@ class Row(BaseModel):
         name: Short and unique in the report.
         engine: Runtime that ran it.
         precision: Of the artefact (``fp32``, ``fp16``, ``int8``).
+        parity: What the parity gate says of this file in this engine, where it was asked.
         encoder_layers, decoder_layers: Of the model.
         parameters: Stored weights, where the format lets them be counted.
         size_mb: Of the artefact, 10^6 bytes.
@@ -61,6 +62,7 @@ class Row(BaseModel):
     name: str
     engine: str
     precision: str
+    parity: str | None = None
     encoder_layers: int | None = None
     decoder_layers: int | None = None
     parameters: int | None = None
@@ -252,6 +254,7 @@ def _flat(row: Row, data: str) -> dict[str, object]:
         "name": row.name,
         "engine": row.engine,
         "precision": row.precision,
+        "parity": row.parity,
         "encoder_layers": row.encoder_layers,
         "decoder_layers": row.decoder_layers,
         "parameters": row.parameters,

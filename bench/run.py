@@ -217,6 +217,7 @@ def _row(
         name=artefact.name,
         engine=engine.name,
         precision=artefact.precision,
+        parity=files.parity(engine.artefact, engine.name),
         encoder_layers=engine.info.detector.encoder_layers,
         decoder_layers=engine.info.detector.decoder_layers,
         parameters=files.parameters(engine.artefact),

@@ -35,6 +35,11 @@ class Group(click.Group):
         except UserError as error:
             click.echo(str(error), err=True)
             sys.exit(error.exit_status)
+        except ModuleNotFoundError as error:
+            # What no extra brings is a defect of ours and keeps its traceback.
+            told = missing_extra(error, "this command")
+            click.echo(str(told), err=True)
+            sys.exit(told.exit_status)
         except BrokenPipeError:
             # `detr ... | head`: the reader has left, and Python would complain again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

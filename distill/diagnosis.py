@@ -26,6 +26,7 @@ from detr.models import Detector, cxcywh_to_xyxy, load_model
 from detr.shipped import find_model
 from distill.boxes import pairwise_giou
 from distill.matchings import (
+    KEPT_FILE,
     Answer,
     Owners,
     answers,
@@ -175,7 +176,7 @@ def diagnose(
     models = [_measure(subject, dataset, indices) for subject in subjects]
     _compare_with_teacher(models, subjects)
     runs = {"student": run} | ({} if baseline is None else {"baseline": baseline})
-    kept = {name: read_kept(path / "matching.jsonl") for name, path in runs.items()}
+    kept = {name: read_kept(path / KEPT_FILE) for name, path in runs.items()}
     changes = {name: [(k.step, k.student) for k in rows] for name, rows in kept.items()}
     changes["average"] = [(k.step, k.average) for k in kept["student"] if k.average is not None]
     result = Diagnosis(

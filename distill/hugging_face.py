@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,7 +135,8 @@ class HuggingFaceTeacher(Detector):
         self,
         memory: Memory,
         targets: list[Target] | None = None,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        most: int = 0,
     ) -> list[QueryGroup]:
         """See the base class; there are never any but the detector's own."""
         return [_answer_of(memory).group]
@@ -185,7 +186,7 @@ class HuggingFaceTeacher(Detector):
         shapes = [(int(h), int(w)) for h, w in seen["spatial_shapes_list"]]
         levels = torch.split(seen["encoder_hidden_states"], [h * w for h, w in shapes], 1)
         maps = [
-            level.transpose(1, 2).unflatten(2, shape)
+            torch.unflatten(level.transpose(1, 2), 2, shape)
             for level, shape in zip(levels, shapes, strict=True)
         ]
         maps.sort(key=lambda m: -m.shape[-1])

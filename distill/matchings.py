@@ -21,8 +21,8 @@ from distill.batches import target_of
 from distill.criterion import proposal_targets
 from distill.matcher import Matches, match
 
-# Images whose matches a run keeps.
-KEPT_IMAGES = 16
+# Images whose matches a run keeps, and the file they go to.
+KEPT_IMAGES, KEPT_FILE = 16, "matching.jsonl"
 _BATCH = 4
 
 # Query of every object of an image, -1 for an object without one.
@@ -132,18 +132,13 @@ def final_owners(
     return found
 
 
-def keep(
-    path: Path,
-    step: int,
-    models: Mapping[str, Detector],
-    dataset: Dataset,
-    config: PreprocessConfig,
-) -> None:
-    """Appends the matches of ``student`` and, if given, ``average`` to a file."""
+def kept_matches(
+    step: int, models: Mapping[str, Detector], dataset: Dataset, config: PreprocessConfig
+) -> Kept:
+    """What a run keeps of ``student`` and, if given, ``average`` after some steps."""
     indices = spread_indices(dataset, KEPT_IMAGES)
     found = {name: final_owners(model, dataset, config, indices) for name, model in models.items()}
-    with path.open("a") as file:
-        file.write(Kept(step=step, **found).model_dump_json() + "\n")
+    return Kept(step=step, student=found["student"], average=found.get("average"))
 
 
 def read_kept(path: Path) -> list[Kept]:

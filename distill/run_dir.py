@@ -77,11 +77,6 @@ class RunDir:
         """Weights for use; ``model.json`` beside it says what they are."""
         return self.path / "model.safetensors"
 
-    @property
-    def matchings(self) -> Path:
-        """Which query stood for which object at every validation, see :mod:`distill.matchings`."""
-        return self.path / "matching.jsonl"
-
     def finished(self) -> bool:
         """Whether the model of the last step has been written."""
         sidecar = self.model.with_suffix(".json")
@@ -144,7 +139,7 @@ class RunDir:
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line to ``metrics.jsonl``; ``step`` counts finished steps."""
         rounded = {key: float(f"{value:.6g}") for key, value in values.items()}
-        self._append("metrics.jsonl", json.dumps({"step": step, **rounded}))
+        self.append("metrics.jsonl", json.dumps({"step": step, **rounded}))
         if self.recipe.tensorboard and self.writes:
             for key, value in rounded.items():
                 self._board.add_scalar(key, value, step)
@@ -162,9 +157,10 @@ class RunDir:
         """A line for the user: on standard error and, with the time, in ``log.txt``."""
         if self.writes:
             tqdm.write(text, file=sys.stderr)
-        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+        self.append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
-    def _append(self, name: str, line: str) -> None:
+    def append(self, name: str, line: str) -> None:
+        """Adds a line to a file of the run."""
         if not self.writes:
             return
         path = self.path / name

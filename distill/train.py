@@ -24,7 +24,7 @@ from detr.errors import UserError
 from distill.batches import Batch
 from distill.criterion import detection_losses
 from distill.distributed import join
-from distill.matchings import keep
+from distill.matchings import KEPT_FILE, kept_matches
 from distill.optim import rate, set_rate
 from distill.recipe import Recipe
 from distill.run_dir import RunDir
@@ -222,7 +222,8 @@ def validate(state: State, run: RunDir, done: int, images: int | None = None) ->
             models = {"student": state.student}
             if state.ema is not None:
                 models["average"] = state.ema.model
-            keep(run.matchings, done, models, state.val, recipe.input)
+            kept = kept_matches(done, models, state.val, recipe.input)
+            run.append(KEPT_FILE, kept.model_dump_json())
     state.save(run, done, result)
     return text
 

@@ -11,6 +11,7 @@ do.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper
 
-from engines.bundle import Bundle
 from engines.ort_engine import OrtEngine, session_options
 
 # Operators whose result holds nothing but numbers they were given.
@@ -42,8 +42,9 @@ class HalfEngine(OrtEngine):
 
     name = "half"
 
-    def _open(self, bundle: Bundle, threads: int | None) -> ort.InferenceSession:
-        return half_session(onnx.load(str(bundle.model)), threads)
+    def _load(self, model: Path | ModelProto, threads: int | None) -> ort.InferenceSession:
+        """See the base class."""
+        return half_session(onnx.load(str(model)) if isinstance(model, Path) else model, threads)
 
 
 def half_session(model: ModelProto, threads: int | None = None) -> ort.InferenceSession:
@@ -98,6 +99,9 @@ class _Emulation:
                 self._nodes.append(node)
         del graph.node[:], graph.value_info[:]
         graph.node.extend(self._nodes)
+        for output in graph.output:
+            if output.type.tensor_type.elem_type == _HALF:
+                output.type.tensor_type.elem_type = _SINGLE
         weights = [_widened(tensor) for tensor in graph.initializer]
         del graph.initializer[:]
         graph.initializer.extend([*weights, *self._constants])

@@ -12,7 +12,7 @@ from engines.base import Engine
 from engines.bundle import Bundle, is_bundle, open_bundle
 from engines.trt.backend import BACKENDS
 
-ENGINES = ("onnxruntime", "openvino", "native", "torch", *BACKENDS)
+ENGINES = ("onnxruntime", "half", "openvino", "native", "torch", *BACKENDS)
 
 
 def open_engine(model: Path, engine: str | None = None, threads: int | None = None) -> Engine:
@@ -22,7 +22,8 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
         model: A bundle, a checkpoint (``.safetensors``), a run directory or a shipped model's name.
         engine: One of :data:`ENGINES`, ``openvino:GPU`` for another device than the CPU; by
             default ``torch`` for a checkpoint. For a bundle it is ``openvino``, ``native`` where
-            that is not installed, or ``onnxruntime`` where our kernel was not compiled.
+            that is not installed, or ``onnxruntime`` where our kernel was not compiled. ``half`` is
+            ONNX Runtime with every value typed float16 rounded, to see what half precision costs.
         threads: Threads within an operator; the runtime's default where ``None``.
 
     Raises:
@@ -57,6 +58,10 @@ def _open_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> Eng
         from engines.trt.engine import open_trt
 
         return open_trt(bundle, BACKENDS[name])
+    if name == "half":
+        from engines.half_emulation import HalfEngine
+
+        return HalfEngine(bundle, threads)
     if name == "openvino":
         from engines.openvino_engine import OpenVinoEngine
 

@@ -51,11 +51,14 @@ class OrtEngine(Engine):
             "attention": f"{bundle.info.lowering} body",
         }
         self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
-        self._session = self._open(bundle, threads)
+        self._session = self._load(bundle.model, threads)
 
-    def _open(self, bundle: Bundle, threads: int | None) -> ort.InferenceSession:
+    def _load(self, model: Path | onnx.ModelProto, threads: int | None) -> ort.InferenceSession:
+        """A session for a file, or for a graph made from one."""
         return ort.InferenceSession(
-            str(bundle.model), session_options(threads), providers=["CPUExecutionProvider"]
+            str(model) if isinstance(model, Path) else model.SerializeToString(),
+            session_options(threads),
+            providers=["CPUExecutionProvider"],
         )
 
     def intermediates(
@@ -66,9 +69,7 @@ class OrtEngine(Engine):
         made = {name for node in model.graph.node for name in node.output}
         shown = [name for name in dict.fromkeys(names) if name in made - set(OUTPUTS)]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
-        session = ort.InferenceSession(
-            model.SerializeToString(), session_options(None), providers=["CPUExecutionProvider"]
-        )
+        session = self._load(model, None)
         return dict(zip(shown, session.run(shown, _feed(inputs)), strict=True))
 
     def _infer(self, inputs: Inputs) -> RawDetections:

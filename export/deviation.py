@@ -38,6 +38,8 @@ class Deviation(BaseModel):
             follows the last module, ``preprocessing`` what comes before the graph. Empty where no
             single layer stands out.
         operators: Operator types in the stretch the deviation comes from.
+        outside: Whether the stretch has operators outside the layer, too: then what feeds the layer
+            may be wrong, and not the layer.
         error: Largest difference over the root mean square of the reference's value.
         before: The same, the most of what comes before.
         compared: Number of intermediate values compared.
@@ -45,6 +47,7 @@ class Deviation(BaseModel):
 
     layer: str
     operators: list[str] = []
+    outside: bool = False
     error: float = 0.0
     before: float = 0.0
     compared: int = 0
@@ -63,9 +66,10 @@ class Deviation(BaseModel):
                 f"all {self.compared} layers agree (within {self.before:.1g}); what differs is the "
                 "decoding of logits and boxes behind them"
             )
+        feeding = " or what feeds it" if self.outside else ""
         return (
-            f"{self.layer} ({', '.join(self.operators[:6])}) differs by {self.error:.2g} of its "
-            f"magnitude, everything before by at most {self.before:.1g}"
+            f"{self.layer}{feeding} ({', '.join(self.operators[:6])}) differs by {self.error:.2g} "
+            f"of its magnitude, the {self.compared - 1} layers before by at most {self.before:.1g}"
         )
 
 
@@ -111,8 +115,8 @@ def boundaries(graph: onnx.GraphProto) -> list[Boundary]:
         call = calls[module] = calls.get(module, -1) + 1
         if len(leaving) == 1:
             found.append(Boundary(module, call, leaving[0]))
-    parents = {m[: m.rindex(".")] for m in calls if "." in m} | {""}
-    return [b for b in found if b.module not in parents]
+    parents = {module[:end] for module in calls for end, c in enumerate(module) if c == "."}
+    return [boundary for boundary in found if boundary.module not in parents]
 
 
 def torch_values(
@@ -171,8 +175,10 @@ def first_deviation(
         error = difference(expected[name], found[name], tolerance)
         if not error <= tolerance:
             nodes = _between(graph, name, agreed)
+            layer = _layer(nodes)
             return Deviation(
-                layer=_layer(nodes),
+                layer=layer,
+                outside=any(not node.name.startswith(layer) for node in nodes),
                 operators=sorted({node.op_type for node in nodes}),
                 error=error,
                 before=before,

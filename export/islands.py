@@ -138,23 +138,31 @@ def _grown(search: _Search, parts: Collection[str]) -> frozenset[str]:
 
 
 def _kinds(island: Collection[str]) -> list[_Group]:
-    kinds = sorted({part.split(":")[0] for part in island})
-    return [_Group(kind, frozenset(p for p in island if p.split(":")[0] == kind)) for kind in kinds]
+    kinds: dict[str, set[str]] = {}
+    for part in sorted(island):
+        kinds.setdefault(part.split(":")[0], set()).add(part)
+    return [_group(kind, parts) for kind, parts in kinds.items()]
+
+
+def _group(name: str, parts: set[str]) -> _Group:
+    """Parts under a common name; a single one under its own."""
+    return _Group(next(iter(parts)) if len(parts) == 1 else name, frozenset(parts))
 
 
 def _children(group: _Group) -> Sequence[_Group]:
     """A kind by stages of the network, a stage by its parts."""
     if ":" in group.name:
-        return [_Group(part, frozenset({part})) for part in sorted(group.parts)]
+        return _single(group)
     stages: dict[str, set[str]] = {}
     for part in sorted(group.parts):
         stages.setdefault(f"{group.name}:{'.'.join(_scope(part)[:1])}", set()).add(part)
     if len(stages) == 1:
-        return [_Group(part, frozenset({part})) for part in sorted(group.parts)]
-    return [
-        _Group(next(iter(found)) if len(found) == 1 else name, frozenset(found))
-        for name, found in stages.items()
-    ]
+        return _single(group)
+    return [_group(name, parts) for name, parts in stages.items()]
+
+
+def _single(group: _Group) -> list[_Group]:
+    return [_Group(part, frozenset({part})) for part in sorted(group.parts)]
 
 
 def _scope(part: str) -> list[str]:

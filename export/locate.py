@@ -9,8 +9,11 @@ from detr.types import ImageArray
 from engines.base import Engine
 from engines.bundle import Bundle
 from export.deviation import TOLERANCE, Deviation, boundaries, first_deviation, torch_values
-from export.parity import Parity
+from export.parity import Budget, Parity
 
+# Share of the detections that makes a symptom.
+_MANY = 0.2
+_EXACT = Budget()
 # Normalised pixels further apart than rounding.
 _SAME_INPUT = 1e-4
 
@@ -19,16 +22,19 @@ def symptoms(parity: Parity) -> set[str]:
     """What kind of difference it is; see :data:`export.pitfalls.Symptom`."""
     seen = set()
     expected = max(1, parity.matched + parity.missing + parity.class_flips)
+    lost, new = parity.missing / expected, parity.extra / expected
     if parity.not_finite:
         seen.add("not-finite")
-    if parity.class_flips > 0.2 * expected and parity.class_flips >= parity.missing:
-        seen.add("classes")
-    if parity.missing > 0.2 * expected and parity.missing > 3 * parity.extra:
+    if parity.short or (lost > _MANY and lost > 3 * new):
         seen.add("missing")
-    if parity.median_score < 1e-4 and parity.missing + parity.median_box_px > 0.02:
-        seen.add("boxes")
-    if parity.median_box_px < 0.02 and parity.median_score > 1e-4:
+    if parity.class_flips > _MANY * expected and parity.class_flips >= parity.missing:
+        seen.add("classes")
+    exact_boxes = parity.matched > 0 and parity.median_box_px <= _EXACT.box_px_median
+    exact_scores = parity.median_score <= _EXACT.score_median
+    if exact_boxes and not exact_scores:
         seen.add("scores")
+    if exact_scores and (not exact_boxes or (lost > _MANY and new > _MANY)):
+        seen.add("boxes")
     return seen
 
 

@@ -14,7 +14,7 @@ import onnx
 from onnx import ModelProto
 
 from detr.cli_support import progress
-from detr.errors import UserError
+from detr.errors import GateError, UserError
 from detr.files import output_error, sha256, write_atomic
 from detr.model_info import ModelInfo
 from detr.types import Detections, ImageArray
@@ -31,13 +31,12 @@ from engines.bundle import (
     open_bundle,
 )
 from engines.msda_function import Lowering
-from engines.ort_engine import OrtEngine
 from engines.torch_engine import TorchEngine
-from export.budget import default_budget
 from export.golden import drawn_images
 from export.graph import export_graph
-from export.parity import Parity, compare
 from export.precise import PrecisionRequest, write_precision
+from export.samples import Samples
+from export.verify import unverified, verify_graph
 
 # A protobuf message ends at 2 GiB; beyond this, weights go beside the graph.
 _EMBED_BYTES = 2**31 - 2**24
@@ -52,6 +51,7 @@ def export_bundle(
     lowering: Lowering = "gridsample",
     images: Sequence[ImageArray] | None = None,
     request: PrecisionRequest | None = None,
+    verify: bool = True,
 ) -> Bundle:
     """Exports a checkpoint and proves the result in ONNX Runtime before it takes the name ``out``.
 
@@ -63,11 +63,14 @@ def export_bundle(
         lowering: Body of the attention function for runtimes without our kernel.
         images: Golden images; drawn ones where ``None``.
         request: Precision of the graph, float32 by default.
+        verify: Whether to prove it.
 
     Raises:
-        UserError: ``export-parity`` where ONNX Runtime finds other things than torch,
-            ``output-exists`` where ``out`` is something other than a bundle, or what loading the
-            checkpoint and writing the files raises.
+        GateError: ``export-parity`` where ONNX Runtime finds other things than torch. The bundle
+            then lies beside ``out``, called ``NAME.rejected.bundle``, and what was at ``out`` still
+            is.
+        UserError: ``output-exists`` where ``out`` is something other than a bundle, or what loading
+            the checkpoint and writing the files raises.
     """
     if out.exists() and not is_bundle(out):
         raise UserError("output-exists", f"{out}: exists and is not a bundle; nothing was written")
@@ -109,11 +112,14 @@ def export_bundle(
                 reference_ap=_reference_ap(info),
                 versions={name: version(name) for name in _PACKAGES},
             )
+            bundle = Bundle(folder, draft)
             bar.set_postfix_str("proving it in ONNX Runtime")
             bar.update()
-            parity = _prove(Bundle(folder, draft), golden)
-            final = draft.model_copy(update={"parity": parity.model_dump()})
-            write_atomic(folder / SIDECAR, final.model_dump_json(indent=2) + "\n")
+            if verify:
+                _prove(bundle, torch_engine, golden, out)
+            else:
+                unverified(bundle).write(folder)
+                write_atomic(folder / SIDECAR, draft.model_dump_json(indent=2) + "\n")
     return open_bundle(out)
 
 
@@ -125,26 +131,22 @@ def _detect(engine: Engine, images: Sequence[ImageArray], size: int) -> list[Det
     return found
 
 
-def _prove(bundle: Bundle, golden: Golden) -> Parity:
-    """Compares ONNX Runtime with the golden detections, a dynamic batch at two sizes.
+def _prove(bundle: Bundle, torch_engine: TorchEngine, golden: Golden, out: Path) -> None:
+    """Compares ONNX Runtime with the golden detections, and writes sidecar and evidence.
 
     Raises:
-        UserError: ``export-parity``.
+        GateError: ``export-parity``.
     """
-    engine = OrtEngine(bundle)
-    sizes = (1, len(golden.images)) if engine.batch_size is None else (engine.batch_size,)
-    budget = default_budget(bundle.info.precision)
-    for size in sizes:
-        found = _detect(engine, golden.images, size)
-        parity = compare(golden.detections, found, budget=budget)
-        faults = parity.over(budget)
-        if faults:
-            raise UserError(
-                "export-parity",
-                f"ONNX Runtime at batch {size} does not find what torch finds: "
-                f"{', '.join(faults)}, worst on golden image {parity.worst_image}; nothing written",
-            )
-    return parity
+    verdict = verify_graph(bundle, torch_engine, Samples.of_golden(golden))
+    found = verdict.engines[0]
+    parity = None if found.parity is None else found.parity.model_dump()
+    final = bundle.info.model_copy(update={"parity": parity})
+    write_atomic(bundle.path / SIDECAR, final.model_dump_json(indent=2) + "\n")
+    if verdict.status == "rejected":
+        kept = out.with_name(f"{out.name.removesuffix('.bundle')}.rejected.bundle")
+        shutil.rmtree(kept, ignore_errors=True)
+        bundle.path.rename(kept)
+        raise GateError("export-parity", f"{kept}: {found.complaint()}; {out} was not written")
 
 
 def _write_model(model: ModelProto, folder: Path) -> dict[str, str]:

@@ -83,6 +83,7 @@ class Parity(BaseModel):
         extra: Detections of the candidate the reference lacks.
         class_flips: Detections at the same place with another class.
         not_finite: Detections of the candidate with a NaN or an infinity.
+        short: Images with another number of rows, whatever their scores: a list cut short.
         max_box_px, median_box_px: Coordinate difference of a matched box (the largest of its four),
             pixels of the original image.
         max_score, median_score: Score difference of a match.
@@ -97,6 +98,7 @@ class Parity(BaseModel):
     extra: int = 0
     class_flips: int = 0
     not_finite: int = 0
+    short: int = 0
     max_box_px: float = 0.0
     median_box_px: float = 0.0
     max_score: float = 0.0
@@ -114,6 +116,7 @@ class Parity(BaseModel):
             ("extra detections", self.extra, budget.extra),
             ("class flips", self.class_flips, budget.class_flips),
             ("detections that are no numbers", self.not_finite, 0.0),
+            ("images with another number of rows", self.short, 0.0),
         )
         differences = (
             ("px box difference", self.max_box_px, budget.box_px),
@@ -122,7 +125,7 @@ class Parity(BaseModel):
             ("median score difference", self.median_score, budget.score_median),
         )
         reasons = [
-            f"{count} {what} of {expected} (at most {share * expected:.3g})"
+            f"{count} {what} (of {expected} detections; at most {share * expected:.3g})"
             for what, count, share in counts
             if count > share * expected
         ]
@@ -171,6 +174,7 @@ def compare(
     deviations: list[tuple[float, int, bool]] = []
     for index, (expected, found) in enumerate(zip(reference, candidate, strict=True)):
         one = _compare_image(expected, found, budget)
+        total.short += len(expected) != len(found)
         for name in ("matched", "missing", "extra", "class_flips", "not_finite"):
             setattr(total, name, getattr(total, name) + getattr(one, name))
         pixels.append(one.box_px)

@@ -15,6 +15,7 @@ from typing import Literal
 import yaml
 
 from detr.config import Strict
+from export.deviation import Deviation
 
 LIST = Path(__file__).parent / "data" / "known_pitfalls.yaml"
 
@@ -22,8 +23,17 @@ LIST = Path(__file__).parent / "data" / "known_pitfalls.yaml"
 # at another batch size only; not-finite: NaN or infinity among the detections; classes, boxes,
 # scores: this differs and the other two hardly do; missing: far more are gone than are new.
 Symptom = Literal[
-    "inputs", "inputs-channels", "batch", "not-finite", "classes", "boxes", "scores", "missing"
+    "inputs",
+    "inputs-channels",
+    "batch",
+    "not-finite",
+    "classes",
+    "boxes",
+    "scores",
+    "missing",
 ]
+# Whether the deviation begins within one layer, or perhaps in what feeds it.
+Place = Literal["", "alone", "feeding"]
 
 
 class When(Strict):
@@ -32,6 +42,7 @@ class When(Strict):
     Attributes:
         symptoms, operators, precisions, engines: Any of these.
         layer: A regular expression found in the name of the deviating layer.
+        place: Where the deviation begins.
     """
 
     symptoms: tuple[Symptom, ...] = ()
@@ -39,6 +50,7 @@ class When(Strict):
     precisions: tuple[str, ...] = ()
     engines: tuple[str, ...] = ()
     layer: str = ""
+    place: Place = ""
 
     def conditions(self) -> int:
         """How many conditions there are: the more, the more certain the diagnosis."""
@@ -69,12 +81,24 @@ class Pitfall(Strict):
 
 def diagnose(
     symptoms: Collection[str],
-    layer: str,
+    deviation: Deviation,
     operators: Collection[str],
     precision: str,
     engine: str,
 ) -> Pitfall | None:
-    """The known mistake with the most conditions met, or ``None``."""
+    """The known mistake with the most conditions met, or ``None``.
+
+    Args:
+        symptoms: What is seen; see :data:`Symptom`.
+        deviation: Where it begins.
+        operators: Operator types in the stretch it begins in, function bodies included.
+        precision: Of the graph.
+        engine: Name of the engine.
+    """
+    layer = deviation.layer
+    place: Place = ""
+    if layer not in ("", "preprocessing", "decode"):
+        place = "feeding" if deviation.outside else "alone"
     fitting = [
         pitfall
         for pitfall in known_pitfalls()
@@ -82,9 +106,10 @@ def diagnose(
         and _any(pitfall.when.operators, operators)
         and _any(pitfall.when.precisions, [precision])
         and _any(pitfall.when.engines, [engine])
+        and pitfall.when.place in ("", place)
         and (not pitfall.when.layer or (layer and re.search(pitfall.when.layer, layer)))
     ]
-    # What is seen of the symptoms says more than where it is seen.
+    # What is seen says more than where it is seen.
     return max(fitting, key=lambda p: (bool(p.when.symptoms), p.when.conditions()), default=None)
 
 

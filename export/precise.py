@@ -46,27 +46,19 @@ class PrecisionRequest:
     labelled: Dataset | None = None
 
 
-def request_precision(
-    precision: Precision,
-    classes: ClassMap,
-    data: str | None,
-    search: bool,
-    calibration: str | None,
-    count: int,
-) -> PrecisionRequest:
-    """A request in a user's words.
+def check_request(
+    precision: Precision, data: str | None, search: bool, calibration: str | None
+) -> None:
+    """Refuses a precision that lacks its images, before anything is loaded.
 
     Args:
         precision: Types of the graph.
-        classes: Of the model.
         data: Data set to search and to measure on.
         search: Whether to search the smallest island.
         calibration: Data set int8 is calibrated on.
-        count: How many images of it.
 
     Raises:
-        UserError: ``precision-data`` where a data set is missing or none is needed, or what opening
-            one raises.
+        UserError: ``precision-data``.
     """
     if precision == "int8" and calibration is None:
         raise UserError(
@@ -80,6 +72,29 @@ def request_precision(
             "precision-data",
             "--search-islands needs real images (--data DATA) and --precision fp16 or int8",
         )
+
+
+def request_precision(
+    precision: Precision,
+    classes: ClassMap,
+    data: str | None,
+    search: bool,
+    calibration: str | None,
+    count: int,
+) -> PrecisionRequest:
+    """Loads what a precision needs.
+
+    Args:
+        precision: Types of the graph.
+        classes: Of the model.
+        data: Data set to search and to measure on.
+        search: Whether to search the smallest island.
+        calibration: Data set int8 is calibrated on.
+        count: How many images of it.
+
+    Raises:
+        UserError: ``data-empty`` or what opening a data set raises.
+    """
     dataset = None if data is None else open_dataset(data, classes)
     wanted = precision == "int8" or search
     labelled = dataset if wanted and dataset is not None and verdict.has_labels(dataset) else None

@@ -73,15 +73,7 @@ def verify(
     opened = [engine for engine in opened if engine.name != OrtEngine.name]
     ort, failure = _open_ort(bundle)
     if ort is None:
-        found = [
-            EngineVerdict(
-                engine=OrtEngine.name,
-                reference="torch",
-                samples=samples.text(),
-                status="rejected",
-                reasons=[f"the graph does not load: {failure}"],
-            )
-        ]
+        found = [_unloadable(samples, failure)]
     elif reference is not None:
         found = judge(bundle, reference, [ort, *opened], samples, budget, draw)
     else:
@@ -98,17 +90,48 @@ def verify(
     return result
 
 
+def verify_graph(bundle: Bundle, reference: Engine, samples: Samples) -> GateVerdict:
+    """Compares a graph that has just been written, in ONNX Runtime, and writes its evidence.
+
+    Args:
+        bundle: Its sidecar need not be on the disk yet.
+        reference: The torch model.
+        samples: Images with what it finds in them.
+    """
+    budget = default_budget(bundle.info.precision)
+    ort, failure = _open_ort(bundle)
+    found = [_unloadable(samples, failure)]
+    if ort is not None:
+        found = judge(bundle, reference, [ort], samples, budget)
+    result = GateVerdict(
+        bundle=str(bundle.path), precision=bundle.info.precision, budget=budget, engines=found
+    )
+    record(bundle, [ort] if ort else [], result)
+    return result
+
+
+def _unloadable(samples: Samples, failure: str) -> EngineVerdict:
+    return EngineVerdict(
+        engine=OrtEngine.name,
+        reference="torch",
+        samples=samples.text(),
+        status="rejected",
+        reasons=[f"the graph does not load: {failure}"],
+    )
+
+
 def _open(bundle: Bundle, engine: str | Engine) -> Engine:
     """An engine to be judged: one that was rejected before gets another chance."""
     if isinstance(engine, Engine):
         return engine
-    if engine in BACKENDS:
+    backend = BACKENDS.get(engine.partition(":")[0])
+    if backend is not None:
         from engines.trt.engine import open_trt
 
         with warnings.catch_warnings():
             # It says that the engine has never been compared, which is about to change.
             warnings.simplefilter("ignore")
-            return open_trt(bundle, BACKENDS[engine], allow_rejected=True)
+            return open_trt(bundle, backend, allow_rejected=True)
     return open_engine(bundle.path, engine)
 
 
@@ -329,9 +352,7 @@ def _explain(
     if "MSDeformAttn" in operators:
         functions = onnx.load(str(bundle.model), load_external_data=False).functions
         operators |= {node.op_type for function in functions for node in function.node}
-    verdict.pitfall = diagnose(
-        symptoms, deviation.layer, operators, bundle.info.precision, engine.name
-    )
+    verdict.pitfall = diagnose(symptoms, deviation, operators, bundle.info.precision, engine.name)
 
 
 def record(bundle: Bundle, engines: Sequence[Engine], verdict: GateVerdict) -> None:
@@ -371,9 +392,12 @@ def _evidence(folder: Path, artefact: Path, bundle: Bundle) -> Evidence:
         evidence = read_evidence(folder)
         if evidence.sha256 == digest:
             return evidence
+    return unverified(bundle)
+
+
+def unverified(bundle: Bundle) -> Evidence:
+    """Evidence of a graph nobody has compared with anything."""
+    digest = sha256(bundle.model)
     return Evidence(
-        artefact=artefact.name,
-        sha256=digest,
-        bundle_sha256=sha256(bundle.model),
-        backend="onnxruntime",
+        artefact=bundle.model.name, sha256=digest, bundle_sha256=digest, backend=OrtEngine.name
     )

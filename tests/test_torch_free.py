@@ -61,6 +61,9 @@ def test_every_module_a_target_runs_imports_without_torch() -> None:
         (["--help"], 0, "predict"),
         (["predict", "--help"], 0, "Example:"),
         (["bench", "--help"], 0, "Example:"),
+        (["bench", "run", "--help"], 0, "--rebuild"),
+        (["export", "triton", "--help"], 0, "Example:"),
+        (["export", "cpp", "--help"], 0, "Example:"),
     ],
 )
 def test_command_line_answers_without_torch(arguments: list[str], status: int, said: str) -> None:
@@ -79,3 +82,10 @@ def test_a_checkpoint_without_torch_names_the_extra(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error[extra-missing]")
     assert "detr-distillery[train]" in done.stderr
+
+
+def test_an_export_without_torch_names_the_extra() -> None:
+    done = run("from detr.cli import main; main(['export', 'onnx', 'x', '--out', 'y'])")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error[extra-missing]: this command needs torch")
+    assert done.stderr.count("\n") == 1

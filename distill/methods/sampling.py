@@ -121,10 +121,9 @@ def squared_distance(first: Cells, second: Cells) -> Tensor:
 
     Equal to ``(dense(first) - dense(second)).square().sum()`` without the dense maps.
     """
-    rows = first.index.shape[:-1]
-    number = torch.arange(rows.numel(), device=first.index.device).reshape(*rows, 1)
-    keys = torch.cat([number * first.size + c.index for c in (first, second)], -1)
-    values = torch.cat((first.value, -second.value), -1)
-    unique, place = torch.unique(keys, return_inverse=True)
-    sums = values.new_zeros(len(unique)).index_add(0, place.flatten(), values.flatten())
+    index, order = torch.cat((first.index, second.index), -1).sort(-1)
+    values = torch.cat((first.value, -second.value), -1).gather(-1, order)
+    # The entries of one cell now stand together; each cell's are added up in a place of its own.
+    begins = torch.nn.functional.pad(index[..., 1:] != index[..., :-1], (1, 0))
+    sums = torch.zeros_like(values).scatter_add(-1, begins.cumsum(-1), values)
     return sums.square().sum()

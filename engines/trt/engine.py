@@ -80,6 +80,8 @@ class TrtEngine(Engine):
         cuda_graph: Whether the last batch was replayed from a CUDA graph.
     """
 
+    on_gpu = True
+
     def __init__(
         self,
         bundle: Bundle,

@@ -8,16 +8,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
 import bench.run as bench_run
+from bench import artefact
 from bench.cli import main
+from bench.rebuild import commands, rebuild
 from bench.report import Report
+from detr.cli import main as detr
 from detr.config import ClassMap
 from detr.data.labelled import FileDataset
 from detr.errors import UserError
+from detr.files import sha256
+from engines.evidence import Evidence
 
 
 @pytest.fixture
@@ -216,3 +222,54 @@ def test_sweep_is_one_page_of_depth_by_engine(
 
     nothing = invoke([*command[:-3], "tensorrt", *command[-2:], "--out", str(tmp_path / "out")])
     assert nothing.exit_code == 2 and "error[sweep-empty]" in nothing.stderr
+
+
+def test_rebuild_builds_and_proves_before_it_measures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("bench.rebuild.open_bundle", lambda path: None)
+    called: list[list[str]] = []
+
+    def answers(*statuses: int) -> Any:
+        left = iter(statuses)
+        called.clear()
+        return lambda command: called.append(list(command)) or next(left)
+
+    rebuild([Path("s.bundle")], "tensorrt", "kitti:k", answers(0, 0))
+    assert called[0] == ["export", "trt", "s.bundle", "--backend", "tensorrt"]
+    assert called[1][:5] == ["export", "verify", "s.bundle", "--engine", "tensorrt"]
+    rebuild([Path("s.bundle")], "native", "kitti:k", answers(0))
+    assert [command[1] for command in called] == ["verify"]
+    for statuses, code, status in (
+        ((0, 3), "rebuild-rejected", 3),
+        ((2,), "rebuild-failed", 2),
+    ):
+        with pytest.raises(UserError) as caught:
+            rebuild([Path("s.bundle")], "tensorrt", "kitti:k", answers(*statuses))
+        assert (caught.value.code, caught.value.exit_status) == (code, status)
+    run = invoke(["run", str(tmp_path), "--data", "kitti:k", "--rebuild"])
+    assert run.exit_code == 2 and "error[rebuild-engine]" in run.stderr
+
+
+def test_rebuild_calls_options_that_exist() -> None:
+    for command in commands(Path("s.bundle"), "tensorrt", "kitti:k"):
+        found: Any = detr
+        for name in command[:2]:
+            found = found.get_command(click.Context(found), name)
+        known = {option for parameter in found.params for option in parameter.opts}
+        assert {word for word in command if word.startswith("--")} <= known
+
+
+def test_rows_say_what_the_parity_gate_said(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"graph")
+    assert artefact.parity(model, "native") is None
+    evidence = Evidence(
+        artefact="model.onnx", sha256=sha256(model), bundle_sha256="0", backend="onnxruntime",
+        verdicts={"native": {"status": "rejected"}},
+    )  # fmt: skip
+    evidence.write(tmp_path)
+    assert artefact.parity(model, "native") == "rejected"
+    assert artefact.parity(model, "openvino") is None
+    model.write_bytes(b"another")
+    assert artefact.parity(model, "native") is None

@@ -104,13 +104,24 @@ def test_a_runtime_that_is_not_installed_is_skipped(tmp_path: Path) -> None:
     assert answer["status"] == "skipped" and "detr-distillery[trt]" in answer["reason"]
 
 
-def test_a_failing_section_ends_with_the_reason(tmp_path: Path) -> None:
+def test_one_failure_within_a_section_leaves_the_others(script: ModuleType) -> None:
+    found = script.each({"bad": lambda: 1 // 0, "good": lambda: {"ms": 2}})
+    assert found == {
+        "bad": {"failed": "integer division or modulo by zero"},
+        "good": {"ms": 2},
+    }
+
+
+def test_a_failing_section_says_why(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     bundle = tmp_path / "gone.bundle"
     command = [sys.executable, str(SCRIPT), "--section", "tensorrt-rtx", str(bundle)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.parents[2])
-    assert done.returncode == 1
-    assert f"error[bundle-missing]: {bundle}" in done.stderr.splitlines()[-1]
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["status"] == "failed"
+    assert f"error[bundle-missing]: {bundle}" in answer["reason"]
+    assert f"error[bundle-missing]: {bundle}" in answer["result"]["gone.bundle"]["failed"]
 
 
 def test_make_runs_it() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from distill.methods.base import shared_statistic
+from distill.distributed import shared_statistic
 from distill.validate import suppress
 
 

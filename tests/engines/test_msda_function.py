@@ -17,11 +17,13 @@ HEAD = HeadShape(heads=3, channels=5, points=2)
 LAYOUTS = [((1, 1),), ((5, 7), (3, 4)), ((4, 9), (1, 1), (2, 3), (1, 2))]
 
 
-def model(shapes: Any, lowering: Lowering, opset: int) -> onnx.ModelProto:
+def model(shapes: Any, lowering: Lowering, opset: int, half: bool = False) -> onnx.ModelProto:
     tokens, levels = sum(h * w for h, w in shapes), len(shapes)
 
     def info(name: str, *shape: int | str) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        halved = half and name in ("value", "output")
+        kind = TensorProto.FLOAT16 if halved else TensorProto.FLOAT
+        return helper.make_tensor_value_info(name, kind, shape)
 
     graph = helper.make_graph(
         [make_node("value", "locations", "weights", "output", shapes)],
@@ -84,6 +86,21 @@ def test_body_is_bilinear_with_zero_padding(shapes: Any, lowering: Lowering, ops
         expected = reference(feed["value"], shapes, feed["locations"], feed["weights"])
         assert out.shape == expected.shape
         np.testing.assert_allclose(out, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+@pytest.mark.parametrize("lowering", ["gridsample", "gather"])
+def test_half_values_are_weighted_and_summed_in_single(lowering: Lowering, opset: int) -> None:
+    shapes = LAYOUTS[2]
+    session = ort.InferenceSession(model(shapes, lowering, opset, half=True).SerializeToString())
+    feed = inputs(shapes, 2)
+    feed["value"] = feed["value"].astype(np.float16)
+    (out,) = session.run(None, feed)
+    value = feed["value"].astype(np.float64)
+    expected = reference(value, shapes, feed["locations"], feed["weights"])
+    assert out.dtype == np.float16
+    # One rounding, that of the result: half an ulp.
+    np.testing.assert_allclose(out, expected, rtol=2**-11, atol=2e-6)
 
 
 @pytest.mark.parametrize("lowering", ["gridsample", "gather"])

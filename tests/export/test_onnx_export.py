@@ -20,6 +20,7 @@ from detr.errors import UserError
 from detr.types import Detections
 from engines import open_engine
 from engines.bundle import Bundle, open_bundle
+from engines.evidence import read_evidence
 from export import onnx_export
 from export.cli import main
 from export.onnx_export import export_bundle
@@ -140,8 +141,13 @@ def test_a_wrong_graph_is_not_kept(
         export_bundle(bundle[1], out, batch=bundle[0].info.batch)
     assert caught.value.code == "export-parity"
     assert "\n" not in caught.value.message
-    assert [path.name for path in tmp_path.iterdir()] == ["x.bundle"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.bundle", "x.rejected.bundle"]
     assert (out / "bundle.json").read_text() == "the old one"
+    rejected = tmp_path / "x.rejected.bundle"
+    assert open_bundle(rejected).info.parity is not None
+    evidence = read_evidence(rejected)
+    assert evidence.status == "rejected" and evidence.reasons
+    assert "value_proj" in caught.value.message and caught.value.exit_status == 3
 
 
 def test_a_full_disk_costs_nothing(

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from detr.config import BackboneConfig, DenoisingConfig
 from detr.errors import UserError
 from detr.models import load_model
+from detr.models.tensors import read_checkpoint
+from detr.models.weights import original_config
 from detr.models.weights.classes import class_map, read_classes
 from detr.models.weights.cli import weights
 from detr.models.weights.hugging_face import read_folder
@@ -219,3 +221,52 @@ def test_classes_of_a_file(tmp_path):
     path.write_text('{"categories": [{"id": 2, "name": "b"}, {"id": 1, "name": "a"}]}')
     assert read_classes(path, 2).names == ("a", "b")
     assert class_map(("a", "b")).category_ids == (0, 1)
+
+
+def test_training_options_tell_what_tensors_do_not(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": {"x": torch.ones(1)}, "args": argparse.Namespace(dilation=True)}, path)
+    assert read_checkpoint(path).options == {"dilation": True}
+    tables = {"query_embed.weight": torch.zeros(1800, 4)}
+    hybrid = original_config.hybrid(original_config.Source(tables, {}, "x"))
+    assert (hybrid["queries"], hybrid["one_to_many"].queries) == (300, 1500)
+    told = {"num_queries_one2one": 900}
+    hybrid = original_config.hybrid(original_config.Source(tables, told, "x"))
+    assert (hybrid["queries"], hybrid["one_to_many"].queries) == (900, 900)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"pre_norm": True}, "pre_norm True is not supported"),
+        ({"pe_temperatureH": 20, "pe_temperatureW": 40}, r"temperatures 20\.0 and 40\.0 differ"),
+    ],
+)
+def test_other_architectures_of_a_repository_are_refused(told, words):
+    tensors = {
+        "class_embed.bias": torch.zeros(3),
+        "refpoint_embed.weight": torch.zeros(5, 4),
+        "transformer.decoder.layers.0.linear1.weight": torch.zeros(16, 32),
+        "backbone.0.body.layer3.1.conv2.weight": torch.zeros(1),
+    }
+    with pytest.raises(UserError, match=words) as caught:
+        original_config.read(tensors, told, "x", original_config.dab)
+    assert caught.value.code == "weights-config"
+
+
+def test_other_backbones_of_a_repository_are_refused():
+    tensors = {
+        "class_embed.bias": torch.zeros(3),
+        "query_embed.weight": torch.zeros(5, 32),
+        "transformer.decoder.layers.0.linear1.weight": torch.zeros(16, 32),
+    }
+    for blocks in (
+        {"backbone.0.body.layer3.7.conv2.weight": torch.zeros(1)},
+        {
+            "backbone.0.patch_embed.proj.weight": torch.zeros(64, 3, 4, 4),
+            "backbone.0.layers.0.blocks.0.attn.relative_position_bias_table": torch.zeros(169, 2),
+        },
+    ):
+        with pytest.raises(UserError) as caught:
+            original_config.read(tensors | blocks, {}, "x", original_config.dense)
+        assert caught.value.code == "weights-backbone"

@@ -11,6 +11,8 @@ from detr.models.weights.renaming import Rule
 
 OURS = "backbone.body."
 _NORM = "(weight|bias|running_mean|running_var)"
+_AFFINE = "(weight|bias)"
+_SWIN_STRIDES = (4, 8, 16, 32)
 _COUNTER = Rule(r".*\.num_batches_tracked", None, "counts training steps")
 
 
@@ -21,6 +23,35 @@ def plain_rules(prefix: str) -> tuple[Rule, ...]:
         prefix: Regular expression of what stands before the name.
     """
     return (_COUNTER, Rule(rf"{prefix}(.+)", OURS + r"\1"))
+
+
+def swin_rules(prefix: str, strides: tuple[int, ...]) -> tuple[Rule, ...]:
+    """Swins of the original repositories, which keep their authors' names.
+
+    Args:
+        prefix: Regular expression of what stands before the name.
+        strides: Of the maps the detector takes; those have norms of their own.
+    """
+    first = len(_SWIN_STRIDES) - len(strides)
+    rules = [
+        Rule(rf"{prefix}.*\.relative_position_index", None, "follows from the window's size"),
+        Rule(rf"{prefix}patch_embed\.(.+)", OURS + r"patch_embed.\1"),
+        Rule(rf"{prefix}layers\.(\d)\.blocks\.(.+)", OURS + r"layers_\1.blocks.\2"),
+    ]
+    for stage in range(len(_SWIN_STRIDES)):
+        # Theirs ends with the merging of patches that ours begins the next stage with.
+        rules += [
+            Rule(
+                rf"{prefix}layers\.{stage}\.downsample\.(.+)",
+                rf"{OURS}layers_{stage + 1}.downsample.\1",
+            ),
+            Rule(
+                rf"{prefix}norm{stage}\.{_AFFINE}",
+                rf"backbone.norms.{stage - first}.\1" if stage >= first else None,
+                "of a map the detector does not take",
+            ),
+        ]
+    return tuple(rules)
 
 
 def transformers_resnet_rules(prefix: str, bottleneck: bool) -> tuple[Rule, ...]:

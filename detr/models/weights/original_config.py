@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from math import isqrt
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,15 @@ Options = Callable[[Source], dict[str, Any]]
 
 # ResNet by blocks of its third stage and convolutions of a block.
 _RESNETS = {(2, 2): "resnet18", (6, 2): "resnet34", (6, 3): "resnet50", (23, 3): "resnet101"}
+# Swin by width, blocks of its third stage and window.
+_SWINS = {
+    (96, 6, 7): "swin_tiny_patch4_window7_224",
+    (96, 18, 7): "swin_small_patch4_window7_224",
+    (128, 18, 7): "swin_base_patch4_window7_224",
+    (128, 18, 12): "swin_base_patch4_window12_384",
+    (192, 18, 7): "swin_large_patch4_window7_224",
+    (192, 18, 12): "swin_large_patch4_window12_384",
+}
 _STRIDES = (4, 8, 16, 32)
 # Queries of H-Deformable-DETR that only training has.
 _ONE_TO_MANY = 1500
@@ -217,28 +227,48 @@ def _alike(tensors: Mapping[str, Tensor], name: str) -> bool:
 
 
 def _backbone(source: Source, deformable: bool) -> BackboneConfig:
-    """The ResNet, from its tensors.
+    """The ResNet or Swin, from its tensors.
 
     Raises:
         UserError: ``weights-backbone`` for any other backbone.
     """
     tensors = source.tensors
+    maps = 1
+    if deformable:
+        kernels = (tensors.get(f"input_proj.{i}.0.weight") for i in range(len(_STRIDES)))
+        maps = sum(1 for x in kernels if x is not None and x.shape[-1] == 1)
+    if (prefix := swin_prefix(tensors)) is not None:
+        table = tensors[f"{prefix}layers.0.blocks.0.attn.relative_position_bias_table"]
+        width = len(tensors[f"{prefix}patch_embed.proj.weight"])
+        kind = (width, _depth(tensors, f"{prefix}layers.2.blocks"), (isqrt(len(table)) + 1) // 2)
+        if kind not in _SWINS or source.told.get("dilation"):
+            raise UserError(
+                "weights-backbone",
+                f"{source.place}: no Swin of width {kind[0]}, {kind[1]} blocks in its third stage "
+                f"and window {kind[2]} is known, nor any dilated one",
+            )
+        return BackboneConfig(name=_SWINS[kind], strides=_STRIDES[-maps:], map_norm=True)
     body = "backbone.0.body."
     blocks = _depth(tensors, f"{body}layer3")
     convolutions = 3 if f"{body}layer1.0.conv3.weight" in tensors else 2
     name = _RESNETS.get((blocks, convolutions))
     if name is None:
         raise UserError(
-            "weights-backbone", f"{source.place}: the backbone is no ResNet-18, 34, 50 or 101"
+            "weights-backbone",
+            f"{source.place}: the backbone is no ResNet-18, 34, 50 or 101 and no Swin",
         )
-    maps = 1
-    if deformable:
-        kernels = (tensors.get(f"input_proj.{i}.0.weight") for i in range(len(_STRIDES)))
-        maps = sum(1 for x in kernels if x is not None and x.shape[-1] == 1)
     strides, options = _STRIDES[-maps:], {}
     if source.told.get("dilation"):
         strides, options = (*strides[:-1], 16), {"output_stride": 16}
     return BackboneConfig(name=name, strides=strides, norm="frozen", options=options)
+
+
+def swin_prefix(tensors: Mapping[str, Tensor]) -> str | None:
+    """What stands before the names of a Swin's tensors; ``None`` for other backbones."""
+    for prefix in ("backbone.0.", "backbone.0.body."):
+        if f"{prefix}patch_embed.proj.weight" in tensors:
+            return prefix
+    return None
 
 
 def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:

@@ -1,0 +1,113 @@
+"""Healthy exports pass the gate: detectors, seeds, opsets, attention bodies and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto
+
+torch = pytest.importorskip("torch")
+
+from detr.files import sha256  # noqa: E402
+from detr.types import Detections  # noqa: E402
+from engines.bundle import GOLDEN, MODEL, Bundle, BundleInfo, Golden, Source  # noqa: E402
+from engines.msda_function import HeadShape, set_lowering  # noqa: E402
+from engines.ort_engine import OrtEngine  # noqa: E402
+from engines.torch_engine import TorchEngine  # noqa: E402
+from export.budget import default_budget  # noqa: E402
+from export.deviation import TOLERANCE, boundaries, difference, torch_values  # noqa: E402
+from export.golden import drawn_images  # noqa: E402
+from export.graph import export_graph  # noqa: E402
+from export.opset import lower_to_17  # noqa: E402
+from export.samples import Samples  # noqa: E402
+from export.verify import judge  # noqa: E402
+
+MakeCheckpoint = Callable[..., Path]
+Batch = int | Literal["dynamic"]
+BATCHES: dict[str, Batch] = {
+    "deformable": 1,
+    "deformable-refine": 3,
+    "deformable-two-stage": "dynamic",
+    "dino": "dynamic",
+    "dino-no-encoder": 2,
+}
+
+
+@pytest.fixture(scope="module", params=BATCHES)
+def traced(
+    request: pytest.FixtureRequest, checkpoint: MakeCheckpoint
+) -> tuple[TorchEngine, ModelProto, Batch, Golden]:
+    reference = TorchEngine(checkpoint(request.param))
+    size, batch = reference.info.preprocess.size, BATCHES[request.param]
+    model = export_graph(reference.detector, size, 18, batch, "gridsample")
+    # A second seed of scenes: nothing here was seen by the export.
+    images = [image[::-1].copy() for image in drawn_images(size)] + drawn_images(size)
+    found: list[Detections] = [reference([image])[0] for image in images]
+    return reference, model, batch, Golden(images, found)
+
+
+def bundle_of(
+    model: ModelProto, reference: TorchEngine, batch: Batch, opset: int, folder: Path
+) -> Bundle:
+    folder.mkdir()
+    onnx.save(model, str(folder / MODEL))
+    info = BundleInfo(
+        model=reference.info,
+        opset=opset,
+        lowering="gridsample",
+        batch=batch,
+        files={MODEL: sha256(folder / MODEL), GOLDEN: ""},
+        source=Source(path=str(reference.artefact), sha256=""),
+    )
+    return Bundle(folder, info)
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+@pytest.mark.parametrize("lowering", ["gridsample", "gather"])
+def test_healthy_graphs_are_accepted(
+    traced: tuple[TorchEngine, ModelProto, Batch, Golden],
+    opset: int,
+    lowering: Literal["gridsample", "gather"],
+    tmp_path: Path,
+) -> None:
+    reference, original, batch, golden = traced
+    model = ModelProto()
+    model.CopyFrom(original)
+    if opset == 17:
+        lower_to_17(model)
+    config = reference.info.detector
+    heads = HeadShape(config.heads, config.width // config.heads, config.points)
+    set_lowering(model, heads, lowering)
+    bundle = bundle_of(model, reference, batch, opset, tmp_path / "x.bundle")
+    samples = Samples.of_golden(golden)
+    verdict = judge(bundle, reference, [OrtEngine(bundle)], samples, default_budget("fp32"))[0]
+    assert verdict.status == "accepted", verdict.text()
+
+
+def test_every_layer_can_be_compared(
+    traced: tuple[TorchEngine, ModelProto, Batch, Golden], tmp_path: Path
+) -> None:
+    reference, model, batch, golden = traced
+    bundle = bundle_of(model, reference, batch, 18, tmp_path / "x.bundle")
+    wanted = boundaries(model.graph)
+    inputs = reference.prepare(golden.images[:1] * (1 if batch == "dynamic" else batch))
+    found = OrtEngine(bundle).intermediates(inputs, [boundary.value for boundary in wanted])
+    expected = torch_values(reference, inputs, wanted)
+    assert found is not None
+    modules = {boundary.module for boundary in wanted if boundary.value in expected}
+    assert {"decoder.layers.1.cross_attention.output_proj", "decoder.layers.0.ffn.norm"} <= modules
+    for name, value in expected.items():
+        if name in found and found[name].shape == value.shape:
+            assert difference(value, found[name], 1e-3) < TOLERANCE["fp32"] / 10, name
+
+
+def test_rows_in_another_order_are_no_deviation() -> None:
+    rows = np.random.default_rng(0).normal(size=(2, 30, 8))
+    assert difference(rows, rows[:, ::-1] + 1e-6, 1e-3) < 1e-3
+    assert difference(rows, rows[:, ::-1] + 0.1, 1e-3) > 1e-2
+    assert difference(rows, np.full_like(rows, np.nan), 1e-3) == np.inf

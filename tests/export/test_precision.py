@@ -1,0 +1,284 @@
+"""Types are written where they belong, whatever the graph, and answers stay what they were."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from detr import msda
+from detr.data.preprocess import preprocess
+from detr.types import Detections
+from engines import open_engine
+from engines.bundle import open_bundle
+from engines.half_emulation import emulate_half, half_session
+from engines.msda_function import Lowering, is_attention
+from engines.torch_engine import TorchEngine
+from export import onnx_export
+from export.budget import default_budget
+from export.golden import drawn_images
+from export.graph import export_graph
+from export.judge import detections
+from export.onnx_export import export_bundle
+from export.parity import Budget, compare
+from export.parts import Network, part_names
+from export.precise import PrecisionRequest
+from export.precision import DEFAULT_ISLAND, finish_half, to_half
+from export.ranges import value_ranges
+
+MakeCheckpoint = Callable[..., Path]
+Traced = tuple[Path, TorchEngine, ModelProto]
+HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
+CASES = [("dino", 17), ("deformable-two-stage", 18)]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case[0])
+def traced(request: pytest.FixtureRequest, checkpoint: MakeCheckpoint) -> Traced:
+    """A float32 graph with a dynamic batch."""
+    name, opset = request.param
+    source = checkpoint(name)
+    engine = TorchEngine(source)
+    size = engine.info.preprocess.size
+    return source, engine, export_graph(engine.detector, size, opset, "dynamic", "gridsample")
+
+
+def typed_graph(traced: Traced, lowering: Lowering = "gather", island: Any = None) -> ModelProto:
+    _, engine, model = traced
+    images = drawn_images(engine.info.preprocess.size)
+    ranges = value_ranges(model, images, engine.info.preprocess, len(images))
+    result = to_half(model, DEFAULT_ISLAND if island is None else island, ranges).model
+    finish_half(result, engine.info.detector, lowering)
+    return result
+
+
+def types(model: ModelProto) -> dict[str, int]:
+    graph = model.graph
+    infos = [*graph.value_info, *graph.input, *graph.output]
+    found = {x.name: x.type.tensor_type.elem_type for x in infos}
+    return found | {x.name: x.data_type for x in graph.initializer}
+
+
+def test_every_node_has_a_readable_name(traced: Traced) -> None:
+    names = [node.name for node in traced[2].graph.node]
+    assert len(set(names)) == len(names)
+    assert "decoder.layers.1.cross_attention/MSDeformAttn_0" in names
+    assert "decoder.layers.0.self_attention/Softmax_0" in names
+
+
+def test_types_are_where_they_belong(traced: Traced) -> None:
+    model = typed_graph(traced)
+    kinds, network = types(model), Network(model)
+    seen: Counter[str] = Counter()
+    for node, part in zip(network.nodes, part_names(network), strict=True):
+        floats = [kinds[x] for x in (*node.input, *node.output) if kinds.get(x) in (HALF, SINGLE)]
+        if is_attention(node):
+            assert [kinds[x] for x in (*node.input, *node.output)] == [HALF, SINGLE, SINGLE, HALF]
+        elif part is not None and node.op_type != "Cast":
+            kind = part.split(":")[0]
+            expected = SINGLE if kind in DEFAULT_ISLAND else HALF
+            assert set(floats) == {expected}, node.name
+            seen[kind] += 1
+    assert set(seen) == {*DEFAULT_ISLAND, "module"}
+    assert seen["norm"] > 5 and seen["module"] > 40
+    ends = [*model.graph.input, *model.graph.output]
+    assert {value.type.tensor_type.elem_type for value in ends} == {SINGLE, TensorProto.INT64}
+
+
+@pytest.mark.parametrize("island", [(), ("norm",), ("softmax", "locations"), DEFAULT_ISLAND])
+def test_casts_are_few_and_never_in_chains(traced: Traced, island: tuple[str, ...]) -> None:
+    model = typed_graph(traced, island=island)
+    before = {node.name for node in traced[2].graph.node}
+    new = [node for node in model.graph.node if node.op_type == "Cast" and node.name not in before]
+    made = {node.output[0] for node in new}
+    assert not [node.name for node in new if node.input[0] in made]
+    to = [(node.input[0], node.attribute[0].i) for node in new]
+    assert len(set(to)) == len(to), "a value is cast twice to one type"
+
+
+@pytest.mark.parametrize("lowering", ["gridsample", "gather"])
+def test_the_default_island_finds_what_torch_finds(traced: Traced, lowering: Lowering) -> None:
+    _, engine, _ = traced
+    images = drawn_images(engine.info.preprocess.size)
+    expected = [x for image in images for x in engine([image])]
+    model = typed_graph(traced, lowering)
+    runtime = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for session in (runtime, half_session(model)):
+        for batch in (1, 4):
+            found: list[Detections] = []
+            for start in range(0, 4, batch):
+                feed = preprocess(images[start : start + batch], engine.info.preprocess)
+                found += detections(session, vars(feed))
+            assert compare(expected, found).over(default_budget("fp16")) == []
+
+
+def test_what_is_typed_half_is_half_when_emulated(traced: Traced) -> None:
+    model = typed_graph(traced, "gridsample", island=("geometry",))
+    named = [x.name for x in model.graph.value_info if x.type.tensor_type.elem_type == HALF]
+    flat = emulate_half(model)
+    made = {name for node in flat.graph.node for name in node.output}
+    shown = [name for name in named if name in made]
+    assert len(shown) > 100
+    flat.graph.output.extend(helper.make_tensor_value_info(x, SINGLE, None) for x in shown)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(flat.SerializeToString(), options)
+    image = drawn_images(traced[1].info.preprocess.size)[:1]
+    feed = vars(preprocess(image, traced[1].info.preprocess))
+    for name, value in zip(shown, session.run(shown, feed), strict=True):
+        np.testing.assert_array_equal(value, value.astype(np.float16).astype(np.float32), name)
+
+
+def test_bundle_says_its_island_and_runs_in_our_engines(
+    traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, engine, model = traced
+    monkeypatch.setattr(onnx_export, "export_graph", lambda *_: model)
+    out = tmp_path / "x.bundle"
+    export_bundle(source, out, batch="dynamic", request=PrecisionRequest("fp16"))
+    info = open_bundle(out).info
+    assert info.precision == "fp16" and set(DEFAULT_ISLAND) <= set(info.island)
+    size = onnx.load(str(out / "model.onnx")).ByteSize()
+    assert size < 0.7 * model.ByteSize()
+    images = drawn_images(engine.info.preprocess.size)
+    names = ["half", "native"] if msda.native_available() else ["half"]
+    reference = open_engine(out, "onnxruntime")(images)
+    for name in names:
+        found = open_engine(out, name)(images)
+        close = Budget(score=2e-3, score_median=1e-3, box_px=0.5, box_px_median=0.1)
+        assert compare(reference, found, close).over(close) == []
+
+
+def small_graph(
+    nodes: list[onnx.NodeProto], shapes: dict[str, list[int]], *weights: onnx.TensorProto
+) -> ModelProto:
+    """A graph from ``images`` to ``boxes`` with the types of its values written down."""
+
+    def value(name: str, kind: int = SINGLE) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, shapes.get(name))
+
+    inner = [name for node in nodes for name in node.output if name != "boxes"]
+    integers = {node.output[1] for node in nodes if node.op_type == "TopK"} | {
+        node.output[0]
+        for node in nodes
+        if node.op_type == "Cast" and node.attribute[0].i == TensorProto.INT64
+    }
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("images")],
+        [value("boxes")],
+        list(weights),
+        value_info=[value(x, TensorProto.INT64 if x in integers else SINGLE) for x in inner],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def constant(name: str, value: Any) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.asarray(value, np.float32), name)
+
+
+def norm_graph(gain: float) -> ModelProto:
+    """A linear layer with a residual into a layer norm, as every transformer block ends."""
+    return small_graph(
+        [
+            helper.make_node("MatMul", ["images", "w"], ["linear"], "layer.ffn/MatMul_0"),
+            helper.make_node("Add", ["images", "linear"], ["sum"], "layer/Add_0"),
+            helper.make_node(
+                "LayerNormalization",
+                ["sum", "scale", "shift"],
+                ["boxes"],
+                "layer.norm/LayerNormalization_0",
+                axis=-1,
+            ),
+        ],
+        {"images": [2, 8], "linear": [2, 8], "sum": [2, 8], "boxes": [2, 8]},
+        constant("w", np.eye(8) * gain),
+        constant("scale", np.ones(8)),
+        constant("shift", np.zeros(8)),
+    )
+
+
+X = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+
+
+def answers(model: ModelProto) -> Any:
+    return half_session(model).run(None, {"images": X})[0]
+
+
+def exact(model: ModelProto) -> Any:
+    return ort.InferenceSession(model.SerializeToString()).run(None, {"images": X})[0]
+
+
+def test_squares_beyond_half_precision_need_the_norm_in_the_island() -> None:
+    model = norm_graph(300.0)
+    wrong = answers(to_half(model, ()).model)
+    assert np.abs(wrong - exact(model)).max() > 0.5, "half precision should have overflowed"
+    right = answers(to_half(model, ("norm",)).model)
+    np.testing.assert_allclose(right, exact(model), atol=2e-3)
+
+
+def test_activations_beyond_half_precision_stay_single_whatever_the_island() -> None:
+    model = norm_graph(1e5)
+    ranges = {"linear": 2e5, "sum": 2e5}
+    blind = answers(to_half(model, ("norm",)).model)
+    assert not np.isfinite(blind).all()
+    for island in ((), ("norm",)):
+        typed = to_half(model, island, ranges)
+        assert "range:layer.ffn" in typed.island
+        np.testing.assert_allclose(answers(typed.model), exact(model), atol=2e-3)
+
+
+def test_ranges_are_measured_on_images(traced: Traced) -> None:
+    _, engine, model = traced
+    images = drawn_images(engine.info.preprocess.size)
+    ranges = value_ranges(model, images, engine.info.preprocess, 2)
+    network = Network(model)
+    values = {x for node in network.nodes for x in node.output if network.is_float(x)}
+    assert set(ranges) == values
+    boxes = max(max(image.shape[:2]) for image in images)
+    assert 0 < ranges["boxes"] <= boxes and 0 < ranges["scores"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("value", "single"), [(1e9, True), (-1e9, True), (-np.inf, False), (1e4, False), (1e-9, True)]
+)
+def test_constants_beyond_half_precision(value: float, single: bool) -> None:
+    model = small_graph(
+        [helper.make_node("Max", ["images", "bound"], ["boxes"], "block/Max_0")],
+        {"images": [2, 8], "boxes": [2, 8]},
+        constant("bound", value),
+    )
+    typed = to_half(model, ())
+    assert (types(typed.model)["bound"] == SINGLE) == single
+    assert typed.island == (("range:block",) if single else ())
+    np.testing.assert_allclose(answers(typed.model), exact(model), rtol=1e-3)
+
+
+def test_indices_that_pass_through_floats_stay_exact() -> None:
+    nodes = [
+        helper.make_node("TopK", ["images", "k"], ["best", "index"], "/TopK_0"),
+        helper.make_node("Cast", ["index"], ["as_float"], "/Cast_0", to=SINGLE),
+        helper.make_node("Mul", ["as_float", "step"], ["scaled"], "/Mul_0"),
+        helper.make_node("Cast", ["scaled"], ["back"], "/Cast_1", to=TensorProto.INT64),
+        helper.make_node("Cast", ["back"], ["again"], "/Cast_2", to=SINGLE),
+        helper.make_node("Add", ["again", "best"], ["boxes"], "/Add_0"),
+    ]
+    model = small_graph(
+        nodes,
+        {name: [2, 8] for name in ("images", "boxes", *(x for n in nodes for x in n.output))},
+        constant("step", 2049.0),
+        numpy_helper.from_array(np.array([8]), "k"),
+    )
+    typed = to_half(model, ())
+    assert typed.island == ("exact",)
+    kinds = types(typed.model)
+    assert kinds["as_float"] == kinds["scaled"] == SINGLE

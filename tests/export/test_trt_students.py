@@ -1,0 +1,92 @@
+"""DINO and Deformable DETR students become TensorRT-RTX engines in every precision, without a GPU.
+
+Real exports and real builds for two architectures; that the engines answer rightly is for a machine
+with such a GPU (``make gpu-check``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+
+from engines.bundle import Bundle, Precision
+from engines.evidence import trusted_artefact
+from engines.trt import build as builder
+from engines.trt.backend import BACKENDS
+from engines.trt.build import BuildOptions, build_engine
+from export import onnx_export
+from export.golden import drawn_images
+from export.precise import PrecisionRequest
+from export.trt import refuse_known_bad
+
+pytest.importorskip("tensorrt_rtx")
+
+MakeCheckpoint = Callable[..., Path]
+MakeBundle = Callable[[Precision], Bundle]
+STUDENTS = ("dino", "deformable-two-stage")
+RTX = BACKENDS["tensorrt-rtx"]
+
+
+@pytest.fixture(scope="module", params=STUDENTS)
+def student(
+    request: pytest.FixtureRequest,
+    checkpoint: MakeCheckpoint,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[MakeBundle]:
+    """Bundles of one student; it is traced once, which takes longer than everything else."""
+    path = checkpoint(request.param)
+    folder = tmp_path_factory.mktemp("students")
+    traced: list[onnx.ModelProto] = []
+    trace = onnx_export.export_graph
+
+    def once(*arguments: object) -> onnx.ModelProto:
+        if not traced:
+            traced.append(trace(*arguments))  # type: ignore[arg-type]
+        copy = onnx.ModelProto()
+        copy.CopyFrom(traced[0])
+        return copy
+
+    def make(precision: Precision) -> Bundle:
+        images = drawn_images((64, 96))[:2]
+        wanted = PrecisionRequest(precision, calibration=images if precision == "int8" else ())
+        out = folder / f"{request.param}-{precision}.bundle"
+        return onnx_export.export_bundle(path, out, 17, 1, "gridsample", images, wanted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "export_graph", once)
+        yield make
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_student_is_built_for_two_architectures(
+    student: MakeBundle, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "compute_capability", lambda: None)
+    bundle = student(precision)
+    refuse_known_bad(bundle, RTX, RTX.lowering)
+    built = build_engine(bundle, RTX, BuildOptions(compute_capabilities=(86, 89)))
+
+    path, evidence = trusted_artefact(built.folder)
+    assert path.parent.name == f"tensorrt-rtx-sm86-89-{precision}"
+    assert evidence.build["compute_capabilities"] == [86, 89]
+    assert evidence.build["precision"] == precision and evidence.build["lowering"] == "gather"
+    assert path.stat().st_size > 100_000
+
+    layers = built.layers.layers
+    types = Counter(layer.outputs[0] for layer in layers)
+    norms = [layer for layer in layers if layer.kind == "NORMALIZATION"]
+    attention = [layer for layer in layers if "/gathernd" in layer.name]
+    assert norms and len(attention) == 3 * 4, "four look-ups for each of three attentions"
+    # What the island keeps is in FP32 in every precision, because the network is strongly typed.
+    assert {layer.outputs[0] for layer in norms} == {"FLOAT"}
+    if precision == "fp32":
+        assert not {"HALF", "INT8"} & set(types)
+    else:
+        assert types["HALF"] > 20
+    quantised = [layer for layer in layers if layer.kind == "QUANTIZE"]
+    assert bool(quantised) == (precision == "int8")
+    assert all(layer.outputs == ("INT8",) for layer in quantised)
