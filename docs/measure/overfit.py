@@ -12,13 +12,13 @@ stays below AP50 0.9.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from detr.data.synth import generate
+from detr.model_info import read_model_info
 from detr.models.presets import FAMILIES, preset
 from distill.recipe import Recipe
 from distill.train import train
@@ -69,8 +69,8 @@ def overfit(family: str, steps: int, folder: Path) -> float:
             "checkpoint_every": steps,
         }
     )
-    run = train(recipe, folder / "run")
-    found: float = json.loads((run / "model.json").read_text())["provenance"]["ap50"]
+    weights = train(recipe, folder / "run")
+    found: float = read_model_info(weights.with_suffix(".json")).provenance["ap50"]
     return found
 
 
