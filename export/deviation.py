@@ -28,6 +28,7 @@ Array = npt.NDArray[Any]
 TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "int8": 0.5}
 # Rows of a value are compared in any order up to this many; more are tokens, whose order is fixed.
 _MOST_ROWS = 1000
+_QUANTISATION = {"QuantizeLinear", "DequantizeLinear"}
 
 
 class Deviation(BaseModel):
@@ -102,6 +103,7 @@ def boundaries(graph: onnx.GraphProto) -> list[Boundary]:
     modules = [node.name.rpartition("/")[0] for node in graph.node]
     found = []
     calls: dict[str, int] = {}
+    unclear = set()
     for module, run in groupby(range(len(modules)), key=modules.__getitem__):
         if not module:
             continue
@@ -110,13 +112,17 @@ def boundaries(graph: onnx.GraphProto) -> list[Boundary]:
             name
             for position in sorted(inside)
             for name in graph.node[position].output
-            if name in outputs or not inside.issuperset(readers.get(name, []))
+            # A pair before a product is called after that product's module and has other readers.
+            if graph.node[position].op_type not in _QUANTISATION
+            and (name in outputs or not inside.issuperset(readers.get(name, [])))
         ]
         call = calls[module] = calls.get(module, -1) + 1
         if len(leaving) == 1:
             found.append(Boundary(module, call, leaving[0]))
+        else:
+            unclear.add(module)
     parents = {module[:end] for module in calls for end, c in enumerate(module) if c == "."}
-    return [boundary for boundary in found if boundary.module not in parents]
+    return [boundary for boundary in found if boundary.module not in parents | unclear]
 
 
 def torch_values(

@@ -46,7 +46,10 @@ def quantised_nodes(network: Network) -> list[int]:
         if node.op_type not in ("Conv", "MatMul") or not (part or "").startswith("module:"):
             continue
         module = network.scope(node)
-        weighted = _weight(network, node) is not None
+        weight = _weight(network, node)
+        # A product with a constant of more axes is attention, the values of which follow from the
+        # weights alone, as those of content queries before the first layer do.
+        weighted = weight is not None and (node.op_type == "Conv" or weight.ndim == 2)
         first = node.input[0] in network_inputs
         steering = module.split(".")[-1] in _STEERING
         if weighted and not first and not steering and not module.startswith("source.reference"):

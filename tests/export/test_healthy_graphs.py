@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, helper
 
 torch = pytest.importorskip("torch")
 
@@ -107,6 +107,27 @@ def test_every_layer_can_be_compared(
     for name, value in expected.items():
         if name in found and found[name].shape == value.shape:
             assert difference(value, found[name], 1e-3) < TOLERANCE["fp32"] / 10, name
+
+
+def test_a_module_one_call_of_which_ends_in_two_values_is_left_out() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], "m/Relu_0"),
+        helper.make_node("Neg", ["x"], ["b"], "m/Neg_0"),
+        helper.make_node("Add", ["a", "b"], ["c"], "n/Add_0"),
+        helper.make_node("QuantizeLinear", ["c", "s"], ["c8"], "m/Q_0"),
+        helper.make_node("DequantizeLinear", ["c8", "s"], ["c_"], "m/DQ_0"),
+        helper.make_node("Relu", ["c_"], ["d"], "m/Relu_1"),
+        helper.make_node("Sub", ["c_", "d"], ["y"], "p/Sub_0"),
+    ]
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph(nodes, "g", [], [y])
+    assert [(b.module, b.call, b.value) for b in boundaries(graph)] == [
+        ("n", 0, "c"),
+        ("p", 0, "y"),
+    ]
+    # A pair has other readers than the module it is called after.
+    alone = helper.make_graph(nodes[2:], "g", [], [y])
+    assert ("m", 0, "d") in [(b.module, b.call, b.value) for b in boundaries(alone)]
 
 
 def test_rows_in_another_order_are_no_deviation() -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any, cast
 
 import pytest
+from onnx import ModelProto
 
 from detr.errors import UserError
-from export.islands import search_islands
+from engines.torch_engine import TorchEngine
+from export import precise
+from export.islands import Search, search_islands
 from export.parity import Budget, Parity
+from export.precise import PrecisionRequest, write_precision
+from export.precision import DEFAULT_ISLAND, Typed
+from export.verdict import Row, Verdict
 
 PARTS = frozenset(
     f"{kind}:{stage}.{i}{tail}"
@@ -73,3 +80,31 @@ def test_a_budget_no_island_holds_is_told() -> None:
     with pytest.raises(UserError) as caught:
         search_islands(PARTS, lambda _: Parity(matched=1, missing=1), BUDGET)
     assert caught.value.code == "island-budget" and "missing" in caught.value.message
+
+
+@pytest.mark.parametrize(("ap", "kept"), [(0.4999, ("decode",)), (0.5034, DEFAULT_ISLAND)])
+def test_an_island_that_changes_ap_gives_way_to_the_default(
+    ap: float, kept: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few images accepted the island; what counts is AP, in either direction."""
+
+    def half(_job: object, island: Sequence[str], _ranges: object) -> Typed:
+        return Typed(ModelProto(), tuple(island))
+
+    def measure(variants: dict[str, ModelProto], *_: object) -> Verdict:
+        names = {"fp32": 0.5, "fp16 no island": 0.51, "fp16 default island": 0.5}
+        aps = names | {"fp16 searched island": ap}
+        rows = [Row(name=name, ap=aps[name], cpu_ms=1, size_mb=1) for name in variants]
+        return Verdict(images=9, batch=1, rows=tuple(rows), advice=())
+
+    found = Search(island=("decode",), trials=(), complete=True)
+    monkeypatch.setattr(precise, "value_ranges", lambda *_: {})
+    monkeypatch.setattr(precise._Job, "_search", lambda *_: found)
+    monkeypatch.setattr(precise._Job, "_half", half)
+    monkeypatch.setattr(precise.verdict, "measure", measure)
+    request = PrecisionRequest("fp16", search=cast(Any, [0]), labelled=cast(Any, [0]))
+    reference = cast(TorchEngine, type("Reference", (), {"info": type("I", (), {"preprocess": 0})}))
+    written = write_precision(ModelProto(), reference, "gather", 1, [], request)
+    assert written.island == kept and written.verdict is not None
+    told = any("default island is kept" in line for line in written.verdict.advice)
+    assert told == (kept == DEFAULT_ISLAND)

@@ -133,6 +133,30 @@ def test_a_product_is_computed_in_int8() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_attention_over_constant_values_stays_out() -> None:
+    """Content queries meet the first layer alike on every image: their values are constants."""
+
+    def value(name: str, *shape: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    nodes = [
+        helper.make_node("Relu", ["images"], ["scores"], "block/Relu_0"),
+        helper.make_node("MatMul", ["scores", "values"], ["boxes"], "block/MatMul_0"),
+    ]
+    values = np.random.default_rng(0).normal(size=(1, 2, 8, 4)).astype(np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("images", 1, 2, 8, 8)],
+        [value("boxes", 1, 2, 8, 4)],
+        [numpy_helper.from_array(values, "values")],
+        value_info=[value("scores", 1, 2, 8, 8)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    assert quantise(model, {"scores": 0.02}) == set()
+    assert [node.op_type for node in model.graph.node] == ["Relu", "MatMul"]
+
+
 def rows(**last: Any) -> list[Row]:
     return [
         Row(name="fp32", ap=0.5, cpu_ms=10.0, size_mb=40.0),
