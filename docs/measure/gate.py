@@ -49,7 +49,8 @@ def row(name: str, verdict: EngineVerdict) -> str:
             (parity.max_score, _BUDGET.score),
             (parity.median_score, _BUDGET.score_median),
         ):
-            cells.append(f"{value:.2g} ({value / budget:.2g})")
+            # Nothing matched, nothing to measure.
+            cells.append(f"{value:.2g} ({value / budget:.2g})" if parity.matched else "–")
         gap = None
         if verdict.ap is not None and verdict.reference_ap is not None:
             gap = verdict.ap - verdict.reference_ap
@@ -75,8 +76,8 @@ def main() -> None:
         bundle = open_bundle(kept)
         samples = module.scenes(folder / "scenes", arguments.scenes, reference)
         print(
-            "| | lost, new, other class | box px | median | score | median | AP | "
-            "| begins | told as |"
+            "| | lost, new, other class | box px | median | score | median | AP | verdict "
+            "| begins in | told as |"
         )
         print("|---|---|---|---|---|---|---|---|---|---|")
         engines: list[Engine] = [open_engine(kept, "onnxruntime")]
