@@ -92,7 +92,7 @@ def test_an_epoch_shows_every_image_once_across_processes(scenes: Path) -> None:
     both = [batches(scenes, rank, 2) for rank in range(2)]
     count = len(both[0].dataset)
     assert count % 4 == 0
-    seen = [b.index(step, slot) for step in range(count // 4) for b in both for slot in range(2)]
+    seen = [b.index(step, slot) for step in range(count // 4) for b in both for slot in b.slots]
     assert sorted(seen) == list(range(count))
 
 
