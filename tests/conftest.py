@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from detr.config import DetectorConfig
+
+# Before torch is imported: detectors of a few thousand weights spend a second thread's time on
+# waiting for it, several times their own where anything else runs on the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _threads_stay() -> Iterator[None]:
+    """A test that asks for more threads does not leave them to those after it."""
+    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    yield
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        wanted = int(os.environ["OMP_NUM_THREADS"]) if before is None else before
+        if torch.get_num_threads() != wanted:
+            torch.set_num_threads(wanted)
 
 
 @pytest.fixture(scope="session")
