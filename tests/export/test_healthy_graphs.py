@@ -45,7 +45,7 @@ def traced(
     reference = TorchEngine(checkpoint(request.param))
     size, batch = reference.info.preprocess.size, BATCHES[request.param]
     model = export_graph(reference.detector, size, 18, batch, "gridsample")
-    # A second seed of scenes: nothing here was seen by the export.
+    # Upside down as well: eight images give forty detections to judge by.
     images = [image[::-1].copy() for image in drawn_images(size)] + drawn_images(size)
     found: list[Detections] = [reference([image])[0] for image in images]
     return reference, model, batch, Golden(images, found)
