@@ -272,7 +272,7 @@ class TwoStageQueries(QuerySource):
         if self.content is not None:
             count = anchors.shape[1]
             learned = self.content.weight[first : first + count]
-            content = learned[None].expand(len(anchors), -1, -1)
+            content = learned[None].expand(anchors.shape[0], -1, -1)
         return QueryGroup(role, content, anchors, position, proposals=proposals)
 
     def position(self, reference: Tensor, memory: Memory) -> Tensor:

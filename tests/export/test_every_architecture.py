@@ -76,5 +76,9 @@ def test_runtimes_agree(case: str, small_preset: Any, tmp_path: Path) -> None:
     ]
     wanted = open_engine(bundle.path, "torch")(images)
     found = open_engine(bundle.path, "onnxruntime")(images)
-    parity = compare(wanted, found, at_least=12)
-    assert parity.over(Budget(box_px=0.02, score=1e-5)) == []
+    # Random weights are timid: what counts is each image's best dozen.
+    threshold = min(float(image.scores[11]) for image in wanted)
+    budget = Budget(threshold=threshold, box_px=0.02, score=1e-5)
+    parity = compare(wanted, found, budget)
+    assert parity.detections >= 36
+    assert parity.over(budget) == []
