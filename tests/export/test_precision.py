@@ -227,8 +227,8 @@ def test_squares_beyond_half_precision_need_the_norm_in_the_island() -> None:
 
 
 def test_activations_beyond_half_precision_stay_single_whatever_the_island() -> None:
-    model = norm_graph(1e5)
-    ranges = {"linear": 2e5, "sum": 2e5}
+    model = norm_graph(6e4)  # the weights fit, what they make of the image does not
+    ranges = {"linear": 1.5e5, "sum": 1.5e5}
     blind = answers(to_half(model, ("norm",)).model)
     assert not np.isfinite(blind).all()
     for island in ((), ("norm",)):
