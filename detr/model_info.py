@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from detr.config import ClassMap, DetectorConfig, Strict
 from detr.data.preprocess import PreprocessConfig
-from detr.errors import UserError
+from detr.errors import UserError, first_problem
 
 
 class ModelInfo(Strict):
@@ -44,6 +44,4 @@ def read_model_info(path: Path) -> ModelInfo:
     except OSError as error:
         raise UserError("model-sidecar", f"{path}: {error.strerror or error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UserError("model-sidecar", f"{path}: {place}: {first['msg']}") from error
+        raise UserError("model-sidecar", f"{path}: {first_problem(error)}") from error

@@ -18,7 +18,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from pydantic import ValidationError
 
 from detr.config import Strict
-from detr.errors import UserError
+from detr.errors import UserError, first_problem
 from detr.files import sha256
 from detr.model_info import ModelInfo
 from detr.types import Detections, ImageArray
@@ -174,9 +174,7 @@ def _read_sidecar(path: Path) -> BundleInfo:
     except OSError as error:
         raise UserError("bundle-sidecar", f"{path}: {error.strerror or error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UserError("bundle-sidecar", f"{path}: {place}: {first['msg']}") from error
+        raise UserError("bundle-sidecar", f"{path}: {first_problem(error)}") from error
 
 
 def _check_file(folder: Path, name: str, expected: str) -> None:

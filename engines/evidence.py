@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from detr.config import Strict
-from detr.errors import UserError
+from detr.errors import UserError, first_problem
 from detr.files import sha256, write_atomic
 
 EVIDENCE = "evidence.json"
@@ -63,9 +63,7 @@ def read_evidence(folder: Path) -> Evidence:
     except OSError as error:
         raise UserError("evidence-unreadable", f"{path}: {error.strerror or error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UserError("evidence-unreadable", f"{path}: {place}: {first['msg']}") from error
+        raise UserError("evidence-unreadable", f"{path}: {first_problem(error)}") from error
 
 
 def trusted_artefact(folder: Path) -> tuple[Path, Evidence]:
