@@ -92,8 +92,8 @@ def test_a_step_lowers_the_loss_and_reaches_every_parameter(case, small_preset):
         optimizer.step()
         with torch.no_grad():
             after = loss_of(detector)
-    # Most fall by more than 0.01, the one with a ConvNeXt by 0.002.
-    assert after < before - 0.001
+    # The timidest of all falls by 0.024.
+    assert after < before - 0.01
 
 
 @pytest.mark.parametrize("family", FAMILIES)
