@@ -35,8 +35,9 @@ from engines.torch_engine import TorchEngine
 from export.golden import drawn_images
 from export.graph import export_graph
 from export.precise import PrecisionRequest, write_precision
+from export.record import unverified
 from export.samples import Samples
-from export.verify import unverified, verify_graph
+from export.verify import verify_graph
 
 # A protobuf message ends at 2 GiB; beyond this, weights go beside the graph.
 _EMBED_BYTES = 2**31 - 2**24

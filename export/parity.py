@@ -46,7 +46,7 @@ class Budget(Strict):
     """
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.3
-    detections: Annotated[int, Field(ge=0)] = 10
+    detections: Annotated[int, Field(ge=1)] = 10
     best: Annotated[int, Field(ge=0)] = 10
     score: Annotated[float, Field(ge=0)] = 0.01
     score_median: Annotated[float, Field(ge=0)] = 1e-4
@@ -56,6 +56,16 @@ class Budget(Strict):
     extra: Annotated[float, Field(ge=0, le=1)] = 0.0
     class_flips: Annotated[float, Field(ge=0, le=1)] = 0.0
     ap: Annotated[float, Field(ge=0, le=1)] = 0.0005
+
+    def wider_than(self, usual: Budget) -> list[str]:
+        """One line where this budget allows more than the usual one; empty where it does not."""
+        fields = {name: (getattr(self, name), getattr(usual, name)) for name in Budget.model_fields}
+        wider = [
+            f"{name} {own:g} (usually {other:g})"
+            for name, (own, other) in fields.items()
+            if (own < other if name in ("detections", "best") else own > other)
+        ]
+        return [f"by a budget wider than the usual one: {', '.join(wider)}"] if wider else []
 
     def for_doubtful(self) -> Budget:
         """What is allowed among detections no one would act on.
