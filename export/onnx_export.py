@@ -139,8 +139,8 @@ def _prove(bundle: Bundle, torch_engine: TorchEngine, golden: Golden, out: Path)
         GateError: ``export-parity``.
     """
     verdict = verify_graph(bundle, torch_engine, Samples.of_golden(golden))
-    found = verdict.engines[0]
-    parity = None if found.parity is None else found.parity.model_dump()
+    found = verdict.worst
+    parity = next((e.parity.model_dump() for e in verdict.engines if e.parity is not None), None)
     final = bundle.info.model_copy(update={"parity": parity})
     write_atomic(bundle.path / SIDECAR, final.model_dump_json(indent=2) + "\n")
     if verdict.status == "rejected":

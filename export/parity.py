@@ -157,6 +157,37 @@ class Parity(BaseModel):
         )
 
 
+class Outcome(BaseModel):
+    """Everything a budget speaks of.
+
+    Attributes:
+        parity: The comparison of the detections.
+        ap, reference_ap: COCO AP of candidate and reference; ``None`` where there are no labels.
+    """
+
+    parity: Parity
+    ap: float | None = None
+    reference_ap: float | None = None
+
+    def over(self, budget: Budget) -> list[str]:
+        """What exceeds the budget, one phrase each; empty where nothing does."""
+        reasons = self.parity.over(budget)
+        if self.ap is None or self.reference_ap is None:
+            return reasons
+        # Written so that a NaN is over every budget.
+        if not abs(self.ap - self.reference_ap) <= budget.ap:
+            reasons.append(
+                f"AP {self.ap:.4f} instead of {self.reference_ap:.4f} (at most {budget.ap:g} apart)"
+            )
+        return reasons
+
+    def summary(self) -> str:
+        """One line for a person."""
+        if self.ap is None or self.reference_ap is None:
+            return self.parity.summary()
+        return f"{self.parity.summary()}, AP {self.ap - self.reference_ap:+.4f}"
+
+
 def compare(
     reference: Sequence[Detections],
     candidate: Sequence[Detections],

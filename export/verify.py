@@ -15,6 +15,7 @@ from detr.data import open_dataset
 from detr.errors import UserError
 from engines.base import Engine
 from engines.bundle import Bundle
+from engines.half_emulation import HalfEngine
 from engines.open import open_engine
 from engines.ort_engine import OrtEngine
 from engines.trt.backend import BACKENDS
@@ -70,7 +71,10 @@ def verify(
 
 
 def verify_graph(bundle: Bundle, reference: Engine, samples: Samples) -> GateVerdict:
-    """Compares a graph that has just been written, in ONNX Runtime, and writes its evidence.
+    """Compares a graph that has just been written with torch, and writes its evidence.
+
+    In ONNX Runtime; one with half precision also with that precision emulated, because ONNX
+    Runtime's CPU provider computes it in float32 and would find nothing wrong.
 
     Args:
         bundle: Its sidecar need not be on the disk yet.
@@ -78,7 +82,10 @@ def verify_graph(bundle: Bundle, reference: Engine, samples: Samples) -> GateVer
         samples: Images with what it finds in them.
     """
     budget = default_budget(bundle.info.precision)
-    opened, found = _open_all(bundle, [OrtEngine.name], samples)
+    engines = [OrtEngine.name]
+    if bundle.info.precision != "fp32":
+        engines.append(HalfEngine.name)
+    opened, found = _open_all(bundle, engines, samples)
     found += judge(bundle, reference, opened, samples, budget)
     return _recorded(bundle, opened, budget, found)
 
@@ -118,9 +125,10 @@ def _open_all(
 
 def _open(bundle: Bundle, engine: str) -> Engine:
     """An engine to be judged: one that was rejected before gets another chance."""
-    if engine == OrtEngine.name:
-        # The sidecar of a bundle that is being made is not on the disk yet.
-        return OrtEngine(bundle)
+    # The sidecar of a bundle that is being made is not on the disk yet.
+    for kind in (OrtEngine, HalfEngine):
+        if engine == kind.name:
+            return kind(bundle)
     if engine == "torch":
         raise UserError(
             "verify-torch",
