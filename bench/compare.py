@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from pydantic import ValidationError
 
 from bench.comparison import LEVEL, Comparison, Difference, Entry, Quantity
 from bench.matches import MATCHES, Matches, Truth, average_precision, unpack
@@ -30,7 +29,8 @@ from bench.statistics import (
     welch,
 )
 from detr.cli_support import progress
-from detr.errors import UserError, first_problem
+from detr.errors import UserError
+from detr.sidecar import SidecarError, read_sidecar
 
 _REPLICATES = 1000
 _SEED = 0
@@ -112,11 +112,9 @@ def _read(paths: Sequence[Path]) -> tuple[list[Report], list[_Run]]:
 
 def _read_report(file: Path) -> Report:
     try:
-        report = Report.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise UserError("report-unreadable", f"{file}: {error.strerror or error}") from error
-    except ValidationError as error:
-        raise UserError("report-unreadable", f"{file}: {first_problem(error)}") from error
+        report = read_sidecar(file, Report)
+    except SidecarError as error:
+        raise UserError("report-unreadable", str(error)) from error
     if not report.rows:
         raise UserError("report-unreadable", f"{file}: rows: a report of nothing")
     return report

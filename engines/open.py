@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from detr.errors import UserError
 from detr.shipped import find_model
 from engines.base import Engine
 from engines.bundle import Bundle, is_bundle, open_bundle
+from engines.evidence import graph_evidence
 from engines.trt.backend import BACKENDS
 
 ENGINES = ("onnxruntime", "half", "openvino", "native", "torch", *BACKENDS)
@@ -60,6 +62,7 @@ def check_name(engine: str) -> None:
 
 def _open_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> Engine:
     name, _, device = (engine or _fastest()).partition(":")
+    _warn_rejected(bundle, name)
     if name == "torch":
         from engines.torch_engine import TorchEngine, bundle_weights
 
@@ -89,6 +92,18 @@ def _open_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> Eng
     from engines.ort_engine import OrtEngine
 
     return OrtEngine(bundle, threads)
+
+
+def _warn_rejected(bundle: Bundle, engine: str) -> None:
+    """Says so where the parity gate found that the bundle's graph answers wrongly in an engine."""
+    evidence = graph_evidence(bundle)
+    verdict = {} if evidence is None else evidence.verdicts.get(engine, {})
+    if verdict.get("status") == "rejected":
+        warnings.warn(
+            f"{bundle.path}: the parity gate rejected it in {engine}: "
+            f"{'; '.join(verdict.get('reasons', []))}",
+            stacklevel=3,
+        )
 
 
 def _fastest() -> str:

@@ -306,11 +306,11 @@ def test_rebuild_calls_options_that_exist() -> None:
 
 
 def test_rows_say_what_the_parity_gate_said(tmp_path: Path) -> None:
-    model = tmp_path / "model.onnx"
+    model = tmp_path / "model.engine"
     model.write_bytes(b"graph")
     assert artefact.parity(model, "native") is None
     evidence = Evidence(
-        artefact="model.onnx", sha256=sha256(model), bundle_sha256="0", backend="onnxruntime",
+        artefact="model.engine", sha256=sha256(model), bundle_sha256="0", backend="tensorrt",
         verdicts={"native": {"status": "rejected"}},
     )  # fmt: skip
     evidence.write(tmp_path)
