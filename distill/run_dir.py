@@ -49,7 +49,9 @@ class RunDir:
     def __init__(self, path: Path, recipe: Recipe, writes: bool = True) -> None:
         self.path, self.recipe, self.writes = path, recipe, writes
         frozen = path / "recipe.yaml"
-        if frozen.exists():
+        # A run that failed before its first step, on a mistyped value most often, binds nobody.
+        begun = (path / "metrics.jsonl", self.checkpoint, self.model)
+        if frozen.exists() and any(file.exists() for file in begun):
             self._check_same(frozen)
             return
         if writes:

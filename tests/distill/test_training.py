@@ -96,6 +96,8 @@ def test_another_recipe_in_the_same_folder_is_refused(tiny: Recipe, tmp_path: Pa
     frozen.write_text(frozen.read_text().replace("tensorboard: false\n", ""))
     RunDir(tmp_path, tiny)  # made before the key existed: still the same run
     other = tiny.model_copy(update={"batch_size": 3})
+    RunDir(tmp_path, other)  # nothing was learned yet, so nothing binds
+    RunDir(tmp_path, tiny).append("metrics.jsonl", '{"step": 1}')
     with pytest.raises(UserError, match="batch_size=2, now asked for 3") as caught:
         RunDir(tmp_path, other)
     assert caught.value.code == "run-differs"
