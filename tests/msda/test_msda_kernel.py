@@ -18,8 +18,6 @@ from detr.msda.check import check_sizes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-needs_native = pytest.mark.skipif(not msda.native_available(), reason="kernel not compiled")
-
 
 @dataclass
 class Case:
@@ -104,7 +102,8 @@ def test_backward_matches_float64(case: Case, threads: int) -> None:
 
 
 def bfloat16(array: Array) -> Array:
-    ml_dtypes = pytest.importorskip("ml_dtypes")
+    import ml_dtypes
+
     return array.astype(ml_dtypes.bfloat16)
 
 
@@ -202,7 +201,6 @@ def test_far_infinite_and_nan_locations_count_as_zero(far: float) -> None:
     assert (grads[1][:, ::2, :, :, 1] == 0).all() and (grads[2][:, ::2, :, :, 1] == 0).all()
 
 
-@needs_native
 def test_every_instruction_set_agrees() -> None:
     from detr.msda import _native
 
@@ -240,7 +238,6 @@ def test_many_queries_points_and_heads(queries: int, points: int, heads: int) ->
         np.testing.assert_allclose(grad, wanted, rtol=1e-4, atol=1e-4)
 
 
-@needs_native
 def test_repeats_and_thread_counts_give_the_same_bits() -> None:
     case = make_case(((31, 40), (9, 13)), batch=3, heads=4, queries=301)
     runs = [
@@ -361,7 +358,6 @@ def test_a_gradient_of_another_type_or_shape_is_refused() -> None:
         msda.backward(GOOD.grad_out.astype(np.float16), *inputs)
 
 
-@needs_native
 def test_the_module_itself_never_reads_past_an_array() -> None:
     """The checks in C++ hold even for a caller who goes around the Python ones."""
     from detr.msda import _native
