@@ -100,9 +100,9 @@ def compare(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Train one student with several methods and without any, and make one table.
+    """Train one student with several methods; one table.
 
-    Where the recipe inherits the teacher's weights, one row does that and nothing else. The same
+    The first row is trained without any. Where the recipe inherits the teacher's weights, one row does that and nothing else. The same
     command again goes on where it stopped; a run that fails does not stop the others.
 
     Example: distill compare demo-student --methods qskd,fgd+mgd --seeds 2 --out runs/compare
@@ -148,7 +148,7 @@ def diagnose(
     images: int,
     as_json: bool,
 ) -> None:
-    """Tell how steady a run's matching is, and show where its models look.
+    """Show how steady a run's matching is and where it looks.
 
     Writes diagnosis.html and diagnosis.json into RUN.
 

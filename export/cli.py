@@ -95,7 +95,9 @@ def onnx(
     no_verify: bool,
     as_json: bool,
 ) -> None:
-    """Export CHECKPOINT (weights, a run directory or a shipped model) to an ONNX bundle.
+    """Export CHECKPOINT to an ONNX bundle.
+
+    CHECKPOINT is a .safetensors file, a run directory or a shipped model's name.
 
     The bundle is run in ONNX Runtime and compared with torch before it takes its name; exit status
     3 where it finds other things. With int8 or

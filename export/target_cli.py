@@ -33,7 +33,9 @@ from engines.bundle import open_bundle
 def triton(
     bundle: Path, out: Path, engine: str | None, max_batch: int, name: str, as_json: bool
 ) -> None:
-    """Add BUNDLE to a Triton Inference Server model repository, as a new version of its model.
+    """Add BUNDLE to a model repository of the Triton Inference Server.
+
+    It becomes a new version of its model.
 
     Writes config.pbtxt (dynamic batching where the batch is dynamic), the labels, a warm-up request
     made of the first golden image, and the version's folder with the model and bundle.json.

@@ -19,6 +19,13 @@ def class_colour(label: int) -> tuple[int, int, int]:
     return int(r * 255), int(g * 255), int(b * 255)
 
 
+def _ink(ground: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever is read more easily on a colour (contrast after WCAG 2)."""
+    red, green, blue = ((c / 255) ** 2.2 for c in ground)
+    light = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return (0, 0, 0) if light > 0.179 else (255, 255, 255)
+
+
 def draw(
     image: ImageArray,
     boxes: npt.NDArray[np.floating],
@@ -54,5 +61,5 @@ def draw(
         _, _, wide, high = pen.textbbox((0, 0), text, font=font)
         at = (min(max(0.0, left), max(0.0, canvas.width - wide - 3.0)), max(0.0, top - high - 2))
         pen.rectangle((*at, at[0] + wide + 3, at[1] + high + 2), fill=colour)
-        pen.text((at[0] + 2, at[1]), text, fill=(0, 0, 0), font=font)
+        pen.text((at[0] + 2, at[1]), text, fill=_ink(colour), font=font)
     return np.array(canvas)

@@ -78,7 +78,7 @@ def describe(name: str, size: str, classes: int, timed: bool, as_json: bool) -> 
 def extract(
     teacher: Path, encoder: str | None, decoder: str | None, out: Path, as_json: bool
 ) -> None:
-    """Write a checkpoint of some of a checkpoint's layers, all other weights kept.
+    """Cut layers out of a checkpoint, all other weights kept.
 
     TEACHER is a .safetensors file or a run directory. Layers are named in ascending order; a part
     whose option is left out keeps all of its layers.

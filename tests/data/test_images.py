@@ -89,3 +89,14 @@ def test_a_picture_of_too_many_pixels_is_refused_in_plain_words(tmp_path: Path) 
     with pytest.raises(UserError, match=r"huge.png: more than \d+ pixels$") as caught:
         read_size(huge)
     assert caught.value.code == "image-unreadable"
+
+
+def test_names_can_be_read_on_the_colour_of_every_class() -> None:
+    size = (60, 90)
+    for label in range(80):
+        grey = np.full((*size, 3), 90, np.uint8)
+        name = ["MMMM"] * 80
+        drawn = draw(grey, np.array([[5, 30, 60, 50]]), np.array([label]), name)
+        strip = drawn[18:30, 5:30].reshape(-1, 3) / 255
+        light = (strip**2.2) @ (0.2126, 0.7152, 0.0722)
+        assert (light.max() + 0.05) / (light.min() + 0.05) > 4
