@@ -102,8 +102,9 @@ def compare(
 ) -> None:
     """Train one student with several methods; one table.
 
-    The first row is trained without any. Where the recipe inherits the teacher's weights, one row does that and nothing else. The same
-    command again goes on where it stopped; a run that fails does not stop the others.
+    The first row is trained without any. Where the recipe inherits the teacher's weights, one row
+    does that and nothing else. The same command again goes on where it stopped; a run that fails
+    does not stop the others.
 
     Example: distill compare demo-student --methods qskd,fgd+mgd --seeds 2 --out runs/compare
     """
