@@ -20,7 +20,7 @@ struct Problem {
 // A part of the forward pass: some heads and queries of one image.
 struct ForwardUnit {
     long long image, first_head, last_head, first_query, last_query;
-    bool packed;  // copy these heads' values together first
+    bool packed;  // copy these heads' values together first; they take less than 2^32 bytes
 };
 
 // All gradients of one image and level and some heads. No two such units write to the same place,

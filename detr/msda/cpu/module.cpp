@@ -22,6 +22,9 @@ using namespace detr_msda;
 
 namespace {
 
+// Values of a packed head: the kernels count its bytes in 32 bits, and a value has 8 at most.
+constexpr long long kMostPacked = 1LL << 29;
+
 using Array = nb::ndarray<nb::device::cpu, nb::c_contig>;
 using ConstArray = nb::ndarray<nb::ro, nb::device::cpu, nb::c_contig>;
 using Sizes = std::vector<long long>;
@@ -160,7 +163,8 @@ void forward(const ConstArray &value, const std::vector<std::pair<int, int>> &sh
     const long long groups = std::max(problem.batch * heads, 1LL);
     // Packing a head costs one pass over its tokens and pays where each is then read several times.
     long long parts = (threads * 2 + groups - 1) / groups;
-    const bool packed = queries / parts * problem.samples() >= 4 * problem.tokens;
+    const bool packed = queries / parts * problem.samples() >= 4 * problem.tokens &&
+                        (problem.tokens + 1) * problem.channels < kMostPacked;
     // Otherwise pieces small enough to share out evenly, yet too large for that to cost anything.
     if (!packed) parts = std::max(threads * 8 / std::max(problem.batch, 1LL), (queries + 63) / 64);
     const long long step = (queries + parts - 1) / parts, pieces = (queries + step - 1) / step;
