@@ -5,6 +5,11 @@ namespace detr_msda {
 
 // Samples a query may have in one head (levels times points).
 constexpr long long kMostSamples = 512;
+// Cells in a row or column of a level. Beyond this float skips whole numbers, and a location just
+// inside could round to a cell outside.
+constexpr long long kMostCells = 1LL << 24;
+// Tokens of an image: rows are counted in an int.
+constexpr long long kMostTokens = (1LL << 31) - 1;
 
 enum class ValueType { float32, float64, float16, bfloat16 };
 

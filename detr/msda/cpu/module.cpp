@@ -85,10 +85,13 @@ struct Call {
         for (const auto &[height, width] : shapes) {
             if (height < 1 || width < 1)
                 throw std::invalid_argument("level sizes must be positive");
+            if (height > kMostCells || width > kMostCells)
+                throw std::invalid_argument("a level is too large");
             heights.push_back(height);
             widths.push_back(width);
             starts.push_back(tokens);
             tokens += (long long)height * width;
+            if (tokens > kMostTokens) throw std::invalid_argument("the levels are too large");
         }
         if (value.ndim() != 4 || locations.ndim() != 6) {
             throw std::invalid_argument("value needs 4 dimensions and locations 6");
@@ -169,9 +172,11 @@ void forward(const ConstArray &value, const std::vector<std::pair<int, int>> &sh
     if (!packed) parts = std::max(threads * 8 / std::max(problem.batch, 1LL), (queries + 63) / 64);
     const long long step = (queries + parts - 1) / parts, pieces = (queries + step - 1) / step;
     const long long units = packed ? problem.heads : 1, heads_of_unit = packed ? 1 : problem.heads;
+    const long long tasks = problem.batch * units * pieces;
+    threads = (int)std::clamp(tasks, 1LL, (long long)threads);
     nb::gil_scoped_release release;
     Scratch scratch(kernels.forward_scratch(problem, call.type, packed ? 1 : 0), threads);
-    parallel_for(problem.batch * units * pieces, threads, [&](long long index, int worker) {
+    parallel_for(tasks, threads, [&](long long index, int worker) {
         const long long first_query = index % pieces * step, rest = index / pieces;
         const long long first_head = rest % units;
         kernels.forward(problem, call.type, arrays, scratch.of(worker),
@@ -206,6 +211,7 @@ void backward(const ConstArray &grad_out, const ConstArray &value,
     const long long fitting = kMostSamples / std::max(problem.points, 1LL);
     const long long heads = std::min((problem.heads + wanted - 1) / wanted, fitting);
     const long long parts = (problem.heads + heads - 1) / std::max(heads, 1LL);
+    threads = (int)std::clamp(units * parts, 1LL, (long long)threads);
     nb::gil_scoped_release release;
     Scratch scratch(kernels.backward_scratch(problem, call.type, heads), threads);
     parallel_for(units * parts, threads, [&](long long index, int worker) {
