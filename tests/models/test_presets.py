@@ -126,6 +126,19 @@ def test_an_unknown_name_suggests_its_neighbours():
             "contrastive belongs to",
         ),
         ({"learned_content": True}, "needs query: two_stage"),
+        (
+            {"classification": "softmax", "query": "two_stage", "refine": "detach"},
+            "softmax has no proposals",
+        ),
+        (
+            {
+                "classification": "softmax",
+                "query": "anchors",
+                "refine": "detach",
+                "denoising": DenoisingConfig(contrastive=False),
+            },
+            "softmax has no proposals or denoising",
+        ),
         ({**C5, "attention": "dense", "refine": "detach"}, "needs attention: deformable"),
         (
             {**C5, "attention": "conditional", "query": "mixed", "refine": "detach"},

@@ -198,8 +198,8 @@ def convert(
     if kind is None:
         raise UserError(
             "weights-family",
-            f"{place}: not a checkpoint of {', '.join(FAMILIES)}; none has {len(tensors)} tensors "
-            f"such as {min(tensors, default='none at all')}",
+            f"{place}: not a checkpoint of {', '.join(FAMILIES)}: its {len(tensors)} tensors, such "
+            f"as {min(tensors, default='none at all')}, are another model's",
         )
     family = FAMILIES[kind]
     config = original_config.read(tensors, told, place, family.config)
