@@ -133,14 +133,9 @@ class ClockDistill(Method):
             if part == "target_aware":
                 group = self.target_aware(role, step.targets, step.generators)
             elif part == "general":
-                group = general_points(
-                    role,
-                    len(step.targets),
-                    options.general_points or config.queries,
-                    config,
-                    step.generator,
-                    step.images.device,
-                )
+                count = options.general_points or config.queries
+                own = step.teacher_groups[0]
+                group = general_points(role, own, count, config, step.generator)
             else:
                 group = specific_points(role, step.teacher_groups[0], config)
             asked = None if part == "specific" else group

@@ -107,9 +107,8 @@ class KdDetr(Method):
         if self.options.general:
             role = f"{self.name}/general"
             count = self.options.general_points or config.queries
-            group = general_points(
-                role, len(step.targets), count, config, step.generator, step.images.device
-            )
+            own = step.teacher_groups[0]
+            group = general_points(role, own, count, config, step.generator)
             groups.append(PairedGroup(role, self.for_student(group), group))
         if self.options.specific:
             role = f"{self.name}/specific"
