@@ -43,7 +43,7 @@ from detr.models.structures import Attention
 from distill.hungarian import assign
 from distill.methods.assignment import PairWeights, Predictions, distances, pair_costs
 from distill.methods.base import Method, Setting, float32
-from distill.methods.layers import LayerMap, Pairs, pair_layers
+from distill.methods.layers import LayerMap, Pairs, pair_decoders
 from distill.methods.points import ForStudent, check_same_kind, specific_points
 from distill.methods.sampling import attended_cells, mean_heads, squared_distance
 from distill.methods.teacher_group import ground_truth_losses, teacher_assigned
@@ -124,9 +124,7 @@ class D3etr(Method):
         student, teacher = setting.student, setting.need_teacher()
         ours, theirs = student.config, teacher.config
         self._check(student, teacher)
-        self.layers = pair_layers(
-            ours.decoder_layers, theirs.decoder_layers, self.options.layer_map, self.name
-        )
+        self.layers = pair_decoders(student, teacher, self.options.layer_map, self.name)
         self.weights = PairWeights(
             self.options.class_weight,
             self.options.l1_weight,

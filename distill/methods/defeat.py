@@ -2,7 +2,8 @@
 
 Squared errors of feature maps, apart on objects and on background: ``weight / (2 N)`` times the sum
 over the cells of either kind, N their number per level. The student's maps go through a 3x3
-convolution. Each level adds its error; padding is in none.
+convolution, which starts as the identity: a student that begins with its teacher's weights need not
+first unlearn them for a random map. Each level adds its error; padding is in none.
 
 The paper's weights are for other detectors' maps; the defaults put the errors on an encoder memory
 of width 256 near those of FitNet at weight 10. The part on proposals needs a two-stage detector
@@ -66,6 +67,9 @@ class Defeat(Method):
         self.adapters = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=1) for channels in self.maps.channels
         )
+        for adapter in self.adapters:
+            nn.init.dirac_(adapter.weight)
+            nn.init.zeros_(adapter.bias)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """``foreground`` and ``background``."""
