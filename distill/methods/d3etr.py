@@ -42,6 +42,7 @@ from detr.models.queries import LearnedQueries
 from detr.models.structures import Attention
 from distill.hungarian import assign
 from distill.methods.assignment import PairWeights, Predictions, distances, pair_costs
+from distill.methods.attention_error import map_error
 from distill.methods.base import Method, Setting, float32
 from distill.methods.layers import LayerMap, Pairs, pair_decoders
 from distill.methods.points import ForStudent, check_same_kind, specific_points
@@ -297,10 +298,8 @@ class D3etr(Method):
 
     def _self_error(self, ours: Tensor, theirs: Tensor, pair: Correspondence) -> Tensor:
         """Mean squared error of ``[B, M, N, N]`` maps (equation 8), the teacher's re-indexed."""
-        ours, theirs = _submap(float32(ours), pair[0]), _submap(float32(theirs).detach(), pair[1])
-        if self.options.renormalize:
-            theirs = theirs / theirs.sum(-1, keepdim=True).clamp(min=_TINY)
-        return F.mse_loss(ours, theirs)
+        ours = _submap(float32(ours), pair[0])
+        return map_error(ours, float32(theirs).detach(), pair[1], self.options.renormalize)
 
     def _cross_error(
         self,

@@ -64,12 +64,7 @@ class Defeat(Method):
         self.maps = FeaturePairs(
             self.options.on, setting.student, setting.need_teacher(), self.name
         )
-        self.adapters = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=1) for channels in self.maps.channels
-        )
-        for adapter in self.adapters:
-            nn.init.dirac_(adapter.weight)
-            nn.init.zeros_(adapter.bias)
+        self.adapters = nn.ModuleList(_identity(channels) for channels in self.maps.channels)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """``foreground`` and ``background``."""
@@ -86,6 +81,14 @@ class Defeat(Method):
             f"{self.name}/foreground": self.options.foreground * torch.stack(terms[0]).sum(),
             f"{self.name}/background": self.options.background * torch.stack(terms[1]).sum(),
         }
+
+
+def _identity(channels: int) -> nn.Conv2d:
+    """A 3x3 convolution that changes nothing yet."""
+    adapter = nn.Conv2d(channels, channels, 3, padding=1)
+    nn.init.dirac_(adapter.weight)
+    nn.init.zeros_(cast(Tensor, adapter.bias))
+    return adapter
 
 
 def _where(step: Step) -> tuple[Tensor, Tensor]:
