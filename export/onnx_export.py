@@ -35,8 +35,9 @@ from engines.torch_engine import TorchEngine
 from export.golden import drawn_images
 from export.graph import export_graph
 from export.precise import PrecisionRequest, write_precision
+from export.record import unverified
 from export.samples import Samples
-from export.verify import unverified, verify_graph
+from export.verify import verify_graph
 
 # A protobuf message ends at 2 GiB; beyond this, weights go beside the graph.
 _EMBED_BYTES = 2**31 - 2**24
@@ -138,8 +139,8 @@ def _prove(bundle: Bundle, torch_engine: TorchEngine, golden: Golden, out: Path)
         GateError: ``export-parity``.
     """
     verdict = verify_graph(bundle, torch_engine, Samples.of_golden(golden))
-    found = verdict.engines[0]
-    parity = None if found.parity is None else found.parity.model_dump()
+    found = verdict.worst
+    parity = next((e.parity.model_dump() for e in verdict.engines if e.parity is not None), None)
     final = bundle.info.model_copy(update={"parity": parity})
     write_atomic(bundle.path / SIDECAR, final.model_dump_json(indent=2) + "\n")
     if verdict.status == "rejected":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,6 +39,26 @@ def test_native_finds_what_onnxruntime_finds(toy_bundle: MakeBundle, threads: in
         np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-4)
         np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
         assert a.labels.dtype == np.int64 and a.boxes.shape == (count, 5, 4)
+
+
+@pytest.mark.parametrize("batch", [2, "dynamic"])
+@pytest.mark.parametrize("name", [pytest.param("native", marks=needs_kernel), "openvino"])
+def test_values_within_the_graph(toy_bundle: MakeBundle, name: str, batch: Any) -> None:
+    """Before, between and behind the attentions, and what an attention itself gives."""
+    if name == "openvino":
+        pytest.importorskip("openvino")
+    folder = toy_bundle(batch=batch)
+    engine, reference = (open_engine(folder, x) for x in (name, "onnxruntime"))
+    names = ["tokens", "first", "where_2", "second", "box_unit", "boxes", "no such value"]
+    inputs = reference.prepare(pictures(2))
+    wanted = reference.intermediates(inputs, names)
+    assert wanted is not None and list(wanted) == names[:5]
+    found = engine.intermediates(inputs, names)
+    assert found is not None and list(found) == names[:5]
+    for key, value in wanted.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-3, err_msg=key)
+    raw, same = (x.run(inputs) for x in (engine, reference))
+    np.testing.assert_allclose(raw.boxes, same.boxes, atol=1e-3)
 
 
 @needs_kernel

@@ -23,9 +23,9 @@ from export.budget import default_budget  # noqa: E402
 from export.deviation import TOLERANCE, boundaries, difference, torch_values  # noqa: E402
 from export.golden import drawn_images  # noqa: E402
 from export.graph import export_graph  # noqa: E402
+from export.judgement import judge  # noqa: E402
 from export.opset import lower_to_17  # noqa: E402
 from export.samples import Samples  # noqa: E402
-from export.verify import judge  # noqa: E402
 
 MakeCheckpoint = Callable[..., Path]
 Batch = int | Literal["dynamic"]
