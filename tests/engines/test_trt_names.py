@@ -195,9 +195,10 @@ def test_the_bindings_accept_the_plugins_declarations() -> None:
         pytest.skip("TENSORRT_BINDINGS names no folders")
     code = (
         "import sys\n"
-        "import tensorrt_bindings as trt, tensorrt_bindings.plugin as plugin\n"
-        "import tensorrt_bindings.plugin._lib as lib\n"
-        "sys.modules |= {'tensorrt': trt, 'tensorrt.plugin': plugin}\n"
+        "import tensorrt_bindings as trt\n"
+        "sys.modules['tensorrt'] = trt\n"
+        "import tensorrt_bindings.plugin as plugin, tensorrt_bindings.plugin._lib as lib\n"
+        "sys.modules['tensorrt.plugin'] = plugin\n"
         "lib._register_plugin_creator = lambda *_: None\n"
         "from engines import msda_plugin\n"
         "made = lib.QDP_REGISTRY[msda_plugin.register()]\n"
