@@ -63,6 +63,12 @@ def parity(artefact: Path, engine: str) -> str | None:
     return None if verdict is None else str(verdict.get("status"))
 
 
-def precision(model: Path) -> str:
-    """Type the weights are stored and computed in: a bundle's own word, fp32 for a checkpoint."""
-    return open_bundle(model).info.precision if is_bundle(model) else "fp32"
+def origin(model: Path, artefact: Path) -> tuple[str, str]:
+    """What a model says of itself: its precision, and the hash of the weights it was made from.
+
+    A bundle's own words; a checkpoint is fp32 and its own origin.
+    """
+    if not is_bundle(model):
+        return "fp32", sha256(artefact)
+    info = open_bundle(model).info
+    return info.precision, info.source.sha256

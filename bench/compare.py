@@ -165,12 +165,12 @@ def _names(keys: Sequence[tuple[object, ...]]) -> dict[tuple[object, ...], str]:
 
 def _entry(name: str, machine: str, group: Sequence[_Run]) -> Entry:
     rows = [run.row for run in group]
-    aps = list({row.sha256: row.coco.ap for row in rows}.values())
+    aps = _aps(group)
     medians = [row.ms for row in rows]
     return Entry(
         name=name, machine=machine, engine=rows[0].engine, precision=rows[0].precision,
         encoder_layers=rows[0].encoder_layers, decoder_layers=rows[0].decoder_layers,
-        runs=len(rows), artefacts=len(aps),
+        runs=len(rows), trainings=len(aps),
         clean=sum(row.environment.run == "clean" for row in rows),
         ap=float(np.mean(aps)), ap_low=min(aps), ap_high=max(aps),
         ms=median(medians), ms_low=min(medians), ms_high=max(medians),
@@ -178,6 +178,14 @@ def _entry(name: str, machine: str, group: Sequence[_Run]) -> Entry:
         engine_ms=median(row.latency.engine.p50_ms for row in rows),
         size_mb=rows[0].size_mb,
     )  # fmt: skip
+
+
+def _aps(runs: Sequence[_Run]) -> list[float]:
+    """One AP for each training: engines built or bundles exported again are no new one."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for run in runs:
+        found[run.row.checkpoint_sha256 or run.row.sha256].append(run.row.coco.ap)
+    return [float(np.mean(aps)) for aps in found.values()]
 
 
 def _dominates(a: Entry, b: Entry) -> bool:
@@ -239,13 +247,13 @@ def _local_reference(
 def _ap_difference(
     entry: Entry, base: Entry, runs: Sequence[_Run], base_runs: Sequence[_Run], notes: list[str]
 ) -> Difference | None:
-    if min(entry.artefacts, base.artefacts) >= 2:
-        aps = [list({r.row.sha256: r.row.coco.ap for r in g}.values()) for g in (base_runs, runs)]
-        method = f"Welch's t-test over {base.artefacts} and {entry.artefacts} trainings"
-        return _difference(entry, base, "AP", welch(*aps), method, "for trainings like these")
-    if entry.artefacts != base.artefacts:
+    if min(entry.trainings, base.trainings) >= 2:
+        interval = welch(_aps(base_runs), _aps(runs))
+        method = f"Welch's t-test over {base.trainings} and {entry.trainings} trainings"
+        return _difference(entry, base, "AP", interval, method, "for trainings like these")
+    if entry.trainings != base.trainings:
         notes.append(
-            f"AP of {entry.name} against {base.name}: {entry.artefacts} against {base.artefacts} "
+            f"AP of {entry.name} against {base.name}: {entry.trainings} against {base.trainings} "
             "trainings; train both at least twice to compare them"
         )
         return None

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from detr.errors import first_problem
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -26,6 +28,4 @@ def read_sidecar(path: Path, kind: type[M]) -> M:
     except OSError as error:
         raise SidecarError(f"{path}: {error.strerror or error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "file"
-        raise SidecarError(f"{path}: {place}: {first['msg']}") from error
+        raise SidecarError(f"{path}: {first_problem(error)}") from error

@@ -35,9 +35,8 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
     model = find_model(Path(model))
     if not model.exists():
         raise UserError("model-missing", f"{model}: no such checkpoint, run directory or bundle")
-    name, colon, _ = (engine or "").partition(":")
-    if engine is not None and (name not in ENGINES or (colon and name != "openvino")):
-        raise UserError("engine-unknown", f"engine {engine!r}: one of {', '.join(ENGINES)}")
+    if engine is not None:
+        check_name(engine)
     if is_bundle(model):
         return _open_bundle(open_bundle(model), engine, threads)
     if engine in (None, "torch"):
@@ -48,6 +47,17 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
         "engine-needs-bundle",
         f"{model}: engine {engine} runs bundles; make one with: detr export onnx {model} --out OUT",
     )
+
+
+def check_name(engine: str) -> None:
+    """Refuses the name of a runtime there is not.
+
+    Raises:
+        UserError: ``engine-unknown``.
+    """
+    name, colon, _ = engine.partition(":")
+    if name not in ENGINES or (colon and name != "openvino"):
+        raise UserError("engine-unknown", f"engine {engine!r}: one of {', '.join(ENGINES)}")
 
 
 def _open_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> Engine:

@@ -127,7 +127,20 @@ def _create(config: BackboneConfig) -> Any:
         ) from error
     if windowed:
         swin.take_any_canvas(body)
+    _tell_channels_apart(body)
     return body
+
+
+def _tell_channels_apart(body: nn.Module) -> None:
+    """Starts convolutions' biases at random instead of at zero.
+
+    Padding is exactly zero, so without a bias every channel of a padded cell is. A layer norm over
+    equal channels multiplies gradients by ``1 / sqrt(eps)``: 1000 in each stage of a ConvNeXt,
+    whose clipped gradient is then that of the padding alone, and nothing is learned.
+    """
+    for module in body.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.normal_(module.bias, std=0.02)
 
 
 def _load(body: Any, config: BackboneConfig) -> None:

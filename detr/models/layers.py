@@ -30,6 +30,15 @@ class MLP(nn.Module):
         return out
 
 
+def inner_mlp(*sizes: int) -> MLP:
+    """An :class:`MLP` within a transformer, whose weights all start as Xavier's; heads do not."""
+    mlp = MLP(*sizes)
+    for layer in mlp.layers:
+        assert isinstance(layer, nn.Linear)
+        nn.init.xavier_uniform_(layer.weight)
+    return mlp
+
+
 class FeedForward(nn.Module):
     """Post-norm feed-forward block of a transformer layer."""
 
@@ -66,15 +75,18 @@ def class_head(config: DetectorConfig) -> nn.Linear:
     return head
 
 
-def box_head(width: int, size_bias: float = 0.0) -> MLP:
-    """Three-layer box MLP that starts by leaving its reference where it is.
+def box_head(width: int, placed: bool = True, size_bias: float = 0.0) -> MLP:
+    """Three-layer box MLP.
 
     Args:
         width: Input and hidden width.
-        size_bias: First value of the width and height logits; -2 makes boxes of 0.12 where the
-            reference is a bare centre.
+        placed: Boxes have references and start where they are; otherwise they start at random.
+        size_bias: First value of placed boxes' width and height logits; -2 makes boxes of 0.12
+            where the reference is a bare centre.
     """
     head = MLP(width, width, width, 4)
+    if not placed:
+        return head
     last = head.layers[-1]
     assert isinstance(last, nn.Linear)
     nn.init.zeros_(last.weight)

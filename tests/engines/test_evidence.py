@@ -62,7 +62,7 @@ def test_without_evidence_nothing_is_trusted(folder: Path) -> None:
     ("old", "new", "place"),
     [
         ('"rejected"', '"fine"', "status"),
-        ('"artefact"', '"artifact"', "artefact"),
+        ('"artefact"', '"artifact"', "artifact: no such key"),
         ("{", "", "file"),
         ('"format": 1', '"format": 2', "format"),
     ],
