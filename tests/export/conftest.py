@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from detr.config import BackboneConfig, ClassMap, DetectorConfig  # noqa: E402
-from detr.data.preprocess import PreprocessConfig  # noqa: E402
-from detr.model_info import ModelInfo  # noqa: E402
-from detr.models import Detector, build_detector, save_model  # noqa: E402
+from detr.config import BackboneConfig, ClassMap, DetectorConfig
+from detr.data.preprocess import PreprocessConfig
+from detr.model_info import ModelInfo
+from detr.models import Detector, build_detector, save_model
 
 SIZE = (64, 96)
 DETECTORS: dict[str, dict[str, Any]] = {
