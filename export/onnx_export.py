@@ -115,9 +115,9 @@ def export_bundle(
                 versions={name: version(name) for name in _PACKAGES},
             )
             bundle = Bundle(folder, draft)
-            bar.set_postfix_str("proving it in ONNX Runtime")
             bar.update()
             if verify:
+                bar.set_postfix_str("comparing it with torch")
                 _prove(bundle, torch_engine, golden, out)
             else:
                 unverified(bundle).write(folder)

@@ -68,6 +68,13 @@ def test_a_wrong_output_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         op_msda.run("kitti-encoder", "float32", "cpu", set(), 1, 1)
 
 
+def test_calls_on_a_gpu_are_queued_and_timed_together() -> None:
+    events: list[str] = []
+    times = op_msda._burst(lambda: events.append("call"), lambda: events.append("wait"))
+    queue = ["call"] * op_msda._QUEUED
+    assert len(times) == 1 and events == ["call", "wait", *queue, "wait"]
+
+
 def test_encoder_samples_lie_around_their_query() -> None:
     problem = make_problem("kitti-encoder", "float32", 2, 1)
     assert problem.locations.shape == (2, 69, 8, 2, 4, 2)
