@@ -10,7 +10,7 @@ import onnx
 
 from detr.files import sha256
 from engines.bundle import is_bundle, open_bundle
-from engines.evidence import EVIDENCE, read_evidence
+from engines.evidence import EVIDENCE, Evidence, graph_evidence, read_evidence
 
 _FLOATS = {
     onnx.TensorProto.FLOAT,
@@ -50,13 +50,25 @@ def parity(artefact: Path, engine: str) -> str | None:
     """The parity gate's verdict on this very file in an engine, ``None`` where there is none."""
     if not (artefact.parent / EVIDENCE).exists():
         return None
-    evidence = read_evidence(artefact.parent)
-    if evidence.artefact != artefact.name or evidence.sha256 != sha256(artefact):
+    evidence: Evidence | None
+    if is_bundle(artefact.parent):
+        evidence = graph_evidence(open_bundle(artefact.parent))
+    else:
+        evidence = read_evidence(artefact.parent)
+        if evidence.sha256 != sha256(artefact):
+            evidence = None
+    if evidence is None or evidence.artefact != artefact.name:
         return None
     verdict = evidence.verdicts.get(engine)
     return None if verdict is None else str(verdict.get("status"))
 
 
-def precision(model: Path) -> str:
-    """Type the weights are stored and computed in: a bundle's own word, fp32 for a checkpoint."""
-    return open_bundle(model).info.precision if is_bundle(model) else "fp32"
+def origin(model: Path, artefact: Path) -> tuple[str, str]:
+    """What a model says of itself: its precision, and the hash of the weights it was made from.
+
+    A bundle's own words; a checkpoint is fp32 and its own origin.
+    """
+    if not is_bundle(model):
+        return "fp32", sha256(artefact)
+    info = open_bundle(model).info
+    return info.precision, info.source.sha256

@@ -8,9 +8,12 @@ from pathlib import Path
 import click
 
 from bench.op_msda import op
+from bench.report import Budget, Report
 from detr.cli_support import LazyGroup, emit, json_option
 from detr.data import open_dataset
-from detr.errors import GateError
+from detr.errors import GateError, UserError
+from detr.files import output_folder
+from engines.bundle import is_bundle
 from engines.open import ENGINES
 
 # By name: what a training step costs is known to the room above this one.
@@ -30,11 +33,27 @@ def main() -> None:
     """
 
 
-@main.command()
-@click.argument(
+_models = click.argument(
     "models", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
-@click.option("--data", required=True, help="kitti:PATH[:SPLIT], coco:PATH[:SPLIT] or a YAML file.")
+_data = click.option(
+    "--data", required=True, help="kitti:PATH[:SPLIT], coco:PATH[:SPLIT] or a YAML file."
+)
+_limit = click.option(
+    "--limit", type=click.IntRange(min=1), help="Use this many images, spread evenly."
+)
+_iterations = click.option(
+    "--iterations",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Timed calls per model and engine.",
+)
+
+
+@main.command()
+@_models
+@_data
 @click.option(
     "--engine",
     metavar="NAME",
@@ -45,14 +64,8 @@ def main() -> None:
     type=click.Path(path_type=Path),
     help="Folder for report.json, .md, .csv and .html; only printed without it.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Use this many images, spread evenly.")
-@click.option(
-    "--iterations",
-    type=click.IntRange(min=1),
-    default=50,
-    show_default=True,
-    help="Timed calls per model.",
-)
+@_limit
+@_iterations
 @click.option(
     "--rebuild",
     is_flag=True,
@@ -80,14 +93,13 @@ def run(
     min_ap: float | None,
     as_json: bool,
 ) -> None:
-    """Measure AP and latency of each BUNDLE (or checkpoint) on DATA.
+    """Measure AP and latency of each BUNDLE (or checkpoint).
 
     With a budget it serves in a pipeline: the report is written whatever comes out, and the exit
     status is 3 if a model misses the budget.
 
     Example: detr bench run teacher.bundle student.bundle --data kitti:/data/kitti:val --out report
     """
-    from bench.report import Budget
     from bench.run import run as measure
 
     arguments = ["detr", "bench", "run", *map(str, models), "--data", data]
@@ -102,6 +114,7 @@ def run(
     budget = None
     if budget_ms is not None or min_ap is not None:
         budget = Budget(ms=budget_ms, min_ap=min_ap)
+    _check_output(out)
     if rebuild:
         from bench.rebuild import rebuild as build
 
@@ -110,16 +123,14 @@ def run(
     if out is not None:
         page = report.write(out)[-1]
         click.echo(f"wrote {page} (.json, .md, .csv beside it)", err=True)
-    emit(report.model_copy(update={"examples": []}), as_json, "\n".join(report.verdict()))
+    _tell(report, as_json)
     if missed := report.misses():
         raise GateError("bench-budget", "over the budget: " + "; ".join(missed))
 
 
 @main.command()
-@click.argument(
-    "models", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
-@click.option("--data", required=True, help="kitti:PATH[:SPLIT], coco:PATH[:SPLIT] or a YAML file.")
+@_models
+@_data
 @click.option(
     "--engines",
     required=True,
@@ -132,14 +143,8 @@ def run(
     required=True,
     help="Folder for report.json, .md, .csv and .html.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Use this many images, spread evenly.")
-@click.option(
-    "--iterations",
-    type=click.IntRange(min=1),
-    default=50,
-    show_default=True,
-    help="Timed calls each.",
-)
+@_limit
+@_iterations
 @json_option
 def sweep(
     models: tuple[Path, ...],
@@ -150,11 +155,12 @@ def sweep(
     iterations: int,
     as_json: bool,
 ) -> None:
-    """Measure every BUNDLE in every engine: one page of depth by precision by engine.
+    """Measure depths, precisions and engines on one page.
 
-    A bundle brings its depth and precision; make one for each with export onnx, for instance from
-    students trained with 6/6, 3/6, 6/3 and 3/3 layers, each --precision fp32 and fp16. An engine
-    that is not installed or does not take a bundle leaves its place empty, with the reason.
+    Every BUNDLE is measured in every engine. A bundle brings its depth and precision; make one
+    for each with export onnx, for instance from students trained with 6/6, 3/6, 6/3 and 3/3
+    layers, each --precision fp32 and fp16. An engine that is not installed or does not take a
+    bundle leaves its place empty, with the reason.
 
     Example: detr bench sweep 66.bundle 33.bundle --engines native,openvino --data kitti:/k --out s
     """
@@ -164,9 +170,12 @@ def sweep(
     command += ["--engines", engines, "--out", str(out), "--iterations", str(iterations)]
     command += [] if limit is None else ["--limit", str(limit)]
     names = [name.strip() for name in engines.split(",") if name.strip()]
+    if not names:
+        raise UserError("usage", "--engines names no runtime; see detr bench sweep --help")
+    _check_output(out)
     report = measure(models, names, data, limit, iterations, [shlex.join(command)])
     click.echo(f"wrote {report.write(out)[-1]} (.json, .md, .csv beside it)", err=True)
-    emit(report, as_json, "\n".join([*report.verdict(), *report.skipped]))
+    _tell(report, as_json)
 
 
 @main.command()
@@ -180,17 +189,18 @@ def sweep(
 )
 @json_option
 def compare(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
-    """Merge REPORTs (report.json, or the folder of it) of several runs, trainings and machines.
+    """Compare reports of several runs, trainings and machines.
 
-    Rows of the same name, engine, precision, depth and machine are repeats. Shows the Pareto front
-    of AP over latency and tests each entry against the teacher (or the best): latency over repeated
-    runs (Welch), AP over repeated trainings (Welch) or else over images (paired bootstrap), and
-    says what cannot be claimed.
+    A REPORT is a report.json or the folder it lies in. Rows of the same name, engine, precision,
+    depth and machine are repeats. Shows the Pareto front of AP over latency and tests each entry
+    against the teacher (or the best): latency over repeated runs (Welch), AP over repeated
+    trainings (Welch) or else over images (paired bootstrap), and says what cannot be claimed.
 
     Example: detr bench compare monday/report.json tuesday orin/report.json --out comparison
     """
     from bench.compare import compare as merge
 
+    _check_output(out)
     comparison = merge(reports)
     if out is not None:
         page = comparison.write(out)[-1]
@@ -200,7 +210,7 @@ def compare(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 
 @main.command()
 @click.argument("detections", type=click.Path(path_type=Path))
-@click.option("--data", required=True, help="kitti:PATH[:SPLIT], coco:PATH[:SPLIT] or a YAML file.")
+@_data
 @click.option(
     "--protocol",
     type=click.Choice(["coco", "kitti"]),
@@ -208,9 +218,10 @@ def compare(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 )
 @json_option
 def score(detections: Path, data: str, protocol: str | None, as_json: bool) -> None:
-    """Score DETECTIONS (a COCO results file or a folder of KITTI result files) against DATA.
+    """Score anyone's detections: AP from a file.
 
-    Needs the labels only: no images, no model.
+    DETECTIONS are a COCO results file or a folder of KITTI result files. Needs the labels only:
+    no images, no model.
 
     Example: detr bench score results_folder --data kitti:/data/kitti:val --protocol kitti
     """
@@ -218,6 +229,21 @@ def score(detections: Path, data: str, protocol: str | None, as_json: bool) -> N
 
     result = scoring.score(detections, open_dataset(data), protocol)  # type: ignore[arg-type]
     emit(result, as_json, result.text())
+
+
+def _check_output(out: Path | None) -> None:
+    """Finds out before the measuring whether the report can be written."""
+    if out is None:
+        return
+    if is_bundle(out):
+        raise UserError("output-exists", f"{out}: is a bundle; choose another folder")
+    output_folder(out)
+
+
+def _tell(report: Report, as_json: bool) -> None:
+    lines = [*report.verdict(), *(f"latency: {caveat}" for caveat in report.caveats())]
+    lines += [f"not measured: {reason}" for reason in report.skipped]
+    emit(report.model_copy(update={"examples": []}), as_json, "\n".join(lines))
 
 
 main.add_command(op)

@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from pydantic import ValidationError
 
 from bench.comparison import LEVEL, Comparison, Difference, Entry, Quantity
 from bench.matches import MATCHES, Matches, Truth, average_precision, unpack
@@ -31,8 +30,11 @@ from bench.statistics import (
 )
 from detr.cli_support import progress
 from detr.errors import UserError
+from detr.sidecar import SidecarError, read_sidecar
 
 _REPLICATES = 1000
+# A resampling of fewer images has too few outcomes: its p says little of images not seen.
+_LEAST_IMAGES = 30
 _SEED = 0
 
 
@@ -112,13 +114,9 @@ def _read(paths: Sequence[Path]) -> tuple[list[Report], list[_Run]]:
 
 def _read_report(file: Path) -> Report:
     try:
-        report = Report.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise UserError("report-unreadable", f"{file}: {error.strerror or error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UserError("report-unreadable", f"{file}: {place}: {first['msg']}") from error
+        report = read_sidecar(file, Report)
+    except SidecarError as error:
+        raise UserError("report-unreadable", str(error)) from error
     if not report.rows:
         raise UserError("report-unreadable", f"{file}: rows: a report of nothing")
     return report
@@ -134,7 +132,7 @@ def _truth_key(report: Report) -> tuple[object, ...]:
 
 def _kind(row: Row) -> tuple[object, ...]:
     """What makes two rows repeats of one another, the machine aside."""
-    return (row.name, row.engine, row.precision, row.encoder_layers, row.decoder_layers)
+    return (row.model, row.engine, row.precision, row.encoder_layers, row.decoder_layers)
 
 
 def _machine(row: Row) -> str:
@@ -169,12 +167,12 @@ def _names(keys: Sequence[tuple[object, ...]]) -> dict[tuple[object, ...], str]:
 
 def _entry(name: str, machine: str, group: Sequence[_Run]) -> Entry:
     rows = [run.row for run in group]
-    aps = list({row.sha256: row.coco.ap for row in rows}.values())
+    aps = _aps(group)
     medians = [row.ms for row in rows]
     return Entry(
         name=name, machine=machine, engine=rows[0].engine, precision=rows[0].precision,
         encoder_layers=rows[0].encoder_layers, decoder_layers=rows[0].decoder_layers,
-        runs=len(rows), artefacts=len(aps),
+        runs=len(rows), trainings=len(aps),
         clean=sum(row.environment.run == "clean" for row in rows),
         ap=float(np.mean(aps)), ap_low=min(aps), ap_high=max(aps),
         ms=median(medians), ms_low=min(medians), ms_high=max(medians),
@@ -182,6 +180,14 @@ def _entry(name: str, machine: str, group: Sequence[_Run]) -> Entry:
         engine_ms=median(row.latency.engine.p50_ms for row in rows),
         size_mb=rows[0].size_mb,
     )  # fmt: skip
+
+
+def _aps(runs: Sequence[_Run]) -> list[float]:
+    """One AP for each training: engines built or bundles exported again are no new one."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for run in runs:
+        found[run.row.checkpoint_sha256 or run.row.sha256].append(run.row.coco.ap)
+    return [float(np.mean(aps)) for aps in found.values()]
 
 
 def _dominates(a: Entry, b: Entry) -> bool:
@@ -243,13 +249,13 @@ def _local_reference(
 def _ap_difference(
     entry: Entry, base: Entry, runs: Sequence[_Run], base_runs: Sequence[_Run], notes: list[str]
 ) -> Difference | None:
-    if min(entry.artefacts, base.artefacts) >= 2:
-        aps = [list({r.row.sha256: r.row.coco.ap for r in g}.values()) for g in (base_runs, runs)]
-        method = f"Welch's t-test over {base.artefacts} and {entry.artefacts} trainings"
-        return _difference(entry, base, "AP", welch(*aps), method, "for trainings like these")
-    if entry.artefacts != base.artefacts:
+    if min(entry.trainings, base.trainings) >= 2:
+        interval = welch(_aps(base_runs), _aps(runs))
+        method = f"Welch's t-test over {base.trainings} and {entry.trainings} trainings"
+        return _difference(entry, base, "AP", interval, method, "for trainings like these")
+    if entry.trainings != base.trainings:
         notes.append(
-            f"AP of {entry.name} against {base.name}: {entry.artefacts} against {base.artefacts} "
+            f"AP of {entry.name} against {base.name}: {entry.trainings} against {base.trainings} "
             "trainings; train both at least twice to compare them"
         )
         return None
@@ -262,11 +268,15 @@ def _ap_difference(
         )
         return None
     interval = _resampled(pair[0], pair[1], pair[2])
-    return _difference(
-        entry, base, "AP", interval,
-        f"paired bootstrap over {len(pair[2].positives)} images",
-        "for images like these; another training may differ",
+    images = len(pair[2].positives)
+    enough = images >= _LEAST_IMAGES
+    difference = _difference(
+        entry, base, "AP", interval, f"paired bootstrap over {images} images",
+        "for images like these; another training may differ" if enough
+        else f"fewer than {_LEAST_IMAGES} images claim nothing",
     )  # fmt: skip
+    difference.significant = enough
+    return difference
 
 
 def _resampled(base: Matches, other: Matches, truth: Truth) -> Interval:

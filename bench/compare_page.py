@@ -44,7 +44,7 @@ def markdown(comparison: Comparison) -> str:
             *(e.engine, e.precision, _depth(e), e.machine),
             f"{percent(e.ap)}{_range(e)}",
             *(f"{ms:.2f}" for ms in (e.ms, e.p90_ms, e.engine_ms)),
-            *(str(n) for n in (e.runs, e.artefacts, e.clean)),
+            *(str(n) for n in (e.runs, e.trainings, e.clean)),
         ]
         for e in comparison.entries
     ]
@@ -73,6 +73,6 @@ def _depth(entry: Entry) -> str:
 
 
 def _range(entry: Entry) -> str:
-    if entry.artefacts < 2:
+    if entry.trainings < 2:
         return ""
     return f" ({percent(entry.ap_low)} to {percent(entry.ap_high)})"

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from bench.report import percent
+from detr.cli_support import counted
 from detr.files import write_atomic
 
 LEVEL = 0.05
@@ -23,9 +24,9 @@ class Entry(BaseModel):
         engine, precision, encoder_layers, decoder_layers: As in the rows.
         machine: Letter of the machine.
         runs: Measurements.
-        artefacts: Different files among them: more than one are repeated trainings.
+        trainings: Different weights among them.
         clean: Runs whose clocks were certified.
-        ap, ap_low, ap_high: Mean, least and most over the artefacts, 0..1.
+        ap, ap_low, ap_high: Mean, least and most over the trainings, 0..1.
         ms, ms_low, ms_high: Median, least and most of the runs' median end-to-end latency.
         p90_ms: Median of the runs' 90th percentiles, end to end.
         engine_ms: Median of the runs' median engine-only latency.
@@ -40,7 +41,7 @@ class Entry(BaseModel):
     decoder_layers: int | None
     machine: str
     runs: int
-    artefacts: int
+    trainings: int
     clean: int
     ap: float
     ap_low: float
@@ -130,8 +131,8 @@ class Comparison(BaseModel):
             front = "*" if entry.pareto else " "
             lines.append(
                 f"{front} {entry.name}: {percent(entry.ap)} AP, {entry.ms:.2f} ms "
-                f"(p90 {entry.p90_ms:.2f}), machine {entry.machine}, {entry.runs} runs of "
-                f"{entry.artefacts} artefacts"
+                f"(p90 {entry.p90_ms:.2f}), machine {entry.machine}, "
+                f"{counted(entry.runs, 'run')} of {counted(entry.trainings, 'training')}"
             )
         lines.append("* on its machine's Pareto front")
         lines += [difference.sentence() for difference in self.differences]

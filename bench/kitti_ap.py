@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from detr.data.kitti import KittiObject
+from detr.data.kitti import KittiDataset, KittiObject
 
 OFFICIAL_CLASSES = ("Car", "Pedestrian", "Cyclist")
 
@@ -122,6 +122,20 @@ class _Image:
     scores: _Floats
     in_dont_care: _Bools
     candidates: list[list[tuple[int, float]]]
+
+
+def evaluable(dataset: KittiDataset) -> list[str]:
+    """The benchmark's classes that mean in a data set what they mean in the benchmark.
+
+    A class into which others were merged does not, but for the one that counts neither way.
+    """
+    found = []
+    for name in OFFICIAL_CLASSES:
+        allowed = {name.lower(), _NEIGHBOUR.get(name.lower())}
+        sources = dataset.sources(name)
+        if name in sources and all(source.lower() in allowed for source in sources):
+            found.append(name)
+    return found
 
 
 def evaluate(

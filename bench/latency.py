@@ -7,6 +7,7 @@ decode. Reading and decoding files is the camera's or the disk's time, not the d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from time import perf_counter_ns
 
 import numpy as np
@@ -16,6 +17,10 @@ from pydantic import BaseModel
 from detr.cli_support import progress
 from detr.types import ImageArray
 from engines.base import Engine
+
+# A GPU takes a good part of a second to raise its clocks, in which a small model runs a hundred
+# times.
+WARM_SECONDS = 1.0
 
 
 class Timing(BaseModel):
@@ -64,7 +69,8 @@ def measure(
     Args:
         engine: What to time.
         images: ``[h, w, 3]`` uint8 RGB, taken in turn: a cache must not see one image only.
-        warmup: Untimed calls first (allocations, lazy initialisation, clocks coming up).
+        warmup: Untimed calls first (allocations, lazy initialisation); more where they take less
+            than a second.
         iterations: Timed calls.
         batch: Images per call.
         between: Called between the timed calls and not timed, to watch the clocks.
@@ -75,9 +81,15 @@ def measure(
     if not images or iterations < 1 or batch < 1:
         raise ValueError("needs at least one image, one iteration and a batch of one")
     times = np.empty((iterations, 2), dtype=np.int64)
-    for call in progress(range(-warmup, iterations), f"timing {engine.name}"):
-        start = (call + warmup) * batch
-        chosen = [images[(start + k) % len(images)] for k in range(batch)]
+    warm = 0
+    began = perf_counter_ns()
+    for _ in progress(repeat(None), f"warming up {engine.name}"):
+        if warm >= warmup and perf_counter_ns() - began >= 1e9 * WARM_SECONDS:
+            break
+        engine.finish(engine.run(engine.prepare(_turn(images, warm, batch))))
+        warm += 1
+    for call in progress(range(iterations), f"timing {engine.name}"):
+        chosen = _turn(images, warm + call, batch)
         began = perf_counter_ns()
         inputs = engine.prepare(chosen)
         ready = perf_counter_ns()
@@ -85,19 +97,23 @@ def measure(
         done = perf_counter_ns()
         engine.finish(raw)
         finished = perf_counter_ns()
-        if call >= 0:
-            times[call] = done - ready, finished - began
-            if between is not None:
-                between()
+        times[call] = done - ready, finished - began
+        if between is not None:
+            between()
     return Latency(
         engine=summarise(times[:, 0], batch),
         end_to_end=summarise(times[:, 1], batch),
         count=iterations,
-        warmup=warmup,
+        warmup=warm,
         batch=batch,
         images=min(len(images), iterations * batch),
         samples_ms=[round(ns / 1e6, 4) for ns in times[:, 1].tolist()],
     )
+
+
+def _turn(images: Sequence[ImageArray], call: int, batch: int) -> list[ImageArray]:
+    """The images of a call: all take turns."""
+    return [images[(call * batch + k) % len(images)] for k in range(batch)]
 
 
 def summarise(nanoseconds: npt.NDArray[np.int64], batch: int) -> Timing:

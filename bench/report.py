@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -53,6 +54,8 @@ class Row(BaseModel):
         size_mb: Of the artefact, 10^6 bytes.
         artefact: Path as given on the command line.
         sha256: Of the artefact.
+        checkpoint_sha256: Of the trained weights it was made from: an engine built twice, or a
+            bundle exported twice, is one training.
         coco: COCO AP on the report's data.
         kitti: KITTI AP, where the data is KITTI.
         latency: Engine only and end to end.
@@ -69,10 +72,16 @@ class Row(BaseModel):
     size_mb: float
     artefact: str
     sha256: str
+    checkpoint_sha256: str | None = None
     coco: CocoAp
     kitti: KittiAp | None = None
     latency: Latency
     environment: Environment
+
+    @property
+    def model(self) -> str:
+        """The name without the engine, which a sweep adds to tell its rows apart."""
+        return self.name.removesuffix(f" {self.engine}")
 
     @property
     def ms(self) -> float:
@@ -125,7 +134,7 @@ class Report(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: int = 1
+    format: Literal[1] = 1
     title: str = "Benchmark report"
     data: str
     created: str
@@ -162,6 +171,19 @@ class Report(BaseModel):
                 f"({base.ms:.1f} ms)"
             )
         return sentences
+
+    def caveats(self) -> list[str]:
+        """What a reader of the latencies must know first; empty where every run was clean."""
+        said = {
+            "disturbed": "the machine was not at rest (disturbed) while these were timed",
+            "not certified": "not all clocks could be read (not certified) while these were timed",
+        }
+        lines = []
+        for verdict, what in said.items():
+            names = [row.name for row in self.rows if row.environment.run == verdict]
+            if names:
+                lines.append(f"{what}: {', '.join(names)}")
+        return lines
 
     def misses(self) -> list[str]:
         """One phrase per artefact over the budget; empty where all hold it or there is none."""

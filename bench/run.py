@@ -43,6 +43,7 @@ class Artefact:
     path: Path
     engine: Engine
     precision: str
+    checkpoint_sha256: str
     detections: list[Detections]
 
 
@@ -83,7 +84,8 @@ def open_artefact(name: str, path: Path, engine: str | None) -> Artefact:
     Raises:
         UserError: What :func:`engines.open.open_engine` raises.
     """
-    return Artefact(name, path, open_engine(path, engine), files.precision(path), [])
+    opened = open_engine(path, engine)
+    return Artefact(name, path, opened, *files.origin(path, opened.artefact), [])
 
 
 def measure(
@@ -109,7 +111,9 @@ def measure(
     Raises:
         UserError: ``bench-classes``, ``data-empty``, and what reading the data raises.
     """
-    classes = _common_classes(artefacts)
+    classes = artefacts[0].engine.info.classes
+    for artefact in artefacts[1:]:
+        same_classes(artefacts[0].path, classes, artefact)
     dataset = open_dataset(data, classes)
     indices = spread(len(dataset), limit)
     if not indices:
@@ -174,17 +178,18 @@ def reference_name(rows: Sequence[Row]) -> str:
     return teachers[0] if teachers else max(rows, key=lambda row: row.coco.ap).name
 
 
-def _common_classes(artefacts: Sequence[Artefact]) -> ClassMap:
-    first = artefacts[0]
-    for other in artefacts[1:]:
-        if other.engine.info.classes != first.engine.info.classes:
-            raise UserError(
-                "bench-classes",
-                f"{other.path} has the classes {', '.join(other.engine.info.classes.names)}, but "
-                f"{first.path} has {', '.join(first.engine.info.classes.names)}: a report compares "
-                "models of the same classes",
-            )
-    return first.engine.info.classes
+def same_classes(path: Path, classes: ClassMap, other: Artefact) -> None:
+    """Refuses a model whose classes are not those of the model at ``path``.
+
+    Raises:
+        UserError: ``bench-classes``.
+    """
+    if other.engine.info.classes != classes:
+        raise UserError(
+            "bench-classes",
+            f"{other.path} has the classes {', '.join(other.engine.info.classes.names)}, but "
+            f"{path} has {', '.join(classes.names)}: a report compares models of the same classes",
+        )
 
 
 def _detect(
@@ -224,6 +229,7 @@ def _row(
         size_mb=engine.artefact.stat().st_size / 1e6,
         artefact=str(artefact.path),
         sha256=sha256(engine.artefact),
+        checkpoint_sha256=artefact.checkpoint_sha256,
         coco=coco_ap.evaluate(dataset, artefact.detections, indices),
         kitti=_kitti(artefact, dataset, indices),
         latency=timing,
@@ -235,10 +241,12 @@ def _row(
 
 def _kitti(artefact: Artefact, dataset: Dataset, indices: Sequence[int]) -> kitti_ap.KittiAp | None:
     """KITTI AP where data and classes have what it needs."""
-    names = dataset.classes.names
-    official = [name for name in kitti_ap.OFFICIAL_CLASSES if name in names]
-    if not isinstance(dataset, KittiDataset) or not official:
+    if not isinstance(dataset, KittiDataset):
         return None
+    official = kitti_ap.evaluable(dataset)
+    if not official:
+        return None
+    names = dataset.classes.names
     found = [
         [
             KittiObject(names[label], -1, -1, -10, (x0, y0, x1, y1), score)

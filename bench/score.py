@@ -21,6 +21,7 @@ from detr.cli_support import progress
 from detr.data.coco_format import coco_ground_truth
 from detr.data.dataset import Dataset
 from detr.data.kitti import KittiDataset, KittiObject, read_label_file
+from detr.data.labelled import TEXT
 from detr.errors import UserError
 
 Protocol = Literal["coco", "kitti"]
@@ -105,12 +106,13 @@ def kitti_classes(dataset: Dataset) -> list[str]:
     Raises:
         UserError: ``protocol-data`` where it has none.
     """
-    classes = [name for name in kitti_ap.OFFICIAL_CLASSES if name in dataset.classes.names]
+    assert isinstance(dataset, KittiDataset)
+    classes = kitti_ap.evaluable(dataset)
     if not classes:
         raise UserError(
             "protocol-data",
             f"{dataset.spec}: none of its classes ({', '.join(dataset.classes.names)}) is one the "
-            f"KITTI protocol evaluates ({', '.join(kitti_ap.OFFICIAL_CLASSES)})",
+            f"KITTI protocol evaluates ({', '.join(kitti_ap.OFFICIAL_CLASSES)}, unmerged)",
         )
     return classes
 
@@ -122,7 +124,7 @@ def read_coco_results(path: Path, dataset: Dataset) -> list[dict[str, Any]]:
         UserError: See :func:`score`; an entry is named by its number, from 0.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding=TEXT))
     except OSError as error:
         raise UserError("detections-unreadable", f"{path}: {error.strerror or error}") from error
     except ValueError as error:

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.matches import Matches, Truth, pack, unpack
-from bench.report import Budget, Report, Row
-from bench.run import measure, model_names, open_artefact, reference_name
+from bench.report import Report, Row
+from bench.run import measure, model_names, open_artefact, reference_name, same_classes
+from detr.config import ClassMap
 from detr.errors import UserError
+from engines.open import check_name
 
 
 def sweep(
@@ -22,7 +24,6 @@ def sweep(
     limit: int | None = None,
     iterations: int = 50,
     commands: Sequence[str] = (),
-    budget: Budget | None = None,
 ) -> Report:
     """Measures every bundle in every engine, one after the other so that one is in memory.
 
@@ -34,16 +35,18 @@ def sweep(
         limit: Use this many images, spread evenly over the data set.
         iterations: Timed calls each.
         commands: How to repeat the report.
-        budget: What every row is held against.
 
     Raises:
-        UserError: ``sweep-empty`` where nothing could be opened, ``bench-twice``, and what
-            measuring raises.
+        UserError: ``engine-unknown``, ``sweep-empty`` where nothing could be opened,
+            ``bench-twice``, ``bench-classes``, and what measuring raises.
     """
+    for engine in engines:
+        check_name(engine)
     rows: list[Row] = []
     skipped: list[str] = []
     outcomes: dict[str, Matches] = {}
     truth: Truth | None = None
+    classes: ClassMap | None = None
     for name, path in zip(model_names(models), models, strict=True):
         for engine in dict.fromkeys(engines):
             label = f"{name} {engine}"
@@ -52,6 +55,8 @@ def sweep(
             except UserError as error:
                 skipped.append(f"{label}: {error.message}")
                 continue
+            classes = classes or artefact.engine.info.classes
+            same_classes(models[0], classes, artefact)
             report = measure([artefact], data, limit, iterations)
             rows += report.rows
             assert report.matches is not None
@@ -68,7 +73,6 @@ def sweep(
         grid=True,
         skipped=skipped,
         commands=list(commands),
-        budget=budget,
         truth_sha256=truth.fingerprint,
         matches=pack(truth, outcomes),
     )

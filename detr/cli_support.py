@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 from pydantic import BaseModel
@@ -31,19 +30,46 @@ class Group(click.Group):
         if not kwargs.get("standalone_mode", True):
             return super().main(*args, **kwargs)
         try:
-            return super().main(*args, **kwargs)
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.exit(status if isinstance(status, int) else 0)
         except UserError as error:
             click.echo(str(error), err=True)
             sys.exit(error.exit_status)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.UsageError as error:
+            told = _usage(error)
+            click.echo(str(told), err=True)
+            sys.exit(told.exit_status)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
         except ModuleNotFoundError as error:
             # What no extra brings is a defect of ours and keeps its traceback.
             told = missing_extra(error, "this command")
             click.echo(str(told), err=True)
             sys.exit(told.exit_status)
-        except BrokenPipeError:
-            # `detr ... | head`: the reader has left, and Python would complain again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
+        except click.Abort:
+            _interrupted()
+        except RuntimeError as error:
+            # A runtime that calls our operators hands Ctrl-C on as an exception of its own.
+            if "KeyboardInterrupt" not in str(error):
+                raise
+            _interrupted()
+
+
+def _interrupted() -> NoReturn:
+    """Ends with the shell's own number for a program ended by SIGINT."""
+    click.echo("interrupted", err=True)
+    sys.exit(130)
+
+
+def _usage(error: click.UsageError) -> UserError:
+    """Click tells a misspelt option in four lines; this is the same in one."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    command = "detr" if error.ctx is None else error.ctx.command_path
+    return UserError("usage", f"{message}; see {command} --help")
 
 
 class LazyGroup(Group):
@@ -119,18 +145,35 @@ def emit(result: BaseModel | dict[str, Any] | Sequence[Any], as_json: bool, text
         click.echo(json.dumps(result, indent=2))
 
 
+class _Lines:
+    """Where a log file or a pipe takes the place of a terminal: a line each time, no redrawing."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n "):
+            sys.stderr.write(line + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def progress(items: Iterable[T], description: str, total: int | None = None) -> tqdm[T]:
-    """A progress bar on standard error; quiet where that is not a terminal and nobody watches."""
+    """A progress bar on standard error; a line now and then where that is not a terminal."""
+    terminal = sys.stderr.isatty()
     return tqdm(
         items,
         desc=description,
         total=total,
-        file=sys.stderr,
-        dynamic_ncols=True,
+        file=sys.stderr if terminal else _Lines(),
+        dynamic_ncols=terminal,
         leave=False,
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        mininterval=0.2 if terminal else 10.0,
         delay=1.0,  # what is done within a second, or fails at once, needs no bar
     )
+
+
+def counted(number: int, what: str) -> str:
+    """A number with its noun."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def pairs(values: Sequence[str], option: str) -> dict[str, str]:

@@ -20,7 +20,23 @@ def output_error(path: Path, error: OSError) -> UserError:
         return UserError(
             "disk-full", f"{path}: no space left while writing; what was there before is unchanged"
         )
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return UserError("output-unwritable", f"{path}: a file is in the way of a folder")
     return UserError("output-unwritable", f"{path}: {error.strerror or error}")
+
+
+def output_folder(path: Path) -> None:
+    """Makes a folder and writes into it, before the time goes into what is to lie there.
+
+    Raises:
+        UserError: ``disk-full`` or ``output-unwritable``.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

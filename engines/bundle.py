@@ -7,7 +7,9 @@ before its hash is checked, and nothing outside the folder is ever read.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -15,12 +17,12 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-from pydantic import ValidationError
 
 from detr.config import Strict
 from detr.errors import UserError
 from detr.files import sha256
 from detr.model_info import ModelInfo
+from detr.sidecar import SidecarError, read_sidecar
 from detr.types import Detections, ImageArray
 from engines.msda_function import Lowering
 
@@ -82,6 +84,20 @@ class BundleInfo(Strict):
     reference_ap: float | None = None
     parity: dict[str, Any] | None = None
     versions: dict[str, str] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything its detections follow from: graph, weights, classes, preprocessing.
+
+        A verdict on a bundle holds while this stays what it was; the graph's hash alone would not
+        notice another order of the classes or another mean.
+        """
+        meaning = {
+            "files": {name: digest for name, digest in self.files.items() if name != GOLDEN},
+            "classes": self.model.classes.model_dump(mode="json"),
+            "preprocess": self.model.preprocess.model_dump(mode="json"),
+        }
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -158,7 +174,10 @@ def open_bundle(path: Path) -> Bundle:
     """
     if not path.is_dir():
         raise UserError("bundle-missing", f"{path}: no such bundle folder")
-    info = _read_sidecar(path / SIDECAR)
+    try:
+        info = read_sidecar(path / SIDECAR, BundleInfo)
+    except SidecarError as error:
+        raise UserError("bundle-sidecar", str(error)) from error
     for name in (MODEL, GOLDEN):
         if name not in info.files:
             raise UserError("bundle-sidecar", f"{path / SIDECAR}: files: {name} is not listed")
@@ -166,17 +185,6 @@ def open_bundle(path: Path) -> Bundle:
         _check_file(path, name, expected)
     _check_external_data(path, info)
     return Bundle(path, info)
-
-
-def _read_sidecar(path: Path) -> BundleInfo:
-    try:
-        return BundleInfo.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UserError("bundle-sidecar", f"{path}: {error.strerror or error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UserError("bundle-sidecar", f"{path}: {place}: {first['msg']}") from error
 
 
 def _check_file(folder: Path, name: str, expected: str) -> None:

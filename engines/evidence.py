@@ -6,14 +6,16 @@ so one whose hash is not the one written here is never loaded.
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from detr.config import Strict
 from detr.errors import UserError
-from detr.files import sha256, write_atomic
+from detr.files import write_atomic
+from detr.sidecar import SidecarError, read_sidecar
+from engines.bundle import MODEL, Bundle
 
 EVIDENCE = "evidence.json"
 
@@ -25,7 +27,7 @@ class Evidence(Strict):
         format: Version of this file.
         artefact: Name of the file it speaks of, in the same folder.
         sha256: Hash of that file.
-        bundle_sha256: Hash of the bundle's graph the artefact was made from.
+        bundle_sha256: :attr:`engines.bundle.BundleInfo.fingerprint` of the bundle it was made from.
         backend: Runtime the artefact is for, as ``open_engine`` takes it.
         status: ``unverified`` until the parity gate has seen it.
         reasons: What was over the budget, one phrase each; empty unless rejected.
@@ -49,6 +51,21 @@ class Evidence(Strict):
         write_atomic(folder / EVIDENCE, self.model_dump_json(indent=2) + "\n")
 
 
+@dataclass(frozen=True)
+class Trusted:
+    """An artefact whose hash is the one in its evidence.
+
+    Attributes:
+        path: Where it lies.
+        data: The very bytes that were hashed; the file may have changed since.
+        evidence: What is known of it.
+    """
+
+    path: Path
+    data: bytes
+    evidence: Evidence
+
+
 def read_evidence(folder: Path) -> Evidence:
     """Reads the evidence of the artefact in a folder; the artefact itself is not looked at.
 
@@ -56,19 +73,31 @@ def read_evidence(folder: Path) -> Evidence:
         UserError: ``evidence-missing`` or ``evidence-unreadable``.
     """
     path = folder / EVIDENCE
+    if not path.exists():
+        raise UserError("evidence-missing", f"{path}: no such file")
     try:
-        return Evidence.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError("evidence-missing", f"{path}: no such file") from error
-    except OSError as error:
-        raise UserError("evidence-unreadable", f"{path}: {error.strerror or error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UserError("evidence-unreadable", f"{path}: {place}: {first['msg']}") from error
+        return read_sidecar(path, Evidence)
+    except SidecarError as error:
+        raise UserError("evidence-unreadable", str(error)) from error
 
 
-def trusted_artefact(folder: Path) -> tuple[Path, Evidence]:
+def graph_evidence(bundle: Bundle) -> Evidence | None:
+    """What is known of a bundle's graph; ``None`` where nothing is known of this very bundle.
+
+    Raises:
+        UserError: ``evidence-unreadable``.
+    """
+    if not (bundle.path / EVIDENCE).exists():
+        return None
+    evidence = read_evidence(bundle.path)
+    same = (evidence.sha256, evidence.bundle_sha256) == (
+        bundle.info.files[MODEL],
+        bundle.info.fingerprint,
+    )
+    return evidence if same else None
+
+
+def trusted_artefact(folder: Path) -> Trusted:
     """The artefact of a folder and its evidence, its hash checked.
 
     Raises:
@@ -77,11 +106,15 @@ def trusted_artefact(folder: Path) -> tuple[Path, Evidence]:
     """
     evidence = read_evidence(folder)
     path = folder / Path(evidence.artefact).name
-    if not path.is_file():
-        raise UserError("artefact-missing", f"{path}: named in {EVIDENCE} but not there")
-    if sha256(path) != evidence.sha256:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            "artefact-missing", f"{path}: named in {EVIDENCE} but not there ({error.strerror})"
+        ) from error
+    if hashlib.sha256(data).hexdigest() != evidence.sha256:
         raise UserError(
             "artefact-changed",
             f"{path}: its hash is not the one in {EVIDENCE}; it is not loaded, build it again",
         )
-    return path, evidence
+    return Trusted(path, data, evidence)

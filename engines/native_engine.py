@@ -7,9 +7,11 @@ memory ONNX Runtime wrote.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
@@ -18,7 +20,7 @@ from detr.data.preprocess import Inputs
 from detr.types import FloatArray
 from engines.base import Engine, RawDetections
 from engines.bundle import OUTPUTS, Bundle
-from engines.ort_engine import session_options
+from engines.ort_engine import session_options, with_outputs
 from engines.split import Attention, Segment, last_uses, split
 
 
@@ -49,6 +51,24 @@ class _Piece:
         values.update(zip(self._outputs, binding.get_outputs(), strict=True))
 
 
+_Step = tuple[_Piece, "Attention | None", list[str]]
+
+
+def _load(model: onnx.ModelProto, threads: int | None, keep: bool = False) -> list[_Step]:
+    """The pieces of a graph, each with what follows it and with the values no longer needed then.
+
+    Args:
+        model: The graph; its outputs are kept in any case.
+        threads: Threads within an operator.
+        keep: Whether every value that crosses a cut is kept, too.
+    """
+    parts = split(model)
+    return [
+        (_Piece(segment, threads), attention, [] if keep else last)
+        for (segment, attention), last in zip(parts, last_uses(parts), strict=True)
+    ]
+
+
 class NativeEngine(Engine):
     """A bundle on the CPU, with the deformable attention in our kernel.
 
@@ -69,26 +89,36 @@ class NativeEngine(Engine):
         self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
         self._threads = threads
         self._kept: dict[str, FloatArray] = {}
-        parts = split(onnx.load(str(bundle.model)))
-        self._steps = [
-            (_Piece(segment, threads), attention, last)
-            for (segment, attention), last in zip(parts, last_uses(parts), strict=True)
-        ]
+        self._steps = _load(onnx.load(str(bundle.model)), threads)
+
+    def intermediates(
+        self, inputs: Inputs, names: Sequence[str]
+    ) -> dict[str, npt.NDArray[Any]] | None:
+        """Values within the graph, from pieces that hand them out; the kernel runs between them."""
+        shown = with_outputs(onnx.load(str(self.artefact)), names)
+        values = self._run(_load(shown, self._threads, keep=True), inputs)
+        made = [value.name for value in shown.graph.output][len(OUTPUTS) :]
+        return {name: values[name].numpy() for name in made}
 
     def _infer(self, inputs: Inputs) -> RawDetections:
+        values = self._run(self._steps, inputs)
+        return RawDetections(*(values[name].numpy() for name in OUTPUTS))
+
+    def _run(self, steps: Sequence[_Step], inputs: Inputs) -> dict[str, ort.OrtValue]:
+        """The values left over at the end."""
         values = {
             "images": ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(inputs.images)),
             "valid_sizes": ort.OrtValue.ortvalue_from_numpy(inputs.valid_sizes),
             "original_sizes": ort.OrtValue.ortvalue_from_numpy(inputs.original_sizes),
         }
-        for piece, attention, last in self._steps:
+        for piece, attention, last in steps:
             piece.run(values)
             if attention is not None:
                 values[attention.output] = self._attend(attention, values)
             for name in last:
                 # Gives the memory back to the session that made it, for its next run.
                 del values[name]
-        return RawDetections(*(values[name].numpy() for name in OUTPUTS))
+        return values
 
     def _attend(self, attention: Attention, values: dict[str, ort.OrtValue]) -> ort.OrtValue:
         value, locations, weights = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from detr.errors import UserError
 from detr.shipped import find_model
 from engines.base import Engine
 from engines.bundle import Bundle, is_bundle, open_bundle
+from engines.evidence import graph_evidence
 from engines.trt.backend import BACKENDS
 
 ENGINES = ("onnxruntime", "half", "openvino", "native", "torch", *BACKENDS)
@@ -33,9 +35,8 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
     model = find_model(Path(model))
     if not model.exists():
         raise UserError("model-missing", f"{model}: no such checkpoint, run directory or bundle")
-    name, colon, _ = (engine or "").partition(":")
-    if engine is not None and (name not in ENGINES or (colon and name != "openvino")):
-        raise UserError("engine-unknown", f"engine {engine!r}: one of {', '.join(ENGINES)}")
+    if engine is not None:
+        check_name(engine)
     if is_bundle(model):
         return _open_bundle(open_bundle(model), engine, threads)
     if engine in (None, "torch"):
@@ -48,8 +49,20 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
     )
 
 
+def check_name(engine: str) -> None:
+    """Refuses the name of a runtime there is not.
+
+    Raises:
+        UserError: ``engine-unknown``.
+    """
+    name, colon, _ = engine.partition(":")
+    if name not in ENGINES or (colon and name != "openvino"):
+        raise UserError("engine-unknown", f"engine {engine!r}: one of {', '.join(ENGINES)}")
+
+
 def _open_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> Engine:
     name, _, device = (engine or _fastest()).partition(":")
+    _warn_rejected(bundle, name)
     if name == "torch":
         from engines.torch_engine import TorchEngine, bundle_weights
 
@@ -79,6 +92,18 @@ def _open_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> Eng
     from engines.ort_engine import OrtEngine
 
     return OrtEngine(bundle, threads)
+
+
+def _warn_rejected(bundle: Bundle, engine: str) -> None:
+    """Says so where the parity gate found that the bundle's graph answers wrongly in an engine."""
+    evidence = graph_evidence(bundle)
+    verdict = {} if evidence is None else evidence.verdicts.get(engine, {})
+    if verdict.get("status") == "rejected":
+        warnings.warn(
+            f"{bundle.path}: the parity gate rejected it in {engine}: "
+            f"{'; '.join(verdict.get('reasons', []))}",
+            stacklevel=3,
+        )
 
 
 def _fastest() -> str:

@@ -8,10 +8,12 @@ costs. It is imported on use, as it is an extra.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx.inliner
 
@@ -21,6 +23,7 @@ from detr.errors import UserError
 from engines.base import Engine, RawDetections
 from engines.bundle import INPUTS, OUTPUTS, Bundle
 from engines.msda_function import DOMAIN, OP_TYPE
+from engines.ort_engine import with_outputs
 
 
 class OpenVinoEngine(Engine):
@@ -58,40 +61,60 @@ class OpenVinoEngine(Engine):
                 f"{', '.join(self._core.available_devices)}",
             )
         operators: list[Any] = []
-        model = onnx.load(str(bundle.model))
-        if device == "CPU" and msda.native_available():
+        self._kernel = device == "CPU" and msda.native_available()
+        if self._kernel:
             attention = f"kernel {msda.instruction_set()}"
-            del model.functions[:]
             self._core.add_extension(_conversion(operators, threads))
         else:
-            # The reader knows no functions of a model's own.
             attention = f"{bundle.info.lowering} body"
-            model = onnx.inliner.inline_local_functions(model)
         self.versions = {"openvino": openvino.get_version(), "attention": attention}
-        self._graph = [self._core.read_model(model.SerializeToString())]
+        self._graph = [self._read(onnx.load(str(bundle.model)))]
         self._requests: dict[int, Any] = {}
         # Operators go last: OpenVINO's halves of them may still ask for ours.
         weakref.finalize(self, _clear, self._requests, self._graph, operators)
         if self.batch_size is not None:
             self._request(self.batch_size)
 
+    def intermediates(
+        self, inputs: Inputs, names: Sequence[str]
+    ) -> dict[str, npt.NDArray[Any]] | None:
+        """Values within the graph, from a graph that has them as results; fused less for it."""
+        model = with_outputs(onnx.load(str(self.artefact)), names)
+        shown = [value.name for value in model.graph.output][len(OUTPUTS) :]
+        request = self._compiled(self._read(model), len(inputs.images))
+        found = request.infer(_feed(inputs), share_inputs=True)
+        return {name: found[name].copy() for name in shown}
+
+    def _read(self, model: onnx.ModelProto) -> Any:
+        """OpenVINO's graph of ours."""
+        if self._kernel:
+            del model.functions[:]
+        else:
+            # The reader knows no functions of a model's own.
+            model = onnx.inliner.inline_local_functions(model)
+        return self._core.read_model(model.SerializeToString())
+
     def _request(self, batch: int) -> Any:
         """What runs batches of this size."""
         if batch not in self._requests:
-            [graph] = self._graph
-            graph.reshape({name: [batch, *graph.input(name).partial_shape[1:]] for name in INPUTS})
-            compiled = self._core.compile_model(graph, self._device, self._settings)
-            self._requests[batch] = compiled.create_infer_request()
+            self._requests[batch] = self._compiled(self._graph[0], batch)
         return self._requests[batch]
 
+    def _compiled(self, graph: Any, batch: int) -> Any:
+        graph.reshape({name: [batch, *graph.input(name).partial_shape[1:]] for name in INPUTS})
+        return self._core.compile_model(graph, self._device, self._settings).create_infer_request()
+
     def _infer(self, inputs: Inputs) -> RawDetections:
-        feed = {
-            "images": np.ascontiguousarray(inputs.images),
-            "valid_sizes": inputs.valid_sizes,
-            "original_sizes": inputs.original_sizes,
-        }
-        found = self._request(len(inputs.images)).infer(feed, share_inputs=True)
+        found = self._request(len(inputs.images)).infer(_feed(inputs), share_inputs=True)
         return RawDetections(*(found[name] for name in OUTPUTS))
+
+
+def _feed(inputs: Inputs) -> dict[str, Any]:
+    return {
+        "images": np.ascontiguousarray(inputs.images),
+        "valid_sizes": inputs.valid_sizes,
+        "original_sizes": inputs.original_sizes,
+    }
 
 
 def _clear(*containers: dict[int, Any] | list[Any]) -> None:

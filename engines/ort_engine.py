@@ -33,6 +33,20 @@ def session_options(threads: int | None, spinning: bool = True) -> ort.SessionOp
     return options
 
 
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A graph with some of its values as further outputs.
+
+    Args:
+        model: A bundle's graph; changed.
+        names: Values; those it does not make, or has as outputs already, are left out.
+    """
+    made = {name for node in model.graph.node for name in node.output}
+    infos = {value.name: value for value in model.graph.value_info}
+    shown = [name for name in dict.fromkeys(names) if name in made - set(OUTPUTS)]
+    model.graph.output.extend(infos.get(x, onnx.ValueInfoProto(name=x)) for x in shown)
+    return model
+
+
 class OrtEngine(Engine):
     """A bundle in ONNX Runtime; the deformable attention runs as the body in the file.
 
@@ -65,10 +79,8 @@ class OrtEngine(Engine):
         self, inputs: Inputs, names: Sequence[str]
     ) -> dict[str, npt.NDArray[Any]] | None:
         """Values within the graph, from a session that has them as outputs."""
-        model = onnx.load(str(self.artefact))
-        made = {name for node in model.graph.node for name in node.output}
-        shown = [name for name in dict.fromkeys(names) if name in made - set(OUTPUTS)]
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
+        model = with_outputs(onnx.load(str(self.artefact)), names)
+        shown = [value.name for value in model.graph.output][len(OUTPUTS) :]
         session = self._load(model, None)
         return dict(zip(shown, session.run(shown, _feed(inputs)), strict=True))
 

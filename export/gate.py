@@ -97,9 +97,14 @@ class GateVerdict(BaseModel):
     engines: list[EngineVerdict]
 
     @property
+    def worst(self) -> EngineVerdict:
+        """The first of those with the worst status."""
+        return max(self.engines, key=lambda engine: STATUSES.index(engine.status))
+
+    @property
     def status(self) -> Status:
         """The worst of all engines."""
-        return max((engine.status for engine in self.engines), key=STATUSES.index)
+        return self.worst.status
 
     def text(self) -> str:
         """A report for the terminal."""

@@ -15,12 +15,12 @@ from pydantic import BaseModel
 
 from detr.cli_support import progress
 from detr.errors import UserError
-from export.parity import Budget, Parity
+from export.parity import Budget, Outcome
 from export.precision import DEFAULT_ISLAND, in_island
 
 # From the outputs backwards: what is near them needs precision first.
 _STAGES = ("decoder", "source", "encoder", "neck", "backbone")
-Judge = Callable[[Collection[str]], Parity]
+Judge = Callable[[Collection[str]], Outcome]
 
 
 class Trial(BaseModel):
@@ -29,13 +29,13 @@ class Trial(BaseModel):
     Attributes:
         change: What was different from the best island so far.
         parts: How many parts the island had.
-        parity: How far it was from the float32 torch model.
-        holds: Whether that is within the budget.
+        outcome: How far it was from the float32 torch model.
+        holds: Whether that is within the budget, that of AP included.
     """
 
     change: str
     parts: int
-    parity: Parity
+    outcome: Outcome
     holds: bool
 
 
@@ -57,7 +57,7 @@ class Search(BaseModel):
         width = max(len(trial.change) for trial in self.trials)
         lines = [
             f"{trial.change:<{width}}  {'holds' if trial.holds else 'OVER '}  "
-            f"{trial.parity.summary()}"
+            f"{trial.outcome.summary()}"
             for trial in self.trials
         ]
         if not self.complete:
@@ -82,9 +82,9 @@ class _Search:
         return len(self.trials) >= self._most
 
     def holds(self, change: str, island: Collection[str]) -> bool:
-        parity = self._judge(island)
-        holds = not parity.over(self._budget)
-        trial = Trial(change=change, parts=len(island), parity=parity, holds=holds)
+        outcome = self._judge(island)
+        holds = not outcome.over(self._budget)
+        trial = Trial(change=change, parts=len(island), outcome=outcome, holds=holds)
         self.trials.append(trial)
         self._bar.set_postfix_str(change)
         self._bar.update()
@@ -133,7 +133,7 @@ def _grown(search: _Search, parts: Collection[str]) -> frozenset[str]:
     raise UserError(
         "island-budget",
         "float32 throughout is over the budget too: "
-        f"{', '.join(search.trials[-1].parity.over(search._budget))}; no island can help",
+        f"{', '.join(search.trials[-1].outcome.over(search._budget))}; no island can help",
     )
 
 

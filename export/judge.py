@@ -10,15 +10,17 @@ from onnx import ModelProto
 
 from detr.data.preprocess import preprocess
 from detr.model_info import ModelInfo
-from detr.types import Detections, ImageArray
+from detr.types import Detections
 from engines.base import RawDetections
 from engines.bundle import OUTPUTS
 from engines.half_emulation import half_session
 from engines.msda_function import Lowering
 from export.islands import Judge
-from export.parity import Budget, Parity, compare
+from export.judgement import average_precision, outcome
+from export.parity import Budget, Outcome
 from export.precision import Ranges, finish_half, to_half
 from export.ranges import fill
+from export.samples import Samples
 
 
 def half_judge(
@@ -26,7 +28,7 @@ def half_judge(
     info: ModelInfo,
     lowering: Lowering,
     ranges: Ranges,
-    images: Sequence[ImageArray],
+    samples: Samples,
     expected: Sequence[Detections],
     batch: int,
     budget: Budget,
@@ -38,22 +40,24 @@ def half_judge(
         info: What the model is.
         lowering: Body of its attention function.
         ranges: See :func:`export.precision.to_half`.
-        images: Images to compare on.
+        samples: Images to compare on; with labels, AP is compared as well.
         expected: What the torch model finds in them.
         batch: Images per run.
         budget: Its slack around the score threshold is the comparison's.
     """
+    images = [samples.image(k) for k in range(len(samples))]
     feeds = [
         vars(preprocess(fill(images[i : i + batch], batch), info.preprocess))
         for i in range(0, len(images), batch)
     ]
+    reference_ap, _ = average_precision(samples, expected)
 
-    def judge(island: Collection[str]) -> Parity:
+    def judge(island: Collection[str]) -> Outcome:
         typed = to_half(model, island, ranges).model
         finish_half(typed, info.detector, lowering)
         session = half_session(typed)
-        found = [x for feed in feeds for x in detections(session, feed)]
-        return compare(expected, found[: len(expected)], budget=budget)
+        found = [x for feed in feeds for x in detections(session, feed)][: len(expected)]
+        return outcome(samples, expected, found, reference_ap, budget)
 
     return judge
 

@@ -15,7 +15,7 @@ from onnx import ModelProto
 
 from detr.cli_support import progress
 from detr.errors import GateError, UserError
-from detr.files import output_error, sha256, write_atomic
+from detr.files import output_error, output_folder, sha256, write_atomic
 from detr.model_info import ModelInfo
 from detr.types import Detections, ImageArray
 from engines.base import Engine
@@ -35,8 +35,9 @@ from engines.torch_engine import TorchEngine
 from export.golden import drawn_images
 from export.graph import export_graph
 from export.precise import PrecisionRequest, write_precision
+from export.record import unverified
 from export.samples import Samples
-from export.verify import unverified, verify_graph
+from export.verify import verify_graph
 
 # A protobuf message ends at 2 GiB; beyond this, weights go beside the graph.
 _EMBED_BYTES = 2**31 - 2**24
@@ -74,6 +75,7 @@ def export_bundle(
     """
     if out.exists() and not is_bundle(out):
         raise UserError("output-exists", f"{out}: exists and is not a bundle; nothing was written")
+    output_folder(out.parent)
     torch_engine = TorchEngine(checkpoint)
     info = torch_engine.info
     with progress(range(3), f"export {out.name}", 3) as bar:
@@ -113,9 +115,9 @@ def export_bundle(
                 versions={name: version(name) for name in _PACKAGES},
             )
             bundle = Bundle(folder, draft)
-            bar.set_postfix_str("proving it in ONNX Runtime")
             bar.update()
             if verify:
+                bar.set_postfix_str("comparing it with torch")
                 _prove(bundle, torch_engine, golden, out)
             else:
                 unverified(bundle).write(folder)
@@ -138,8 +140,8 @@ def _prove(bundle: Bundle, torch_engine: TorchEngine, golden: Golden, out: Path)
         GateError: ``export-parity``.
     """
     verdict = verify_graph(bundle, torch_engine, Samples.of_golden(golden))
-    found = verdict.engines[0]
-    parity = None if found.parity is None else found.parity.model_dump()
+    found = verdict.worst
+    parity = next((e.parity.model_dump() for e in verdict.engines if e.parity is not None), None)
     final = bundle.info.model_copy(update={"parity": parity})
     write_atomic(bundle.path / SIDECAR, final.model_dump_json(indent=2) + "\n")
     if verdict.status == "rejected":

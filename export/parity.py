@@ -46,7 +46,7 @@ class Budget(Strict):
     """
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.3
-    detections: Annotated[int, Field(ge=0)] = 10
+    detections: Annotated[int, Field(ge=1)] = 10
     best: Annotated[int, Field(ge=0)] = 10
     score: Annotated[float, Field(ge=0)] = 0.01
     score_median: Annotated[float, Field(ge=0)] = 1e-4
@@ -56,6 +56,16 @@ class Budget(Strict):
     extra: Annotated[float, Field(ge=0, le=1)] = 0.0
     class_flips: Annotated[float, Field(ge=0, le=1)] = 0.0
     ap: Annotated[float, Field(ge=0, le=1)] = 0.0005
+
+    def wider_than(self, usual: Budget) -> list[str]:
+        """One line where this budget allows more than the usual one; empty where it does not."""
+        fields = {name: (getattr(self, name), getattr(usual, name)) for name in Budget.model_fields}
+        wider = [
+            f"{name} {own:g} (usually {other:g})"
+            for name, (own, other) in fields.items()
+            if (own < other if name in ("detections", "best") else own > other)
+        ]
+        return [f"by a budget wider than the usual one: {', '.join(wider)}"] if wider else []
 
     def for_doubtful(self) -> Budget:
         """What is allowed among detections no one would act on.
@@ -145,6 +155,37 @@ class Parity(BaseModel):
             f"scores within {self.max_score:.2g} (median {self.median_score:.2g}), "
             f"{self.missing} missing, {self.extra} extra, {self.class_flips} class flips"
         )
+
+
+class Outcome(BaseModel):
+    """Everything a budget speaks of.
+
+    Attributes:
+        parity: The comparison of the detections.
+        ap, reference_ap: COCO AP of candidate and reference; ``None`` where there are no labels.
+    """
+
+    parity: Parity
+    ap: float | None = None
+    reference_ap: float | None = None
+
+    def over(self, budget: Budget) -> list[str]:
+        """What exceeds the budget, one phrase each; empty where nothing does."""
+        reasons = self.parity.over(budget)
+        if self.ap is None or self.reference_ap is None:
+            return reasons
+        # Written so that a NaN is over every budget.
+        if not abs(self.ap - self.reference_ap) <= budget.ap:
+            reasons.append(
+                f"AP {self.ap:.4f} instead of {self.reference_ap:.4f} (at most {budget.ap:g} apart)"
+            )
+        return reasons
+
+    def summary(self) -> str:
+        """One line for a person."""
+        if self.ap is None or self.reference_ap is None:
+            return self.parity.summary()
+        return f"{self.parity.summary()}, AP {self.ap - self.reference_ap:+.4f}"
 
 
 def compare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from onnx import ModelProto
@@ -24,6 +24,7 @@ from export.parts import Network, part_names
 from export.precision import DEFAULT_ISLAND, Ranges, Typed, finish_half, to_half
 from export.quantise import calibrate, quantise
 from export.ranges import value_ranges
+from export.samples import Samples
 
 # Enough for a dozen detections each to speak; every trial runs them all.
 _SEARCHED = 16
@@ -36,14 +37,14 @@ class PrecisionRequest:
     Attributes:
         precision: Types of the graph.
         calibration: Real images the scales of int8 are taken from.
-        search: Real images to search the smallest island on; the default island where empty.
-        labelled: Where the cost of the precision is measured, if anywhere.
+        search: Whether to search the smallest island, on some of the data.
+        data: Where the cost of the precision is measured, if anywhere.
     """
 
     precision: Precision = "fp32"
     calibration: Sequence[ImageArray] = ()
-    search: Sequence[ImageArray] = ()
-    labelled: Dataset | None = None
+    search: bool = False
+    data: Dataset | None = None
 
 
 def check_request(
@@ -96,13 +97,11 @@ def request_precision(
         UserError: ``data-empty`` or what opening a data set raises.
     """
     dataset = None if data is None else open_dataset(data, classes)
-    wanted = precision == "int8" or search
-    labelled = dataset if wanted and dataset is not None and verdict.has_labels(dataset) else None
     return PrecisionRequest(
         precision=precision,
         calibration=_some(open_dataset(calibration, classes), count) if calibration else (),
-        search=_some(dataset, _SEARCHED) if search and dataset is not None else (),
-        labelled=labelled,
+        search=search,
+        data=dataset if precision == "int8" or search else None,
     )
 
 
@@ -150,33 +149,46 @@ class _Job:
     batch: int
     images: Sequence[ImageArray]
     request: PrecisionRequest
-    variants: dict[str, ModelProto] = field(default_factory=dict)
 
     def run(self) -> Written:
-        request, info = self.request, self.reference.info
+        request, precision = self.request, self.request.precision
+        searched = self._samples()
         seen = [*self.images, *request.calibration]
-        ranges = value_ranges(self.model, seen, info.preprocess, self.batch)
-        self.variants["fp32"] = self.model
-        search = self._search(ranges) if request.search else None
-        island = DEFAULT_ISLAND if search is None else search.island
-        final = self._half(island, ranges)
+        seen += [searched.image(k) for k in range(len(searched))] if searched else []
+        ranges = value_ranges(self.model, seen, self.reference.info.preprocess, self.batch)
+        search = self._search(ranges, searched) if searched else None
+        write = self._int8 if precision == "int8" else self._half
+        default = f"{precision} default island" if search else precision
+        typed = {default: write(DEFAULT_ISLAND, ranges)}
+        variants = {"fp32": self.model}
+        if precision == "int8":
+            variants["fp16"] = self._half(DEFAULT_ISLAND, ranges).model
+        elif search is not None:
+            variants["fp16 no island"] = self._half((), ranges).model
         if search is not None:
-            self.variants["fp16 no island"] = self._half((), ranges).model
-            self.variants["fp16 default island"] = self._half(DEFAULT_ISLAND, ranges).model
-        self.variants["fp16" if search is None else "fp16 searched island"] = final.model
-        if request.precision == "int8":
-            final = self._int8(island, ranges)
-            self.variants["int8"] = final.model
-        measured = None
-        if request.labelled is not None:
-            most = default_budget(request.precision).ap
-            measured = verdict.measure(self.variants, info, request.labelled, self.batch, most)
-            if search is not None and request.precision == "fp16" and measured.changed() > most:
-                # A few images cannot tell what AP over all of them can.
-                final = self._half(DEFAULT_ISLAND, ranges)
-                note = "the searched island changes AP too much: the default island is kept"
-                measured = measured.model_copy(update={"advice": (*measured.advice, note)})
-        return Written(final.model, final.island, search, measured)
+            typed[f"{precision} searched island"] = write(search.island, ranges)
+        kept = list(typed)[-1]
+        if request.data is None:
+            return Written(typed[kept].model, typed[kept].island, search)
+        variants |= {name: one.model for name, one in typed.items()}
+        measured = verdict.measure(variants, self.reference.info, request.data, self.batch)
+        note = ""
+        if search is not None and measured.over(kept):
+            # A few images cannot tell what all of them can, nor half precision what int8 does.
+            note = (
+                f"the searched island is over the budget on {measured.images} images "
+                f"({', '.join(measured.over(kept))}): the default island is kept"
+            )
+            kept = default
+        worth = default_budget(precision).ap
+        final = typed[kept]
+        return Written(final.model, final.island, search, measured.keep(kept, worth, note))
+
+    def _samples(self) -> Samples | None:
+        """The images the island is searched on, if it is."""
+        if not self.request.search or self.request.data is None:
+            return None
+        return Samples.of_dataset(self.request.data, _SEARCHED)
 
     def _half(self, island: Sequence[str], ranges: Ranges) -> Typed:
         typed = to_half(self.model, island, ranges)
@@ -192,17 +204,15 @@ class _Job:
         finish_half(typed.model, info.detector, self.lowering)
         return typed
 
-    def _search(self, ranges: Ranges) -> Search:
-        images = self.request.search
+    def _search(self, ranges: Ranges, samples: Samples) -> Search:
         budget = default_budget("fp16")
-        expected = [x for image in images for x in self.reference([image])]
         judge = half_judge(
             self.model,
             self.reference.info,
             self.lowering,
             ranges,
-            images,
-            expected,
+            samples,
+            [self.reference([samples.image(k)])[0] for k in range(len(samples))],
             self.batch,
             budget,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,12 @@ def triton(
 
     Example: detr export triton student.bundle --out models
     """
+    from export.record import refuse_rejected
     from export.triton import write_repository
 
-    made = write_repository(open_bundle(bundle), out, engine, max_batch, name)
+    opened = open_bundle(bundle)
+    refuse_rejected(opened)
+    made = write_repository(opened, out, engine, max_batch, name)
     result: dict[str, Any] = {
         "model": str(made.folder), "version": made.version, "backend": made.backend,
         "max_batch": made.max_batch,
@@ -75,11 +79,15 @@ def cpp(bundle: Path, out: Path, runtime: str, as_json: bool) -> None:
     Example: detr export cpp student.bundle --out sample --runtime onnxruntime
     """
     from export.cpp import write_sample
+    from export.record import refuse_rejected
 
-    files = write_sample(open_bundle(bundle), out, runtime)
+    opened = open_bundle(bundle)
+    refuse_rejected(opened)
+    files = write_sample(opened, out, runtime)
+    source, build = shlex.quote(str(out)), shlex.quote(str(out / "build"))
     emit(
         {"folder": str(out), "runtime": runtime, "files": [file.name for file in files]},
         as_json,
-        f"{out}: {len(files)} files; build with: cmake -S {out} -B {out}/build && "
-        f"cmake --build {out}/build",
+        f"{out}: {len(files)} files; build with: cmake -S {source} -B {build} && "
+        f"cmake --build {build}",
     )

@@ -17,8 +17,8 @@ import onnx
 from detr.data.preprocess import preprocess
 from detr.errors import UserError
 from detr.files import output_error, write_atomic
-from engines.bundle import INPUTS, MODEL, SIDECAR, Bundle
-from engines.evidence import EVIDENCE, Evidence, read_evidence, trusted_artefact
+from engines.bundle import GOLDEN, INPUTS, MODEL, SIDECAR, Bundle
+from engines.evidence import EVIDENCE, read_evidence, trusted_artefact
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
@@ -89,9 +89,10 @@ def write_repository(
             "triton-name", f"{name!r}: a Triton model is named with letters, digits, . _ and -"
         )
     chosen = _engine(bundle, engine)
-    backend, source, evidence = "onnxruntime", bundle.model, None
+    backend, content, evidence = "onnxruntime", bundle.model.read_bytes(), None
     if chosen is not None:
-        source, evidence = trusted_artefact(chosen)
+        trusted = trusted_artefact(chosen)
+        content, evidence = trusted.data, trusted.evidence
         backend = _BACKEND
     dynamic = bundle.info.batch == "dynamic"
     batch = (evidence.build.get("batch", [0])[-1] if evidence else max_batch) if dynamic else 0
@@ -109,12 +110,15 @@ def write_repository(
         place.mkdir(parents=True, exist_ok=True)
         # The model last: Triton takes a version with a model in it as complete.
         shutil.copyfile(bundle.path / SIDECAR, place / SIDECAR)
+        if chosen is None:
+            for weights in bundle.info.files.keys() - {MODEL, GOLDEN}:
+                shutil.copyfile(bundle.path / weights, place / weights)
         if chosen is not None:
             shutil.copyfile(chosen / EVIDENCE, place / EVIDENCE)
         _write_warm_up(bundle, folder / "warmup", batch)
         write_atomic(folder / LABELS, "\n".join(bundle.info.model.classes.names) + "\n")
         write_atomic(folder / CONFIG, config)
-        write_atomic(place / _file(backend), source.read_bytes())
+        write_atomic(place / _file(backend), content)
     except OSError as error:
         raise output_error(folder, error) from error
     return Repository(folder, version, backend, batch)
@@ -135,7 +139,16 @@ def _engine(bundle: Bundle, engine: str | None) -> Path | None:
                 "triton-engine", f"{folder}: Triton runs tensorrt engines, not {evidence.backend}"
             )
         if evidence.status == "rejected":
-            raise _rejected(folder, evidence)
+            raise UserError(
+                "engine-rejected",
+                f"{folder}: the parity gate rejected this engine: {'; '.join(evidence.reasons)}",
+            )
+        if evidence.bundle_sha256 != bundle.info.fingerprint:
+            raise UserError(
+                "triton-engine",
+                f"{folder}: built from another graph, or for other classes or preprocessing, than "
+                "the bundle's; build it again",
+            )
         return folder
     found = {
         folder: read_evidence(folder)
@@ -145,7 +158,9 @@ def _engine(bundle: Bundle, engine: str | None) -> Path | None:
     usable = [
         folder
         for folder, evidence in found.items()
-        if evidence.backend == _BACKEND and evidence.status != "rejected"
+        if evidence.backend == _BACKEND
+        and evidence.status != "rejected"
+        and evidence.bundle_sha256 == bundle.info.fingerprint
     ]
     if len(usable) > 1:
         raise UserError(
@@ -154,13 +169,6 @@ def _engine(bundle: Bundle, engine: str | None) -> Path | None:
             + ", ".join(folder.name for folder in usable),
         )
     return usable[0] if usable else None
-
-
-def _rejected(folder: Path, evidence: Evidence) -> UserError:
-    return UserError(
-        "engine-rejected",
-        f"{folder}: the parity gate rejected this engine: {'; '.join(evidence.reasons)}",
-    )
 
 
 def _next_version(folder: Path) -> int:

@@ -13,9 +13,10 @@ from engines.bundle import Bundle, open_bundle
 from engines.evidence import Evidence, read_evidence
 from engines.trt.backend import BACKENDS, Backend, BuildLowering, load
 from engines.trt.build import BuildOptions, BuiltEngine, build_engine
-from engines.trt.engine import open_trt
+from engines.trt.engine import TrtEngine, open_trt
 from engines.trt.lowering import lowered_model
 from export.known_bad import known_bad, used_ops
+from export.record import refuse_rejected
 
 
 def refuse_known_bad(bundle: Bundle, backend: Backend, lowering: BuildLowering) -> None:
@@ -102,6 +103,7 @@ def trt(
         _three(profile_batch),
     )
     opened, backend = open_bundle(bundle), BACKENDS[backend_name]
+    refuse_rejected(opened)
     refuse_known_bad(opened, backend, lowering or backend.lowering)
     built = build_engine(opened, backend, options)
     verdict = None
@@ -109,13 +111,22 @@ def trt(
         from export.verify import verify
 
         engine = open_trt(opened, backend, built.folder)
-        times = engine.profile_layers(engine.prepare(opened.golden().images[:1]))
-        built.layers.model_copy(update={"milliseconds": times}).write(built.folder)
         verdict = verify(opened, data, [engine])
+        _profile(opened, engine, built)
     evidence = read_evidence(built.folder)
     emit(evidence, as_json, _text(built, evidence))
     if verdict is not None:
         verdict.check()
+
+
+def _profile(bundle: Bundle, engine: TrtEngine, built: BuiltEngine) -> None:
+    """Adds the time of each layer to the layer report; an engine is as good without."""
+    try:
+        times = engine.profile_layers(engine.prepare(bundle.golden().images[:1]))
+    except RuntimeError as error:
+        click.echo(f"layers were not timed: {error}", err=True)
+        return
+    built.layers.model_copy(update={"milliseconds": times}).write(built.folder)
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:

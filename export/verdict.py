@@ -11,19 +11,19 @@ import onnxruntime as ort
 from onnx import ModelProto
 from pydantic import BaseModel
 
-from bench.coco_ap import evaluate
-from bench.run import spread
 from detr.cli_support import progress
 from detr.data import Dataset
-from detr.data.coco_format import coco_ground_truth
 from detr.data.preprocess import preprocess
 from detr.model_info import ModelInfo
 from detr.types import Detections
 from engines.bundle import OUTPUTS
 from engines.half_emulation import half_session
 from engines.ort_engine import session_options
+from export.budget import default_budget
 from export.judge import detections
+from export.judgement import average_precision, outcome
 from export.ranges import fill
+from export.samples import Samples
 
 _MOST_IMAGES = 500
 _ROUNDS = 20
@@ -36,13 +36,15 @@ class Row(BaseModel):
 
     Attributes:
         name: Its precision, and its island where there are several.
-        ap: COCO AP, half precision and int8 computed as such.
+        ap: COCO AP, half precision and int8 computed as such; ``None`` without labels.
+        over: What exceeds the parity budget of its precision, against float32.
         cpu_ms: Median time of a run in ONNX Runtime on this CPU, engine only, one batch.
         size_mb: Size of the graph with its weights, 10^6 bytes.
     """
 
     name: str
-    ap: float
+    ap: float | None
+    over: tuple[str, ...] = ()
     cpu_ms: float
     size_mb: float
 
@@ -56,7 +58,7 @@ class Verdict(BaseModel):
     """The comparison.
 
     Attributes:
-        images: Images the average precision is over.
+        images: Images the comparison is over.
         batch: Images per timed run.
         rows: float32 first; the exported graph last.
         advice: The conclusion, one line each.
@@ -67,67 +69,82 @@ class Verdict(BaseModel):
     rows: tuple[Row, ...]
     advice: tuple[str, ...]
 
-    def changed(self) -> float:
-        """By how much the last graph's AP differs from the first's."""
-        return abs(self.rows[-1].ap - self.rows[0].ap)
+    def keep(self, name: str, worth: float, note: str = "") -> Verdict:
+        """The same with the conclusion drawn for one of the rows, which becomes the last.
+
+        Args:
+            name: The row of the graph that is exported.
+            worth: AP a lower precision may lose and still be recommended.
+            note: What else there is to say.
+        """
+        (kept,) = (row for row in self.rows if row.name == name)
+        rows = [*(row for row in self.rows if row is not kept), kept]
+        told = ([note] if note else []) + advice(rows, worth)
+        return self.model_copy(update={"rows": tuple(rows), "advice": tuple(told)})
+
+    def over(self, name: str) -> tuple[str, ...]:
+        """What of a row exceeds its budget."""
+        return next(row.over for row in self.rows if row.name == name)
 
     def table(self) -> str:
         """For a person."""
         first = self.rows[0]
         width = max(len(row.name) for row in self.rows)
-        lines = [f"{'':<{width}}      AP  against fp32    CPU ms     MB  ({self.images} images)"]
-        lines += [
-            f"{row.name:<{width}}  {row.ap:.4f}       {row.ap - first.ap:+.4f}  {row.cpu_ms:8.1f}"
-            f"  {row.size_mb:5.1f}"
-            for row in self.rows
+        lines = [
+            f"{'':<{width}}      AP  against fp32  budget    CPU ms     MB  ({self.images} images)"
         ]
+        for row in self.rows:
+            ap, gap = "     –", "      –"
+            if row.ap is not None and first.ap is not None:
+                ap, gap = f"{row.ap:.4f}", f"{row.ap - first.ap:+.4f}"
+            held = "over  " if row.over else "holds "
+            lines.append(
+                f"{row.name:<{width}}  {ap}       {gap}  {held}  {row.cpu_ms:8.1f}  "
+                f"{row.size_mb:5.1f}"
+            )
         return "\n".join([*lines, *self.advice])
 
 
-def has_labels(dataset: Dataset) -> bool:
-    """Whether average precision can be measured on a data set."""
-    return bool(coco_ground_truth(dataset)["annotations"])
-
-
 def measure(
-    variants: Mapping[str, ModelProto],
-    info: ModelInfo,
-    dataset: Dataset,
-    batch: int,
-    worth: float,
+    variants: Mapping[str, ModelProto], info: ModelInfo, dataset: Dataset, batch: int
 ) -> Verdict:
-    """Measures graphs of the same weights.
+    """Measures graphs of the same weights, each against the first and its precision's budget.
 
     Args:
-        variants: Graphs by name; float32 first, the one in question last.
+        variants: Graphs by name; float32 first.
         info: What the model is.
-        dataset: Images with labels; at most 500 of them are used, spread evenly.
+        dataset: At most 500 of its images are used, spread evenly; AP is measured where they have
+            labels.
         batch: Images per run.
-        worth: AP a lower precision may lose and still be recommended.
     """
-    indices = spread(len(dataset), _MOST_IMAGES)
+    samples = Samples.of_dataset(dataset, _MOST_IMAGES)
     exact = {name: half_session(model) for name, model in variants.items()}
     found: dict[str, list[Detections]] = {name: [] for name in variants}
     feeds: list[dict[str, Any]] = []
-    for start in progress(range(0, len(indices), batch), "measuring AP"):
-        images = [dataset.image(i) for i in indices[start : start + batch]]
+    for start in progress(range(0, len(samples), batch), "measuring precision"):
+        count = min(batch, len(samples) - start)
+        images = [samples.image(start + k) for k in range(count)]
         feed = vars(preprocess(fill(images, batch), info.preprocess))
         feeds = [*feeds, feed][:_ROUNDS]
         for name, session in exact.items():
             found[name] += detections(session, feed)[: len(images)]
     times = _times(variants, feeds)
-    rows = [
-        Row(
-            name=name,
-            ap=evaluate(dataset, found[name], indices).ap,
-            cpu_ms=times[name],
-            size_mb=model.ByteSize() / 1e6,
+    expected = next(iter(found.values()))
+    reference_ap, _ = average_precision(samples, expected)
+    rows = []
+    for name, model in variants.items():
+        budget = default_budget(name.split()[0])
+        result = outcome(samples, expected, found[name], reference_ap, budget)
+        rows.append(
+            Row(
+                name=name,
+                ap=result.ap,
+                over=tuple(result.over(budget)),
+                cpu_ms=times[name],
+                size_mb=model.ByteSize() / 1e6,
+            )
         )
-        for name, model in variants.items()
-    ]
-    return Verdict(
-        images=len(indices), batch=batch, rows=tuple(rows), advice=tuple(advice(rows, worth))
-    )
+    return Verdict(images=len(samples), batch=batch, rows=tuple(rows), advice=())
 
 
 def _times(variants: Mapping[str, ModelProto], feeds: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -158,11 +175,15 @@ def advice(rows: Sequence[Row], worth: float) -> list[str]:
     asked = rows[-1]
     others = [row for row in rows if row.precision != asked.precision]
     lines = []
-    lost = others[0].ap - asked.ap
-    if lost > worth:
+    if asked.ap is not None and others[0].ap is not None and others[0].ap - asked.ap > worth:
         lines.append(
-            f"do not use {asked.name}: it loses {lost:.4f} AP against {others[0].name} "
-            f"(at most {worth:g} is worth it)"
+            f"do not use {asked.name}: it loses {others[0].ap - asked.ap:.4f} AP against "
+            f"{others[0].name} (at most {worth:g} is worth it)"
+        )
+    elif asked.over:
+        lines.append(
+            f"do not use {asked.name} unseen: against {others[0].name} there are "
+            f"{', '.join(asked.over)}"
         )
     lines += [
         f"{asked.name} is no smaller than {x.name}" for x in others if asked.size_mb >= x.size_mb

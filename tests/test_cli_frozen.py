@@ -11,6 +11,7 @@ import click
 import pytest
 
 from detr.cli import main
+from detr.cli_support import progress
 
 FROZEN = Path(__file__).with_name("cli.json")
 
@@ -65,6 +66,50 @@ def test_scripts_are_installed(script: str) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert "Commands" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bench", "run", "s.bundle", "--dta", "kitti:k"], "No such option '--dta'"),
+        (["bench", "run", "s.bundle"], "Missing option '--data'"),
+        (["bench", "rnu"], "No such command 'rnu'"),
+        (["data", "synth", "out", "--images", "many"], "'many' is not a valid integer"),
+    ],
+)
+def test_a_misspelt_command_line_is_one_line_too(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main.main(arguments, prog_name="detr")
+    told = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert told.startswith("error[usage]: ") and said in told and told.count("\n") == 1
+    assert told.rstrip().endswith("--help")
+
+
+@pytest.mark.parametrize(
+    "raised", [KeyboardInterrupt(), RuntimeError("from core.cpp:\nKeyboardInterrupt: <EMPTY>")]
+)
+def test_an_interrupted_command_says_so_and_no_more(
+    raised: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("detr.data.open.open_dataset", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main.main(["data", "check", "kitti:k"], prog_name="detr")
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.split() == ["interrupted"]
+
+
+def test_progress_in_a_log_file_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = progress(range(2), "looking")
+    bar.delay, bar.mininterval = 0, 0
+    assert list(bar) == [0, 1]
+    told = capsys.readouterr().err
+    assert "\r" not in told and "looking" in told and told.endswith("\n")
 
 
 def test_a_users_mistake_is_one_line_and_status_2() -> None:

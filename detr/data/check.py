@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from detr.cli_support import progress
+from detr.cli_support import counted, progress
 from detr.data.images import read_image
 from detr.data.labelled import FileDataset, Row, Scan
 from detr.errors import UserError
@@ -96,7 +96,7 @@ class CheckReport(BaseModel):
             "box height in pixels",
             *_bars([(f"{low}-{low * 2}", n, str(n)) for low, n in self.heights.items()]),
             "",
-            f"{self.errors} errors, {warnings} warnings",
+            f"{counted(self.errors, 'error')}, {counted(warnings, 'warning')}",
         ]
         return "\n".join(lines)
 
@@ -180,6 +180,16 @@ def _problem(error: UserError) -> Problem:
     return Problem(severity="error", code=error.code, message=error.message)
 
 
+def _nothing(dataset: FileDataset) -> Problem:
+    # Most often a misspelt source of a class, the rest ignored.
+    return Problem(
+        severity="error",
+        code="no-ground-truth",
+        message=f"{dataset.spec}: no label is an object of a class "
+        f"({', '.join(dataset.classes.names)}): there is nothing to learn or to score",
+    )
+
+
 def _report(dataset: FileDataset, rows: list[list[Row]], problems: list[Problem]) -> CheckReport:
     objects: Counter[int] = Counter()
     images: Counter[int] = Counter()
@@ -196,6 +206,8 @@ def _report(dataset: FileDataset, rows: list[list[Row]], problems: list[Problem]
             height = row.box[3] - row.box[1]
             sizes["small" if row.area < SMALL else "medium" if row.area < MEDIUM else "large"] += 1
             heights[2 ** max(0, math.floor(math.log2(height)))] += 1
+    if not objects:
+        problems = [*problems, _nothing(dataset)]
     low, high = (min(heights), max(heights)) if heights else (1, 0)
     steps = [2**k for k in range(int(math.log2(low)), int(math.log2(high)) + 1)] if high else []
     return CheckReport(

@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from detr.cli_support import Group, emit, json_option
+from detr.cli_support import Group, counted, emit, json_option
 from detr.errors import UserError
 
 
@@ -24,7 +24,9 @@ def data() -> None:
 @click.argument("data", metavar="DATA")
 @json_option
 def check(data: str, as_json: bool) -> None:
-    """Read every image and label of DATA; list all that is wrong and what is in it.
+    """List what is wrong with DATA and what is in it.
+
+    Decodes every image and reads every label row.
 
     DATA is kitti:PATH[:SPLIT], coco:PATH[:SPLIT] or a YAML file. The exit status is 2 where there
     are errors; warnings (boxes that are skipped or clipped) do not change it.
@@ -40,7 +42,7 @@ def check(data: str, as_json: bool) -> None:
     report = run_check(dataset)
     emit(report, as_json, report.text())
     if report.errors:
-        raise UserError("data-check", f"{data}: {report.errors} errors, listed above")
+        raise UserError("data-check", f"{data}: {counted(report.errors, 'error')}, listed above")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -79,7 +81,9 @@ def synth(
     form: Literal["kitti", "coco"],
     val_fraction: float,
 ) -> None:
-    """Make a folder OUT of synthetic road scenes with labels, split into train and val.
+    """Make synthetic road scenes with labels in a new folder OUT.
+
+    They are split into train and val; the same seed and size give the same pictures.
 
     Example: detr data synth runs/scenes --images 500 --size 128x416 --seed 1
     """

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from detr.config import ClassMap
-from detr.data.labelled import FileDataset, Row, Scan, existing
+from detr.data.labelled import TEXT, FileDataset, Row, Scan, existing
 from detr.data.policy import IGNORE, ClassPolicy
 from detr.errors import UserError
 
@@ -103,7 +103,7 @@ class CocoFile:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding=TEXT))
     except OSError as error:
         raise UserError("data-missing", f"{path}: {error.strerror or error}") from error
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -26,6 +27,10 @@ _DAMAGE = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+
+# Half of the size that is refused is worth a line on standard error to Pillow; not to us.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_image(path: Path) -> ImageArray:
@@ -73,6 +78,10 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
+    if isinstance(error, Image.DecompressionBombError):
+        return UserError(
+            "image-unreadable", f"{path}: more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels"
+        )
     # An unknown format's message repeats the path.
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if str(path) in reason:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from detr.config import ClassMap
 from detr.data.images import SUFFIXES
-from detr.data.labelled import FileDataset, Row, Scan, existing
+from detr.data.labelled import TEXT, FileDataset, Row, Scan, existing
 from detr.data.policy import IGNORE, ClassPolicy
 from detr.errors import UserError
 
@@ -63,7 +63,7 @@ def read_label_file(path: Path) -> list[KittiObject]:
 def scan_label_file(path: Path) -> tuple[list[KittiObject], list[UserError]]:
     """All objects of a file that can be read, and an error for every row that cannot."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding=TEXT).splitlines()
     except FileNotFoundError:
         return [], [UserError("label-missing", f"{path}: no such label file")]
     except UnicodeDecodeError:
@@ -159,6 +159,14 @@ class KittiDataset(FileDataset):
         """The rows of frame ``i`` as they are, ``DontCare`` included."""
         return read_label_file(self.label_path(i))
 
+    def sources(self, name: str) -> set[str]:
+        """Names in the label files that make up a class; none where there is no such class."""
+        if name not in self.classes.names:
+            return set()
+        merged = {source for source, became in self._policy.merged.items() if became == name}
+        own = set() if name in self._policy.merged else {name}
+        return (merged | own) - self._policy.ignored
+
     def scan(self, i: int) -> Scan:
         """The rows of frame ``i`` as class indices."""
         path = self.label_path(i)
@@ -203,8 +211,10 @@ def _read_split(root: Path, split: str) -> list[str]:
     folder = root / "ImageSets"
     path = folder / f"{split}.txt"
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_text(encoding=TEXT).splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError("split-row", f"{path}: not a text file") from error
+    except OSError as error:
         there = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
         raise UserError("split-missing", f"{path}: no such split; there are: {there}") from error
     frames: list[str] = []

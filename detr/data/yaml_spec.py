@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from detr.config import Strict
-from detr.errors import UserError
+from detr.errors import UserError, first_problem
 
 
 class DataSpec(Strict):
@@ -37,15 +37,17 @@ def read_data_spec(path: Path) -> DataSpec:
         UserError: ``data-missing`` or ``data-yaml``, naming file and key.
     """
     try:
-        spec = DataSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            keys = ", ".join(DataSpec.model_fields)
+            raise UserError("data-yaml", f"{path}: not a YAML mapping; its keys are {keys}")
+        spec = DataSpec.model_validate(content)
     except OSError as error:
         raise UserError("data-missing", f"{path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError("data-yaml", f"{path}: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UserError("data-yaml", f"{path}: {place}: {first['msg']}") from error
+        raise UserError("data-yaml", f"{path}: {first_problem(error)}") from error
     if spec.classes is not None and not spec.classes:
         raise UserError("data-yaml", f"{path}: classes: is empty")
     return spec.model_copy(update={"path": path.parent / spec.path.expanduser()})

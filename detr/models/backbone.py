@@ -40,8 +40,10 @@ class Backbone(nn.Module):
         self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
         # Some models' maps come with their channels last.
         self.channels_last = str(getattr(self.body, "output_fmt", None)).endswith("NHWC")
+        # As exact as the model's own: 1e-6 in a ConvNeXt, 1e-5 in a Swin.
+        own = next((m.eps for m in self.body.modules() if isinstance(m, nn.LayerNorm)), 1e-5)
         self.norms = nn.ModuleList(
-            nn.LayerNorm(channels) for channels in self.channels if config.map_norm
+            nn.LayerNorm(channels, own) for channels in self.channels if config.map_norm
         )
         if pretrained and config.pretrained is not None:
             _load(self.body, config)
@@ -127,7 +129,20 @@ def _create(config: BackboneConfig) -> Any:
         ) from error
     if windowed:
         swin.take_any_canvas(body)
+    _tell_channels_apart(body)
     return body
+
+
+def _tell_channels_apart(body: nn.Module) -> None:
+    """Starts convolutions' biases at random instead of at zero.
+
+    Padding is exactly zero, so without a bias every channel of a padded cell is. A layer norm over
+    equal channels multiplies gradients by ``1 / sqrt(eps)``: 1000 in each stage of a ConvNeXt,
+    whose clipped gradient is then that of the padding alone, and nothing is learned.
+    """
+    for module in body.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.normal_(module.bias, std=0.02)
 
 
 def _load(body: Any, config: BackboneConfig) -> None:

@@ -17,7 +17,7 @@ from detr.models.attention import (
 from detr.models.boxes import lift
 from detr.models.dense import ConditionalCrossAttention, DenseCrossAttention, SpatialQuery
 from detr.models.geometry import SamplingFrame, join_frames, sampling_frame
-from detr.models.layers import MLP, FeedForward, box_head, class_head
+from detr.models.layers import FeedForward, box_head, class_head, inner_mlp
 from detr.models.queries import QuerySource
 from detr.models.structures import (
     Attention,
@@ -119,16 +119,21 @@ class Decoder(nn.Module):
         self.spatial = SpatialQuery(config) if config.attention == "conditional" else None
         # DAB-Deformable-DETR rescales the position itself by the content, from layer 2 on.
         rescaled = config.query == "anchors" and deformable
-        self.position_scale = MLP(width, width, width) if rescaled else None
+        self.position_scale = inner_mlp(width, width, width) if rescaled else None
         shared = config.shared_heads or config.refine == "none"
         count = 1 if shared else config.decoder_layers
         self.class_heads = nn.ModuleList(class_head(config) for _ in range(count))
-        # A bare centre starts as a small box, but a shared head would shrink it in every layer.
+        # Without proposals the first boxes are small ones, but a shared head would shrink them in
+        # every layer.
         small_start = (
-            deformable and config.query == "learned" and (config.refine == "none" or not shared)
+            deformable
+            and config.query in ("learned", "anchors")
+            and (config.refine == "none" or not shared)
         )
+        # DETR's boxes have nowhere else to differ by.
+        placed = config.attention != "dense"
         self.box_heads = nn.ModuleList(
-            box_head(width, -2.0 if small_start and i == 0 else 0.0) for i in range(count)
+            box_head(width, placed, -2.0 if small_start and i == 0 else 0.0) for i in range(count)
         )
 
     def forward(

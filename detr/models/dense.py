@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from detr.config import DetectorConfig
 from detr.models.attention import split_heads
-from detr.models.layers import MLP
+from detr.models.layers import inner_mlp
 from detr.models.position import YXWH, reference_embedding
 from detr.models.structures import DenseAttention, Memory
 
@@ -141,8 +141,8 @@ class SpatialQuery(nn.Module):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.width = config.width
-        self.scale = MLP(config.width, config.width, config.width)
-        self.size = MLP(config.width, config.width, 2) if config.query == "anchors" else None
+        self.scale = inner_mlp(config.width, config.width, config.width)
+        self.size = inner_mlp(config.width, config.width, 2) if config.query == "anchors" else None
 
     def forward(self, hidden: Tensor, references: Tensor, first: bool) -> Tensor:
         """The spatial query ``[B, N, D]``.

@@ -13,7 +13,7 @@ from detr.models.attention import (
     token_span,
 )
 from detr.models.geometry import SamplingFrame, sampling_frame, token_centres
-from detr.models.layers import MLP, FeedForward
+from detr.models.layers import FeedForward, inner_mlp
 from detr.models.position import image_positions
 from detr.models.structures import LevelShapes
 
@@ -111,7 +111,9 @@ class Encoder(nn.Module):
             nn.init.normal_(self.level_embedding)
         # DAB-DETR rescales the positions by the content of every layer's input.
         rescaled = config.encoder_layers and config.query == "anchors" and not deformable
-        self.position_scale = MLP(config.width, config.width, config.width) if rescaled else None
+        self.position_scale = (
+            inner_mlp(config.width, config.width, config.width) if rescaled else None
+        )
         self.fusion = MemoryFusion(config) if config.memory_fusion is not None else None
 
     def positions(self, ratios: Tensor, shapes: LevelShapes) -> Tensor:

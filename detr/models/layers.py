@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,6 +31,27 @@ class MLP(nn.Module):
         return out
 
 
+def inner_mlp(*sizes: int) -> MLP:
+    """An :class:`MLP` within a transformer, whose weights all start as Xavier's; heads do not."""
+    mlp = MLP(*sizes)
+    for layer in mlp.layers:
+        assert isinstance(layer, nn.Linear)
+        nn.init.xavier_uniform_(layer.weight)
+    return mlp
+
+
+class InnerReLU(nn.ReLU):
+    """ReLU of a linear layer's output, in place unless gradients are kept.
+
+    The output is the model's largest tensor: a second one costs a tenth of inference. With
+    gradients it is a view, and autograd pays for changing one with two copies of its gradient.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Any shape."""
+        return functional.relu(input, inplace=not torch.is_grad_enabled())
+
+
 class FeedForward(nn.Module):
     """Post-norm feed-forward block of a transformer layer."""
 
@@ -37,7 +59,7 @@ class FeedForward(nn.Module):
         super().__init__()
         width, hidden, dropout = config.width, config.ffn, config.dropout
         self.expand = nn.Linear(width, hidden)
-        self.activation = nn.PReLU() if config.activation == "prelu" else nn.ReLU()
+        self.activation = nn.PReLU() if config.activation == "prelu" else InnerReLU()
         self.contract = nn.Linear(hidden, width)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
@@ -46,8 +68,6 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D]`` to ``[..., D]``."""
-        # Not in place: a linear layer returns a view, and autograd pays for changing one with two
-        # copies of the model's largest gradient.
         hidden = self.dropout(self.activation(self.expand(x)))
         out: Tensor = self.norm(x + self.dropout(self.contract(hidden)))
         return out
@@ -66,15 +86,18 @@ def class_head(config: DetectorConfig) -> nn.Linear:
     return head
 
 
-def box_head(width: int, size_bias: float = 0.0) -> MLP:
-    """Three-layer box MLP that starts by leaving its reference where it is.
+def box_head(width: int, placed: bool = True, size_bias: float = 0.0) -> MLP:
+    """Three-layer box MLP.
 
     Args:
         width: Input and hidden width.
-        size_bias: First value of the width and height logits; -2 makes boxes of 0.12 where the
-            reference is a bare centre.
+        placed: Boxes have references and start where they are; otherwise they start at random.
+        size_bias: First value of placed boxes' width and height logits; -2 makes boxes of 0.12
+            where the reference is a bare centre.
     """
     head = MLP(width, width, width, 4)
+    if not placed:
+        return head
     last = head.layers[-1]
     assert isinstance(last, nn.Linear)
     nn.init.zeros_(last.weight)

@@ -25,7 +25,8 @@ class Neck(nn.Module):
         channels: Of the backbone maps, finest first.
         levels: Number of levels that come out.
         width: Their channels D.
-        normalise: Group norm after each convolution; DETR has none.
+        normalise: Group norm after each convolution, which then starts as Xavier's; DETR has
+            none and torch's own start.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Neck(nn.Module):
         for extra in range(levels - len(channels)):
             inputs = channels[-1] if extra == 0 else width
             convs.append(nn.Conv2d(inputs, width, 3, stride=2, padding=1))
-        for conv in convs:
+        for conv in convs if normalise else ():
             nn.init.xavier_uniform_(conv.weight)
             assert conv.bias is not None
             nn.init.zeros_(conv.bias)

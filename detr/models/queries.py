@@ -16,7 +16,7 @@ from detr.config import DetectorConfig
 from detr.errors import UserError
 from detr.models.boxes import inverse_sigmoid
 from detr.models.geometry import token_centres
-from detr.models.layers import MLP, box_head, class_head
+from detr.models.layers import MLP, box_head, class_head, inner_mlp
 from detr.models.position import XYWH, YXWH, reference_embedding
 from detr.models.structures import LevelShapes, Memory, Proposals, QueryGroup
 
@@ -75,7 +75,7 @@ class LearnedQueries(QuerySource):
             nn.init.xavier_uniform_(self.reference_points.weight)
             nn.init.zeros_(self.reference_points.bias)
         elif config.attention == "conditional":
-            self.reference_points = MLP(width, width, 2)
+            self.reference_points = inner_mlp(width, width, 2)
 
     def forward(self, memory: Memory, indices: Tensor | None = None) -> QueryGroup:
         """See the base class."""
@@ -132,7 +132,7 @@ class AnchorQueries(QuerySource):
         deformable, told = config.attention == "deformable", config.denoising is not None
         count = config.queries if deformable else config.patterns
         self.content = nn.Embedding(count, config.width - told) if count else None
-        self.reference_mlp = MLP(2 * config.width, config.width, config.width)
+        self.reference_mlp = inner_mlp(2 * config.width, config.width, config.width)
 
     def forward(self, memory: Memory, indices: Tensor | None = None) -> QueryGroup:
         """See the base class."""
@@ -306,10 +306,8 @@ class MixedQueries(QuerySource):
         self.config = config
         self.proposals = ProposalHead(config, class_agnostic=False)
         self.content = nn.Embedding(config.queries, config.width)
-        self.reference_mlp = MLP(2 * config.width, config.width, config.width)
-        for layer in self.reference_mlp.layers:
-            assert isinstance(layer, nn.Linear)
-            nn.init.xavier_uniform_(layer.weight)
+        self.reference_mlp = inner_mlp(2 * config.width, config.width, config.width)
+        nn.init.xavier_uniform_(self.content.weight)
 
     def forward(self, memory: Memory, indices: Tensor | None = None) -> QueryGroup:
         """See the base class."""

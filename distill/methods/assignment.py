@@ -21,7 +21,7 @@ from distill.spans import timed
 
 # Entries of a cost tensor that are computed at once: bounds memory, not results. On a CPU the few
 # tensors in use stay in its cache.
-_CHUNK, _CACHED = 2**21, 2**16
+_CHUNK, _CACHED = 2**21, 2**18
 # Problems share a tensor up to this ratio of its size to the smallest one's.
 _FILL = 3
 _NEVER = 1e6

@@ -12,12 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detr.models import Target, cxcywh_to_xyxy
-from distill.boxes import pairwise_giou
+from detr.models import Target
 from distill.hungarian import assign
-from distill.matcher import Matches, match, pad_targets
+from distill.matcher import Matches, match_costs, pair_scores, total_cost
 from distill.methods.assignment import PairWeights, Predictions, assign_parts, pair_costs
-from distill.methods.base import float32
 from distill.spans import timed
 
 Selection = Literal["positive_hard", "positive", "hard", "easy"]
@@ -54,29 +52,28 @@ class Selected:
 @timed("matching")
 @torch.no_grad()
 def select_queries(
-    boxes: Tensor, targets: list[Target], matches: Matches, threshold: float
+    table: Tensor, targets: list[Target], matches: Matches, threshold: float
 ) -> Selected:
     """Group query selection (section 3.2).
 
     Args:
-        boxes: ``[L, B, N, 4]`` cx cy w h.
+        table: ``[L, B, N, G]`` generalised IoU of every prediction with every (padded) box.
         targets: Ground truth per image.
         matches: Assignment of the same predictions.
         threshold: Tau; strictly above is hard.
     """
-    true_boxes, _, counts = pad_targets(targets)
-    shape = boxes.shape[:-1]
-    owner = torch.zeros(shape, dtype=torch.int64, device=boxes.device)
-    overlap = torch.full(shape, float("-inf"), device=boxes.device)
-    if true_boxes.shape[1]:
-        present = (torch.arange(true_boxes.shape[1]) < counts[:, None]).to(boxes.device)
-        table = pairwise_giou(cxcywh_to_xyxy(float32(boxes)), cxcywh_to_xyxy(true_boxes))
+    shape, device = table.shape[:-1], table.device
+    owner = torch.zeros(shape, dtype=torch.int64, device=device)
+    overlap = torch.full(shape, float("-inf"), device=device)
+    if table.shape[-1]:
+        counts = torch.tensor([len(target.labels) for target in targets])
+        present = (torch.arange(table.shape[-1]) < counts[:, None]).to(device)
         table = table.masked_fill(~present[None, :, None], float("-inf"))
         overlap, owner = table.max(-1)
         place = (matches.layer, matches.image, matches.query)
         pairs = (*place, matches.box)
         overlap[place], owner[place] = table[pairs], matches.box
-    positive = torch.zeros(shape, dtype=torch.bool, device=boxes.device)
+    positive = torch.zeros(shape, dtype=torch.bool, device=device)
     positive[matches.layer, matches.image, matches.query] = True
     hard = ~positive & (overlap > threshold)
     return Selected(overlap, owner, positive, hard, ~positive & ~hard & overlap.isfinite())
@@ -100,12 +97,14 @@ class Alignment:
     select: Selection = "positive_hard"
     pool: Literal["box", "image"] = "box"
 
+    @timed("matching")
     def selection(
         self, targets: list[Target], predictions: Predictions
     ) -> tuple[Selected, Matches]:
         """GQS on ``[L, B, N, ...]`` predictions, and their matches."""
-        matches = match(predictions.logits, predictions.boxes, targets, self.cost)
-        return select_queries(predictions.boxes, targets, matches, self.threshold), matches
+        scores, l1, overlap = pair_scores(predictions.logits, predictions.boxes, targets)
+        matches = match_costs(total_cost(scores, l1, overlap, self.cost), targets)
+        return select_queries(overlap, targets, matches, self.threshold), matches
 
 
 @timed("matching")

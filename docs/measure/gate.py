@@ -12,7 +12,6 @@ import importlib.util
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 
 from detr import msda
 from detr.shipped import find_model
@@ -20,19 +19,13 @@ from engines import Engine, open_bundle, open_engine
 from engines.torch_engine import TorchEngine
 from export.budget import default_budget
 from export.gate import EngineVerdict
+from export.judgement import judge
 from export.onnx_export import export_bundle
-from export.verify import judge
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "export"))
+import gate_faults
 
 _BUDGET = default_budget("fp32")
-
-
-def faults() -> ModuleType:
-    path = Path(__file__).parents[2] / "tests" / "export" / "test_gate_faults.py"
-    spec = importlib.util.spec_from_file_location("test_gate_faults", path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["test_gate_faults"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def row(name: str, verdict: EngineVerdict) -> str:
@@ -65,7 +58,6 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=24)
     parser.add_argument("--bundle", type=Path)
     arguments = parser.parse_args()
-    module = faults()
     teacher = find_model(Path("demo-teacher"))
     reference = TorchEngine(teacher)
     with tempfile.TemporaryDirectory() as name:
@@ -74,7 +66,7 @@ def main() -> None:
         if not kept.exists():
             export_bundle(teacher, kept, batch="dynamic")
         bundle = open_bundle(kept)
-        samples = module.scenes(folder / "scenes", arguments.scenes, reference)
+        samples = gate_faults.scenes(folder / "scenes", arguments.scenes, reference)
         print(
             "| | lost, new, other class | box px | median | score | median | AP | verdict "
             "| begins in | told as |"
@@ -86,9 +78,9 @@ def main() -> None:
             engines.append(open_engine(kept, "openvino"))
         for verdict in judge(bundle, reference, engines, samples, _BUDGET):
             print(row(f"healthy, {verdict.engine}", verdict), flush=True)
-        for title, fault in module.FAULTS.items():
+        for title, fault in gate_faults.FAULTS.items():
             place = folder / title.replace(" ", "-") / "x.bundle"
-            verdict = module.faulty_verdict(fault, bundle, place, reference, samples)
+            verdict = gate_faults.faulty_verdict(fault, bundle, place, reference, samples)
             print(row(title, verdict), flush=True)
 
 

@@ -109,7 +109,7 @@ def build_engine(
     evidence = Evidence(
         artefact=ENGINE,
         sha256=sha256(folder / ENGINE),
-        bundle_sha256=bundle.info.files[MODEL],
+        bundle_sha256=bundle.info.fingerprint,
         backend=backend.name,
         build={
             "version": trt.__version__,
@@ -234,16 +234,17 @@ class _Build:
             config = builder.create_builder_config()
             keep = self._configure(builder, network, config, capabilities)
             watch = Progress(bar)
-            config.progress_monitor = make_monitor(trt, watch)
+            # Held by name: the bindings of some releases keep no reference of their own.
+            config.progress_monitor = monitor = make_monitor(trt, watch)
             plan = builder.build_serialized_network(network, config)
+            del monitor
             if watch.interrupted:
                 raise KeyboardInterrupt
         if plan is None:
-            last = self.log.errors[-1] if self.log.errors else "no reason given"
             raise UserError(
                 "tensorrt-build",
                 f"{self.bundle.path}: {self.backend.name} {trt.__version__} built no engine: "
-                f"{last}; more in {BUILD_LOG}",
+                f"{self.log.last_error()}; more in {BUILD_LOG}",
             )
         keep(config)
         return bytes(plan)
@@ -258,6 +259,12 @@ class _Build:
         return flags
 
     def _parse_error(self, parser: Any) -> UserError:
+        if not parser.num_errors:
+            return UserError(
+                "tensorrt-parse",
+                f"{self.bundle.model}: {self.backend.name} {self.trt.__version__} does not take it "
+                f"({self.log.last_error()})",
+            )
         parser_error = parser.get_error(0)
         node = parser_error.node_name() or parser_error.node()
         return UserError(
@@ -294,8 +301,10 @@ class _Build:
             old = path.read_bytes() if path.exists() else b""
         except OSError as error:
             raise UserError("timing-cache", f"{path}: {error.strerror or error}") from error
-        # One of another release or GPU is not taken over; the build then measures anew.
-        config.set_timing_cache(config.create_timing_cache(old), False)
+        timing_cache = config.create_timing_cache(old)
+        if timing_cache is None or not config.set_timing_cache(timing_cache, False):
+            # Of another release or GPU, or damaged: the build measures anew.
+            config.set_timing_cache(config.create_timing_cache(b""), False)
         return lambda config: _keep_tactics(config, path)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detr.errors import UserError
-from engines.bundle import MODEL, Bundle
+from engines.bundle import Bundle
 from engines.evidence import EVIDENCE, Evidence, read_evidence
 from engines.trt.backend import Backend, release
 
@@ -48,12 +48,18 @@ def find_engine(
 
     Raises:
         UserError: ``engine-not-built``, or why none of those there fits: ``engine-stale``,
-            ``engine-version``, ``engine-architecture``, ``engine-plugin``, ``engine-rejected``.
+            ``engine-version``, ``engine-architecture``, ``engine-plugin``, ``engine-rejected``,
+            ``evidence-unreadable``.
     """
     command = rebuild_command(bundle, backend, here.capability)
-    refusal: UserError | None = None
+    refusals: list[UserError] = []
+    fitting: list[tuple[Path, Evidence]] = []
     for path in sorted(bundle.path.glob(f"engines/*/{EVIDENCE}")):
-        evidence = read_evidence(path.parent)
+        try:
+            evidence = read_evidence(path.parent)
+        except UserError as error:  # damaged: no reason not to look at the others
+            refusals.append(error)
+            continue
         if evidence.backend != backend.name:
             continue
         found = _refusal(bundle, evidence, here, backend, path.parent, command)
@@ -64,13 +70,22 @@ def find_engine(
                 f"{_way_out(evidence)}",
             )
         if found is None:
-            return path.parent, evidence
-        refusal = refusal or found
-    if refusal is not None:
-        raise refusal
+            fitting.append((path.parent, evidence))
+        else:
+            refusals.append(found)
+    if fitting:
+        return min(fitting, key=_preference)
+    if refusals:
+        raise refusals[0]
     raise UserError(
         "engine-not-built", f"{bundle.path}: no {backend.name} engine in it; build one: {command}"
     )
+
+
+def _preference(engine: tuple[Path, Evidence]) -> tuple[bool, bool, Path]:
+    """Small for the engine to take: one that was accepted, then one built for this very GPU."""
+    path, evidence = engine
+    return evidence.status != "accepted", bool(evidence.build.get("hardware_compatible")), path
 
 
 def rebuild_command(bundle: Bundle, backend: Backend, capability: int) -> str:
@@ -95,10 +110,11 @@ def _refusal(
 ) -> UserError | None:
     build = evidence.build
     built_with, capabilities = str(build.get("version")), build.get("compute_capabilities", [])
-    if evidence.bundle_sha256 != bundle.info.files[MODEL]:
+    if evidence.bundle_sha256 != bundle.info.fingerprint:
         return UserError(
             "engine-stale",
-            f"{folder}: built from another graph than the bundle's; build it again: {command}",
+            f"{folder}: built from another graph, or for other classes or preprocessing, than the "
+            f"bundle's; build it again: {command}",
         )
     if not _version_fits(build, here.version):
         return UserError(

@@ -77,7 +77,8 @@ class Device:
 
     def __init__(self, cudart: Any = None) -> None:
         cudart = cudart if cudart is not None else runtime()
-        stream = checked(cudart.cudaStreamCreate())
+        # One the default stream does not wait for: what others queue there would end a capture.
+        stream = checked(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
         self._cudart, self._stream = cudart, stream
         # Taken from the end: memory goes first, the stream last. Nothing here may hold self.
         self._free: list[Callable[[], Any]] = [lambda: cudart.cudaStreamDestroy(stream)]
@@ -127,21 +128,31 @@ class Device:
         """Records what ``work`` queues instead of doing it.
 
         Raises:
-            CudaError: Something in it cannot be recorded; the stream is usable again.
+            CudaError: Something in it cannot be recorded; the stream is usable again. What ``work``
+                raises is passed on, the stream likewise.
         """
         cudart = self._cudart
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         checked(cudart.cudaStreamBeginCapture(self._stream, mode))
         try:
             work()
-        finally:
-            # Ends the capture in any case: a stream left capturing refuses everything else.
-            ended = cudart.cudaStreamEndCapture(self._stream)
-        graph = checked(ended)
+        except BaseException:
+            # A stream left capturing refuses everything else, and the error it ended with would
+            # be taken for one of the next kernel's.
+            error, graph = cudart.cudaStreamEndCapture(self._stream)
+            if int(error) == 0:
+                cudart.cudaGraphDestroy(graph)
+            cudart.cudaGetLastError()
+            raise
         try:
-            return Graph(cudart, checked(cudart.cudaGraphInstantiate(graph, 0)), self._stream)
-        finally:
-            cudart.cudaGraphDestroy(graph)
+            graph = checked(cudart.cudaStreamEndCapture(self._stream))
+            try:
+                return Graph(cudart, checked(cudart.cudaGraphInstantiate(graph, 0)), self._stream)
+            finally:
+                cudart.cudaGraphDestroy(graph)
+        except CudaError:
+            cudart.cudaGetLastError()
+            raise
 
     def close(self) -> None:
         """Gives stream and memory back; arrays of :meth:`pinned` must not be used after it."""

@@ -15,7 +15,7 @@ from engines.bundle import INPUTS, OUTPUTS, Bundle
 from engines.evidence import trusted_artefact
 from engines.trt.backend import Backend, capturable, load
 from engines.trt.check import Here, find_engine, plugin_hash, rebuild_command
-from engines.trt.cuda import CudaError, Device, Graph, HostArray, compute_capability
+from engines.trt.cuda import Device, Graph, HostArray, compute_capability
 from engines.trt.log import Log, make_logger, make_profiler
 
 
@@ -45,16 +45,18 @@ def open_trt(
         )
     here = Here(trt.__version__, capability, plugin_hash())
     folder = built or find_engine(bundle, backend, here, allow_rejected)[0]
-    path, evidence = trusted_artefact(folder)
+    trusted = trusted_artefact(folder)
+    evidence = trusted.evidence
     if evidence.status == "unverified" and built is None:
         warnings.warn(
-            f"{path}: never compared with the model it was built from; do it with: "
+            f"{trusted.path}: never compared with the model it was built from; do it with: "
             f"detr export verify {bundle.path} --engine {backend.name}",
             stacklevel=2,
         )
     return TrtEngine(
         bundle,
-        path,
+        trusted.path,
+        trusted.data,
         backend,
         trt,
         Device(),
@@ -69,6 +71,7 @@ class TrtEngine(Engine):
     Args:
         bundle: The bundle it was built from.
         path: The engine.
+        data: Its content, which was checked; the file is not read again.
         backend: Its runtime.
         trt: The runtime's module.
         device: Stream and memory.
@@ -78,6 +81,7 @@ class TrtEngine(Engine):
 
     Attributes:
         cuda_graph: Whether the last batch was replayed from a CUDA graph.
+        no_cuda_graph: Why it was not, once a batch has run.
     """
 
     on_gpu = True
@@ -86,6 +90,7 @@ class TrtEngine(Engine):
         self,
         bundle: Bundle,
         path: Path,
+        data: bytes,
         backend: Backend,
         trt: Any,
         device: Device,
@@ -101,7 +106,7 @@ class TrtEngine(Engine):
         self._logger = make_logger(trt, self._log)
         self._runtime = trt.Runtime(self._logger)
         self._runtime.engine_host_code_allowed = host_code
-        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise UserError(
                 "engine-unloadable",
@@ -109,8 +114,7 @@ class TrtEngine(Engine):
                 f"({self._last_error()}); build it again: {rebuild}",
             )
         self._engine = engine
-        low, _, high = engine.get_tensor_profile_shape(INPUTS[0], 0)
-        self._least, self._most = int(low[0]), int(high[0])
+        self._least, self._most = _batches(engine)
         self.batch_size = self._most if self._least == self._most else None
         self._context = engine.create_execution_context()
         if self._context is None:
@@ -122,7 +126,7 @@ class TrtEngine(Engine):
         self._allocate()
         self._batch = 0
         self._graph: Graph | None = None
-        self.cuda_graph = False
+        self.cuda_graph, self.no_cuda_graph = False, ""
 
     @property
     def memory_bytes(self) -> int:
@@ -140,6 +144,8 @@ class TrtEngine(Engine):
         times: dict[str, list[float]] = {}
         # A context of its own: the profiler stays with it and slows every run.
         context = self._engine.create_execution_context()
+        if context is None:
+            raise RuntimeError(f"{self.artefact}: no second context: {self._last_error()}")
         profiler = make_profiler(self._trt, times)
         context.profiler = profiler
         batch = max(len(inputs.images), self._least)
@@ -190,7 +196,8 @@ class TrtEngine(Engine):
             if not context.set_input_shape(name, (batch, *rest)):
                 raise RuntimeError(f"{self.artefact}: {name}: {self._last_error()}")
         for name, pointer in self._pointers.items():
-            context.set_tensor_address(name, pointer)
+            if not context.set_tensor_address(name, pointer):
+                raise RuntimeError(f"{self.artefact}: {name}: {self._last_error()}")
 
     def _prepare(self, batch: int) -> None:
         """Makes ready for a batch size and records its CUDA graph.
@@ -203,11 +210,15 @@ class TrtEngine(Engine):
         # The first run after a change of shapes does work that must not be recorded.
         self._enqueue(self._context, batch)
         self._device.wait()
-        if capturable(self._backend, self._context, self._device.stream):
+        self.no_cuda_graph = ""
+        if not capturable(self._backend, self._context, self._device.stream):
+            self.no_cuda_graph = "the runtime may still compile"
+        else:
             try:
                 self._graph = self._device.capture(lambda: self._enqueue(self._context, batch))
-            except CudaError as reason:
-                self._log.add("WARNING", f"no CUDA graph: {reason}")
+            except RuntimeError as reason:
+                # CUDA refuses the recording, or TensorRT does while one is going on.
+                self.no_cuda_graph = str(reason)
         self.cuda_graph = self._graph is not None
         self._batch = batch
 
@@ -226,4 +237,13 @@ class TrtEngine(Engine):
             self._device.download(self._host[name][:batch], self._pointers[name])
 
     def _last_error(self) -> str:
-        return self._log.errors[-1] if self._log.errors else "no reason given"
+        return self._log.last_error()
+
+
+def _batches(engine: Any) -> tuple[int, int]:
+    """Smallest and largest batch: the graph's own where it is fixed, else the profile's."""
+    fixed = int(engine.get_tensor_shape(INPUTS[0])[0])
+    if fixed > 0:
+        return fixed, fixed
+    low, _, high = engine.get_tensor_profile_shape(INPUTS[0], 0)
+    return int(low[0]), int(high[0])

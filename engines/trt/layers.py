@@ -98,5 +98,9 @@ def network_layers(network: Any) -> LayerReport:
 def with_engine(report: LayerReport, trt: Any, engine: Any) -> LayerReport:
     """Adds what the inspector tells of an opened engine."""
     inspector = engine.create_engine_inspector()
-    told = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    try:
+        told = json.loads(text)
+    except ValueError:  # an engine is not to be lost over its description
+        told = {"not JSON": text}
     return report.model_copy(update={"source": "engine", "engine": told})

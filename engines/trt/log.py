@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -29,6 +33,10 @@ class Log:
         self.lines.append(f"{time.perf_counter() - self._start:9.3f} {severity}: {message}")
         if "ERROR" in severity:
             self.errors.append(message)
+
+    def last_error(self) -> str:
+        """What went wrong most recently, as far as TensorRT said."""
+        return self.errors[-1] if self.errors else "no reason given"
 
     def text(self) -> str:
         """The content of a ``build.log``."""
@@ -57,10 +65,13 @@ class _Phase:
 
 
 class Progress:
-    """The builder's nested phases as one percentage.
+    """The builder's nested phases as one percentage; TensorRT may tell of them from any thread.
 
     Args:
         bar: Shows it; its total is 100.
+
+    Attributes:
+        interrupted: Whether the build shall end.
     """
 
     def __init__(self, bar: tqdm[Any]) -> None:
@@ -73,12 +84,24 @@ class Progress:
         self._phases[name] = _Phase(parent, max(1, steps))
         self._show(name)
 
-    def step(self, name: str, step: int) -> bool:
-        """A step of a phase is done; returns whether the build shall go on."""
+    def step(self, name: str, step: int) -> None:
+        """A step of a phase is done."""
         if name in self._phases:
             self._phases[name].done = step + 1
             self._show(name)
-        return not self.interrupted
+
+    def guarded(self, call: Callable[..., None], *arguments: Any) -> None:
+        """One of the above, for TensorRT, whose C++ knows nothing of Python's exceptions.
+
+        An interrupt ends the build at its next step. A bar that cannot be shown (a terminal that
+        was closed) is no reason to lose an engine.
+        """
+        try:
+            call(*arguments)
+        except KeyboardInterrupt:
+            self.interrupted = True
+        except Exception as error:
+            _LOG.debug("progress not shown: %s", error)
 
     def finish(self, name: str) -> None:
         """A phase ends; it is a step of the one it lies in."""
@@ -87,7 +110,7 @@ class Progress:
             self._bar.update(100 - self._bar.n)
 
     def _show(self, name: str) -> None:
-        phase: _Phase | None = self._phases[name]
+        phase = self._phases.get(name)
         share = 0.0
         while phase is not None:
             share = min(1.0, (phase.done + share) / phase.steps)
@@ -105,17 +128,14 @@ def make_monitor(trt: Any, progress: Progress) -> Any:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            progress.start(phase_name, parent_phase, num_steps)
+            progress.guarded(progress.start, phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            try:
-                return progress.step(phase_name, step)
-            except KeyboardInterrupt:
-                progress.interrupted = True
-                return False
+            progress.guarded(progress.step, phase_name, step)
+            return not progress.interrupted
 
         def phase_finish(self, phase_name: str) -> None:
-            progress.finish(phase_name)
+            progress.guarded(progress.finish, phase_name)
 
     return Monitor()
 

@@ -24,6 +24,11 @@ CLASSES = ClassMap(names=("Car", "Pedestrian"), category_ids=(1, 4))
 LABEL_TAIL = "1.5 1.6 3.9 0 1.6 20 0"
 
 
+@pytest.fixture(autouse=True)
+def _warm_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.latency.WARM_SECONDS", 0.0)
+
+
 class BrightBoxEngine(Engine):
     """Detects the bright rectangle of each image as a Car, ``shift`` pixels to the right."""
 

@@ -18,6 +18,7 @@ from bench import artefact
 from bench.cli import main
 from bench.rebuild import commands, rebuild
 from bench.report import Report
+from bench.sweep import sweep
 from detr.cli import main as detr
 from detr.config import ClassMap
 from detr.data.labelled import FileDataset
@@ -179,6 +180,8 @@ def test_rows_carry_what_repeating_them_takes(engines: dict[str, Any], bright_ca
     assert max(row.latency.samples_ms) >= row.latency.end_to_end.p50_ms
     assert row.environment.drift is not None and row.environment.drift.readings >= 1
     assert row.latency.images == 4
+    # A checkpoint is its own origin; a bundle's origin is the checkpoint it was made from.
+    assert row.checkpoint_sha256 == row.sha256
 
 
 def test_sweep_is_one_page_of_depth_by_engine(
@@ -220,8 +223,50 @@ def test_sweep_is_one_page_of_depth_by_engine(
     assert (tmp_path / "out/matches.npz").exists()
     assert "--engines native,openvino,tensorrt" in report.commands[0]
 
-    nothing = invoke([*command[:-3], "tensorrt", *command[-2:], "--out", str(tmp_path / "out")])
-    assert nothing.exit_code == 2 and "error[sweep-empty]" in nothing.stderr
+    for names, code in (
+        ("tensorrt", "sweep-empty"), ("native,opnvino", "engine-unknown"), (",", "usage")
+    ):  # fmt: skip
+        wrong = invoke([*command[:-3], names, *command[-2:], "--out", str(tmp_path / "out")])
+        assert wrong.exit_code == 2 and f"error[{code}]" in wrong.stderr
+
+
+def test_a_sweep_refuses_models_of_different_classes(
+    bright_cars: Path, engine_type: type[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = {"cars": ("Car", "Pedestrian"), "other": ("Pedestrian", "Car")}
+
+    def opened(path: Path, engine: str) -> Any:
+        made = engine_type(path)
+        classes = ClassMap(names=names[path.stem], category_ids=(1, 4))
+        made.info = made.info.model_copy(update={"classes": classes})
+        return made
+
+    monkeypatch.setattr(bench_run, "open_engine", opened)
+    paths = [tmp_path / f"{name}.safetensors" for name in names]
+    for path in paths:
+        path.write_bytes((2).to_bytes(8, "little") + b"{}")
+    with pytest.raises(UserError) as caught:
+        sweep(paths, ["native"], f"kitti:{bright_cars}:val", iterations=1)
+    assert caught.value.code == "bench-classes" and "other.safetensors" in caught.value.message
+
+
+def test_where_the_report_cannot_lie_is_found_out_before_measuring(
+    bright_cars: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bench_run, "run", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "s.bundle").mkdir()
+    for out, code, said in (
+        ("file", "output-unwritable", "a file is in the way"),
+        ("file/below", "output-unwritable", "a file is in the way"),
+        ("s.bundle", "output-exists", "is a bundle"),
+    ):
+        command = ["run", str(tmp_path / "s.bundle"), "--data", f"kitti:{bright_cars}:val"]
+        run = invoke([*command, "--out", str(tmp_path / out)])
+        assert run.exit_code == 2
+        assert run.stderr.startswith(f"error[{code}]") and said in run.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+    assert list((tmp_path / "s.bundle").iterdir()) == []
 
 
 def test_rebuild_builds_and_proves_before_it_measures(
@@ -261,11 +306,11 @@ def test_rebuild_calls_options_that_exist() -> None:
 
 
 def test_rows_say_what_the_parity_gate_said(tmp_path: Path) -> None:
-    model = tmp_path / "model.onnx"
+    model = tmp_path / "model.engine"
     model.write_bytes(b"graph")
     assert artefact.parity(model, "native") is None
     evidence = Evidence(
-        artefact="model.onnx", sha256=sha256(model), bundle_sha256="0", backend="onnxruntime",
+        artefact="model.engine", sha256=sha256(model), bundle_sha256="0", backend="tensorrt",
         verdicts={"native": {"status": "rejected"}},
     )  # fmt: skip
     evidence.write(tmp_path)

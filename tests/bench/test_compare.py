@@ -38,7 +38,7 @@ def write(tmp_path: Path, report: Report) -> Write:
 
 def changed(
     row: Row, ms: float | None = None, ap: float | None = None, sha: str | None = None,
-    cpu: str | None = None, spread: float = 0.0,
+    cpu: str | None = None, spread: float = 0.0, checkpoint: str | None = None,
 ) -> Row:  # fmt: skip
     row = row.model_copy(deep=True)
     if ms is not None:
@@ -47,9 +47,33 @@ def changed(
         row.latency.end_to_end.p50_ms = float(np.median(samples))
     row.coco.ap = row.coco.ap if ap is None else ap
     row.sha256 = row.sha256 if sha is None else sha * 64
+    row.checkpoint_sha256 = None if checkpoint is None else checkpoint * 64
     if cpu is not None:
         row.environment.machine.cpu = cpu
     return row
+
+
+def test_an_engine_built_twice_is_one_training(write: Write) -> None:
+    weights = {"checkpoint": "e"}
+    folders = [
+        write(f"run{k}", {"checkpoint": "a"}, {**weights, "sha": str(k), "ap": 0.48 + k / 1000})
+        for k in range(2)
+    ]
+    comparison = compare(folders)
+    assert [entry.trainings for entry in comparison.entries] == [1, 1]
+    assert not [d for d in comparison.differences if "trainings" in d.method]
+    student = comparison.entries[1]
+    assert (student.runs, student.ap) == (2, pytest.approx(0.4805))
+    assert "2 runs of 1 training" in comparison.text()
+
+
+def test_a_report_of_a_later_release_is_named_as_one(write: Write) -> None:
+    folder = write("new", {}, {})
+    text = (folder / "report.json").read_text().replace('"format": 1', '"format": 2, "new": 0', 1)
+    (folder / "report.json").write_text(text)
+    with pytest.raises(UserError, match=r"format 2 is another release's") as caught:
+        compare([folder])
+    assert caught.value.code == "report-unreadable"
 
 
 def difference(comparison: Comparison, quantity: str, entry: str = "student") -> Difference:
@@ -63,7 +87,7 @@ def test_repeated_runs_are_one_entry_and_carry_a_claim(write: Write) -> None:
     ]
     comparison = compare(folders)
     teacher, student = comparison.entries
-    assert (teacher.name, teacher.runs, teacher.artefacts) == ("teacher", 3, 1)
+    assert (teacher.name, teacher.runs, teacher.trainings) == ("teacher", 3, 1)
     assert student.ms == pytest.approx(40.5, abs=0.5)
     assert student.ms_low < student.ms < student.ms_high
     speed = difference(comparison, "latency")
@@ -88,6 +112,15 @@ def test_equal_speed_is_not_shown_to_differ(write: Write) -> None:
     assert "not shown to differ" in speed.sentence()
 
 
+def test_a_sweeps_row_is_a_repeat_of_the_same_model_in_the_same_engine(write: Write) -> None:
+    folders = [write(name, {"ms": 100.0}, {"ms": 40.0}) for name in ("run", "sweep")]
+    path = folders[1] / "report.json"
+    path.write_text(path.read_text().replace('"name": "student"', '"name": "student onnxruntime"'))
+    assert {entry.name: entry.runs for entry in compare(folders).entries} == {
+        "teacher": 2, "student": 2,
+    }  # fmt: skip
+
+
 def test_trainings_are_told_by_their_files(write: Write) -> None:
     folders = []
     for k in range(3):
@@ -95,7 +128,7 @@ def test_trainings_are_told_by_their_files(write: Write) -> None:
         folders.append(write(f"seed{k}", teacher, {"ap": 0.4 + k / 100, "sha": f"{k + 5}"}))
     comparison = compare(folders)
     student = comparison.entries[1]
-    assert (student.artefacts, student.runs) == (3, 3)
+    assert (student.trainings, student.runs) == (3, 3)
     assert (student.ap_low, student.ap_high) == pytest.approx((0.4, 0.42))
     gap = difference(comparison, "AP")
     assert gap.significant and gap.value == pytest.approx(-0.1)
@@ -157,7 +190,10 @@ def test_ap_is_tested_over_images_from_a_real_run(
     gap = difference(compare([worse]), "AP")
     # Every image loses the same three of ten thresholds: no resampling changes that.
     assert (gap.value, gap.low, gap.high) == pytest.approx((-0.3, -0.3, -0.3))
-    assert gap.significant and "6 images" in gap.method
+    assert not gap.significant and "not claimable" in gap.sentence()
+    assert "6 images" in gap.method and "fewer than 30 images claim nothing" in gap.scope
+    monkeypatch.setattr("bench.compare._LEAST_IMAGES", 6)
+    assert difference(compare([worse]), "AP").significant
     same = measured(monkeypatch, tmp_path, engine_type, bright_cars, 0.0)
     gap = difference(compare([same]), "AP")
     assert gap.value == 0 and gap.p == 1 and not gap.significant

@@ -57,6 +57,17 @@ def test_images_rotate_through_warm_up_and_timing() -> None:
     assert engine.calls == [[0, 1], [2, 0], [1, 2], [0, 1], [2, 0]]
 
 
+def test_a_fast_engine_warms_up_for_a_time_and_not_for_a_few_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bench.latency.WARM_SECONDS", 0.2)
+    began = time.monotonic()
+    result = measure(SlowEngine(), images(3), warmup=1, iterations=1)
+    assert time.monotonic() - began >= 0.2
+    assert 5 < result.warmup <= 200 / 7 + 1  # 7 ms at least each
+    assert result.count == 1
+
+
 def test_no_more_images_are_claimed_than_were_used() -> None:
     assert measure(SlowEngine(), images(9), warmup=0, iterations=2).images == 2
 

@@ -84,7 +84,8 @@ def test_encoder_samples_lie_around_their_query() -> None:
 
 
 def test_cuda_without_a_device_is_one_line() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(UserError, match="no CUDA device"):

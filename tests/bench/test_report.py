@@ -179,3 +179,13 @@ def test_axis_ticks_are_round_and_inside() -> None:
     assert Axis(0, 62, 0, 1).ticks() == [0, 10, 20, 30, 40, 50, 60]
     assert Axis(0.9, 120, 0, 1, log=True).ticks() == [1, 2, 5, 10, 20, 50, 100]
     assert nice_step(5, 6) == 1
+
+
+def test_latency_of_an_unquiet_machine_is_said_to_be_so_first(report: Report) -> None:
+    report.rows[0].environment.run = "clean"
+    report.rows[1].environment.run = "disturbed"
+    disturbed, unknown = report.caveats()
+    assert "not at rest" in disturbed and disturbed.endswith(": baseline")
+    assert "not certified" in unknown and unknown.endswith(": student")
+    assert disturbed in report.to_html() and disturbed in report.to_markdown()
+    assert "p99 is nearly the slowest" in report.to_html()

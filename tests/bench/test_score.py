@@ -176,3 +176,16 @@ def test_missing_detections(coco: Path) -> None:
     with pytest.raises(UserError) as caught:
         score(Path("/nowhere/r.json"), open_dataset(f"coco:{coco}"))
     assert caught.value.code == "detections-missing"
+
+
+def test_the_kitti_protocol_leaves_out_what_others_were_merged_into(
+    bright_cars: Path, kitti_results: Path
+) -> None:
+    spec = bright_cars / "data.yaml"
+    form = "format: kitti\npath: .\nsplit: val\nclasses: {%s}\nignore: ['*']\n"
+    spec.write_text(form % "Car: [Car, Truck], Pedestrian: [Pedestrian, Person_sitting]")
+    found = score(kitti_results, open_dataset(str(spec)), "kitti").kitti
+    assert found is not None and list(found.per_class) == ["Pedestrian"]
+    spec.write_text(form % "Car: [Car, Van]")
+    found = score(kitti_results, open_dataset(str(spec))).kitti
+    assert found is not None and list(found.per_class) == ["Car"]

@@ -132,3 +132,12 @@ def test_a_size_that_is_none(text: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_size(text)
     assert caught.value.code == "size-form"
+
+
+def test_a_set_in_which_nothing_is_an_object_is_an_error(broken: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "data.yaml"
+    spec.write_text(f"format: kitti\npath: {broken}\nclasses: {{Auto: [Carr]}}\nignore: ['*']\n")
+    dataset = open_dataset(str(spec))
+    assert isinstance(dataset, FileDataset)
+    last = check(dataset).problems[-1]
+    assert (last.severity, last.code) == ("error", "no-ground-truth") and "Auto" in last.message

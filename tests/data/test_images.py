@@ -82,3 +82,10 @@ def test_draw_leaves_its_input_alone_and_survives_odd_boxes() -> None:
     assert not image.any() and drawn[50, 10:40].any(axis=-1).all()
     empty = draw(image, np.zeros((0, 4)), np.zeros(0, dtype=np.int64), ["Car"])
     assert not empty.any()
+
+
+def test_a_picture_of_too_many_pixels_is_refused_in_plain_words(tmp_path: Path) -> None:
+    huge = saved(tmp_path / "huge.png", Image.new("1", (20000, 20000)))
+    with pytest.raises(UserError, match=r"huge.png: more than \d+ pixels$") as caught:
+        read_size(huge)
+    assert caught.value.code == "image-unreadable"

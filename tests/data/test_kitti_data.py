@@ -101,6 +101,20 @@ def test_names_are_mapped_onto_the_given_classes_by_name(kitti: Maker) -> None:
     assert code == "class-not-in-map" and "000000.txt:2:" in message and "'Van'" in message
 
 
+def test_files_from_windows_read_like_any_other(kitti: Maker) -> None:
+    root = kitti({"000000": "", "000001": ""})
+    (root / "ImageSets").mkdir()
+    marked = "\ufeff".encode()
+    (root / "ImageSets/val.txt").write_bytes(marked + b"000000\r\n000001\r\n")
+    label = root / "training/label_2/000000.txt"
+    label.write_bytes(marked + CAR.encode() + b"\r\n" + CAR.encode() + b"\r\n")
+    data = open_dataset(f"kitti:{root}:val")
+    assert len(data) == 2 and data.labels(0).labels.tolist() == [0, 0]
+    (root / "ImageSets/val.txt").write_bytes(b"\xff\xfe0")
+    code, message = code_of(lambda: open_dataset(f"kitti:{root}:val"))
+    assert code == "split-row" and "not a text file" in message
+
+
 def test_yaml_merges_and_ignores(kitti: Maker) -> None:
     rows = [CAR, *(CAR.replace("Car", name) for name in ("Van", "Truck", "Tram", "Misc"))]
     root = kitti({"000000": "\n".join(rows)})
@@ -123,7 +137,8 @@ def test_yaml_merges_and_ignores(kitti: Maker) -> None:
         ("format: kitti\npath: .\nclasses: {A: [Car], B: [Car]}\n", "'Car' is in both"),
         ("format: kitti\npath: .\nclasses: {}\n", "empty"),
         ("format: [\n", "data.yaml"),
-        ("", "file"),
+        ("", "its keys are format, path, split, classes, ignore"),
+        ("format: kitti\npth: .\n", "pth: no such key"),
     ],
 )
 def test_a_bad_yaml_names_the_key(kitti: Maker, text: str, says: str) -> None:

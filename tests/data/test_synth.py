@@ -112,7 +112,13 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("images", "size", "seed", "share"),
-    [(0, SIZE, 0, 0.2), (1, (8, 320), 0, 0.2), (1, SIZE, -1, 0.2), (1, SIZE, 0, 1.0)],
+    [
+        (0, SIZE, 0, 0.2),
+        (1, (8, 320), 0, 0.2),
+        (1, (9999, 320), 0, 0.2),
+        (1, SIZE, -1, 0.2),
+        (1, SIZE, 0, 1.0),
+    ],
 )
 def test_numbers_out_of_range(
     tmp_path: Path, images: int, size: tuple[int, int], seed: int, share: float

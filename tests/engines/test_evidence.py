@@ -34,8 +34,9 @@ def refused(folder: Path) -> UserError:
 
 
 def test_what_was_written_is_read(folder: Path) -> None:
-    path, evidence = trusted_artefact(folder)
-    assert path == folder / "model.engine"
+    trusted = trusted_artefact(folder)
+    evidence = trusted.evidence
+    assert (trusted.path, trusted.data) == (folder / "model.engine", b"code")
     assert evidence == read_evidence(folder)
     assert evidence.status == "rejected" and evidence.reasons == ("boxes off by 9 px",)
     assert evidence.build == {"version": "10.16"}
@@ -61,7 +62,7 @@ def test_without_evidence_nothing_is_trusted(folder: Path) -> None:
     ("old", "new", "place"),
     [
         ('"rejected"', '"fine"', "status"),
-        ('"artefact"', '"artifact"', "artefact"),
+        ('"artefact"', '"artifact"', "artifact: no such key"),
         ("{", "", "file"),
         ('"format": 1', '"format": 2', "format"),
     ],

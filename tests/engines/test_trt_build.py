@@ -16,7 +16,6 @@ from onnx import helper
 
 from detr.cli_support import progress
 from detr.errors import UserError
-from detr.files import sha256
 from engines import msda_plugin
 from engines.bundle import SIDECAR, Bundle, open_bundle
 from engines.evidence import trusted_artefact
@@ -82,10 +81,11 @@ def test_builds_for_gpus_that_are_not_here(bundle: Bundle, lowering: BuildLoweri
     pytest.importorskip("tensorrt_rtx")
     built = build_engine(bundle, RTX, BuildOptions(lowering, (89, 86, 86), profile_batch=(1, 2, 3)))
     assert built.folder == bundle.path / "engines" / "tensorrt-rtx-sm86-89-fp32"
-    path, evidence = trusted_artefact(built.folder)
+    trusted = trusted_artefact(built.folder)
+    path, evidence = trusted.path, trusted.evidence
     assert path.stat().st_size == evidence.build["bytes"] > 10_000
     assert evidence == built.evidence and evidence.status == "unverified"
-    assert evidence.bundle_sha256 == sha256(bundle.model)
+    assert evidence.bundle_sha256 == bundle.info.fingerprint
     assert evidence.build["compute_capabilities"] == [86, 89]
     assert evidence.build["batch"] == [1, 2, 3] and evidence.build["lowering"] == lowering
     assert evidence.build["plugin_sha256"] is None
@@ -122,13 +122,29 @@ def test_an_interrupt_ends_the_build_in_good_order(
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
 
-    def interrupt(self: Progress, name: str, step: int) -> bool:
+    def interrupt(self: Progress, *_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Progress, "step", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        build_engine(bundle, RTX, BuildOptions(compute_capabilities=(86,)))
+    for callback in ("start", "step", "finish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Progress, callback, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                build_engine(bundle, RTX, BuildOptions(compute_capabilities=(86,)))
     assert not list(bundle.path.glob("engines/*/model.engine"))
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_bar_that_cannot_be_shown_costs_no_engine(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+
+    def closed(self: Progress, name: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Progress, "_show", closed)
+    built = build_engine(bundle, RTX, BuildOptions(compute_capabilities=(86,)))
+    assert trusted_artefact(built.folder).evidence == built.evidence
 
 
 @pytest.mark.parametrize(
@@ -205,7 +221,22 @@ def fake_tensorrt(calls: list[Any], plan: bytes | None = b"plan") -> Any:
         num_inputs=1, get_input=lambda i: tensor, num_layers=1, get_layer=lambda i: layer
     )
     cache = types.SimpleNamespace(serialize=lambda: b"new tactics")
-    config = Recorder(calls, get_timing_cache=lambda: cache)
+
+    def set_timing_cache(cache: Any, ignore_mismatch: bool) -> bool:
+        assert ignore_mismatch is False
+        calls.append("set_timing_cache")
+        return bool(cache != b"of another release")
+
+    def create_timing_cache(data: bytes) -> Any:
+        calls.append(("create_timing_cache", data))
+        return None if data == b"damaged" else data
+
+    config = Recorder(
+        calls,
+        get_timing_cache=lambda: cache,
+        set_timing_cache=set_timing_cache,
+        create_timing_cache=create_timing_cache,
+    )
     profile = Recorder(calls)
 
     def create_network(flags: int) -> Any:
@@ -299,6 +330,17 @@ def test_tactics_are_kept_for_the_next_build(
     assert ("create_timing_cache", b"new tactics") in calls
     with pytest.raises(UserError, match="timing-cache"):
         with_tensorrt(timing_cache=tmp_path)
+
+
+@pytest.mark.parametrize("old", [b"damaged", b"of another release"])
+def test_tactics_that_do_not_fit_are_measured_anew(
+    with_tensorrt: Callable[..., tuple[BuiltEngine, list[Any]]], tmp_path: Path, old: bytes
+) -> None:
+    path = tmp_path / "tactics.cache"
+    path.write_bytes(old)
+    _, calls = with_tensorrt(timing_cache=path)
+    assert calls.index(("create_timing_cache", b"")) < calls.index("build")
+    assert path.read_bytes() == b"new tactics"
 
 
 def test_a_build_that_gives_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 import warnings
@@ -15,7 +16,7 @@ import pytest
 from detr.errors import UserError
 from detr.files import sha256
 from engines import open_engine
-from engines.bundle import MODEL, Bundle, open_bundle
+from engines.bundle import SIDECAR, Bundle, open_bundle
 from engines.evidence import Evidence
 from engines.trt import engine as runner
 from engines.trt.backend import BACKENDS, load, release
@@ -45,7 +46,7 @@ def add(bundle: Bundle, name: str = "tensorrt-sm86-fp32", **changes: Any) -> Pat
         "hardware_compatible": False,
     }
     fields: dict[str, Any] = {
-        "bundle_sha256": bundle.info.files[MODEL],
+        "bundle_sha256": bundle.info.fingerprint,
         "backend": "tensorrt",
         "status": "accepted",
     }
@@ -128,6 +129,32 @@ def test_among_several_the_one_that_fits_is_taken(bundle: Bundle) -> None:
     assert find_engine(bundle, BACKENDS["tensorrt"], HERE)[0] == wanted
 
 
+def test_an_accepted_engine_for_this_very_gpu_comes_first(bundle: Bundle) -> None:
+    add(bundle, "a-not-compared", status="unverified")
+    add(bundle, "b-slower", hardware_compatible=True)
+    wanted = add(bundle, "c-exact")
+    assert find_engine(bundle, BACKENDS["tensorrt"], HERE)[0] == wanted
+
+
+def test_damaged_evidence_of_another_engine_is_no_hindrance(bundle: Bundle) -> None:
+    damaged = add(bundle, "a-damaged")
+    (damaged / "evidence.json").write_text("{")
+    assert refusal(bundle).code == "evidence-unreadable"
+    wanted = add(bundle, "b-good")
+    assert find_engine(bundle, BACKENDS["tensorrt"], HERE)[0] == wanted
+
+
+@pytest.mark.parametrize("part", ["classes", "preprocess"])
+def test_an_engine_for_other_classes_or_preprocessing_is_stale(bundle: Bundle, part: str) -> None:
+    """The graph is the same; what goes in or what comes out means something else."""
+    add(bundle)
+    sidecar = json.loads((bundle.path / SIDECAR).read_text())
+    key = {"classes": "names", "preprocess": "mean"}[part]
+    sidecar["model"][part][key].reverse()
+    (bundle.path / SIDECAR).write_text(json.dumps(sidecar))
+    assert refusal(open_bundle(bundle.path)).code == "engine-stale"
+
+
 @pytest.mark.parametrize(
     ("lowering", "way_out"), [("gridsample", "--lowering gather"), ("plugin", "--precision fp32")]
 )
@@ -175,7 +202,8 @@ class Opened(Exception):
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with TensorRT 10.16 and a GPU; engines are not really opened."""
 
-    def opened(bundle: Bundle, path: Path, *_: Any) -> None:
+    def opened(bundle: Bundle, path: Path, data: bytes, *_: Any) -> None:
+        assert data == path.parent.name.encode()
         raise Opened(path)
 
     module = types.SimpleNamespace(__version__="10.16.1.11")

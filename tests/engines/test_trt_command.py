@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from detr.errors import GateError
 from detr.files import sha256
-from engines.bundle import MODEL, Bundle, open_bundle
+from engines.bundle import Bundle, open_bundle
 from engines.evidence import Evidence, read_evidence
 from engines.trt.backend import BACKENDS
 from engines.trt.build import BuildOptions, BuiltEngine
@@ -41,7 +41,7 @@ class Runner:
         evidence = Evidence(
             artefact="model.engine",
             sha256=sha256(folder / "model.engine"),
-            bundle_sha256=bundle.info.files[MODEL],
+            bundle_sha256=bundle.info.fingerprint,
             backend=backend.name,
             build={
                 "precision": "fp32",

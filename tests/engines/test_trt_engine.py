@@ -40,6 +40,7 @@ class Cuda:
     """CUDA's runtime over host memory: copies happen at once unless they are being recorded."""
 
     cudaHostAllocDefault = 0
+    cudaStreamNonBlocking = 1
     cudaMemcpyKind = types.SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
     cudaStreamCaptureMode = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
@@ -62,8 +63,13 @@ class Cuda:
         self.blocks[ctypes.addressof(block)] = block
         return Error(0), ctypes.addressof(block)
 
-    def cudaStreamCreate(self) -> tuple[Error, int]:
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Error, int]:
+        assert flags == self.cudaStreamNonBlocking, "the default stream could end a capture"
         return Error(0), 7
+
+    def cudaGetLastError(self) -> tuple[Error]:
+        self.calls.append("forget error")
+        return (Error(0),)
 
     def cudaMalloc(self, size: int) -> tuple[Error, int]:
         return self._allocate(size)
@@ -138,8 +144,9 @@ class Context:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (self.batch, *SHAPES[name][1:])
 
-    def set_tensor_address(self, name: str, pointer: int) -> None:
+    def set_tensor_address(self, name: str, pointer: int) -> bool:
         self.addresses[name] = pointer
+        return name in SHAPES
 
     def is_stream_capturable(self, stream: int) -> bool:
         return self.capturable
@@ -153,6 +160,8 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 7 and set(self.addresses) == set(SHAPES)
+        if self.runtime.cuda.recording is not None and self.runtime.module.refuses_recording:
+            return False
         if self.runtime.fails:
             self.runtime.logger.log(types.SimpleNamespace(name="ERROR"), "out of luck")
             return False
@@ -190,6 +199,7 @@ class Runtime:
         return self
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        assert self.least != self.most, "a graph of a fixed batch may have no profile"
         rest = SHAPES[name][1:]
         return [(self.least, *rest), (self.least, *rest), (self.most, *rest)]
 
@@ -222,7 +232,7 @@ class Fake(types.ModuleType):
         self.__version__ = "10.16.1.11"
         self.cuda, self.batch = cuda, batch
         self.labels: Any = np.int64
-        self.fails = False
+        self.fails = self.refuses_recording = False
         self.loaded: list[bytes] = []
 
     def Runtime(self, logger: Any) -> Runtime:
@@ -252,13 +262,13 @@ def make(toy_bundle: MakeBundle, tmp_path: Path) -> Make:
         module = Fake(cuda)
         for key, value in changes.items():
             setattr(module, key, value)
+        data = module.__dict__.pop("data", b"good")
         path = tmp_path / "model.engine"
-        if not path.exists():
-            path.write_bytes(b"good")
         bundle = tmp_path / "toy.bundle"
         opened = open_bundle(bundle if bundle.exists() else toy_bundle())
         device = Device(cuda)
-        return TrtEngine(opened, path, BACKENDS[name], module, device, "REBUILD"), cuda, module
+        engine = TrtEngine(opened, path, data, BACKENDS[name], module, device, "REBUILD")
+        return engine, cuda, module
 
     return build
 
@@ -314,8 +324,19 @@ def test_what_cannot_be_recorded_is_run_each_time(
         raw = engine.run(batch)
         np.testing.assert_allclose(raw.scores[:, 0], batch.images.sum((1, 2, 3)), rtol=1e-5)
     assert not engine.cuda_graph and "replay" not in cuda.calls
+    assert ("cudaErrorUnknown" if name == "tensorrt" else "compile") in engine.no_cuda_graph
     assert cuda.calls.count("execute 2") == 3
     assert cuda.calls.count("record") == (1 if name == "tensorrt" else 0)
+
+
+def test_an_engine_that_refuses_to_be_recorded_is_run_each_time(make: Make) -> None:
+    engine, cuda, _ = make(refuses_recording=True)
+    batch = inputs(2)
+    for _ in range(2):
+        raw = engine.run(batch)
+        np.testing.assert_allclose(raw.scores[:, 0], batch.images.sum((1, 2, 3)), rtol=1e-5)
+    assert not engine.cuda_graph and engine.no_cuda_graph
+    assert cuda.recording is None and "forget error" in cuda.calls
 
 
 def test_a_batch_larger_than_the_profile(make: Make) -> None:
@@ -350,10 +371,9 @@ def test_labels_of_another_integer_type(make: Make) -> None:
     assert raw.labels.dtype == np.int64 and (raw.labels == 3).all()
 
 
-def test_what_is_not_an_engine_is_refused(make: Make, tmp_path: Path) -> None:
-    (tmp_path / "model.engine").write_bytes(b"bad")
+def test_what_is_not_an_engine_is_refused(make: Make) -> None:
     with pytest.raises(UserError, match=r"10\.16\.1\.11 does not take it \(not an engine\)") as e:
-        make()
+        make(data=b"bad")
     assert e.value.code == "engine-unloadable" and "REBUILD" in str(e.value)
 
 

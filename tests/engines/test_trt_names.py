@@ -102,11 +102,9 @@ def stub_bindings() -> dict[str, list[str]]:
             "import tensorrt_bindings as trt\n"
             "print(json.dumps([trt.__version__, names.present(trt, names.used())]))"
         )
-        paths = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {"PYTHONPATH": paths, "LD_LIBRARY_PATH": f"{folder}/stub"}
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env=os.environ | environment,
+            env=_environment(folder),
             capture_output=True,
             text=True,
             check=True,
@@ -114,6 +112,12 @@ def stub_bindings() -> dict[str, list[str]]:
         version, names = json.loads(done.stdout)
         found[f"tensorrt {version}"] = names
     return found
+
+
+def _environment(folder: str) -> dict[str, str]:
+    """In which the bindings of a folder import."""
+    paths = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": paths, "LD_LIBRARY_PATH": f"{folder}/stub"}
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +186,27 @@ def test_the_list_agrees_with_the_bindings(listed: dict[str, set[str]]) -> None:
         pytest.skip("TENSORRT_BINDINGS names no folders")
     for release, names in found.items():
         assert set(names) == listed[release]
+
+
+def test_the_bindings_accept_the_plugins_declarations() -> None:
+    """Their own check of the three functions; only the plugin registry is a library's."""
+    folders = list(filter(None, os.environ.get("TENSORRT_BINDINGS", "").split(os.pathsep)))
+    if not folders:
+        pytest.skip("TENSORRT_BINDINGS names no folders")
+    code = (
+        "import sys\n"
+        "import tensorrt_bindings as trt\n"
+        "sys.modules['tensorrt'] = trt\n"
+        "import tensorrt_bindings.plugin as plugin, tensorrt_bindings.plugin._lib as lib\n"
+        "sys.modules['tensorrt.plugin'] = plugin\n"
+        "lib._register_plugin_creator = lambda *_: None\n"
+        "from engines import msda_plugin\n"
+        "made = lib.QDP_REGISTRY[msda_plugin.register()]\n"
+        "assert made.input_tensor_names == ['value', 'locations', 'weights'], made\n"
+        "assert made.aot_impl_attr_names == ['spatial_shapes'] and made.autotune_func, made\n"
+    )
+    for folder in folders:
+        subprocess.run([sys.executable, "-c", code], env=_environment(folder), check=True)
 
 
 if __name__ == "__main__":

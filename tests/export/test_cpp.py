@@ -109,6 +109,84 @@ def test_names_survive_as_string_literals(compiler: str, tmp_path: Path) -> None
     assert "NvInfer.h" in (tmp_path / "CMakeLists.txt").read_text()
 
 
+# Declarations as NVIDIA publishes them for TensorRT 10 and 11 and for CUDA, of what is called.
+TENSORRT_HEADER = """
+#pragma once
+#include <cstddef>
+#include <cstdint>
+struct CUstream_st;
+using cudaStream_t = CUstream_st*;
+namespace nvinfer1 {
+using AsciiChar = char;
+class ILogger {
+ public:
+  enum class Severity : int32_t { kINTERNAL_ERROR, kERROR, kWARNING, kINFO, kVERBOSE };
+  virtual void log(Severity severity, AsciiChar const* msg) noexcept = 0;
+  virtual ~ILogger() = default;
+};
+class Dims64 {
+ public:
+  static constexpr int32_t MAX_DIMS{8};
+  int32_t nbDims;
+  int64_t d[MAX_DIMS];
+};
+using Dims = Dims64;
+class IExecutionContext {
+ public:
+  virtual ~IExecutionContext() noexcept = default;
+  bool setTensorAddress(char const* tensorName, void* data) noexcept;
+  bool setInputShape(char const* tensorName, Dims const& dims) noexcept;
+  Dims getTensorShape(char const* tensorName) const noexcept;
+  bool enqueueV3(cudaStream_t stream) noexcept;
+};
+enum class ExecutionContextAllocationStrategy : int32_t { kSTATIC };
+class ICudaEngine {
+ public:
+  virtual ~ICudaEngine() noexcept = default;
+  IExecutionContext* createExecutionContext(
+      ExecutionContextAllocationStrategy strategy =
+          ExecutionContextAllocationStrategy::kSTATIC) noexcept;
+};
+class IRuntime {
+ public:
+  virtual ~IRuntime() noexcept = default;
+  ICudaEngine* deserializeCudaEngine(void const* blob, std::size_t size) noexcept;
+};
+IRuntime* createInferRuntime(ILogger& logger) noexcept;
+}  // namespace nvinfer1
+"""
+CUDA_HEADER = """
+#pragma once
+#include <cstddef>
+struct CUstream_st;
+using cudaStream_t = CUstream_st*;
+enum cudaError { cudaSuccess = 0 };
+using cudaError_t = cudaError;
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
+cudaError_t cudaMalloc(void** devPtr, std::size_t size);
+cudaError_t cudaFree(void* devPtr);
+cudaError_t cudaMemcpyAsync(void* dst, const void* src, std::size_t count, cudaMemcpyKind kind,
+                            cudaStream_t stream = nullptr);
+cudaError_t cudaStreamCreate(cudaStream_t* pStream);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+const char* cudaGetErrorString(cudaError_t error);
+"""
+
+
+def test_tensorrt_flavour_compiles_against_published_declarations(
+    compiler: str, tmp_path: Path
+) -> None:
+    """TensorRT's own headers come with no wheel; that it runs is for a machine that has them."""
+    write_sample(fake_bundle(tmp_path / "x.bundle"), tmp_path, "tensorrt")
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "NvInfer.h").write_text(TENSORRT_HEADER)
+    (tmp_path / "include" / "cuda_runtime_api.h").write_text(CUDA_HEADER)
+    command = [compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    for source in ("detector_tensorrt.cpp", "main.cpp"):
+        subprocess.run([*command, f"-I{tmp_path / 'include'}", str(tmp_path / source)], check=True)
+
+
 def test_sample_finds_what_onnx_runtime_finds(
     compiler: str, checkpoint: Any, tmp_path: Path
 ) -> None:
@@ -118,7 +196,6 @@ def test_sample_finds_what_onnx_runtime_finds(
     library = next(root.glob("lib*/**/libonnxruntime.so*"), None)
     if header is None or library is None:
         pytest.skip("no headers of ONNX Runtime; set ONNXRUNTIME_ROOT")
-    pytest.importorskip("torch")
     from engines import open_engine
     from export.onnx_export import export_bundle
 

@@ -9,12 +9,14 @@ import pytest
 from onnx import ModelProto
 
 from detr.errors import UserError
+from engines.bundle import Precision
 from engines.torch_engine import TorchEngine
 from export import precise
 from export.islands import Search, search_islands
-from export.parity import Budget, Parity
+from export.parity import Budget, Outcome, Parity
 from export.precise import PrecisionRequest, write_precision
 from export.precision import DEFAULT_ISLAND, Typed
+from export.samples import Samples
 from export.verdict import Row, Verdict
 
 PARTS = frozenset(
@@ -23,7 +25,7 @@ PARTS = frozenset(
     for stage in ("encoder", "decoder")
     for i in range(3)
 ) | {"geometry", "decode", "refinement:decoder.box_heads"}
-BUDGET = Budget(detections=0)
+BUDGET = Budget()
 
 
 class Judge:
@@ -32,11 +34,14 @@ class Judge:
     def __init__(self, *needed: str) -> None:
         self.needed, self.asked = set(needed), 0
 
-    def __call__(self, island: Collection[str]) -> Parity:
+    def __call__(self, island: Collection[str]) -> Outcome:
         self.asked += 1
         assert set(island) <= PARTS
         missing = len(self.needed - set(island))
-        return Parity(images=1, matched=10, missing=missing, max_score=0.1 * missing)
+        parity = Parity(
+            images=1, detections=10, matched=10, missing=missing, max_score=0.1 * missing
+        )
+        return Outcome(parity=parity)
 
 
 def test_nothing_is_needed() -> None:
@@ -58,7 +63,7 @@ def test_exactly_what_is_needed_is_kept(needed: tuple[str, ...]) -> None:
     assert found.complete and set(found.island) == set(needed)
     for part in needed:
         trial = next(x for x in found.trials if x.change == f"without {part}")
-        assert not trial.holds and trial.parity.missing == 1
+        assert not trial.holds and trial.outcome.parity.missing == 1
         assert f"without {part}" in found.table()
 
 
@@ -78,33 +83,59 @@ def test_trials_are_bounded_and_what_was_not_tried_stays() -> None:
 
 def test_a_budget_no_island_holds_is_told() -> None:
     with pytest.raises(UserError) as caught:
-        search_islands(PARTS, lambda _: Parity(matched=1, missing=1), BUDGET)
+        search_islands(
+            PARTS, lambda _: Outcome(parity=Parity(detections=10, matched=1, missing=1)), BUDGET
+        )
     assert caught.value.code == "island-budget" and "missing" in caught.value.message
 
 
-@pytest.mark.parametrize(("ap", "kept"), [(0.4999, ("decode",)), (0.5034, DEFAULT_ISLAND)])
-def test_an_island_that_changes_ap_gives_way_to_the_default(
-    ap: float, kept: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A few images accepted the island; what counts is AP, in either direction."""
+def test_ap_counts_in_every_trial() -> None:
+    """Boxes and scores within the budget are not enough where AP changes."""
 
-    def half(_job: object, island: Sequence[str], _ranges: object) -> Typed:
+    def judge(island: Collection[str]) -> Outcome:
+        ap = 0.5 if "decode" in island else 0.497
+        return Outcome(parity=Parity(images=1, detections=10, matched=10), ap=ap, reference_ap=0.5)
+
+    found = search_islands(PARTS, judge, BUDGET)
+    assert found.island == ("decode",)
+    assert "AP -0.0030" in found.table()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize(
+    ("over", "kept"),
+    [((), ("decode",)), (("AP 0.51 instead of 0.50 (at most 0.002 apart)",), DEFAULT_ISLAND)],
+)
+def test_an_island_that_fails_on_all_images_gives_way_to_the_default(
+    precision: Precision,
+    over: tuple[str, ...],
+    kept: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A few images in half precision accepted it; what counts is the graph on all of them."""
+
+    def write(_job: object, island: Sequence[str], _ranges: object) -> Typed:
         return Typed(ModelProto(), tuple(island))
 
     def measure(variants: dict[str, ModelProto], *_: object) -> Verdict:
-        names = {"fp32": 0.5, "fp16 no island": 0.51, "fp16 default island": 0.5}
-        aps = names | {"fp16 searched island": ap}
-        rows = [Row(name=name, ap=aps[name], cpu_ms=1, size_mb=1) for name in variants]
+        rows = [
+            Row(name=n, ap=0.5, cpu_ms=1, size_mb=1, over=over if "searched" in n else ())
+            for n in variants
+        ]
         return Verdict(images=9, batch=1, rows=tuple(rows), advice=())
 
     found = Search(island=("decode",), trials=(), complete=True)
     monkeypatch.setattr(precise, "value_ranges", lambda *_: {})
+    monkeypatch.setattr(precise._Job, "_samples", lambda _: Samples("", ["a"], given=[0]))
     monkeypatch.setattr(precise._Job, "_search", lambda *_: found)
-    monkeypatch.setattr(precise._Job, "_half", half)
+    monkeypatch.setattr(precise._Job, "_half", write)
+    monkeypatch.setattr(precise._Job, "_int8", write)
     monkeypatch.setattr(precise.verdict, "measure", measure)
-    request = PrecisionRequest("fp16", search=cast(Any, [0]), labelled=cast(Any, [0]))
+    request = PrecisionRequest(precision, search=True, data=cast(Any, [0]))
     reference = cast(TorchEngine, type("Reference", (), {"info": type("I", (), {"preprocess": 0})}))
     written = write_precision(ModelProto(), reference, "gather", 1, [], request)
     assert written.island == kept and written.verdict is not None
     told = any("default island is kept" in line for line in written.verdict.advice)
     assert told == (kept == DEFAULT_ISLAND)
+    name = f"{precision} {'default' if told else 'searched'} island"
+    assert written.verdict.rows[-1].name == name, "the exported graph is told last"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from engines.msda_function import OPSETS, HeadShape, make_function
 from export.known_bad import in_range, known_bad, known_bad_list
 
 
@@ -31,6 +32,23 @@ def test_what_applies(
     backend: str, version: str, opset: int, ops: set[str], precision: str, expected: list[str]
 ) -> None:
     assert ids(backend, version, opset, ops, precision) == expected
+
+
+@pytest.mark.parametrize(
+    "version", ["10.13.3.9", "10.14.1.48", "10.16.1.11", "11.1.0", "11.4.0.106"]
+)
+@pytest.mark.parametrize("opset", OPSETS)
+def test_what_export_writes_has_a_way_into_every_tensorrt(version: str, opset: int) -> None:
+    """The exporter knows no version to consult the list for; so each graph of it must have a body,
+    or the plugin, that is on no list, and the one with GridSample must be."""
+    for precision in ("fp32", "fp16", "int8"):
+        for lowering, expected in (("gather", False), ("gridsample", True)):
+            head = HeadShape(8, 32, 4)
+            body = make_function(((8, 8), (4, 4)), head, lowering, opset, precision != "fp32")
+            ops = {node.op_type for node in body.node} | {"LayerNormalization", "Softmax", "TopK"}
+            found = known_bad("tensorrt", version, opset, ops, precision)
+            assert bool(found) == expected, found
+        assert not known_bad("tensorrt", version, opset, {"MSDeformAttn"}, precision)
 
 
 def test_every_entry_can_be_acted_on() -> None:

@@ -14,14 +14,16 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from detr import msda
+from detr.data import open_dataset
 from detr.data.preprocess import preprocess
+from detr.data.synth.write import generate
 from detr.types import Detections
 from engines import open_engine
-from engines.bundle import open_bundle
+from engines.bundle import Precision, open_bundle
 from engines.half_emulation import emulate_half, half_session
 from engines.msda_function import Lowering, is_attention
 from engines.torch_engine import TorchEngine
-from export import onnx_export
+from export import onnx_export, verdict
 from export.budget import default_budget
 from export.golden import drawn_images
 from export.graph import export_graph
@@ -29,7 +31,7 @@ from export.judge import detections
 from export.onnx_export import export_bundle
 from export.parity import Budget, compare
 from export.parts import Network, part_names
-from export.precise import PrecisionRequest
+from export.precise import PrecisionRequest, write_precision
 from export.precision import DEFAULT_ISLAND, finish_half, to_half
 from export.ranges import value_ranges
 
@@ -153,6 +155,31 @@ def test_bundle_says_its_island_and_runs_in_our_engines(
         found = open_engine(out, name)(images)
         close = Budget(score=2e-3, score_median=1e-3, box_px=0.5, box_px_median=0.1)
         assert compare(reference, found, close).over(close) == []
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_searched_island_is_proved_on_the_data(
+    traced: Traced, tmp_path: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, engine, model = traced
+    generate(tmp_path / "data", 3, engine.info.preprocess.size, seed=0, val_fraction=0.34)
+    data = open_dataset(f"kitti:{tmp_path / 'data'}", engine.info.classes)
+    images = drawn_images(engine.info.preprocess.size)[:2]
+    monkeypatch.setattr(verdict, "_ROUNDS", 1)
+    request = PrecisionRequest(
+        precision, calibration=images if precision == "int8" else (), search=True, data=data
+    )
+    written = write_precision(model, engine, "gather", 1, images, request)
+    assert written.search is not None and written.verdict is not None
+    assert written.verdict.images == len(data) == 3
+    rows = {row.name: row for row in written.verdict.rows}
+    assert set(rows) >= {"fp32", f"{precision} default island", f"{precision} searched island"}
+    # The data has none of the toy's classes, so there is no AP to compare.
+    assert all(row.ap is None for row in rows.values()) and not rows["fp32"].over
+    searched = not rows[f"{precision} searched island"].over
+    kept = f"{precision} {'searched' if searched else 'default'} island"
+    assert written.verdict.rows[-1].name == kept and "–" in written.verdict.table()
+    assert set(written.search.island if searched else DEFAULT_ISLAND) <= set(written.island)
 
 
 def small_graph(

@@ -86,7 +86,8 @@ def test_a_student_is_built_for_two_architectures(
     refuse_known_bad(bundle, RTX, RTX.lowering)
     built = build_engine(bundle, RTX, BuildOptions(compute_capabilities=(86, 89)))
 
-    path, evidence = trusted_artefact(built.folder)
+    trusted = trusted_artefact(built.folder)
+    path, evidence = trusted.path, trusted.evidence
     assert path.parent.name == f"tensorrt-rtx-sm86-89-{precision}"
     assert evidence.build["compute_capabilities"] == [86, 89]
     assert evidence.build["precision"] == precision and evidence.build["lowering"] == "gather"

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
+from bench import artefact
 from detr.config import ClassMap, DetectorConfig
 from detr.data.preprocess import PreprocessConfig
 from detr.data.synth.write import generate
@@ -21,7 +22,8 @@ from detr.files import sha256
 from detr.model_info import ModelInfo
 from detr.types import Detections
 from engines.bundle import GOLDEN, MODEL, SIDECAR, BundleInfo, Golden, Source, open_bundle
-from engines.evidence import read_evidence
+from engines.evidence import graph_evidence, read_evidence
+from engines.open import open_engine
 from export.budget import default_budget, read_budget
 from export.cli import main
 from export.parity import Budget
@@ -193,6 +195,105 @@ def test_a_graph_that_fails_is_a_rejection_and_no_traceback(bundle: MakeBundle) 
     assert verdict.status == "rejected" and "does not load" in verdict.reasons[0]
 
 
+def test_torch_is_no_candidate(bundle: MakeBundle) -> None:
+    result = call(bundle(), "--engine", "torch")
+    assert result.exit_code == 2 and result.stderr.startswith("error[verify-torch]")
+
+
+def test_a_rejection_is_kept_whatever_its_explanation_comes_to(
+    bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accepted once, wrong now; neither a failing search nor a full disk must leave it accepted."""
+    path = bundle()
+    generate(tmp_path / "data", 4, SIZE, seed=0, val_fraction=0.5)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("export.locate.input_symptoms", fail)
+    monkeypatch.setattr("engines.native_engine.NativeEngine.finish", lambda *_: [nothing()] * 1)
+    (tmp_path / "pictures").touch()
+    result = call(
+        path, "--engine", "native", "--data", f"kitti:{tmp_path / 'data'}", "--json",
+        "--draw", tmp_path / "pictures" / "below-a-file",
+    )  # fmt: skip
+    assert result.exit_code == 3, result.output
+    notes = json.loads(result.stdout)["engines"][-1]["notes"]
+    assert any("out of memory" in note for note in notes), notes
+    assert any("no picture" in note for note in notes), notes
+    assert read_evidence(path).status == "rejected"
+    with pytest.warns(UserWarning, match="the parity gate rejected it in native"):
+        open_engine(path, "native")
+
+
+def nothing() -> Detections:
+    return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+
+
+def test_an_engine_that_does_not_load_is_rejected(
+    bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("not implemented: Foo")
+
+    monkeypatch.setattr("engines.native_engine.NativeEngine.__init__", fail)
+    path = bundle()
+    result = call(path, "--engine", "native")
+    assert result.exit_code == 3 and "does not load: not implemented: Foo" in result.stderr
+    evidence = read_evidence(path)
+    assert (
+        evidence.status == "rejected" and evidence.verdicts["onnxruntime"]["status"] == "accepted"
+    )
+
+
+def test_labels_of_no_class_are_rejected(bundle: MakeBundle, tmp_path: Path) -> None:
+    path = bundle()
+    graph = onnx.load(str(path / MODEL))
+    for tensor in graph.graph.initializer:
+        if tensor.name == "label":
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 1, "label"))
+    reseal(path, graph)
+    result = call(path, "--draw", tmp_path / "pictures")
+    assert result.exit_code == 3 and "detections of no class (there are 2)" in result.stderr
+    assert list((tmp_path / "pictures").iterdir())
+
+
+def test_a_verdict_does_not_outlive_the_classes_or_the_preprocessing(bundle: MakeBundle) -> None:
+    path = bundle()
+    verify(open_bundle(path))
+    assert graph_evidence(open_bundle(path)) is not None
+    for change in (
+        {"classes": {"names": ["Van", "Car"], "category_ids": [1, 2]}},
+        {"preprocess": {"size": list(SIZE), "mean": [0, 0, 0]}},
+    ):
+        sidecar = json.loads((path / SIDECAR).read_text())
+        sidecar["model"] |= change
+        (path / SIDECAR).write_text(json.dumps(sidecar))
+        assert graph_evidence(open_bundle(path)) is None
+        assert artefact.parity(path / MODEL, "onnxruntime") is None
+
+
+@pytest.mark.parametrize("command", ["trt", "triton", "cpp"])
+def test_nothing_is_made_of_a_rejected_graph(
+    bundle: MakeBundle, tmp_path: Path, command: str
+) -> None:
+    path = bundle(bias=1.0)
+    assert call(path).exit_code == 3
+    out = [] if command == "trt" else ["--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, [command, str(path), *out])
+    assert result.exit_code == 3 and result.stderr.startswith("error[bundle-rejected]")
+    assert not (tmp_path / "out").exists() and not (path / "engines").exists()
+
+
+def test_a_wider_budget_is_told(bundle: MakeBundle, tmp_path: Path) -> None:
+    budget = tmp_path / "wide.yaml"
+    budget.write_text("box_px: 2\nscore: 0.001\ndetections: 3\n")
+    notes = json.loads(call(bundle(), "--budget", budget, "--json").stdout)["engines"][0]["notes"]
+    assert notes[-1] == (
+        "by a budget wider than the usual one: detections 3 (usually 10), box_px 2 (usually 0.5)"
+    )
+
+
 def test_other_classes_are_compared_without_ap(bundle: MakeBundle, tmp_path: Path) -> None:
     generate(tmp_path / "data", 4, SIZE, seed=0, val_fraction=0.5)
     data = f"kitti:{tmp_path / 'data'}"
@@ -217,6 +318,8 @@ def reseal(path: Path, graph: onnx.ModelProto) -> None:
         ("box_pix: 1", "budget-key", "did you mean box_px?"),
         ("colour: 1", "budget-key", "known: threshold"),
         ("missing: 2", "budget-value", "missing"),
+        ("detections: 0", "budget-value", "detections"),  # nothing found would be enough
+        ("ap: .nan", "budget-value", "ap"),
         ("- 1", "budget-file", "mapping"),
         ("{", "budget-file", "neither YAML nor JSON"),
     ],

@@ -94,3 +94,19 @@ def test_weights_of_another_backbone_are_refused(tmp_path):
         Backbone(_small(pretrained=str(tmp_path / "o.safetensors")))
     assert caught.value.code == "checkpoint-mismatch"
     assert "layer1.0.bn1.bias is [16] instead of [8]" in caught.value.message
+
+
+def test_padding_does_not_drown_the_gradient_of_the_image():
+    """Layer norms of equal channels did: by 1000 per stage of a ConvNeXt from random weights."""
+    torch.manual_seed(0)
+    options = {"dims": (8, 16, 32, 32), "depths": (1, 1, 1, 1)}
+    backbone = Backbone(BackboneConfig(name="convnext_atto", options=options)).train()
+    norms = []
+    for padded in (False, True):
+        image = torch.randn(1, 3, 64, 128, generator=torch.Generator().manual_seed(1))
+        if padded:
+            image[..., 64:] = 0
+        backbone.zero_grad()
+        sum((x - 1).square().mean() for x in backbone(image)).backward()
+        norms.append(torch.stack([p.grad.norm() for p in backbone.parameters()]).norm())
+    assert norms[1] < 10 * norms[0]

@@ -1,4 +1,4 @@
-"""Contrastive denoising: layout and noise bounds."""
+"""Denoising, plain (DN-DETR) and contrastive (DINO): layout, noise bounds, who sees whom."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from detr.config import DenoisingConfig
-from detr.models import Target, cxcywh_to_xyxy
+from detr.models import QueryGroup, Target, build_detector, cxcywh_to_xyxy
+from detr.models.attention import GroupedSelfAttention, group_spans, split_heads
 from detr.models.denoising import Denoiser
+from detr.models.presets import preset
 
 
 def _target(*boxes: tuple[float, float, float, float]) -> Target:
@@ -72,6 +74,99 @@ def test_labels_flip_as_often_as_asked():
     changed = (group.content[0] != own).any(-1).float().mean()
     # A uniform draw hits the same class once in three.
     assert changed == pytest.approx(0.25 * 2 / 3, abs=0.02)
+
+
+PLAIN = {"contrastive": False, "number": 5, "label_noise": 0.2, "box_noise": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("name", "noise"),
+    [
+        ("dn-dab-detr-r50", DenoisingConfig(**PLAIN)),
+        ("dn-deformable-detr-r50", DenoisingConfig(**PLAIN)),
+        (
+            "dino-r50",
+            DenoisingConfig(contrastive=True, number=100, label_noise=0.25, box_noise=1.0),
+        ),
+    ],
+)
+def test_presets_have_the_papers_noise(name, noise):
+    assert preset(name, 80).denoising == noise
+
+
+def test_plain_layout_is_every_box_once_per_group():
+    quiet = {**PLAIN, "label_noise": 0, "box_noise": 0}
+    denoiser, group = _group([_target(*BOXES), _target(BOXES[0])], **quiet)
+    # The number of groups is fixed, whatever the crowd.
+    assert (group.blocks, group.denoising.groups, group.denoising.size) == (5, 5, 3)
+    torch.testing.assert_close(group.reference[0], torch.tensor(BOXES).repeat(5, 1))
+    assert group.padding[1].tolist() == [False, True, True] * 5
+    labels = denoiser.label_embedding(torch.tensor([0, 1, 2]).repeat(5))
+    assert labels.shape[-1] == 7  # the eighth channel is the indicator
+    torch.testing.assert_close(group.content[0], torch.cat((labels, torch.ones(15, 1)), -1))
+
+
+def test_plain_noise_moves_a_centre_by_half_the_share_it_resizes_by():
+    box = (0.5, 0.5, 0.2, 0.1)
+    _, group = _group([_target(box)], **{**PLAIN, "number": 4000})
+    moved = (group.reference[0] - torch.tensor(box)) / 0.4
+    reach = torch.tensor([0.1, 0.05, 0.2, 0.1])
+    share = moved / reach
+    assert share.abs().max() <= 1 + 1e-5
+    for end in (share.amin(0), share.amax(0)):
+        assert (end.abs() > 0.99).all()
+    # Uniform: no side is preferred, and the variance is a third of the squared reach.
+    torch.testing.assert_close(share.mean(0), torch.zeros(4), atol=0.04, rtol=0)
+    torch.testing.assert_close(share.var(0), torch.full((4,), 1 / 3), atol=0.02, rtol=0)
+
+
+def test_plain_noise_stays_where_a_logit_can_be_taken():
+    _, group = _group([_target((0.01, 0.99, 0.02, 0.02))], **{**PLAIN, "box_noise": 3.0})
+    assert group.reference.min() > 0 and group.reference.max() < 1
+
+
+def test_plain_labels_flip_to_any_class_but_never_to_unknown():
+    denoiser, group = _group([_target(BOXES[0])], **{**PLAIN, "number": 6000})
+    near = torch.cdist(group.content[0, :, :-1], denoiser.label_embedding.weight)
+    shares = torch.bincount(near.argmin(-1), minlength=4) / 6000
+    expected = torch.tensor([1 - 0.2 * 2 / 3, 0.2 / 3, 0.2 / 3, 0.0])
+    torch.testing.assert_close(shares, expected, atol=0.02, rtol=0)
+    assert shares[3] == 0
+
+
+@pytest.mark.parametrize("family", ["dn-dab-detr", "dn-deformable-detr"])
+def test_own_queries_are_told_apart_by_the_last_channel(family, small_preset, targets):
+    detector = build_detector(small_preset(family)).train()
+    memory = detector.encode(torch.zeros(2, 3, 64, 96), torch.tensor([[64.0, 96.0]] * 2))
+    own, denoising = detector.queries(memory, targets)
+    assert (own.content[..., -1] == 0).all()
+    assert (denoising.content[~denoising.padding][:, -1] == 1).all()
+    if family == "dn-dab-detr":  # which has no learned content: an unknown label stands for it
+        unknown = detector.denoiser.label_embedding.weight[3]
+        assert torch.equal(own.content[..., :-1], unknown.expand(2, 12, -1))
+
+
+@pytest.mark.parametrize("contrastive", [True, False])
+def test_the_attention_mask_is_the_papers(contrastive):
+    """Own queries see each other alone; a denoising group sees itself and the own queries."""
+    torch.manual_seed(0)
+    config = {"contrastive": contrastive, "number": 3 if not contrastive else 9}
+    _, denoising = _group([_target(*BOXES)], **config)
+    blocks, size = denoising.blocks, denoising.denoising.size
+    assert blocks == 3
+    own = QueryGroup("own", torch.randn(1, 4, 8), torch.rand(1, 4, 4))
+    attention = GroupedSelfAttention(8, 2, 0.0)
+    hidden = torch.cat((own.content, denoising.content), 1)
+    found, _ = attention(hidden, torch.zeros_like(hidden), group_spans([own, denoising]))
+    group_of = torch.tensor([-1] * 4 + [i for i in range(blocks) for _ in range(size)])
+    allowed = (group_of[:, None] == group_of) | (group_of == -1)
+    assert not allowed[:4, 4:].any() and allowed[4:, :4].all()
+    query, key = attention.query_key(hidden).chunk(2, -1)
+    query, key, value = (split_heads(x, 2) for x in (query, key, attention.value(hidden)))
+    scores = (query @ key.transpose(-1, -2)) / 2.0
+    weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
+    expected = attention.output((weights @ value).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_budget_shrinks_with_crowded_images_but_keeps_one_block():

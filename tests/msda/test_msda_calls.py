@@ -17,8 +17,6 @@ from detr import msda
 sys.path.insert(0, str(Path(__file__).parent))
 from msda_cases import Array, make_case
 
-needs_native = pytest.mark.skipif(not msda.native_available(), reason="kernel not compiled")
-
 
 @pytest.mark.parametrize(
     ("queries", "points", "heads"), [(700, 4, 3), (9, 256, 2), (40, 30, 9), (3, 4, 0)]
@@ -36,7 +34,6 @@ def test_many_queries_points_and_heads(queries: int, points: int, heads: int) ->
         np.testing.assert_allclose(grad, wanted, rtol=1e-4, atol=1e-4)
 
 
-@needs_native
 def test_repeats_and_thread_counts_give_the_same_bits() -> None:
     case = make_case(((31, 40), (9, 13)), batch=3, heads=4, queries=301)
     runs = [
@@ -58,7 +55,6 @@ def test_repeats_and_thread_counts_give_the_same_bits() -> None:
             assert array.tobytes() == first.tobytes()
 
 
-@needs_native
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 def test_one_query_alone_and_among_many_give_the_same_bits(kind: type) -> None:
     """Many queries read packed values, whose outside corners are a row of zeros; one does not."""
@@ -210,7 +206,6 @@ def test_arrays_of_another_device_are_refused() -> None:
         msda.forward(GOOD.value.tolist(), GOOD.shapes, GOOD.locations, GOOD.weights)
 
 
-@needs_native
 def test_a_level_longer_than_float_counts_is_refused_by_the_module_too() -> None:
     from detr.msda import _native
 
@@ -221,7 +216,6 @@ def test_a_level_longer_than_float_counts_is_refused_by_the_module_too() -> None
         _native.forward(value, ((1, cells),), locations, weights, out, 1)
 
 
-@needs_native
 def test_the_module_itself_never_reads_past_an_array() -> None:
     """The checks in C++ hold even for a caller who goes around the Python ones."""
     from detr.msda import _native

@@ -17,9 +17,6 @@ from detr.msda.check import check_sizes
 sys.path.insert(0, str(Path(__file__).parent))
 from msda_cases import Array, Case, make_case
 
-needs_native = pytest.mark.skipif(not msda.native_available(), reason="kernel not compiled")
-
-
 cases = st.builds(
     make_case,
     shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4).map(
@@ -57,7 +54,8 @@ def test_backward_matches_float64(case: Case, threads: int) -> None:
 
 
 def bfloat16(array: Array) -> Array:
-    ml_dtypes = pytest.importorskip("ml_dtypes")
+    import ml_dtypes
+
     return array.astype(ml_dtypes.bfloat16)
 
 
@@ -155,7 +153,6 @@ def test_far_infinite_and_nan_locations_count_as_zero(far: float) -> None:
     assert (grads[1][:, ::2, :, :, 1] == 0).all() and (grads[2][:, ::2, :, :, 1] == 0).all()
 
 
-@needs_native
 def test_every_instruction_set_agrees() -> None:
     from detr.msda import _native
 

@@ -21,6 +21,8 @@ from detr.files import output_error
 Format = Literal["kitti", "coco"]
 
 MANIFEST = "synth.json"
+# Larger scenes take gigabytes to paint.
+MIN_SIDE, MAX_SIDE = 32, 4096
 VERSION = 1  # of the scenes: raised when the same seed gives other pictures
 
 
@@ -41,7 +43,7 @@ def generate(
     Args:
         out: Folder to make.
         images: How many.
-        size: (height, width) in pixels, at least 32 x 32.
+        size: (height, width) in pixels, 32 to 4096 each.
         seed: Of the random generator, not negative.
         format: Folder layout.
         val_fraction: Share of the images in ``val``, between 0 and 1.
@@ -50,11 +52,13 @@ def generate(
         UserError: ``output-exists`` where the folder holds anything else; ``synth-spec`` for
             numbers out of range; ``output-unwritable`` or ``disk-full``.
     """
-    if images < 1 or min(size) < 32 or seed < 0 or not 0 < val_fraction < 1:
+    sizes_fit = min(size) >= MIN_SIDE and max(size) <= MAX_SIDE
+    if images < 1 or not sizes_fit or seed < 0 or not 0 < val_fraction < 1:
         raise UserError(
             "synth-spec",
-            f"{out}: needs at least 1 image of at least 32x32, a seed of at least 0 and a val "
-            f"fraction between 0 and 1; got {images}, {size[0]}x{size[1]}, {seed}, {val_fraction}",
+            f"{out}: needs at least 1 image of {MIN_SIDE}x{MIN_SIDE} to {MAX_SIDE}x{MAX_SIDE}, a "
+            "seed of at least 0 and a val fraction between 0 and 1; got "
+            f"{images}, {size[0]}x{size[1]}, {seed}, {val_fraction}",
         )
     manifest = {
         "version": VERSION,

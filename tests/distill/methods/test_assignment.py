@@ -7,6 +7,7 @@ from itertools import permutations
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from detr.models import cxcywh_to_xyxy
 from distill import hungarian
@@ -83,10 +84,50 @@ def test_problems_of_different_sizes_ignore_their_filling() -> None:
     assert all(len(x) == 0 for x in nothing)
 
 
+@pytest.fixture(params=["native", "scipy"])
+def solver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either way an installation may solve its problems."""
+    if request.param == "scipy":
+        monkeypatch.setattr(hungarian, "_native", None)
+    elif hungarian._native is None:
+        pytest.skip("installed without a compiler")
+
+
+@pytest.mark.usefixtures("solver")
 def test_a_square_problem_with_cheap_columns_is_solved_exactly() -> None:
-    costs = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(4)).double()
+    costs = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(4))
     priced = costs + 100 * torch.arange(5.0)  # no assignment avoids a column
     assert torch.equal(assign(costs)[2], assign(priced)[2])
+
+
+@pytest.mark.usefixtures("solver")
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (1, 9), (9, 1), (64, 64), (65, 130), (130, 65), (200, 200)]
+)
+@pytest.mark.parametrize("kind", ["even", "ties", "negative", "dear"])
+def test_no_assignment_is_cheaper(height: int, width: int, kind: str) -> None:
+    costs = torch.rand(2, height, width, generator=torch.Generator().manual_seed(height + width))
+    if kind == "ties":
+        costs = (3 * costs).floor()
+    elif kind == "negative":
+        costs = 1e3 * (costs - 0.5)
+    elif kind == "dear":  # the matcher's price of what nobody should get
+        costs[:, ::2, ::3] = 1e6
+    problem, row, column = assign(costs)
+    for p in range(2):
+        ours, theirs = row[problem == p], column[problem == p]
+        assert len(set(ours.tolist())) == len(set(theirs.tolist())) == min(height, width)
+        assert ours.tolist() == sorted(ours.tolist())
+        table = costs[p].double().numpy()
+        best = table[linear_sum_assignment(table)].sum()
+        assert table[ours, theirs].sum() == pytest.approx(best, rel=1e-12, abs=1e-9)
+
+
+@pytest.mark.usefixtures("solver")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_problem_without_an_answer_is_refused(value: float) -> None:
+    with pytest.raises(ValueError):
+        assign(torch.full((1, 3, 3), value))
 
 
 @pytest.mark.parametrize("chunk", [1, 2**21])
