@@ -103,6 +103,20 @@ def test_compiles_without_a_graph_break() -> None:
         torch.testing.assert_close(mine.grad, wanted.grad)
 
 
+def test_compiles_under_autocast_as_it_runs() -> None:
+    """Values are halved by the product before, locations and weights stay float32."""
+    value, locations, weights = inputs()
+
+    def attend(value: Tensor, matrix: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return ms_deform_attn(value @ matrix, SHAPES, locations, weights)
+
+    arguments = (value, torch.eye(8), locations, weights)
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")(*arguments)
+    assert compiled.dtype == torch.bfloat16
+    torch.testing.assert_close(compiled, attend(*arguments), rtol=0, atol=0)
+
+
 def test_exports_as_one_node_with_a_dynamic_batch() -> None:
     batch = torch.export.Dim("batch", min=1, max=8)
     program = torch.export.export(Attention(), inputs(), dynamic_shapes=({0: batch},) * 3)
