@@ -157,6 +157,8 @@ def test_bundle_says_its_island_and_runs_in_our_engines(
         assert compare(reference, found, close).over(close) == []
 
 
+# Not of the DINO: with random weights its proposals nearly tie, and float32 itself swaps them.
+@pytest.mark.parametrize("traced", CASES[1:], indirect=True, ids=lambda case: case[0])
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_searched_island_is_proved_on_the_data(
     traced: Traced, tmp_path: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
