@@ -33,6 +33,8 @@ from detr.errors import UserError
 from detr.sidecar import SidecarError, read_sidecar
 
 _REPLICATES = 1000
+# A resampling of fewer images has too few outcomes: its p says little of images not seen.
+_LEAST_IMAGES = 30
 _SEED = 0
 
 
@@ -130,7 +132,7 @@ def _truth_key(report: Report) -> tuple[object, ...]:
 
 def _kind(row: Row) -> tuple[object, ...]:
     """What makes two rows repeats of one another, the machine aside."""
-    return (row.name, row.engine, row.precision, row.encoder_layers, row.decoder_layers)
+    return (row.model, row.engine, row.precision, row.encoder_layers, row.decoder_layers)
 
 
 def _machine(row: Row) -> str:
@@ -266,11 +268,15 @@ def _ap_difference(
         )
         return None
     interval = _resampled(pair[0], pair[1], pair[2])
-    return _difference(
-        entry, base, "AP", interval,
-        f"paired bootstrap over {len(pair[2].positives)} images",
-        "for images like these; another training may differ",
+    images = len(pair[2].positives)
+    enough = images >= _LEAST_IMAGES
+    difference = _difference(
+        entry, base, "AP", interval, f"paired bootstrap over {images} images",
+        "for images like these; another training may differ" if enough
+        else f"fewer than {_LEAST_IMAGES} images claim nothing",
     )  # fmt: skip
+    difference.significant = enough
+    return difference
 
 
 def _resampled(base: Matches, other: Matches, truth: Truth) -> Interval:

@@ -79,6 +79,11 @@ class Row(BaseModel):
     environment: Environment
 
     @property
+    def model(self) -> str:
+        """The name without the engine, which a sweep adds to tell its rows apart."""
+        return self.name.removesuffix(f" {self.engine}")
+
+    @property
     def ms(self) -> float:
         """The figure compared everywhere: median end-to-end latency in milliseconds."""
         return self.latency.end_to_end.p50_ms

@@ -15,7 +15,7 @@ from detr.cli_support import LazyGroup
         "demo": ("detr.demo:demo", "The whole path on synthetic road scenes, in minutes."),
         "distill": ("distill.cli:main", "Train detectors, distil large ones into small ones."),
         "export": ("export.cli:main", "Turn checkpoints into bundles that prove themselves."),
-        "model": ("detr.models.cli:model", "Describe architectures."),
+        "model": ("detr.models.cli:model", "Describe architectures, cut layers out."),
         "predict": ("engines.cli:predict", "Find objects in images."),
         "weights": ("detr.models.weights.cli:weights", "Import published weights."),
     },

@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 from pydantic import BaseModel
@@ -51,9 +51,18 @@ class Group(click.Group):
             click.echo(str(told), err=True)
             sys.exit(told.exit_status)
         except click.Abort:
-            # The shell's own number for a program ended by SIGINT.
-            click.echo("interrupted", err=True)
-            sys.exit(130)
+            _interrupted()
+        except RuntimeError as error:
+            # A runtime that calls our operators hands Ctrl-C on as an exception of its own.
+            if "KeyboardInterrupt" not in str(error):
+                raise
+            _interrupted()
+
+
+def _interrupted() -> NoReturn:
+    """Ends with the shell's own number for a program ended by SIGINT."""
+    click.echo("interrupted", err=True)
+    sys.exit(130)
 
 
 def _usage(error: click.UsageError) -> UserError:

@@ -214,6 +214,8 @@ class DetectorConfig(Strict):
             yield "patterns and random_anchors need query: anchors"
         if self.patterns and self.attention == "deformable":
             yield "patterns need attention: conditional; deformable anchors have learned content"
+        if self.classification == "softmax" and (proposals or self.denoising is not None):
+            yield "classification: softmax has no proposals or denoising, which are sigmoid's"
         if self.learned_content and self.query != "two_stage":
             yield "learned_content needs query: two_stage"
         if self.one_to_many is not None and self.query != "two_stage":

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from detr.cli_support import Group, emit, json_option
+from detr.data import open_dataset
 from detr.errors import UserError
 from distill.recipe import Recipe, find_recipe, load_recipe, shipped
 
@@ -110,9 +111,20 @@ def compare(
 
     if data is not None:
         overrides = (f"data.train={data}:train", f"data.val={data}:val", *overrides)
+    methods = [name.strip() for name in names.split(",") if name.strip()]
+    if not methods:
+        raise UserError("usage", "--methods names no method; see distill methods")
     loaded = load_recipe(find_recipe(recipe), overrides)
-    table = compare_methods(loaded, [n.strip() for n in names.split(",") if n.strip()], seeds, out)
+    for spec in filter(None, (loaded.data.train, loaded.data.val)):
+        open_dataset(spec)  # a mistake here would fail every run, one after the other
+    table = compare_methods(loaded, methods, seeds, out)
     emit(table, as_json, table.to_markdown())
+    if failed := [cell for cell in table.cells if cell.error]:
+        raise UserError(
+            "compare-failed",
+            f"{out}: {len(failed)} of {len(table.cells)} runs failed, for the reasons below the "
+            "table; the same command again repeats only these",
+        )
 
 
 @main.command()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from detr.cli_support import missing_extra
 from detr.config import BackboneConfig, ClassMap, DetectorConfig
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
-from detr.models import Detector, GroupOutput, LevelShapes, Memory, QueryGroup, Target, detections
+from detr.models import Detector, GroupOutput, LevelShapes, Memory, QueryGroup, detections
 from detr.models.geometry import padding_mask, token_centres, valid_ratios
 
 PREFIX = "hf:"
@@ -131,24 +131,14 @@ class HuggingFaceTeacher(Detector):
             tokens, shapes, padding, ratios, torch.zeros_like(tokens), answer=answer
         )
 
-    def queries(
-        self,
-        memory: Memory,
-        targets: list[Target] | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-        most: int = 0,
-    ) -> list[QueryGroup]:
-        """See the base class; there are never any but the detector's own."""
+    def queries(self, memory: Memory, *_: Any, **__: Any) -> list[QueryGroup]:
+        """See the base class; there are never any but the detector's own, in training or not."""
         return [_answer_of(memory).group]
 
     def decode(
-        self,
-        memory: Memory,
-        groups: list[QueryGroup],
-        attention: bool = False,
-        self_attention: Collection[str] = (),
+        self, memory: Memory, groups: list[QueryGroup], *_: Any, **__: Any
     ) -> list[GroupOutput]:
-        """See the base class.
+        """See the base class; there are no attention maps.
 
         Raises:
             ValueError: For any other queries than the detector's own.

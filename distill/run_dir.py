@@ -8,6 +8,8 @@ supply costs at most the work since the last checkpoint.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
 import os
@@ -15,7 +17,7 @@ import pickle
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +28,7 @@ from tqdm import tqdm
 
 from detr.cli_support import missing_extra
 from detr.errors import UserError
-from detr.files import output_error, write_atomic
+from detr.files import output_error, output_folder, write_atomic
 from detr.model_info import read_model_info
 from distill.recipe import Recipe, load_recipe
 
@@ -42,18 +44,47 @@ class RunDir:
         writes: False in the further processes of distributed training, which only read.
 
     Raises:
-        UserError: ``run-differs`` naming the first key in which the recipes differ, or
-            ``output-unwritable``.
+        UserError: ``run-differs`` naming the first key in which the recipes differ, ``run-busy``,
+            or ``output-unwritable``.
     """
 
     def __init__(self, path: Path, recipe: Recipe, writes: bool = True) -> None:
         self.path, self.recipe, self.writes = path, recipe, writes
         frozen = path / "recipe.yaml"
-        if frozen.exists():
+        # A run that failed before its first step, on a mistyped value most often, binds nobody.
+        begun = (path / "metrics.jsonl", self.checkpoint, self.model)
+        if frozen.exists() and any(file.exists() for file in begun):
             self._check_same(frozen)
             return
         if writes:
-            write_atomic(frozen, recipe.to_yaml())
+            output_folder(path)
+            with self.alone():
+                write_atomic(frozen, recipe.to_yaml())
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other processes out of the run; the system lets go of it whatever happens.
+
+        Raises:
+            UserError: ``run-busy`` where another process is in it.
+        """
+        if not self.writes:
+            yield
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(folder)
+            raise UserError(
+                "run-busy",
+                f"{self.path}: another process is training here; wait for it or choose another "
+                "--out",
+            ) from error
+        try:
+            yield
+        finally:
+            os.close(folder)
 
     def _check_same(self, frozen: Path) -> None:
         # Read as a recipe, so that a key that came later has its default on both sides.

@@ -8,8 +8,9 @@ what else the machine does falls on all of them, and medians over the turns are 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import click
 import numpy as np
@@ -24,7 +25,7 @@ from detr.errors import UserError
 from detr.models import Detector, build_detector
 from detr.models.presets import preset
 from detr.types import ImageArray
-from distill.batches import Batch, Batches
+from distill.batches import Batches
 from distill.cpu import prepare_cpu
 from distill.distributed import World, join
 from distill.ema import Ema
@@ -32,13 +33,16 @@ from distill.methods import METHODS, build_methods, parse_methods
 from distill.optim import build_optimizer
 from distill.recipe import DataRecipe, DetectorRecipe, Recipe, load_recipe, shipped
 from distill.setup import State
-from distill.spans import Clock
+from distill.spans import Clock, Part
 from distill.teacher import freeze
 from distill.train import train_step
 
 # Objects per image of COCO, and its number of classes.
 OBJECTS, CLASSES = 7, 80
-PLAIN = "none"
+# The two steps others are compared with: labels alone, and a teacher that answers unheard.
+PLAIN, TAUGHT = "none", "teacher"
+# Largest share of a step that matching and losses may take, and that QSKD may add.
+SHARE = 0.1
 
 
 class _Noise(Dataset):
@@ -83,7 +87,8 @@ class StepCost(BaseModel):
     """Median milliseconds of one method's step.
 
     Attributes:
-        method: Its name; ``none`` learns from labels alone.
+        method: Its name; ``none`` learns from labels alone, ``teacher`` from labels while the
+            teacher answers its own queries: the student's step and the teacher's inference.
         student: Forward pass of the student's own and denoising queries.
         teacher: Inference of the teacher.
         extra_queries: Making and decoding further queries, in both decoders, and handing out
@@ -95,6 +100,7 @@ class StepCost(BaseModel):
         total: The whole step.
         added: Share of ``total`` beyond the plain step and the teacher's inference.
         matching_and_losses: Their share of ``total``.
+        cheap: Whether that share stays within a tenth, and for QSKD what it adds as well.
     """
 
     method: str
@@ -108,10 +114,11 @@ class StepCost(BaseModel):
     total: float
     added: float
     matching_and_losses: float
+    cheap: bool
 
 
 class StepCosts(BaseModel):
-    """The table, the plain step first.
+    """The table; ``added`` and ``cheap`` are its verdicts.
 
     Attributes:
         student: Name of the student's detector.
@@ -122,7 +129,7 @@ class StepCosts(BaseModel):
         threads: Of torch on the CPU.
         clock: ``processor`` or ``wall`` time.
         turns: Steps behind each median.
-        rows: One per method.
+        rows: ``none``, ``teacher``, then one per method.
     """
 
     student: str
@@ -140,6 +147,7 @@ class StepCosts(BaseModel):
         parts = ["student", "teacher", "extra_queries", "matching", "losses", "backward"]
         parts += ["optimizer", "total"]
         heads = ["method", *(p.replace("_", " ") for p in parts), "added", "matching + losses"]
+        heads += ["within 10 %"]
         lines = [
             f"{self.student} taught by {self.teacher}, {self.batch_size} x {self.size[0]} x "
             f"{self.size[1]}, {self.device}, {self.threads} threads: ms of {self.clock} time, "
@@ -151,6 +159,7 @@ class StepCosts(BaseModel):
         for row in self.rows:
             cells = [row.method, *(f"{getattr(row, p):.0f}" for p in parts)]
             cells += [f"{100 * row.added:+.1f} %", f"{100 * row.matching_and_losses:.1f} %"]
+            cells += ["yes" if row.cheap else "no"]
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
@@ -181,22 +190,72 @@ def measure(
     torch.manual_seed(0)
     ours = _built(student, world).train()
     theirs = freeze(_built(teacher, world))
-    states = {name: _state(name, ours, theirs, size, batch_size, world) for name in methods}
-    found: dict[str, list[Clock]] = {name: [] for name in states}
-    own: list[Clock] = []
+    names = (PLAIN, TAUGHT, *methods)
+    states = {name: _state(name, ours, theirs, size, batch_size, world) for name in names}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in states}
     batch = states[PLAIN].batches.batch(0).to(world.device)
-    for turn in progress(range(turns + 1), "turns", turns + 1):
-        own.append(_own_decoders(ours, theirs, batch, world))
-        for name, state in states.items():
-            with Clock(world.device) as clock:
-                train_step(state, batch, turn)
-            found[name].append(clock)
-    rows = [_row(name, found[name][1:], own[1:]) for name in states]
-    plain = rows[0]
-    for row in rows:
-        expected = plain.total + row.teacher
-        row.added = row.total / expected - 1
+    steps = [name for _ in range(turns + 1) for name in states]
+    bar = progress(steps, "steps", len(steps))
+    for i, name in enumerate(bar):
+        with Clock(world.device) as clock:
+            train_step(states[name], batch, i // len(states))
+        if i >= len(states):
+            found[name].append(clock.seconds)
+    return rows_of(found)
+
+
+def rows_of(found: Mapping[str, Sequence[Mapping[str, float]]]) -> list[StepCost]:
+    """The table's rows.
+
+    What a step's decoders take beyond the same network's without further queries belongs to the
+    further queries.
+
+    Args:
+        found: Seconds by part of every timed step of every method, PLAIN's and TAUGHT's included.
+    """
+    ms = {name: _medians(steps) for name, steps in found.items()}
+    rows = []
+    for name, parts in ms.items():
+        students = ms[PLAIN]["student_decoder"] if _parts(name) else parts["student_decoder"]
+        if name == TAUGHT or any(METHODS[m].teacher == "frozen" for m in _parts(name)):
+            teachers, expected = ms[TAUGHT]["teacher_decoder"], ms[TAUGHT]["total"]
+        else:  # none, or a weight average, which only answers its own queries
+            teachers = parts["teacher_decoder"]
+            expected = ms[PLAIN]["total"] + parts["teacher"] + teachers
+        extra = parts["queries"] + parts["student_decoder"] + parts["teacher_decoder"]
+        share = (parts["matching"] + parts["losses"]) / parts["total"]
+        added = parts["total"] / expected - 1
+        rows.append(
+            StepCost(
+                method=name,
+                student=parts["student"] + students,
+                teacher=parts["teacher"] + teachers,
+                extra_queries=extra - students - teachers,
+                matching=parts["matching"],
+                losses=parts["losses"],
+                backward=parts["backward"],
+                optimizer=parts["optimizer"],
+                total=parts["total"],
+                added=added,
+                matching_and_losses=share,
+                cheap=share <= SHARE and (name != "qskd" or added <= SHARE),
+            )
+        )
     return rows
+
+
+def _parts(name: str) -> list[str]:
+    """The methods a row's name joins."""
+    return [] if name in (PLAIN, TAUGHT) else name.split("+")
+
+
+def _medians(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Milliseconds of every part, and of the step."""
+    found = {
+        part: 1e3 * statistics.median(step.get(part, 0.0) for step in steps)
+        for part in get_args(Part)
+    }
+    return found | {"total": 1e3 * statistics.median(sum(step.values()) for step in steps)}
 
 
 def _built(config: DetectorConfig, world: World) -> Detector:
@@ -213,8 +272,7 @@ def _state(
     world: World,
 ) -> State:
     """What a step of a method needs; all share the two networks, whose weights stay."""
-    specs: list[dict[str, dict[str, object]]]
-    specs = [] if name == PLAIN else [{part: {}} for part in name.split("+")]
+    specs: list[dict[str, dict[str, object]]] = [{part: {}} for part in _parts(name)]
     kinds = [kind.teacher for kind, _ in parse_methods(specs)]
     ema = Ema(student, 0.9996, rising=False) if "ema" in kinds else None
     recipe = Recipe(
@@ -235,54 +293,13 @@ def _state(
         world=world,
         classes=data.classes,
         student=student,
-        teacher=teacher if "frozen" in kinds else None,
+        teacher=teacher if name == TAUGHT or "frozen" in kinds else None,
         methods=methods,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(world.device.type, enabled=False),
         ema=ema,
         batches=Batches(data, recipe.input, recipe.augment, batch_size, recipe.seed),
         val=None,
-    )
-
-
-def _own_decoders(student: Detector, teacher: Detector, batch: Batch, world: World) -> Clock:
-    """Times the decoders with nothing but the models' own and denoising queries."""
-    memory = student.encode(batch.images, batch.valid_sizes)
-    groups = student.queries(memory, batch.targets)
-    with torch.no_grad():
-        seen = teacher.encode(batch.images, batch.valid_sizes)
-        asked = teacher.queries(seen)
-    with Clock(world.device) as clock:
-        with clock.span("student_decoder"):
-            student.decode(memory, groups)
-        with torch.no_grad(), clock.span("teacher_decoder"):
-            teacher.decode(seen, asked)
-    return clock
-
-
-def _row(name: str, clocks: Sequence[Clock], own: Sequence[Clock]) -> StepCost:
-    """Medians; what the decoders take beyond their own queries is the extra queries'."""
-
-    def ms(part: str, of: Sequence[Clock] = clocks) -> float:
-        return 1e3 * statistics.median(clock.seconds.get(part, 0.0) for clock in of)
-
-    decoder, asked = ms("student_decoder", own), ms("teacher_decoder", own)
-    if not ms("teacher_decoder"):
-        asked = 0.0
-    extra = ms("queries") + ms("student_decoder") - decoder + ms("teacher_decoder") - asked
-    total = 1e3 * statistics.median(sum(clock.seconds.values()) for clock in clocks)
-    return StepCost(
-        method=name,
-        student=ms("student") + decoder,
-        teacher=ms("teacher") + asked,
-        extra_queries=extra,
-        matching=ms("matching"),
-        losses=ms("losses"),
-        backward=ms("backward"),
-        optimizer=ms("optimizer"),
-        total=total,
-        added=0.0,
-        matching_and_losses=(ms("matching") + ms("losses")) / total,
     )
 
 
@@ -297,7 +314,7 @@ def _config(name: str) -> tuple[DetectorConfig, tuple[int, int] | None]:
 
 
 def _names(methods: str) -> list[str]:
-    """The plain student, then the methods asked for.
+    """The methods asked for.
 
     Raises:
         UserError: ``method-unknown`` where one does not exist.
@@ -305,7 +322,7 @@ def _names(methods: str) -> list[str]:
     given = list(METHODS) if methods == "all" else [m.strip() for m in methods.split(",")]
     for name in given:
         parse_methods([{part: {}} for part in name.split("+")])
-    return [PLAIN, *given]
+    return given
 
 
 @click.command("train-step")

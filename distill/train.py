@@ -23,7 +23,7 @@ from detr.cli_support import progress
 from detr.errors import UserError
 from distill.batches import Batch
 from distill.criterion import detection_losses
-from distill.distributed import join
+from distill.distributed import World, join
 from distill.matchings import KEPT_FILE, kept_matches
 from distill.optim import rate, set_rate
 from distill.recipe import Recipe
@@ -162,6 +162,11 @@ def train(recipe: Recipe, out: Path) -> Path:
     if run.finished():
         run.say(f"{out}: finished, {recipe.steps} steps; nothing to do")
         return run.model
+    with run.alone():
+        return _train(recipe, run, world)
+
+
+def _train(recipe: Recipe, run: RunDir, world: World) -> Path:
     state = set_up(recipe, run, world)
     first = state.resume(run.load_checkpoint())
     run.start(first)
@@ -186,7 +191,7 @@ def train(recipe: Recipe, out: Path) -> Path:
                 world.wait()
     run.record(recipe.steps, {"peak_mb": peak_megabytes(world.device)})
     ap = validate(state, run, recipe.steps)
-    run.say(f"{out}: finished, {recipe.steps} steps{ap and ', ' + ap}")
+    run.say(f"{run.path}: finished, {recipe.steps} steps{ap and ', ' + ap}")
     return run.model
 
 

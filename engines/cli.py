@@ -70,6 +70,8 @@ def predict(
         raise UserError("option-draw", f"--draw takes one image, not {len(images)}")
     if draw is not None and draw.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
         raise UserError("option-draw", f"--draw {draw}: the name must end in .png or .jpg")
+    if draw is not None and draw.exists() and draw.samefile(images[0]):
+        raise UserError("option-draw", f"--draw {draw}: is the image itself, which would be lost")
     engine = open_engine(model)
     names = engine.info.classes.names
     predictions = []

@@ -58,6 +58,7 @@ class Contender:
         both: Forward and backward; ``None`` where it cannot.
         version: Of the runtime.
         device_memory: Peak bytes of device memory since the last call of it; ``None`` on the CPU.
+        wait: Returns when all that was started is done; ``None`` where a call does so itself.
     """
 
     forward: Callable[[], object]
@@ -65,6 +66,7 @@ class Contender:
     both: Callable[[], object] | None
     version: str
     device_memory: Callable[[], int] | None = None
+    wait: Callable[[], None] | None = None
 
 
 class Unavailable(Exception):
@@ -121,20 +123,14 @@ def _torch(problem: Problem, device: str, attention: Callable[..., Any]) -> Cont
     grad_out = grad_out.to(kind)
     latest: list[Any] = []
 
-    def finish() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
     def forward() -> None:
         with torch.no_grad():
             latest[:] = [attention(leaves[0], problem.shapes, leaves[1], leaves[2])]
-        finish()
 
     def both() -> None:
         inputs = [leaf.detach().requires_grad_() for leaf in leaves]
         out = attention(inputs[0], problem.shapes, inputs[1], inputs[2])
         torch.autograd.grad(out, inputs, grad_out)
-        finish()
 
     def result() -> Array:
         found: Array = latest[0].float().cpu().numpy()
@@ -145,8 +141,10 @@ def _torch(problem: Problem, device: str, attention: Callable[..., Any]) -> Cont
         torch.cuda.reset_peak_memory_stats()
         return int(peak)
 
-    memory = device_memory if device == "cuda" else None
-    return Contender(forward, result, both, f"torch {torch.__version__}", memory)
+    version = f"torch {torch.__version__}"
+    if device == "cpu":
+        return Contender(forward, result, both, version)
+    return Contender(forward, result, both, version, device_memory, torch.cuda.synchronize)
 
 
 def onnx_model(problem: Problem, lowering: Lowering) -> bytes:

@@ -15,7 +15,7 @@ from onnx import ModelProto
 
 from detr.cli_support import progress
 from detr.errors import GateError, UserError
-from detr.files import output_error, sha256, write_atomic
+from detr.files import output_error, output_folder, sha256, write_atomic
 from detr.model_info import ModelInfo
 from detr.types import Detections, ImageArray
 from engines.base import Engine
@@ -75,6 +75,7 @@ def export_bundle(
     """
     if out.exists() and not is_bundle(out):
         raise UserError("output-exists", f"{out}: exists and is not a bundle; nothing was written")
+    output_folder(out.parent)
     torch_engine = TorchEngine(checkpoint)
     info = torch_engine.info
     with progress(range(3), f"export {out.name}", 3) as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,10 @@ def cpp(bundle: Path, out: Path, runtime: str, as_json: bool) -> None:
     opened = open_bundle(bundle)
     refuse_rejected(opened)
     files = write_sample(opened, out, runtime)
+    source, build = shlex.quote(str(out)), shlex.quote(str(out / "build"))
     emit(
         {"folder": str(out), "runtime": runtime, "files": [file.name for file in files]},
         as_json,
-        f"{out}: {len(files)} files; build with: cmake -S {out} -B {out}/build && "
-        f"cmake --build {out}/build",
+        f"{out}: {len(files)} files; build with: cmake -S {source} -B {build} && "
+        f"cmake --build {build}",
     )

@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from detr import msda
 from detr.config import DetectorConfig
 
 # Before torch is imported: detectors of a few thousand weights spend a second thread's time on
 # waiting for it, several times their own where anything else runs on the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What requirements.lock brings to every machine. A test skipped for want of one of them would hide
+# a broken installation.
+_INSTALLED = (
+    "hypothesis", "ml_dtypes", "onnxruntime", "onnxscript", "openvino", "pycocotools", "pynvml",
+    "safetensors", "scipy", "timm", "torch", "torchvision", "transformers",
+)  # fmt: skip
+
+
+def pytest_configure() -> None:
+    """Stops before the first test where `make install` did not do what it should."""
+    wanted = [*_INSTALLED]
+    if sys.platform == "linux":
+        wanted.append("cuda")
+        if platform.machine() == "x86_64":  # there are no wheels for others
+            wanted.append("tensorrt_rtx")
+    missing = [name for name in wanted if find_spec(name) is None]
+    if not msda.native_available():
+        missing.append("the compiled kernel detr.msda._native")
+    if missing:
+        raise pytest.UsageError(f"not installed: {', '.join(missing)}; run make install")
 
 
 @pytest.fixture(autouse=True)

@@ -88,11 +88,14 @@ def test_a_misspelt_command_line_is_one_line_too(
     assert told.rstrip().endswith("--help")
 
 
+@pytest.mark.parametrize(
+    "raised", [KeyboardInterrupt(), RuntimeError("from core.cpp:\nKeyboardInterrupt: <EMPTY>")]
+)
 def test_an_interrupted_command_says_so_and_no_more(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    raised: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise raised
 
     monkeypatch.setattr("detr.data.open.open_dataset", interrupted)
     with pytest.raises(SystemExit) as caught:

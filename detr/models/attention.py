@@ -72,7 +72,10 @@ class DeformableAttention(nn.Module):
         Returns:
             Output ``[B, N, D]``, locations ``[B, N, M, V, P, 2]`` and weights ``[B, N, M, V, P]``.
         """
-        value = self.value_proj(tokens).masked_fill(padding[..., None], 0.0)
+        value = self.value_proj(tokens)
+        # In place where no gradient is kept, as :class:`detr.models.layers.InnerReLU`.
+        fill = value.masked_fill if torch.is_grad_enabled() else value.masked_fill_
+        value = fill(padding[..., None], 0.0)
         value = value.unflatten(-1, (self.heads, -1))
         offsets = self.sampling_offsets(query)
         offsets = offsets.unflatten(-1, (self.heads, self.levels, self.points, 2))

@@ -40,8 +40,10 @@ class Backbone(nn.Module):
         self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
         # Some models' maps come with their channels last.
         self.channels_last = str(getattr(self.body, "output_fmt", None)).endswith("NHWC")
+        # As exact as the model's own: 1e-6 in a ConvNeXt, 1e-5 in a Swin.
+        own = next((m.eps for m in self.body.modules() if isinstance(m, nn.LayerNorm)), 1e-5)
         self.norms = nn.ModuleList(
-            nn.LayerNorm(channels) for channels in self.channels if config.map_norm
+            nn.LayerNorm(channels, own) for channels in self.channels if config.map_norm
         )
         if pretrained and config.pretrained is not None:
             _load(self.body, config)

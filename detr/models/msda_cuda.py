@@ -52,10 +52,10 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
 
 
-def _where(value: Tensor) -> tuple[tuple[int, int], int]:
-    """Capability and current stream of the value's device."""
+def _where(value: Tensor) -> tuple[int, int]:
+    """Number and current stream of the value's device."""
     stream = torch.cuda.current_stream(value.device)
-    return torch.cuda.get_device_capability(value.device), int(stream.cuda_stream)
+    return stream.device_index, int(stream.cuda_stream)
 
 
 def forward(value: Tensor, shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -63,15 +63,14 @@ def forward(value: Tensor, shapes: LevelShapes, locations: Tensor, weights: Tens
     batch, queries = locations.shape[:2]
     out = value.new_empty(batch, queries, value.shape[2] * value.shape[3])
     inputs = [_dense(tensor) for tensor in (value, locations, weights)]
-    with torch.cuda.device(value.device):
-        cuda_kernels.forward(
-            _attention(value, shapes, locations.shape[4]),
-            *_where(value),
-            (batch, queries),
-            [tensor.data_ptr() for tensor in inputs],
-            out.data_ptr(),
-            shapes,
-        )
+    cuda_kernels.forward(
+        _attention(value, shapes, locations.shape[4]),
+        *_where(value),
+        (batch, queries),
+        [tensor.data_ptr() for tensor in inputs],
+        out.data_ptr(),
+        shapes,
+    )
     return out
 
 
@@ -83,13 +82,12 @@ def backward(
     inputs = [_dense(tensor) for tensor in (grad_out, value, locations, weights)]
     sums = torch.zeros(value.shape, dtype=weights.dtype, device=value.device)
     grad_locations, grad_weights = (torch.empty_like(tensor) for tensor in inputs[2:])
-    with torch.cuda.device(value.device):
-        cuda_kernels.backward(
-            _attention(value, shapes, locations.shape[4]),
-            *_where(value),
-            (batch, queries),
-            [tensor.data_ptr() for tensor in inputs],
-            [sums.data_ptr(), grad_locations.data_ptr(), grad_weights.data_ptr()],
-            shapes,
-        )
+    cuda_kernels.backward(
+        _attention(value, shapes, locations.shape[4]),
+        *_where(value),
+        (batch, queries),
+        [tensor.data_ptr() for tensor in inputs],
+        [sums.data_ptr(), grad_locations.data_ptr(), grad_weights.data_ptr()],
+        shapes,
+    )
     return sums.to(value.dtype), grad_locations, grad_weights

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -29,6 +29,7 @@ __all__ = ["backward", "forward", "instruction_set", "native_available"]
 Shapes = Sequence[Sequence[int]]
 
 _CACHE_LINE = 64
+_DLPACK_CPU = 1  # of its DLDeviceType
 
 
 @cache
@@ -80,6 +81,9 @@ def _dense(array: Any) -> Any:
 
 def _target(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Any:
     """An output given by the caller, which has to be right as it is."""
+    if not isinstance(array, np.ndarray) and not hasattr(array, "is_contiguous"):
+        raise TypeError(f"{name} must be a numpy array or a torch tensor")
+    _check_on_cpu(name, array)
     check_like(name, array, shape, dtype)
     if isinstance(array, np.ndarray):
         dense = array.flags.c_contiguous and array.flags.writeable
@@ -95,7 +99,17 @@ def _target(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Any:
 
 
 def _as_numpy(array: Any) -> Any:
-    return array if isinstance(array, np.ndarray) else np.from_dlpack(array)
+    """The array's own memory as a numpy array, for the fallback."""
+    if isinstance(array, np.ndarray):
+        return array
+    if not hasattr(array, "detach"):
+        return np.from_dlpack(array)
+    if dtype_name(array) != "bfloat16":
+        return array.detach().numpy()
+    import ml_dtypes  # comes with onnx
+    import torch
+
+    return array.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
 
 
 def _empty(shape: tuple[int, ...], like: Any) -> Any:
@@ -109,12 +123,30 @@ def _empty(shape: tuple[int, ...], like: Any) -> Any:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _arrays(*arrays: Any) -> tuple[Any, ...]:
-    """Turns what is neither numpy nor torch into numpy, so that it has a shape and a type."""
-    return tuple(
-        array if hasattr(array, "shape") and hasattr(array, "dtype") else np.from_dlpack(array)
-        for array in arrays
-    )
+def _arrays(**arrays: Any) -> Iterator[Any]:
+    """Turns what is neither numpy nor torch into numpy, so that it has a shape and a type.
+
+    Raises:
+        TypeError: An array is not on the CPU.
+    """
+    for name, array in arrays.items():
+        _check_on_cpu(name, array)
+        known = hasattr(array, "shape") and hasattr(array, "dtype")
+        yield array if known else np.from_dlpack(array)
+
+
+def _check_on_cpu(name: str, array: Any) -> None:
+    if isinstance(array, np.ndarray):
+        return
+    if hasattr(array, "is_contiguous"):  # torch, which has devices that DLPack does not know
+        here, device = array.device.type == "cpu", array.device
+    elif hasattr(array, "__dlpack_device__"):
+        device = array.__dlpack_device__()
+        here = int(device[0]) == _DLPACK_CPU
+    else:
+        raise TypeError(f"{name} must be a numpy array or speak DLPack, not {type(array).__name__}")
+    if not here:
+        raise TypeError(f"{name} is on device {device}; detr.msda works on the CPU")
 
 
 def forward(
@@ -141,9 +173,9 @@ def forward(
 
     Raises:
         ValueError: Shapes that do not fit each other.
-        TypeError: Types the kernel does not take.
+        TypeError: Types the kernel does not take, or arrays that are not on the CPU.
     """
-    value, locations, weights = _arrays(value, locations, weights)
+    value, locations, weights = _arrays(value=value, locations=locations, weights=weights)
     sizes = check_sizes(value, shapes, locations, weights)
     if out is None:
         out = _empty(sizes.out, value)
@@ -184,9 +216,11 @@ def backward(
 
     Raises:
         ValueError: Shapes that do not fit each other.
-        TypeError: Types the kernel does not take.
+        TypeError: Types the kernel does not take, or arrays that are not on the CPU.
     """
-    grad_out, value, locations, weights = _arrays(grad_out, value, locations, weights)
+    grad_out, value, locations, weights = _arrays(
+        grad_out=grad_out, value=value, locations=locations, weights=weights
+    )
     sizes = check_sizes(value, shapes, locations, weights)
     check_like("grad_out", grad_out, sizes.out, dtype_name(value))
     if out is None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_SAMPLES = 512  # of a query in one head, as in cpu/kernels.hpp
+MOST_CELLS = 2**24  # in a row or column of a level: float32 counts no further, see there too
+MOST_TOKENS = 2**31 - 1  # of an image: the kernels count rows in 32 bits
 VALUE_TYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -48,18 +50,20 @@ def check_shapes(shapes: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]
     """Returns the (height, width) of each level as plain ints.
 
     Raises:
-        ValueError: There is no level, or a level is not two positive whole numbers.
+        ValueError: There is no level, a level is not two positive whole numbers, or too large.
     """
     checked = []
     for index, shape in enumerate(shapes):
         pair = tuple(shape)
         if len(pair) != 2 or any(int(size) != size or size < 1 for size in pair):
             raise ValueError(f"level {index} must be (height, width), both 1 or more, not {pair}")
-        if pair[0] * pair[1] >= 2**31:
+        if max(pair) > MOST_CELLS:
             raise ValueError(f"level {index} of {pair[0]} x {pair[1]} is too large")
         checked.append((int(pair[0]), int(pair[1])))
     if not checked:
         raise ValueError("deformable attention needs at least one level")
+    if sum(height * width for height, width in checked) > MOST_TOKENS:
+        raise ValueError(f"levels {checked} are too large together: more than {MOST_TOKENS} tokens")
     return tuple(checked)
 
 

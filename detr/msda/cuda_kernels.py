@@ -6,8 +6,9 @@ works on a machine without a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -18,6 +19,9 @@ import numpy as np
 from detr.errors import UserError
 from detr.msda import cuda_source
 from detr.msda.cuda_source import Attention
+
+# Images x queries x heads, which the kernels count in 32 bits; a block's own come on top.
+_MOST_GROUPS = 2**31 - 1024
 
 
 @cache
@@ -108,6 +112,47 @@ class _Loaded:
 
 
 @cache
+def _capability(device: int) -> tuple[int, int]:
+    driver, _ = _bindings()
+    handle = _checked(driver.cuDeviceGet(device))
+    attributes = driver.CUdevice_attribute
+    major, minor = (
+        int(_checked(driver.cuDeviceGetAttribute(attribute, handle)))
+        for attribute in (
+            attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+            attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        )
+    )
+    return major, minor
+
+
+@cache
+def _primary_context(device: int) -> Any:
+    """The context the runtime, and with it torch, uses on a device."""
+    driver, _ = _bindings()
+    return _checked(driver.cuDevicePrimaryCtxRetain(_checked(driver.cuDeviceGet(device))))
+
+
+@contextlib.contextmanager
+def _current(device: int) -> Iterator[None]:
+    """Makes a device's context that of this thread, where it has none or another, for a while.
+
+    A thread that has not called the CUDA runtime yet has none, whatever device torch says is its.
+    """
+    driver, _ = _bindings()
+    context = _primary_context(device)
+    before = _checked(driver.cuCtxGetCurrent())
+    if int(before) == int(context):
+        yield
+        return
+    _checked(driver.cuCtxPushCurrent(context))
+    try:
+        yield
+    finally:
+        _checked(driver.cuCtxPopCurrent())
+
+
+@cache
 def _load(attention: Attention, capability: tuple[int, int]) -> _Loaded:
     driver, _ = _bindings()
     major, minor = capability
@@ -139,32 +184,43 @@ def _arguments(
 
 
 def _launch(
-    attention: Attention, function: Any, arguments: list[Any], groups: int, stream: int
+    attention: Attention,
+    device: int,
+    stream: int,
+    kernel: str,
+    arguments: list[Any],
+    groups: int,
 ) -> None:
     driver, _ = _bindings()
+    if groups > _MOST_GROUPS:
+        raise ValueError(
+            f"{groups} images x queries x heads: the kernel counts at most {_MOST_GROUPS} of them"
+        )
     pointers = (ctypes.c_void_p * len(arguments))(*[ctypes.addressof(a) for a in arguments])
     grid, block = attention.blocks(groups), attention.threads
-    _checked(
-        driver.cuLaunchKernel(
-            function, grid, 1, 1, block, 1, 1, 0, stream, ctypes.addressof(pointers), 0
+    with _current(device):
+        function = getattr(_load(attention, _capability(device)), kernel)
+        _checked(
+            driver.cuLaunchKernel(
+                function, grid, 1, 1, block, 1, 1, 0, stream, ctypes.addressof(pointers), 0
+            )
         )
-    )
 
 
 def forward(
     attention: Attention,
-    capability: tuple[int, int],
+    device: int,
     stream: int,
     sizes: tuple[int, int],
     inputs: Sequence[int],
     out: int,
     shapes: Sequence[tuple[int, int]] | None = None,
 ) -> None:
-    """Launches the forward kernel on the current device.
+    """Launches the forward kernel.
 
     Args:
         attention: What to run.
-        capability: Compute capability of the current device, such as ``(9, 0)``.
+        device: Number of the device, as torch and the runtime count them.
         stream: Handle of the stream to launch on.
         sizes: Batch and number of queries.
         inputs: Device pointers of value, locations and weights: dense, on 16 bytes.
@@ -173,44 +229,39 @@ def forward(
 
     Raises:
         UserError: ``cuda-bindings-missing``.
+        ValueError: More than 2^31 of images x queries x heads.
         RuntimeError: The driver refused.
     """
     batch, queries = sizes
     groups = batch * queries * attention.heads
     if groups:
-        kernel = _load(attention, capability).forward
         arguments = _arguments(inputs, queries, groups, [out], shapes)
-        _launch(attention, kernel, arguments, groups, stream)
+        _launch(attention, device, stream, "forward", arguments, groups)
 
 
 def backward(
     attention: Attention,
-    capability: tuple[int, int],
+    device: int,
     stream: int,
     sizes: tuple[int, int],
     inputs: Sequence[int],
     outputs: Sequence[int],
     shapes: Sequence[tuple[int, int]] | None = None,
 ) -> None:
-    """Launches the backward kernel; arguments as :func:`forward`, except for these.
+    """Launches the backward kernel; arguments and errors as :func:`forward`, except for these.
 
     Args:
         attention: What to run.
-        capability: As in :func:`forward`.
+        device: As in :func:`forward`.
         stream: As in :func:`forward`.
         sizes: As in :func:`forward`.
         inputs: Device pointers of grad_out, value, locations and weights.
         outputs: Device pointers of the gradients of value (zeros to begin with, float32 unless the
             value is float64), locations and weights.
         shapes: As in :func:`forward`.
-
-    Raises:
-        UserError: ``cuda-bindings-missing``.
-        RuntimeError: The driver refused.
     """
     batch, queries = sizes
     groups = batch * queries * attention.heads
     if groups:
-        kernel = _load(attention, capability).backward
         arguments = _arguments(inputs, queries, groups, outputs, shapes)
-        _launch(attention, kernel, arguments, groups, stream)
+        _launch(attention, device, stream, "backward", arguments, groups)

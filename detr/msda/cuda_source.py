@@ -84,11 +84,13 @@ class Attention:
     def _group_bytes(self) -> int:
         """Shared memory for the samples of one (image, query, head), in the backward kernel."""
         coordinate = 8 if self.dtype == "float64" else 4
-        return self.levels * self.points * (7 * coordinate + 8)
+        return (self.levels * self.points | 1) * (7 * coordinate + 8)
 
     @property
     def supported(self) -> bool:
-        """Whether a head fits into a warp and its samples into shared memory."""
+        """Whether there is something to do, a head fits a warp, and its samples shared memory."""
+        if min(self.heads, self.channels, self.levels, self.points) < 1:
+            return False
         return self.lanes <= _WARP and self.groups_per_block * self._group_bytes <= _SHARED_BYTES
 
     @property

@@ -27,7 +27,7 @@ from detr.config import Strict
 from detr.models import GroupOutput
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting, align, float32
-from distill.methods.layers import LayerMap, pair_layers, pair_levels, split_levels
+from distill.methods.layers import LayerMap, pair_decoders, pair_levels, split_levels
 from distill.methods.masks import scale_masks
 from distill.methods.points import (
     ForStudent,
@@ -112,9 +112,7 @@ class ClockDistill(Method):
         ]
         if self.roles:
             check_same_kind(student, teacher, self.name)
-            self.layers = pair_layers(
-                ours.decoder_layers, theirs.decoder_layers, self.options.layer_map, self.name
-            )
+            self.layers = pair_decoders(student, teacher, self.options.layer_map, self.name)
             self.for_student = ForStudent(ours, theirs)
         if self.options.target_aware:
             self.target_aware = TargetAware(teacher, self.options.copies, self.options.jitter)
@@ -133,14 +131,9 @@ class ClockDistill(Method):
             if part == "target_aware":
                 group = self.target_aware(role, step.targets, step.generators)
             elif part == "general":
-                group = general_points(
-                    role,
-                    len(step.targets),
-                    options.general_points or config.queries,
-                    config,
-                    step.generator,
-                    step.images.device,
-                )
+                count = options.general_points or config.queries
+                own = step.teacher_groups[0]
+                group = general_points(role, own, count, config, step.generator)
             else:
                 group = specific_points(role, step.teacher_groups[0], config)
             asked = None if part == "specific" else group

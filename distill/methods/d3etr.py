@@ -24,6 +24,7 @@ from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -41,8 +42,9 @@ from detr.models.queries import LearnedQueries
 from detr.models.structures import Attention
 from distill.hungarian import assign
 from distill.methods.assignment import PairWeights, Predictions, distances, pair_costs
+from distill.methods.attention_error import map_error
 from distill.methods.base import Method, Setting, float32
-from distill.methods.layers import LayerMap, Pairs, pair_layers
+from distill.methods.layers import LayerMap, Pairs, pair_decoders
 from distill.methods.points import ForStudent, check_same_kind, specific_points
 from distill.methods.sampling import attended_cells, mean_heads, squared_distance
 from distill.methods.teacher_group import ground_truth_losses, teacher_assigned
@@ -91,8 +93,8 @@ class D3etrOptions(Strict):
     layer_map: LayerMap | None = None
 
 
-# Student and teacher query of every pair, ``[B, n]`` each; None pairs by index.
-Correspondence = tuple[Tensor, Tensor] | None
+# Student and teacher query of every pair, ``[B, n]`` each; None are all of them in their order.
+Correspondence = tuple[Tensor | None, Tensor | None]
 
 
 class D3etr(Method):
@@ -123,9 +125,7 @@ class D3etr(Method):
         student, teacher = setting.student, setting.need_teacher()
         ours, theirs = student.config, teacher.config
         self._check(student, teacher)
-        self.layers = pair_layers(
-            ours.decoder_layers, theirs.decoder_layers, self.options.layer_map, self.name
-        )
+        self.layers = pair_decoders(student, teacher, self.options.layer_map, self.name)
         self.weights = PairWeights(
             self.options.class_weight,
             self.options.l1_weight,
@@ -260,8 +260,8 @@ class D3etr(Method):
         pairs = self._correspondence(student, teacher, by_index)
         for (s, t), pair in zip(self.layers, pairs, strict=True):
             if options.prediction:
-                ours = _taken(_predictions(student, [s]), pair, 0)
-                theirs = _taken(_predictions(teacher, [t]), pair, 1)
+                ours = _taken(_predictions(student, [s]), pair[0])
+                theirs = _taken(_predictions(teacher, [t]), pair[1])
                 found = distances(ours, theirs, options.class_mean).weighted(self.weights)
                 for key, value in found.items():
                     parts.setdefault(key, []).append(value.mean())
@@ -282,23 +282,24 @@ class D3etr(Method):
         batch, queries = student.boxes[0].shape[:2]
         if by_index:
             if queries == teacher.boxes[0].shape[1]:
-                return [None] * len(self.layers)
+                return [(None, None)] * len(self.layers)
             index = torch.arange(queries, device=student.boxes[0].device).expand(batch, -1)
-            return [(index, index)] * len(self.layers)
+            return [(None, index)] * len(self.layers)
         ours = _predictions(student, [s for s, _ in self.layers])
         theirs = _predictions(teacher, [t for _, t in self.layers])
         _, row, column = assign(pair_costs(ours, theirs, self.weights))
         shape = (len(self.layers), batch, -1)
-        return list(zip(row.reshape(shape), column.reshape(shape), strict=True))
+        theirs_of = column.reshape(shape)
+        if (
+            queries <= teacher.boxes[0].shape[1]
+        ):  # every query has a partner, and they come in order
+            return [(None, theirs_of[i]) for i in range(len(theirs_of))]
+        return list(zip(row.reshape(shape), theirs_of, strict=True))
 
     def _self_error(self, ours: Tensor, theirs: Tensor, pair: Correspondence) -> Tensor:
         """Mean squared error of ``[B, M, N, N]`` maps (equation 8), the teacher's re-indexed."""
-        ours, theirs = float32(ours), float32(theirs).detach()
-        if pair is not None:
-            ours, theirs = (_submap(m, q) for m, q in zip((ours, theirs), pair, strict=True))
-            if self.options.renormalize:
-                theirs = theirs / theirs.sum(-1, keepdim=True).clamp(min=_TINY)
-        return (ours - theirs).square().mean()
+        ours = _submap(float32(ours), pair[0])
+        return map_error(ours, float32(theirs).detach(), pair[1], self.options.renormalize)
 
     def _cross_error(
         self,
@@ -312,9 +313,9 @@ class D3etr(Method):
             return self._dense_error(float32(ours.weights), float32(theirs.weights), pair)
         assert isinstance(ours, SampledAttention) and isinstance(theirs, SampledAttention)
         theirs = SampledAttention(theirs.locations.detach(), theirs.weights.detach())
-        if pair is not None:
-            ours, theirs = (_rows(a, q) for a, q in zip((ours, theirs), pair, strict=True))
-        first, second = attended_cells(ours, shapes), attended_cells(theirs, shapes)
+        first, second = (
+            attended_cells(_rows(a, q), shapes) for a, q in zip((ours, theirs), pair, strict=True)
+        )
         if self.options.heads == "mean":
             first, second = mean_heads(first), mean_heads(second)
         elements = first.index.shape[:-1].numel() * first.size
@@ -322,14 +323,10 @@ class D3etr(Method):
 
     def _dense_error(self, ours: Tensor, theirs: Tensor, pair: Correspondence) -> Tensor:
         """Mean squared error of ``[B, M, N, S]`` maps, the teacher's rows re-indexed."""
-        if pair is not None:
-            ours, theirs = (
-                m.gather(2, q[:, None, :, None].expand(-1, m.shape[1], -1, m.shape[3]))
-                for m, q in zip((ours, theirs), pair, strict=True)
-            )
+        ours, theirs = (_map_rows(m, q) for m, q in zip((ours, theirs), pair, strict=True))
         if self.options.heads == "mean":
             ours, theirs = ours.mean(1), theirs.mean(1)
-        return (ours - theirs.detach()).square().mean()
+        return F.mse_loss(ours, theirs.detach())
 
 
 def _predictions(output: GroupOutput, layers: list[int]) -> Predictions:
@@ -341,23 +338,33 @@ def _predictions(output: GroupOutput, layers: list[int]) -> Predictions:
     return Predictions(logits, torch.cat([output.boxes[i] for i in layers]))
 
 
-def _taken(predictions: Predictions, pair: Correspondence, side: int) -> Predictions:
-    """The paired predictions of one side, ``[B, n, ...]``."""
-    if pair is None:
+def _taken(predictions: Predictions, queries: Tensor | None) -> Predictions:
+    """The predictions of the given queries, ``[B, n, ...]``."""
+    if queries is None:
         return predictions
-    image = torch.arange(len(pair[side]), device=pair[side].device)[:, None]
-    return predictions[image, pair[side]]
+    image = torch.arange(len(queries), device=queries.device)[:, None]
+    return predictions[image, queries]
 
 
-def _submap(attention: Tensor, queries: Tensor) -> Tensor:
+def _map_rows(attention: Tensor, queries: Tensor | None) -> Tensor:
+    """``[B, M, n, S]`` rows of the given queries ``[B, n]``."""
+    if queries is None:
+        return attention
+    index = queries[:, None, :, None].expand(-1, attention.shape[1], -1, attention.shape[3])
+    return attention.gather(2, index)
+
+
+def _submap(attention: Tensor, queries: Tensor | None) -> Tensor:
     """``[B, M, n, n]`` rows and columns of the given queries ``[B, n]``."""
-    heads, size = attention.shape[1], attention.shape[3]
-    rows = attention.gather(2, queries[:, None, :, None].expand(-1, heads, -1, size))
-    count = queries.shape[1]
-    return rows.gather(3, queries[:, None, None].expand(-1, heads, count, -1))
+    if queries is None:
+        return attention
+    # Image by image, whole rows first: copying rows costs a fraction of gathering elements.
+    return torch.stack([m[:, q][:, :, q] for m, q in zip(attention, queries, strict=True)])
 
 
-def _rows(sampled: SampledAttention, queries: Tensor) -> SampledAttention:
+def _rows(sampled: SampledAttention, queries: Tensor | None) -> SampledAttention:
     """The samples of the given queries ``[B, n]``."""
+    if queries is None:
+        return sampled
     image = torch.arange(len(queries), device=queries.device)[:, None]
     return SampledAttention(sampled.locations[image, queries], sampled.weights[image, queries])

@@ -2,7 +2,8 @@
 
 Squared errors of feature maps, apart on objects and on background: ``weight / (2 N)`` times the sum
 over the cells of either kind, N their number per level. The student's maps go through a 3x3
-convolution. Each level adds its error; padding is in none.
+convolution, which starts as the identity: a student that begins with its teacher's weights need not
+first unlearn them for a random map. Each level adds its error; padding is in none.
 
 The paper's weights are for other detectors' maps; the defaults put the errors on an encoder memory
 of width 256 near those of FitNet at weight 10. The part on proposals needs a two-stage detector
@@ -63,9 +64,7 @@ class Defeat(Method):
         self.maps = FeaturePairs(
             self.options.on, setting.student, setting.need_teacher(), self.name
         )
-        self.adapters = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=1) for channels in self.maps.channels
-        )
+        self.adapters = nn.ModuleList(_identity(channels) for channels in self.maps.channels)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """``foreground`` and ``background``."""
@@ -82,6 +81,14 @@ class Defeat(Method):
             f"{self.name}/foreground": self.options.foreground * torch.stack(terms[0]).sum(),
             f"{self.name}/background": self.options.background * torch.stack(terms[1]).sum(),
         }
+
+
+def _identity(channels: int) -> nn.Conv2d:
+    """A 3x3 convolution that changes nothing yet."""
+    adapter = nn.Conv2d(channels, channels, 3, padding=1)
+    nn.init.dirac_(adapter.weight)
+    nn.init.zeros_(cast(Tensor, adapter.bias))
+    return adapter
 
 
 def _where(step: Step) -> tuple[Tensor, Tensor]:

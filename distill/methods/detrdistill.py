@@ -34,7 +34,7 @@ from distill.matcher import pad_targets
 from distill.methods.assignment import PairWeights, Predictions, distances, pair_costs
 from distill.methods.base import Method, Setting, float32
 from distill.methods.features import FeaturePairs
-from distill.methods.layers import LayerMap, Pairs, pair_layers
+from distill.methods.layers import LayerMap, Pairs, pair_decoders
 from distill.methods.points import ForStudent, check_same_kind, specific_points
 from distill.methods.teacher_group import ground_truth_losses, teacher_assigned
 from distill.step import PairedGroup, Step
@@ -96,12 +96,7 @@ class DetrDistill(Method):
         super().__init__()
         self.options = cast(DetrDistillOptions, options)
         student, teacher = setting.student, setting.need_teacher()
-        self.layers = pair_layers(
-            student.config.decoder_layers,
-            teacher.config.decoder_layers,
-            self.options.layer_map,
-            self.name,
-        )
+        self.layers = pair_decoders(student, teacher, self.options.layer_map, self.name)
         self.weights = PairWeights(
             self.options.class_weight, self.options.l1_weight, self.options.giou_weight
         )

@@ -24,7 +24,7 @@ from torch import Tensor
 from detr.config import Strict
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting
-from distill.methods.layers import LayerMap, Pairs, pair_layers
+from distill.methods.layers import LayerMap, Pairs, pair_decoders
 from distill.methods.points import (
     Comparison,
     ForStudent,
@@ -92,10 +92,10 @@ class KdDetr(Method):
         self.options = cast(KdDetrOptions, options)
         student, teacher = setting.student, setting.need_teacher()
         check_same_kind(student, teacher, self.name)
-        ours, theirs = student.config.decoder_layers, teacher.config.decoder_layers
-        self.layers: Pairs = tuple((i, theirs - 1) for i in range(ours))
+        last = teacher.config.decoder_layers - 1
+        self.layers: Pairs = tuple((i, last) for i in range(student.config.decoder_layers))
         if self.options.layers == "paired":
-            self.layers = pair_layers(ours, theirs, self.options.layer_map, self.name)
+            self.layers = pair_decoders(student, teacher, self.options.layer_map, self.name)
         self.parts = [part for part in ("general", "specific") if getattr(self.options, part)]
         self.for_student = ForStudent(student.config, teacher.config)
 
@@ -107,9 +107,8 @@ class KdDetr(Method):
         if self.options.general:
             role = f"{self.name}/general"
             count = self.options.general_points or config.queries
-            group = general_points(
-                role, len(step.targets), count, config, step.generator, step.images.device
-            )
+            own = step.teacher_groups[0]
+            group = general_points(role, own, count, config, step.generator)
             groups.append(PairedGroup(role, self.for_student(group), group))
         if self.options.specific:
             role = f"{self.name}/specific"

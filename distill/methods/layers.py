@@ -46,6 +46,14 @@ def pair_layers(student: int, teacher: int, layer_map: LayerMap | None, method: 
     return tuple((i, layer) for i, layer in enumerate(layer_map) if layer is not None)
 
 
+def pair_decoders(
+    student: Detector, teacher: Detector, layer_map: LayerMap | None, method: str
+) -> Pairs:
+    """:func:`pair_layers` of two models."""
+    ours, theirs = student.config.decoder_layers, teacher.config.decoder_layers
+    return pair_layers(ours, theirs, layer_map, method)
+
+
 def pair_levels(student: Detector, teacher: Detector, method: str) -> Pairs:
     """(student, teacher) indices of the feature levels both models have: those of equal stride.
 

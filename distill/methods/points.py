@@ -54,35 +54,35 @@ class ForStudent(nn.Module):
 
 
 def general_points(
-    role: str,
-    batch: int,
-    count: int,
-    config: DetectorConfig,
-    generator: torch.Generator,
-    device: torch.device,
+    role: str, own: QueryGroup, count: int, config: DetectorConfig, generator: torch.Generator
 ) -> QueryGroup:
     """Random queries, new in every step (KD-DETR), the same for all images.
 
-    Content is N(0, 1), as are the logits of the references; learned queries get a random position,
-    too.
+    The logits of the references are N(0, 1). So is the content of models that learn theirs; queries
+    of Conditional DETR and DAB-DETR begin without any content, and so do these. Learned queries get
+    a random position, too.
 
     Args:
         role: Of the group.
-        batch: Number of images.
+        own: The teacher's own queries.
         count: Number of queries.
         config: The teacher; gives width and kind.
         generator: On the CPU and seeded alike in every process, so that all ask the same.
-        device: Where the group is wanted.
     """
     learned = config.query == "learned"
+    blank = config.attention != "deformable" and config.query in ("learned", "anchors")
 
     def normal(channels: int) -> Tensor:
         drawn = torch.randn(1, count, channels, generator=generator)
-        return drawn.to(device).expand(batch, -1, -1)
+        return drawn.to(own.content.device).expand(len(own.content), -1, -1)
 
+    if blank and not config.patterns:
+        content = own.content[:, :1].detach().expand(-1, count, -1)
+    else:
+        content = normal(config.width)
     return QueryGroup(
         role,
-        content=normal(config.width),
+        content=content,
         reference=normal(2 if learned else 4).sigmoid(),
         position=normal(config.width) if learned else None,
     )

@@ -34,7 +34,7 @@ from detr.models.encoder import Encoder
 from distill.distributed import mean_over_processes, shared_statistic
 from distill.methods.assignment import PairWeights, Predictions, distances
 from distill.methods.base import Method, Setting, align, float32
-from distill.methods.layers import LayerMap, pair_layers, pair_levels, split_levels
+from distill.methods.layers import LayerMap, pair_decoders, pair_levels, split_levels
 from distill.methods.query_selection import (
     Alignment,
     Selected,
@@ -146,9 +146,7 @@ class Qskd(Method):
         self.options = cast(QskdOptions, options)
         student, teacher = setting.student, setting.need_teacher()
         ours, theirs = student.config, teacher.config
-        self.layers = pair_layers(
-            ours.decoder_layers, theirs.decoder_layers, self.options.layer_map, self.name
-        )
+        self.layers = pair_decoders(student, teacher, self.options.layer_map, self.name)
         if self.options.layers == "last":
             self.layers = self.layers[-1:]
         loss = setting.loss

@@ -55,18 +55,23 @@ def attended_cells(sampled: SampledAttention, shapes: LevelShapes) -> Cells:
     low = place.detach().floor()
     part = place - low
     corner = low.long()
+    # Weight and place of either neighbour along one axis; what lies outside weighs nothing.
+    columns = [_neighbour(corner[..., 0], part[..., 0], width, d) for d in (0, 1)]
+    rows = [_neighbour(corner[..., 1], part[..., 1], height, d) for d in (0, 1)]
     indices, values = [], []
-    for dx in (0, 1):
-        for dy in (0, 1):
-            x, y = corner[..., 0] + dx, corner[..., 1] + dy
-            share = (part[..., 0] if dx else 1 - part[..., 0]) * (
-                part[..., 1] if dy else 1 - part[..., 1]
-            )
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            cell = starts + y * width + x
-            indices.append(torch.where(inside, cell, 0).flatten(-2))
-            values.append((weights * share * inside).flatten(-2))
+    for y, down in rows:
+        first, share = starts + y * width, weights * down
+        for x, across in columns:
+            indices.append((first + x).flatten(-2))
+            values.append((share * across).flatten(-2))
     return Cells(torch.cat(indices, -1), torch.cat(values, -1), int(counts.sum()))
+
+
+def _neighbour(low: Tensor, part: Tensor, size: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Cell and share of the lower (step 0) or upper (1) neighbour along one axis."""
+    cell = low + step
+    kept = cell.clamp(min=0).minimum(size - 1)
+    return kept, (part if step else 1 - part) * (kept == cell)
 
 
 def mean_heads(cells: Cells) -> Cells:
@@ -121,7 +126,9 @@ def squared_distance(first: Cells, second: Cells) -> Tensor:
 
     Equal to ``(dense(first) - dense(second)).square().sum()`` without the dense maps.
     """
-    index, order = torch.cat((first.index, second.index), -1).sort(-1)
+    # Half the bytes to sort: cells are far fewer than 2^31.
+    both = torch.cat((first.index, second.index), -1).to(torch.int32)
+    index, order = both.sort(-1)
     values = torch.cat((first.value, -second.value), -1).gather(-1, order)
     # The entries of one cell now stand together; each cell's are added up in a place of its own.
     begins = torch.nn.functional.pad(index[..., 1:] != index[..., :-1], (1, 0))

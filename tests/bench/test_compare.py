@@ -112,6 +112,15 @@ def test_equal_speed_is_not_shown_to_differ(write: Write) -> None:
     assert "not shown to differ" in speed.sentence()
 
 
+def test_a_sweeps_row_is_a_repeat_of_the_same_model_in_the_same_engine(write: Write) -> None:
+    folders = [write(name, {"ms": 100.0}, {"ms": 40.0}) for name in ("run", "sweep")]
+    path = folders[1] / "report.json"
+    path.write_text(path.read_text().replace('"name": "student"', '"name": "student onnxruntime"'))
+    assert {entry.name: entry.runs for entry in compare(folders).entries} == {
+        "teacher": 2, "student": 2,
+    }  # fmt: skip
+
+
 def test_trainings_are_told_by_their_files(write: Write) -> None:
     folders = []
     for k in range(3):
@@ -181,7 +190,10 @@ def test_ap_is_tested_over_images_from_a_real_run(
     gap = difference(compare([worse]), "AP")
     # Every image loses the same three of ten thresholds: no resampling changes that.
     assert (gap.value, gap.low, gap.high) == pytest.approx((-0.3, -0.3, -0.3))
-    assert gap.significant and "6 images" in gap.method
+    assert not gap.significant and "not claimable" in gap.sentence()
+    assert "6 images" in gap.method and "fewer than 30 images claim nothing" in gap.scope
+    monkeypatch.setattr("bench.compare._LEAST_IMAGES", 6)
+    assert difference(compare([worse]), "AP").significant
     same = measured(monkeypatch, tmp_path, engine_type, bright_cars, 0.0)
     gap = difference(compare([same]), "AP")
     assert gap.value == 0 and gap.p == 1 and not gap.significant

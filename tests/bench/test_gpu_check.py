@@ -103,7 +103,6 @@ def test_all_passed_is_exit_status_0_and_overwrites_nothing(
 
 
 def test_a_runtime_that_is_not_installed_is_skipped(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
     part = ["--section", "tensorrt", "--part", "x.bundle gather", str(tmp_path / "x.bundle")]
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *part], capture_output=True, text=True, cwd=SCRIPT.parents[2]

@@ -68,6 +68,13 @@ def test_a_wrong_output_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         op_msda.run("kitti-encoder", "float32", "cpu", set(), 1, 1)
 
 
+def test_calls_on_a_gpu_are_queued_and_timed_together() -> None:
+    events: list[str] = []
+    times = op_msda._burst(lambda: events.append("call"), lambda: events.append("wait"))
+    queue = ["call"] * op_msda._QUEUED
+    assert len(times) == 1 and events == ["call", "wait", *queue, "wait"]
+
+
 def test_encoder_samples_lie_around_their_query() -> None:
     problem = make_problem("kitti-encoder", "float32", 2, 1)
     assert problem.locations.shape == (2, 69, 8, 2, 4, 2)
@@ -77,7 +84,8 @@ def test_encoder_samples_lie_around_their_query() -> None:
 
 
 def test_cuda_without_a_device_is_one_line() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(UserError, match="no CUDA device"):

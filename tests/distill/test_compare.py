@@ -114,3 +114,37 @@ def test_a_comparison_through_the_command_line_goes_on(tiny: Recipe, tmp_path: P
     before = model.stat().st_mtime_ns
     again = json.loads(CliRunner().invoke(main, call).stdout)
     assert again == table and model.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (["--methods", "stable_dino", "--data", "kitti:nowhere"], "data-missing"),
+        (["--methods", ","], "usage"),
+    ],
+)
+def test_what_would_fail_every_run_is_told_before_the_first(
+    tiny: Recipe, tmp_path: Path, change: list[str], code: str
+) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny.to_yaml())
+    run = CliRunner().invoke(main, ["compare", str(path), *change, "--out", str(tmp_path / "out")])
+    assert run.exit_code == 2 and run.stderr.startswith(f"error[{code}]")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_with_failed_runs_is_no_success(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny.to_yaml())
+
+    def comparison(recipe: Recipe, methods: list[str], seeds: int, out: Path) -> Comparison:
+        return compare(distilling(recipe), [*methods, "fgd"], seeds, out, run=fake)
+
+    monkeypatch.setattr("distill.compare.compare", comparison)
+    run = CliRunner().invoke(
+        main, ["compare", str(path), "--methods", "mgd", "--out", str(tmp_path / "out")]
+    )
+    assert run.exit_code == 2 and "| mgd |" in run.stdout and "loss-not-finite" in run.stdout
+    assert "error[compare-failed]" in run.stderr and "1 of 3 runs failed" in run.stderr

@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
+from detr.config import DetectorConfig
 from detr.errors import UserError
 from detr.models import Detector, build_detector
-from distill.methods import build_methods
-from distill.recipe import find_recipe, load_recipe, shipped
+from distill.methods import Method, build_methods
+from distill.recipe import Recipe, find_recipe, load_recipe, shipped
 
 
 @functools.cache
-def built(name: str) -> Detector:
-    """The detector of a recipe, without memory for its weights."""
-    recipe = load_recipe(find_recipe(name))
+def _built(detector: str) -> Detector:
     with torch.device("meta"):
-        return build_detector(recipe.detector.for_classes(7), pretrained=False)
+        return build_detector(DetectorConfig.model_validate_json(detector), pretrained=False)
+
+
+def built(recipe: Recipe) -> Detector:
+    """A recipe's detector without memory for its weights."""
+    return _built(recipe.detector.for_classes(7).model_dump_json())
+
+
+@functools.cache
+def loaded(name: str) -> Recipe:
+    """A shipped recipe as it is."""
+    return load_recipe(find_recipe(name))
+
+
+def teacher_of(recipe: Recipe) -> Detector | None:
+    """What a recipe's methods learn from; ``runs/NAME`` is what the recipe NAME trains."""
+    if recipe.teacher is not None:
+        return built(loaded(Path(recipe.teacher).name))
+    average = recipe.ema is not None and not recipe.needs_teacher
+    return built(recipe) if average else None
+
+
+def methods_of(recipe: Recipe) -> list[Method]:
+    """A recipe's methods, beside student and teacher."""
+    student, teacher = built(recipe), teacher_of(recipe)
+    with torch.device("meta"):
+        return build_methods(recipe.methods, student, teacher, loss=recipe.loss)
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
@@ -31,29 +57,42 @@ def test_every_recipe_loads_freezes_and_builds(name: str, tmp_path: Path) -> Non
     frozen = tmp_path / "recipe.yaml"
     frozen.write_text(recipe.to_yaml())
     assert load_recipe(frozen) == recipe
+    methods = methods_of(recipe)
+    assert [m.name for m in methods] == [name for entry in recipe.methods for name in entry]
     if not recipe.methods:
         assert recipe.teacher is None
-        return
-    student, teacher = built(name), None
-    if recipe.teacher is not None:
-        teacher = built(Path(recipe.teacher).name)
-        assert teacher.config.width == student.config.width
-    elif not recipe.needs_teacher and recipe.ema is not None:
-        teacher = built(name)
-    with torch.device("meta"):
-        methods = build_methods(recipe.methods, student, teacher, loss=recipe.loss)
-    assert [m.name for m in methods] == [name for entry in recipe.methods for name in entry]
+    elif recipe.teacher is not None:
+        assert teacher_of(recipe).config.width == recipe.detector.width  # type: ignore[union-attr]
     if any(m.teacher == "ema" for m in methods):
         assert recipe.ema is not None and not recipe.ema_rising
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
-def test_overrides_in_a_recipes_comments_are_valid(name: str) -> None:
-    path = find_recipe(name)
-    for line in path.read_text().splitlines():
-        words = line.split()
-        if line.startswith("#") and "--set" in words:
-            load_recipe(path, [words[i + 1] for i, word in enumerate(words) if word == "--set"])
+def ablations() -> list[tuple[str, str]]:
+    """Recipe and comment line, wherever a comment changes the recipe."""
+    return [
+        (name, line)
+        for name, path in sorted(shipped().items())
+        for line in path.read_text().splitlines()
+        if line.startswith("#") and ": --set " in line
+    ]
+
+
+@pytest.mark.parametrize(("name", "line"), ablations())
+def test_every_ablation_builds_as_typed(name: str, line: str) -> None:
+    words = shlex.split(line.partition(": --set ")[2])
+    changes = words[::2]
+    assert set(words[1::2]) <= {"--set"}, "only overrides may follow the colon"
+    recipe = load_recipe(find_recipe(name), changes)
+    assert recipe != loaded(name), "the line changes nothing"
+    methods_of(recipe)
+
+
+def test_no_ablation_hides_behind_another_form() -> None:
+    listed = set(ablations())
+    for name, path in shipped().items():
+        for line in path.read_text().splitlines():
+            if line.startswith("#") and "--set" in line and "detr distill" not in line:
+                assert (name, line) in listed, line
 
 
 def test_a_base_is_merged_key_by_key(tmp_path: Path) -> None:

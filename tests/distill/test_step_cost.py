@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from bench.cli import main
 from distill.recipe import Recipe
 from distill.spans import Clock, span, timed
+from distill.step_cost import rows_of
 
 
 @pytest.fixture(autouse=True)
@@ -50,14 +51,38 @@ def test_every_method_is_split_into_its_parts(tiny: Recipe, tmp_path: Path) -> N
     table = json.loads(result.stdout)
     assert table["clock"] == "processor" and table["size"] == list(tiny.input.size)
     rows = {row["method"]: row for row in table["rows"]}
-    assert list(rows) == ["none", "kd_detr", "qskd+fitnet", "od_detr"]
+    assert list(rows) == ["none", "teacher", "kd_detr", "qskd+fitnet", "od_detr"]
     assert rows["none"]["added"] == 0 and rows["none"]["teacher"] == 0
+    assert rows["teacher"]["added"] == 0 and rows["teacher"]["teacher"] > 0
     for name, row in rows.items():
         parts = ["student", "teacher", "extra_queries", "matching", "losses", "backward"]
         total = sum(row[part] for part in [*parts, "optimizer"])
         assert total == pytest.approx(row["total"], rel=1e-6), name
         assert row["matching"] > 0 and row["losses"] > 0
         assert name == "none" or row["teacher"] > 0
+
+
+def test_rows_by_hand() -> None:
+    plain = {"student": 1.0, "student_decoder": 0.5, "matching": 0.1, "losses": 0.1, "backward": 2}
+    taught = plain | {"teacher": 1.0, "teacher_decoder": 0.3}
+    points = taught | {"student_decoder": 0.9, "teacher_decoder": 0.5, "queries": 0.1}
+    costly = taught | {"matching": 0.4, "losses": 0.3}
+    average = plain | {"teacher": 0.8, "teacher_decoder": 0.2, "losses": 0.2}
+    found = {"none": plain, "teacher": taught, "kd_detr": points, "qskd": costly}
+    found |= {"d3etr": costly, "fitnet": taught | {"losses": 0.55}, "od_detr": average}
+    found |= {"stable_dino": plain | {"backward": 2.37}}
+    rows = {row.method: row for row in rows_of({name: [x] * 3 for name, x in found.items()})}
+    assert rows["kd_detr"].student == pytest.approx(1500)
+    assert rows["kd_detr"].teacher == pytest.approx(1300)
+    assert rows["kd_detr"].extra_queries == pytest.approx(700)  # 0.4 + 0.2 decoding, 0.1 making
+    assert rows["kd_detr"].added == pytest.approx(0.7 / 5)
+    assert rows["d3etr"].matching_and_losses == pytest.approx(0.7 / 5.5)
+    assert rows["od_detr"].teacher == pytest.approx(1000)
+    assert rows["od_detr"].extra_queries == pytest.approx(0)
+    assert rows["od_detr"].added == pytest.approx(0.1 / 4.7)
+    assert rows["stable_dino"].added == pytest.approx(0.1)
+    dear = {name for name, row in rows.items() if not row.cheap}
+    assert dear == {"qskd", "d3etr", "fitnet"}  # 12.7 %, 12.7 % and 11.9 %
 
 
 @pytest.mark.parametrize(

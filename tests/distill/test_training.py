@@ -20,7 +20,7 @@ from detr.models import load_model
 from distill import train as train_module
 from distill.cli import main
 from distill.ema import Ema
-from distill.recipe import Recipe
+from distill.recipe import Recipe, load_recipe
 from distill.run_dir import RunDir
 from distill.train import train
 
@@ -96,9 +96,24 @@ def test_another_recipe_in_the_same_folder_is_refused(tiny: Recipe, tmp_path: Pa
     frozen.write_text(frozen.read_text().replace("tensorboard: false\n", ""))
     RunDir(tmp_path, tiny)  # made before the key existed: still the same run
     other = tiny.model_copy(update={"batch_size": 3})
+    RunDir(tmp_path, other)  # nothing was learned yet, so nothing binds
+    RunDir(tmp_path, tiny).append("metrics.jsonl", '{"step": 1}')
     with pytest.raises(UserError, match="batch_size=2, now asked for 3") as caught:
         RunDir(tmp_path, other)
     assert caught.value.code == "run-differs"
+
+
+def test_two_processes_never_train_in_one_folder(tiny: Recipe, tmp_path: Path) -> None:
+    first = RunDir(tmp_path / "run", tiny)
+    with first.alone():
+        for recipe in (tiny, tiny.model_copy(update={"batch_size": 3})):
+            with pytest.raises(UserError) as caught:
+                train(recipe, tmp_path / "run")
+            assert caught.value.code == "run-busy"
+        RunDir(tmp_path / "run", tiny, writes=False)  # the further processes of this training
+    assert load_recipe(tmp_path / "run" / "recipe.yaml") == tiny
+    with first.alone():
+        pass  # let go of
 
 
 def test_a_loss_that_is_not_finite_names_step_and_files(tiny: Recipe, tmp_path: Path) -> None:

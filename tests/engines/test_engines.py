@@ -11,7 +11,6 @@ import onnx
 import pytest
 from PIL import Image
 
-from detr import msda
 from detr.data.images import read_image
 from detr.errors import UserError
 from detr.types import ImageArray
@@ -19,7 +18,6 @@ from engines import open_engine
 from engines.split import split
 
 MakeBundle = Callable[..., Path]
-needs_kernel = pytest.mark.skipif(not msda.native_available(), reason="kernel not compiled")
 
 
 def pictures(count: int) -> list[ImageArray]:
@@ -28,7 +26,6 @@ def pictures(count: int) -> list[ImageArray]:
     return [generator.integers(0, 255, (*sizes[i % 4], 3)).astype(np.uint8) for i in range(count)]
 
 
-@needs_kernel
 @pytest.mark.parametrize("threads", [None, 1, 2])
 def test_native_finds_what_onnxruntime_finds(toy_bundle: MakeBundle, threads: int | None) -> None:
     folder = toy_bundle()
@@ -42,11 +39,9 @@ def test_native_finds_what_onnxruntime_finds(toy_bundle: MakeBundle, threads: in
 
 
 @pytest.mark.parametrize("batch", [2, "dynamic"])
-@pytest.mark.parametrize("name", [pytest.param("native", marks=needs_kernel), "openvino"])
+@pytest.mark.parametrize("name", ["native", "openvino"])
 def test_values_within_the_graph(toy_bundle: MakeBundle, name: str, batch: Any) -> None:
     """Before, between and behind the attentions, and what an attention itself gives."""
-    if name == "openvino":
-        pytest.importorskip("openvino")
     folder = toy_bundle(batch=batch)
     engine, reference = (open_engine(folder, x) for x in (name, "onnxruntime"))
     names = ["tokens", "first", "where_2", "second", "box_unit", "boxes", "no such value"]
@@ -61,7 +56,6 @@ def test_values_within_the_graph(toy_bundle: MakeBundle, name: str, batch: Any) 
     np.testing.assert_allclose(raw.boxes, same.boxes, atol=1e-3)
 
 
-@needs_kernel
 def test_results_outlive_the_next_run(toy_bundle: MakeBundle) -> None:
     engine = open_engine(toy_bundle(), "native")
     first = engine.run(engine.prepare(pictures(1)))
@@ -70,7 +64,7 @@ def test_results_outlive_the_next_run(toy_bundle: MakeBundle) -> None:
     np.testing.assert_array_equal(first.boxes, kept)
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("native", marks=needs_kernel)])
+@pytest.mark.parametrize("name", ["onnxruntime", "native"])
 def test_small_batch_is_filled_up_and_large_one_refused(toy_bundle: MakeBundle, name: str) -> None:
     engine = open_engine(toy_bundle(batch=2), name)
     assert engine.batch_size == 2
@@ -96,9 +90,7 @@ def test_default_engine_of_a_bundle(
     assert open_engine(folder).name == "native"
 
 
-@needs_kernel
 def test_default_engine_with_openvino(toy_bundle: MakeBundle) -> None:
-    pytest.importorskip("openvino")
     assert open_engine(toy_bundle()).name == "openvino"
 
 

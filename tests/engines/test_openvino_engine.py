@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from engines import open_engine
 from engines.openvino_engine import _openvino
 
 MakeBundle = Callable[..., Path]
-needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino not installed")
-needs_kernel = pytest.mark.skipif(not msda.native_available(), reason="kernel not compiled")
 
 
 def pictures(count: int) -> list[ImageArray]:
@@ -44,8 +41,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
     yield seen
 
 
-@needs_openvino
-@needs_kernel
 @pytest.mark.parametrize("threads", [None, 1, 2])
 def test_kernel_finds_what_onnxruntime_finds(
     toy_bundle: MakeBundle, calls: list[tuple[int, ...]], threads: int | None
@@ -64,7 +59,6 @@ def test_kernel_finds_what_onnxruntime_finds(
         assert a.labels.dtype == np.int64 and a.boxes.shape == (count, 5, 4)
 
 
-@needs_openvino
 @pytest.mark.parametrize("lowering", ["gridsample", "gather"])
 def test_body_where_there_is_no_kernel(
     toy_bundle: MakeBundle,
@@ -84,7 +78,6 @@ def test_body_where_there_is_no_kernel(
     assert not calls
 
 
-@needs_openvino
 def test_static_batch(toy_bundle: MakeBundle) -> None:
     engine = open_engine(toy_bundle(batch=2), "openvino")
     assert engine.batch_size == 2
@@ -96,7 +89,6 @@ def test_static_batch(toy_bundle: MakeBundle) -> None:
     assert caught.value.code == "batch-too-large"
 
 
-@needs_openvino
 def test_results_outlive_the_next_run(toy_bundle: MakeBundle) -> None:
     engine = open_engine(toy_bundle(), "openvino")
     first = engine.run(engine.prepare(pictures(1)))
@@ -105,8 +97,6 @@ def test_results_outlive_the_next_run(toy_bundle: MakeBundle) -> None:
     np.testing.assert_array_equal(first.boxes, kept)
 
 
-@needs_openvino
-@needs_kernel
 def test_closed_engine_leaves_nothing(toy_bundle: MakeBundle) -> None:
     def operators() -> int:
         gc.collect()
@@ -123,7 +113,6 @@ def test_closed_engine_leaves_nothing(toy_bundle: MakeBundle) -> None:
     assert operators() == before
 
 
-@needs_openvino
 def test_unknown_device(toy_bundle: MakeBundle) -> None:
     with pytest.raises(UserError, match=r"openvino:QPU: no such device here, only .*CPU") as caught:
         open_engine(toy_bundle(), "openvino:QPU")

@@ -53,6 +53,14 @@ def test_draw(toy_bundle: MakeBundle, picture: Path, tmp_path: Path) -> None:
     assert (drawn != np.asarray(Image.open(picture))).any()
 
 
+def test_draw_never_replaces_the_image_it_read(toy_bundle: MakeBundle, picture: Path) -> None:
+    before, bundle = picture.read_bytes(), toy_bundle()
+    for same in (picture, picture.parent / "." / ".." / picture.parent.name / picture.name):
+        with pytest.raises(UserError) as caught:
+            call(bundle, picture, "--draw", same)
+        assert caught.value.code == "option-draw" and picture.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("options", "code"),
     [

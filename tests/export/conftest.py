@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from detr.config import BackboneConfig, ClassMap, DetectorConfig  # noqa: E402
-from detr.data.preprocess import PreprocessConfig  # noqa: E402
-from detr.model_info import ModelInfo  # noqa: E402
-from detr.models import build_detector, save_model  # noqa: E402
+from detr.config import BackboneConfig, ClassMap, DetectorConfig
+from detr.data.preprocess import PreprocessConfig
+from detr.model_info import ModelInfo
+from detr.models import Detector, build_detector, save_model
 
 SIZE = (64, 96)
 DETECTORS: dict[str, dict[str, Any]] = {
@@ -28,7 +27,25 @@ MakeCheckpoint = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+def build() -> Callable[[DetectorConfig], Detector]:
+    """Builds a seeded detector whose boxes differ: fresh heads and offsets are zero."""
+
+    def make(config: DetectorConfig) -> Detector:
+        torch.manual_seed(1)
+        detector = build_detector(config).eval()
+        with torch.no_grad():
+            for name, parameter in detector.named_parameters():
+                if parameter.ndim == 2 or name.endswith("bias"):
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        return detector
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, build: Callable[[DetectorConfig], Detector]
+) -> MakeCheckpoint:
     """Writes the checkpoint of one of :data:`DETECTORS`; the same file each time."""
     folder = tmp_path_factory.mktemp("checkpoints")
 
@@ -49,20 +66,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
             detections=20,
             **options,
         )
-        torch.manual_seed(1)
-        detector = build_detector(config).eval()
-        with torch.no_grad():
-            # Fresh heads and offsets are zero: every box would be its reference.
-            for key, parameter in detector.named_parameters():
-                if parameter.ndim == 2 or key.endswith("bias"):
-                    parameter.add_(0.1 * torch.randn_like(parameter))
         info = ModelInfo(
             detector=config,
             classes=ClassMap(names=("a", "b", "c"), category_ids=(1, 2, 3)),
             preprocess=PreprocessConfig(size=SIZE),
             provenance={"ap": 0.25},
         )
-        save_model(path, detector, info)
+        save_model(path, build(config), info)
         return path
 
     return make

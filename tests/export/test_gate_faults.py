@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-
 from detr.shipped import find_model
 from engines.bundle import Bundle, open_bundle
 from engines.ort_engine import OrtEngine

@@ -11,21 +11,19 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
-torch = pytest.importorskip("torch")
-
-from detr.files import sha256  # noqa: E402
-from detr.types import Detections  # noqa: E402
-from engines.bundle import GOLDEN, MODEL, Bundle, BundleInfo, Golden, Source  # noqa: E402
-from engines.msda_function import HeadShape, set_lowering  # noqa: E402
-from engines.ort_engine import OrtEngine  # noqa: E402
-from engines.torch_engine import TorchEngine  # noqa: E402
-from export.budget import default_budget  # noqa: E402
-from export.deviation import TOLERANCE, boundaries, difference, torch_values  # noqa: E402
-from export.golden import drawn_images  # noqa: E402
-from export.graph import export_graph  # noqa: E402
-from export.judgement import judge  # noqa: E402
-from export.opset import lower_to_17  # noqa: E402
-from export.samples import Samples  # noqa: E402
+from detr.files import sha256
+from detr.types import Detections
+from engines.bundle import GOLDEN, MODEL, Bundle, BundleInfo, Golden, Source
+from engines.msda_function import HeadShape, set_lowering
+from engines.ort_engine import OrtEngine
+from engines.torch_engine import TorchEngine
+from export.budget import default_budget
+from export.deviation import TOLERANCE, boundaries, difference, torch_values
+from export.golden import drawn_images
+from export.graph import export_graph
+from export.judgement import judge
+from export.opset import lower_to_17
+from export.samples import Samples
 
 MakeCheckpoint = Callable[..., Path]
 Batch = int | Literal["dynamic"]

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-
 from detr import msda
 from engines import native_engine, open_engine, openvino_engine
 from engines.bundle import Bundle, open_bundle
@@ -33,8 +31,6 @@ def bundle(checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_layer_is_named(bundle: Bundle, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "openvino":
-        pytest.importorskip("openvino")
     reference = TorchEngine(Path(bundle.info.source.path))
     image = drawn_images(bundle.info.model.preprocess.size)[1]
     healthy = locate(bundle, reference, open_engine(bundle.path, name), image)

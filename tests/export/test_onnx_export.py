@@ -14,7 +14,6 @@ import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper
 
-from detr import msda
 from detr.data import open_dataset
 from detr.errors import UserError
 from detr.types import Detections
@@ -91,8 +90,6 @@ def test_sidecar_records_the_proof(bundle: tuple[Bundle, Path]) -> None:
 
 @pytest.mark.parametrize("name", ["onnxruntime", "native"])
 def test_engines_find_what_torch_finds(bundle: tuple[Bundle, Path], name: str) -> None:
-    if name == "native" and not msda.native_available():
-        pytest.skip("kernel not compiled")
     generator = np.random.default_rng(5)
     images = [
         generator.integers(0, 255, (*size, 3)).astype(np.uint8)

@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-
-pytest.importorskip("torch")
-
 from google.protobuf import (
     descriptor_pb2,
     descriptor_pool,

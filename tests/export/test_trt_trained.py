@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 import pytest
 
-pytest.importorskip("torch")
 pytest.importorskip("tensorrt_rtx")
 
 from detr.data.synth.scene import render

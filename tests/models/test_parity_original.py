@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from detr.errors import UserError
+from detr.models import Detector
 from detr.models.weights.original import convert
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -88,6 +90,54 @@ def test_same_answers(case):
         if f"many_boxes_{i}" in golden:
             assert_close(more[0].logits, golden[f"many_logits_{i}"])
             assert_close(more[0].boxes, golden[f"many_boxes_{i}"])
+
+
+def detrex(backbone: dict[str, torch.Tensor], channels: Sequence[int]) -> Detector:
+    """A detrex DINO with another backbone than the golden one's."""
+    state = state_dict(np.load(GOLDEN / "detrex-dino.npz"))
+    state = {name: x for name, x in state.items() if not name.startswith("backbone.")}
+    convs = [(f"convs.{i}", c, 1) for i, c in enumerate(channels)]
+    for place, inputs, side in [*convs, ("extra_convs.0", channels[-1], 3)]:
+        name = f"neck.{place}.conv.weight"
+        state[name] = weight(name, (256, inputs, side, side))
+    return convert(state | backbone, "detrex").detector
+
+
+def test_detrex_convnext():
+    golden = np.load(GOLDEN / "backbones" / "detrex-convnext.npz")
+    detector = detrex(state_dict(golden), (192, 384, 768))
+    assert detector.config.backbone.name == "convnext_tiny"
+    with torch.no_grad():
+        maps = detector.backbone(images(*CANVASES[0]))
+    for i, found in enumerate(maps):
+        # Every 48th channel is stored.
+        assert_close(found[:, ::48], golden[f"map_{i}"])
+
+
+def test_detrex_swin():
+    """It has the names of the original DINO's Swin, which an answer of its code holds."""
+    golden = np.load(GOLDEN / "dino-swin.npz")
+    named = state_dict(golden)
+    ours = convert(named, "dino-swin", json.loads(golden["options"].item())).detector
+    renamed = {
+        f"backbone.{name.removeprefix('backbone.0.').removeprefix('body.')}": x
+        for name, x in named.items()
+        if name.startswith("backbone.0.")
+    }
+    theirs = detrex(renamed, (192, 384, 768))
+    assert theirs.config.backbone == ours.config.backbone
+    state = theirs.backbone.state_dict()
+    for name, x in ours.backbone.state_dict().items():
+        assert torch.equal(state[name], x), name
+
+
+def test_a_convnext_of_unknown_size_is_refused():
+    golden = np.load(GOLDEN / "backbones" / "detrex-convnext.npz")
+    state = state_dict(golden)
+    shallow = {name: x for name, x in state.items() if not name.startswith("backbone.stages.2.8.")}
+    with pytest.raises(UserError, match="no ConvNeXt of width 96 and 8 blocks") as caught:
+        detrex(shallow, (192, 384, 768))
+    assert caught.value.code == "weights-backbone"
 
 
 def test_every_family_is_held():

@@ -13,10 +13,9 @@ from unittest import mock
 
 import pytest
 import torch
+import transformers
 
 from detr.models.weights.hugging_face import convert
-
-transformers = pytest.importorskip("transformers")
 
 # (height, width) of a canvas and the image sizes on it; the second is no multiple of any stride.
 CANVASES = [

@@ -35,13 +35,16 @@ KITTI = {
 # builds on, counts the mean over a set's first images and prints the size of the last. KITTI's
 # images are all of one shape, so there the printed size is the counted one.
 COCO = {
-    "dino-mmdet-r50": 249,
-    "dino-mmdet-r18": 204,
-    "dab-detr-r50": 92,
-    "dab-detr-r18": 50,
-    "deformable-detr-r50": 174,
-    "deformable-detr-r18": 129,
+    "dino-mmdet-r50": (249, 47),
+    "dino-mmdet-r18": (204, 31),
+    "dab-detr-r50": (92, 44),
+    "dab-detr-r18": (50, 31),
+    "deformable-detr-r50": (174, 40),
+    "deformable-detr-r18": (129, 24),
 }
+# OD-DETR on COCO: millions of parameters without and with sharing the decoder's layers (which it
+# prints as 406 and 347).
+OD_DETR = {"deformable-detr-refine-r50": 40.6, "deformable-detr-shared-r50": 34.7}
 
 
 C5 = {"levels": 1, "backbone": BackboneConfig(strides=(32,))}
@@ -59,14 +62,23 @@ def test_kitti_costs_are_the_published_ones(name):
 
 @pytest.mark.parametrize("name", COCO)
 def test_coco_costs_are_the_published_ones(name):
+    gflops, millions = COCO[name]
     found = describe(preset(name, 80), name, (800, 1136))
-    assert found.gflops == pytest.approx(COCO[name], rel=0.02)
+    assert found.gflops == pytest.approx(gflops, rel=0.02)
+    assert found.parameters / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+@pytest.mark.parametrize("name", OD_DETR)
+def test_a_shared_decoder_has_the_published_size(name):
+    with torch.device("meta"):
+        total = parameters(build_detector(preset(name, 80), pretrained=False))["total"]
+    assert total / 1e6 == pytest.approx(OD_DETR[name], rel=0.02)
 
 
 @pytest.mark.parametrize("family", ["dino-mmdet", "dab-detr", "deformable-detr"])
 def test_coco_differences(family):
     """Between R50 and R18, the published numbers rule the printed size out and 800 x 1136 in."""
-    published = COCO[f"{family}-r50"] - COCO[f"{family}-r18"]
+    published = COCO[f"{family}-r50"][0] - COCO[f"{family}-r18"][0]
     found = {
         size: describe(preset(f"{family}-r50", 80), "", size).gflops
         - describe(preset(f"{family}-r18", 80), "", size).gflops
@@ -114,6 +126,19 @@ def test_an_unknown_name_suggests_its_neighbours():
             "contrastive belongs to",
         ),
         ({"learned_content": True}, "needs query: two_stage"),
+        (
+            {"classification": "softmax", "query": "two_stage", "refine": "detach"},
+            "softmax has no proposals",
+        ),
+        (
+            {
+                "classification": "softmax",
+                "query": "anchors",
+                "refine": "detach",
+                "denoising": DenoisingConfig(contrastive=False),
+            },
+            "softmax has no proposals or denoising",
+        ),
         ({**C5, "attention": "dense", "refine": "detach"}, "needs attention: deformable"),
         (
             {**C5, "attention": "conditional", "query": "mixed", "refine": "detach"},

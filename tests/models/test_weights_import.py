@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
@@ -21,8 +22,6 @@ from detr.models.weights.cli import weights
 from detr.models.weights.hugging_face import read_folder
 from detr.models.weights.original import convert
 from detr.models.weights.renaming import Rule, rename, split_projections
-
-transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@
 #include <functional>
 #include <vector>
 
+// The header then takes the ways it takes on a GPU.
+#define __CUDACC__
 #define __global__
 #define __device__
 #define __host__

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -71,7 +72,7 @@ def test_the_device_code_matches_the_reference(dtype: str, channels: int, folder
     kind = attention(dtype, channels)
     coordinates = np.float64 if dtype == "float64" else np.float32
     bf16 = dtype == "bfloat16"
-    stored = pytest.importorskip("ml_dtypes").bfloat16 if bf16 else np.dtype(dtype)
+    stored = ml_dtypes.bfloat16 if bf16 else np.dtype(dtype)
     tokens = sum(h * w for h, w in SHAPES)
     value = rng.standard_normal((2, tokens, 2, channels)).astype(stored)
     locations = (rng.random((2, 11, 2, 3, 3, 2)) * 1.4 - 0.2).astype(coordinates)
@@ -126,8 +127,22 @@ def test_nvrtc_compiles_without_a_gpu(dtype: str, fixed: bool) -> None:
     wide = "ld.global.nc.v2.f64" if dtype == "float64" else "ld.global.nc.v4."
     assert wide in ptx and ".local" not in ptx
     forward = ptx[ptx.index(".entry msda_forward") :]
+    forward = forward[: forward.index("\n}")]
     parameters = forward[: forward.index(")")].count(".param")
     assert parameters == (6 if fixed else 7)
+    # A location is read at once, and a sample comes out of shared memory 8 bytes at a time.
+    assert f"ld.global.nc.v2.{'f64' if dtype == 'float64' else 'f32'}" in forward
+    assert dtype == "float64" or ("ld.shared.v2." in forward and "ld.shared.f32" not in forward)
+
+
+@pytest.mark.parametrize("architecture", ["compute_75", "compute_90", "compute_120"])
+def test_nvrtc_compiles_for_old_and_new_architectures(architecture: str) -> None:
+    pytest.importorskip("cuda.bindings.nvrtc")
+    from detr.msda.cuda_kernels import compile_ptx
+
+    ptx = compile_ptx(attention(), architecture).decode()
+    # Gradients are added up four at a time where the GPU can.
+    assert ("atom.global.add.v4.f32" in ptx) == (architecture != "compute_75")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +163,23 @@ def test_threads_of_a_head(dtype: str, channels: int, lane: int, lanes: int) -> 
     assert kind.blocks(kind.groups_per_block + 1) == 2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("samples", [(1, 4), (4, 4), (5, 4), (3, 3)])
+def test_the_samples_of_a_warps_heads_lie_in_different_banks(
+    dtype: str, samples: tuple[int, int]
+) -> None:
+    """32 banks of 4 bytes: half a warp reads 8 bytes per thread, those of a head the same ones."""
+    kind = Attention(dtype, 8, 32, *samples)
+    sample_bytes = 24  # sizeof(Staged)
+    slots = kind._group_bytes // (sample_bytes + 12)
+    assert slots >= samples[0] * samples[1]
+    heads = 16 // kind.lanes
+    banks = [(head * slots * sample_bytes // 4 + i) % 32 for head in range(heads) for i in (0, 1)]
+    assert len(set(banks)) == len(banks)
+
+
 def test_heads_wider_than_a_warp_are_left_to_grid_sample() -> None:
     assert not Attention("float32", 8, 37, 4, 4).supported
     assert not Attention("float32", 8, 32, 32, 64).supported
+    assert not Attention("float32", 8, 32, 4, 0).supported  # C++ has no arrays of no elements
     assert Attention("float32", 8, 32, 4, 32).threads == 64  # the samples of 128 would not fit

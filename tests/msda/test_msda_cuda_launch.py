@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +20,40 @@ SHAPES = ((6, 9), (3, 5))
 
 @dataclass
 class Driver:
-    """Reads the arguments of a launch from their addresses, as the real one does."""
+    """Reads the arguments of a launch from their addresses, as the real one does.
+
+    The context of device n is n + 1; 0 is none.
+    """
 
     kinds: list[Any]
+    context: int = 0
     launches: list[dict[str, Any]] = field(default_factory=list)
+    pushed: list[int] = field(default_factory=list)
+    CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=9,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=0,
+    )
+
+    def cuDeviceGet(self, device: int) -> tuple[int, int]:
+        return 0, device
+
+    def cuDeviceGetAttribute(self, attribute: int, device: int) -> tuple[int, int]:
+        return 0, attribute
+
+    def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[int, int]:
+        return 0, device + 1
+
+    def cuCtxGetCurrent(self) -> tuple[int, int]:
+        return 0, self.context
+
+    def cuCtxPushCurrent(self, context: int) -> tuple[int]:
+        self.pushed.append(self.context)
+        self.context = context
+        return (0,)
+
+    def cuCtxPopCurrent(self) -> tuple[int, int]:
+        popped, self.context = self.context, self.pushed.pop()
+        return 0, popped
 
     def cuLaunchKernel(self, function: object, *rest: int) -> tuple[int]:
         grid, block, shared, stream, parameters, extra = (
@@ -34,27 +66,52 @@ class Driver:
             found = kind.from_address(pointer)
             values.append(list(found) if hasattr(found, "__len__") else found.value)
         self.launches.append(
-            {"function": function, "grid": grid, "block": block, "stream": stream, "values": values}
+            {
+                "function": function,
+                "context": self.context,
+                "grid": grid,
+                "block": block,
+                "stream": stream,
+                "values": values,
+            }
         )
         assert shared == 0 and extra == 0
         return (0,)
 
 
-def driver(monkeypatch: pytest.MonkeyPatch, inputs: int, outputs: int, sizes: int) -> Driver:
-    kinds: list[Any] = [ctypes.c_void_p] * inputs + [ctypes.c_int] * 2
-    kinds += [ctypes.c_void_p] * outputs
-    if sizes:
-        kinds.append(ctypes.c_int * sizes)
-    fake = Driver(kinds)
-    monkeypatch.setattr(cuda_kernels, "_bindings", lambda: (fake, None))
-    loaded = cuda_kernels._Loaded("forward kernel", "backward kernel")
-    monkeypatch.setattr(cuda_kernels, "_load", lambda attention, capability: loaded)
-    return fake
+Make = Callable[[int, int, int], Driver]
 
 
-def test_forward_passes_inputs_sizes_output_and_levels(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = driver(monkeypatch, 3, 1, 4)
-    cuda_kernels.forward(ATTENTION, (9, 0), 77, (2, 5), [16, 32, 48], 64, SHAPES)
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Makes a driver for launches with so many inputs, outputs and level sizes."""
+    cached = (cuda_kernels._capability, cuda_kernels._primary_context)
+
+    def make(inputs: int, outputs: int, sizes: int) -> Driver:
+        kinds: list[Any] = [ctypes.c_void_p] * inputs + [ctypes.c_int] * 2
+        kinds += [ctypes.c_void_p] * outputs
+        if sizes:
+            kinds.append(ctypes.c_int * sizes)
+        fake = Driver(kinds)
+        monkeypatch.setattr(cuda_kernels, "_bindings", lambda: (fake, None))
+
+        def load(attention: Attention, capability: tuple[int, int]) -> cuda_kernels._Loaded:
+            assert capability == (9, 0)
+            return cuda_kernels._Loaded("forward kernel", "backward kernel")
+
+        monkeypatch.setattr(cuda_kernels, "_load", load)
+        return fake
+
+    for function in cached:
+        function.cache_clear()
+    yield make
+    for function in cached:
+        function.cache_clear()
+
+
+def test_forward_passes_inputs_sizes_output_and_levels(driver: Make) -> None:
+    fake = driver(3, 1, 4)
+    cuda_kernels.forward(ATTENTION, 0, 77, (2, 5), [16, 32, 48], 64, SHAPES)
     (launch,) = fake.launches
     assert launch["function"] == "forward kernel" and launch["stream"] == 77
     # 2 x 5 x 8 groups of 4 threads each: 80 groups, 32 of them to a block of 128.
@@ -62,28 +119,50 @@ def test_forward_passes_inputs_sizes_output_and_levels(monkeypatch: pytest.Monke
     assert launch["values"] == [16, 32, 48, 5, 80, 64, [6, 9, 3, 5]]
 
 
-def test_backward_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = driver(monkeypatch, 4, 3, 0)
-    cuda_kernels.backward(ATTENTION, (9, 0), 0, (1, 3), [16, 32, 48, 64], [80, 96, 112])
+def test_backward_passes_its_arguments(driver: Make) -> None:
+    fake = driver(4, 3, 0)
+    cuda_kernels.backward(ATTENTION, 0, 0, (1, 3), [16, 32, 48, 64], [80, 96, 112])
     (launch,) = fake.launches
     assert launch["function"] == "backward kernel"
     assert launch["values"] == [16, 32, 48, 64, 3, 24, 80, 96, 112]
 
 
-def test_no_queries_launch_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = driver(monkeypatch, 3, 1, 4)
-    cuda_kernels.forward(ATTENTION, (9, 0), 0, (2, 0), [16, 32, 48], 64, SHAPES)
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_a_launch_runs_in_its_devices_context_and_leaves_the_threads(
+    driver: Make, before: int
+) -> None:
+    """Also in a thread that has no context yet, or that of another device."""
+    fake = driver(3, 1, 4)
+    fake.context = before
+    cuda_kernels.forward(ATTENTION, 1, 0, (1, 1), [16, 32, 48], 64, SHAPES)
+    assert [launch["context"] for launch in fake.launches] == [2]
+    assert fake.context == before
+
+
+def test_no_queries_launch_nothing(driver: Make) -> None:
+    fake = driver(3, 1, 4)
+    cuda_kernels.forward(ATTENTION, 0, 0, (2, 0), [16, 32, 48], 64, SHAPES)
     assert not fake.launches
 
 
-def test_a_refusal_of_the_driver_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_triples_than_32_bits_count_are_refused(driver: Make) -> None:
+    fake = driver(3, 1, 4)
+    with pytest.raises(ValueError, match="at most"):
+        cuda_kernels.forward(ATTENTION, 0, 0, (2**14, 2**14), [16, 32, 48], 64, SHAPES)
+    assert not fake.launches
+
+
+def test_a_refusal_of_the_driver_is_not_swallowed(
+    driver: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import enum
 
     error = enum.IntEnum("CUresult", {"CUDA_ERROR_INVALID_VALUE": 1})
-    fake = driver(monkeypatch, 3, 1, 4)
+    fake = driver(3, 1, 4)
     monkeypatch.setattr(fake, "cuLaunchKernel", lambda *_: (error(1),))
     with pytest.raises(RuntimeError, match="CUDA_ERROR_INVALID_VALUE"):
-        cuda_kernels.forward(ATTENTION, (9, 0), 0, (1, 1), [16, 32, 48], 64, SHAPES)
+        cuda_kernels.forward(ATTENTION, 0, 0, (1, 1), [16, 32, 48], 64, SHAPES)
+    assert fake.context == 0
 
 
 def test_a_source_that_does_not_compile_shows_the_compilers_words() -> None:

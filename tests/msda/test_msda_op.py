@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import Tensor, nn
 
-torch = pytest.importorskip("torch")
-
-from torch import Tensor, nn  # noqa: E402
-
-from detr import msda  # noqa: E402
-from detr.models.ops import ms_deform_attn, ms_deform_attn_reference  # noqa: E402
+from detr import msda
+from detr.models.ops import ms_deform_attn, ms_deform_attn_reference
 
 SHAPES = ((6, 9), (3, 5))
 FLAT = [6, 9, 3, 5]

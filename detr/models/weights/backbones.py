@@ -12,7 +12,8 @@ from detr.models.weights.renaming import Rule
 OURS = "backbone.body."
 _NORM = "(weight|bias|running_mean|running_var)"
 _AFFINE = "(weight|bias)"
-_SWIN_STRIDES = (4, 8, 16, 32)
+# Of the four stages of a Swin or ConvNeXt.
+_STRIDES = (4, 8, 16, 32)
 _COUNTER = Rule(r".*\.num_batches_tracked", None, "counts training steps")
 
 
@@ -32,26 +33,51 @@ def swin_rules(prefix: str, strides: tuple[int, ...]) -> tuple[Rule, ...]:
         prefix: Regular expression of what stands before the name.
         strides: Of the maps the detector takes; those have norms of their own.
     """
-    first = len(_SWIN_STRIDES) - len(strides)
     rules = [
         Rule(rf"{prefix}.*\.relative_position_index", None, "follows from the window's size"),
         Rule(rf"{prefix}patch_embed\.(.+)", OURS + r"patch_embed.\1"),
         Rule(rf"{prefix}layers\.(\d)\.blocks\.(.+)", OURS + r"layers_\1.blocks.\2"),
     ]
-    for stage in range(len(_SWIN_STRIDES)):
-        # Theirs ends with the merging of patches that ours begins the next stage with.
-        rules += [
-            Rule(
-                rf"{prefix}layers\.{stage}\.downsample\.(.+)",
-                rf"{OURS}layers_{stage + 1}.downsample.\1",
-            ),
-            Rule(
-                rf"{prefix}norm{stage}\.{_AFFINE}",
-                rf"backbone.norms.{stage - first}.\1" if stage >= first else None,
-                "of a map the detector does not take",
-            ),
-        ]
-    return tuple(rules)
+    # Theirs end with the merging of patches that ours begin the next stage with.
+    rules += [
+        Rule(
+            rf"{prefix}layers\.{stage}\.downsample\.(.+)",
+            rf"{OURS}layers_{stage + 1}.downsample.\1",
+        )
+        for stage in range(len(_STRIDES))
+    ]
+    return (*rules, *_norm_rules(prefix, strides))
+
+
+def convnext_rules(prefix: str, strides: tuple[int, ...]) -> tuple[Rule, ...]:
+    """ConvNeXts under their authors' names; arguments as :func:`swin_rules`."""
+    block = rf"{prefix}stages\.(\d)\.(\d+)\."
+    ours = OURS + r"stages_\1.blocks.\2."
+    return (
+        Rule(rf"{prefix}downsample_layers\.0\.([01])\.{_AFFINE}", OURS + r"stem_\1.\2"),
+        Rule(
+            rf"{prefix}downsample_layers\.(\d)\.([01])\.{_AFFINE}",
+            OURS + r"stages_\1.downsample.\2.\3",
+        ),
+        Rule(rf"{block}gamma", ours + "gamma"),
+        Rule(rf"{block}norm\.{_AFFINE}", ours + r"norm.\3"),
+        Rule(rf"{block}dwconv\.{_AFFINE}", ours + r"conv_dw.\3"),
+        Rule(rf"{block}pwconv([12])\.{_AFFINE}", ours + r"mlp.fc\3.\4"),
+        *_norm_rules(prefix, strides),
+    )
+
+
+def _norm_rules(prefix: str, strides: tuple[int, ...]) -> tuple[Rule, ...]:
+    """The norms of a backbone's maps, which its authors number by stage."""
+    first = len(_STRIDES) - len(strides)
+    return tuple(
+        Rule(
+            rf"{prefix}norm{stage}\.{_AFFINE}",
+            rf"backbone.norms.{stage - first}.\1" if stage >= first else None,
+            "of a map the detector does not take",
+        )
+        for stage in range(len(_STRIDES))
+    )
 
 
 def transformers_resnet_rules(prefix: str, bottleneck: bool) -> tuple[Rule, ...]:

@@ -15,6 +15,8 @@ CONVENTIONS: dict[str, Any] = {"pe_temperature": 10000.0, "pe_offset": -0.5}
 _ENCODER = r"transformer\.encoder\.layers\.(\d+)\."
 _DECODER = r"transformer\.decoder\.layers\.(\d+)\."
 _NAMES = (
+    # Swin and ConvNeXt keep their authors' names.
+    (r"backbone\.(patch_embed|layers|downsample_layers|stages|norm\d)\.", r"backbone.0.\1."),
     (r"backbone\.stem\.conv1\.weight", "backbone.0.body.conv1.weight"),
     (r"backbone\.stem\.conv1\.norm\.", "backbone.0.body.bn1."),
     (r"backbone\.res(\d)\.(\d+)\.conv(\d)\.norm\.", r"backbone.0.body.layer\1.\2.bn\3."),

@@ -18,7 +18,7 @@ from detr.errors import UserError
 from detr.models.detector import build_detector
 from detr.models.tensors import match_tensors
 from detr.models.weights import conditional_detr, deformable_detr, detr, detrex, original_config
-from detr.models.weights.backbones import plain_rules, swin_rules
+from detr.models.weights.backbones import convnext_rules, plain_rules, swin_rules
 from detr.models.weights.imported import Imported
 from detr.models.weights.renaming import Rule, rename, split_projections
 
@@ -198,8 +198,8 @@ def convert(
     if kind is None:
         raise UserError(
             "weights-family",
-            f"{place}: not a checkpoint of {', '.join(FAMILIES)}; none has {len(tensors)} tensors "
-            f"such as {min(tensors, default='none at all')}",
+            f"{place}: not a checkpoint of {', '.join(FAMILIES)}: its {len(tensors)} tensors, such "
+            f"as {min(tensors, default='none at all')}, are another model's",
         )
     family = FAMILIES[kind]
     config = original_config.read(tensors, told, place, family.config)
@@ -211,10 +211,12 @@ def convert(
         count = config.num_classes
         surplus[f"label_enc.weight[{count}:]"] = "rows that no label ever reads"
         named["label_enc.weight"] = named["label_enc.weight"][:count]
-    swin = original_config.swin_prefix(tensors)
+    swin, strides = original_config.swin_prefix(tensors), config.backbone.strides
     backbone = plain_rules(_BACKBONE)
     if swin is not None:
-        backbone = swin_rules(re.escape(swin), config.backbone.strides)
+        backbone = swin_rules(re.escape(swin), strides)
+    elif original_config.is_convnext(tensors):
+        backbone = convnext_rules(re.escape(original_config.CONVNEXT), strides)
     renamed = rename(named, (*family.rules(config), *backbone), place)
     detector = build_detector(config, pretrained=False)
     match_tensors(detector, renamed.tensors, place)

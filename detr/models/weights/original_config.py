@@ -45,6 +45,16 @@ _SWINS = {
     (192, 18, 7): "swin_large_patch4_window7_224",
     (192, 18, 12): "swin_large_patch4_window12_384",
 }
+# ConvNeXt by width and blocks of its third stage.
+_CONVNEXTS = {
+    (96, 9): "convnext_tiny",
+    (96, 27): "convnext_small",
+    (128, 27): "convnext_base",
+    (192, 27): "convnext_large",
+    (256, 27): "convnext_xlarge",
+}
+# What stands before the names of a ConvNeXt's tensors.
+CONVNEXT = "backbone.0."
 _STRIDES = (4, 8, 16, 32)
 # Queries of H-Deformable-DETR that only training has.
 _ONE_TO_MANY = 1500
@@ -227,7 +237,7 @@ def _alike(tensors: Mapping[str, Tensor], name: str) -> bool:
 
 
 def _backbone(source: Source, deformable: bool) -> BackboneConfig:
-    """The ResNet or Swin, from its tensors.
+    """The ResNet, Swin or ConvNeXt, from its tensors.
 
     Raises:
         UserError: ``weights-backbone`` for any other backbone.
@@ -248,6 +258,16 @@ def _backbone(source: Source, deformable: bool) -> BackboneConfig:
                 f"and window {kind[2]} is known, nor any dilated one",
             )
         return BackboneConfig(name=_SWINS[kind], strides=_STRIDES[-maps:], map_norm=True)
+    if is_convnext(tensors):
+        width = len(tensors[f"{CONVNEXT}downsample_layers.0.0.weight"])
+        shape = (width, _depth(tensors, f"{CONVNEXT}stages.2"))
+        if shape not in _CONVNEXTS:
+            raise UserError(
+                "weights-backbone",
+                f"{source.place}: no ConvNeXt of width {width} and {shape[1]} blocks in its third "
+                "stage is known",
+            )
+        return BackboneConfig(name=_CONVNEXTS[shape], strides=_STRIDES[-maps:], map_norm=True)
     body = "backbone.0.body."
     blocks = _depth(tensors, f"{body}layer3")
     convolutions = 3 if f"{body}layer1.0.conv3.weight" in tensors else 2
@@ -255,7 +275,7 @@ def _backbone(source: Source, deformable: bool) -> BackboneConfig:
     if name is None:
         raise UserError(
             "weights-backbone",
-            f"{source.place}: the backbone is no ResNet-18, 34, 50 or 101 and no Swin",
+            f"{source.place}: the backbone is no ResNet-18, 34, 50 or 101, no Swin and no ConvNeXt",
         )
     strides, options = _STRIDES[-maps:], {}
     if source.told.get("dilation"):
@@ -269,6 +289,11 @@ def swin_prefix(tensors: Mapping[str, Tensor]) -> str | None:
         if f"{prefix}patch_embed.proj.weight" in tensors:
             return prefix
     return None
+
+
+def is_convnext(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the backbone is a ConvNeXt under its authors' names."""
+    return f"{CONVNEXT}downsample_layers.0.0.weight" in tensors
 
 
 def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:

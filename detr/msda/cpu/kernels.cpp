@@ -42,6 +42,8 @@ struct alignas(64) Samples {
     Acc share[4][kCapacity];  // of the corners, times weight
     int row[kCapacity], width[kCapacity], height[kCapacity];
     unsigned mask[kCapacity];
+    unsigned start[kCapacity];      // first token of the level
+    unsigned corner[4][kCapacity];  // byte offsets, in the order of `share`
 
     void locate_all(Index count) {
 #pragma GCC ivdep
@@ -56,6 +58,27 @@ struct alignas(64) Samples {
             share[1][i] = corners.top_right;
             share[2][i] = corners.bottom_left;
             share[3][i] = corners.bottom_right;
+        }
+    }
+    // For packed values of `row_bytes` a token: one offset per corner, that of `zero_row` for the
+    // corners outside. Without a branch: which corners are inside is too irregular to predict.
+    void locate_packed(Index count, unsigned row_bytes, unsigned zero_row) {
+        const Acc zero = static_cast<Acc>(0);
+#pragma GCC ivdep
+        for (Index i = 0; i < count; ++i) {
+            const Sample<Acc> sample = locate(x[i], y[i], height[i], width[i]);
+            const Corners<Acc> corners = corner_shares(sample.fx, sample.fy, weight[i]);
+            const unsigned top = start[i] + static_cast<unsigned>(sample.row);
+            const unsigned bottom = top + static_cast<unsigned>(width[i]);
+            const unsigned mask = sample.mask;
+            corner[0][i] = (mask & 1u ? top : zero_row) * row_bytes;
+            corner[1][i] = (mask & 2u ? top + 1u : zero_row) * row_bytes;
+            corner[2][i] = (mask & 4u ? bottom : zero_row) * row_bytes;
+            corner[3][i] = (mask & 8u ? bottom + 1u : zero_row) * row_bytes;
+            share[0][i] = mask & 1u ? corners.top_left : zero;
+            share[1][i] = mask & 2u ? corners.top_right : zero;
+            share[2][i] = mask & 4u ? corners.bottom_left : zero;
+            share[3][i] = mask & 8u ? corners.bottom_right : zero;
         }
     }
     Corners<Acc> corners(Index i) const {
@@ -104,8 +127,8 @@ struct Block {
 };
 
 template <class Acc>
-void locate_block(const Block &block, const Acc *locations, const Acc *weights,
-                  Samples<Acc> &samples) {
+void load_block(const Block &block, const Acc *locations, const Acc *weights,
+                Samples<Acc> &samples) {
     block.each_run([&](Index from, Index to) {
 #pragma GCC ivdep
         for (Index i = 0; i < block.run; ++i) {
@@ -114,25 +137,50 @@ void locate_block(const Block &block, const Acc *locations, const Acc *weights,
             samples.weight[to + i] = weights[from + i];
         }
     });
-    samples.locate_all(block.count());
 }
 
-// Copies the channels of some heads together: [tokens][columns] at `packed`. Left where they are,
-// the rows of one head all fall into the same few cache sets, and next to nothing of them stays in
-// cache.
+// Rows ahead that packing prefetches: they lie too far apart for the processor to do so by itself.
+constexpr Index kRowsAhead = 16;
+
+// Copies the channels of some heads together, [tokens][columns] at `packed`, and a row of zeros
+// after them. Left where they are, the rows of one head all fall into the same few cache sets, and
+// next to nothing of them stays in cache.
 template <class Value>
 void pack(const Problem &p, const Value *values, Index columns, Value *packed) {
+    const Index stride = p.heads * p.channels;
     for (Index token = 0; token < p.tokens; ++token) {
-        const Value *from = values + token * p.heads * p.channels;
+        const Value *from = values + token * stride;
         Value *to = packed + token * columns;
-        for (Index column = 0; column < columns; ++column) to[column] = from[column];
+        if (token + kRowsAhead < p.tokens) {
+            const char *ahead = reinterpret_cast<const char *>(from + kRowsAhead * stride);
+            const Index bytes = columns * Index(sizeof(Value));
+            for (Index byte = 0; byte < bytes; byte += 64) __builtin_prefetch(ahead + byte);
+        }
+        channel_blocks(columns, [&](auto width, Index column) {
+            __builtin_memcpy(to + column, from + column, sizeof(Value) * decltype(width)::value);
+        });
     }
+    __builtin_memset(packed + p.tokens * columns, 0, sizeof(Value) * columns);
 }
 
 // Bytes of so many packed heads, rounded up to keep what follows aligned.
 template <class Value>
 Index packed_bytes(const Problem &p, Index heads) {
-    return (p.tokens * heads * p.channels * Index(sizeof(Value)) + 63) / 64 * 64;
+    return ((p.tokens + 1) * heads * p.channels * Index(sizeof(Value)) + 63) / 64 * 64;
+}
+
+// Adds the i-th sample of packed values; sums as in `accumulate`.
+template <class Part, class Value, class Acc>
+MSDA_FUNCTION void accumulate_packed(Part &upper, Part &lower, const Value *values,
+                                     const Samples<Acc> &samples, Index i) {
+    const char *base = reinterpret_cast<const char *>(values);
+    const auto row = [&](int corner) {
+        return Part::load(reinterpret_cast<const Value *>(base + samples.corner[corner][i]));
+    };
+    upper.add(samples.share[0][i], row(0));
+    lower.add(samples.share[2][i], row(2));
+    upper.add(samples.share[1][i], row(1));
+    lower.add(samples.share[3][i], row(3));
 }
 
 template <class Value>
@@ -157,6 +205,7 @@ void forward(const Problem &p, const ForwardArrays &arrays, void *scratch,
     for (Index i = 0; i < block_queries * step * p.samples(); ++i) {
         samples.width[i] = p.widths[i % p.samples() / p.points];
         samples.height[i] = p.heights[i % p.samples() / p.points];
+        samples.start[i] = static_cast<unsigned>(p.starts[i % p.samples() / p.points]);
     }
     for (Index first_head = unit.first_head; first_head < unit.last_head; first_head += step) {
         const Index heads = unit.last_head - first_head < step ? unit.last_head - first_head : step;
@@ -169,8 +218,14 @@ void forward(const Problem &p, const ForwardArrays &arrays, void *scratch,
                               heads,
                               0,
                               p.samples()};
-            locate_block(block, static_cast<const Acc *>(arrays.locations),
-                         static_cast<const Acc *>(arrays.weights), samples);
+            load_block(block, static_cast<const Acc *>(arrays.locations),
+                       static_cast<const Acc *>(arrays.weights), samples);
+            if (unit.packed) {
+                samples.locate_packed(block.count(), static_cast<unsigned>(stride * sizeof(Value)),
+                                      static_cast<unsigned>(p.tokens));
+            } else {
+                samples.locate_all(block.count());
+            }
             for (Index i = 0, q = 0; q < block.queries; ++q) {
                 Value *out = static_cast<Value *>(arrays.out) + (block.query + q) * row +
                              unit.first_head * p.channels;
@@ -184,7 +239,13 @@ void forward(const Problem &p, const ForwardArrays &arrays, void *scratch,
                         using Part = Row<Acc, decltype(width)::value>;
                         Part upper = Part::zero(), lower = Part::zero();
                         Index sample = i;
-                        for (Index level = 0; level < p.levels; ++level) {
+                        if (unit.packed) {
+                            for (; sample < i + p.samples(); ++sample) {
+                                accumulate_packed(upper, lower, values + column + channel, samples,
+                                                  sample);
+                            }
+                        }
+                        for (Index level = 0; !unit.packed && level < p.levels; ++level) {
                             const Value *base =
                                 values + p.starts[level] * stride + column + channel;
                             const Index down = p.widths[level] * stride;
@@ -255,8 +316,9 @@ void backward(const Problem &p, const BackwardArrays &arrays, void *scratch,
                           heads,
                           unit.level * points,
                           points};
-        locate_block(block, static_cast<const Acc *>(arrays.locations),
-                     static_cast<const Acc *>(arrays.weights), samples);
+        load_block(block, static_cast<const Acc *>(arrays.locations),
+                   static_cast<const Acc *>(arrays.weights), samples);
+        samples.locate_all(block.count());
         for (Index i = 0; i < block.count(); ++i) dots[i] = Corners<Acc>{};
         for (Index i = 0, q = 0; q < block.queries; ++q) {
             const Value *grad_out = static_cast<const Value *>(arrays.grad_out) +

@@ -5,6 +5,11 @@ namespace detr_msda {
 
 // Samples a query may have in one head (levels times points).
 constexpr long long kMostSamples = 512;
+// Cells in a row or column of a level. Beyond this float skips whole numbers, and a location just
+// inside could round to a cell outside.
+constexpr long long kMostCells = 1LL << 24;
+// Tokens of an image: rows are counted in an int.
+constexpr long long kMostTokens = (1LL << 31) - 1;
 
 enum class ValueType { float32, float64, float16, bfloat16 };
 
@@ -20,7 +25,7 @@ struct Problem {
 // A part of the forward pass: some heads and queries of one image.
 struct ForwardUnit {
     long long image, first_head, last_head, first_query, last_query;
-    bool packed;  // copy these heads' values together first
+    bool packed;  // copy these heads' values together first; they take less than 2^32 bytes
 };
 
 // All gradients of one image and level and some heads. No two such units write to the same place,

@@ -22,6 +22,9 @@ using namespace detr_msda;
 
 namespace {
 
+// Values of a packed head: the kernels count its bytes in 32 bits, and a value has 8 at most.
+constexpr long long kMostPacked = 1LL << 29;
+
 using Array = nb::ndarray<nb::device::cpu, nb::c_contig>;
 using ConstArray = nb::ndarray<nb::ro, nb::device::cpu, nb::c_contig>;
 using Sizes = std::vector<long long>;
@@ -82,10 +85,13 @@ struct Call {
         for (const auto &[height, width] : shapes) {
             if (height < 1 || width < 1)
                 throw std::invalid_argument("level sizes must be positive");
+            if (height > kMostCells || width > kMostCells)
+                throw std::invalid_argument("a level is too large");
             heights.push_back(height);
             widths.push_back(width);
             starts.push_back(tokens);
             tokens += (long long)height * width;
+            if (tokens > kMostTokens) throw std::invalid_argument("the levels are too large");
         }
         if (value.ndim() != 4 || locations.ndim() != 6) {
             throw std::invalid_argument("value needs 4 dimensions and locations 6");
@@ -160,14 +166,17 @@ void forward(const ConstArray &value, const std::vector<std::pair<int, int>> &sh
     const long long groups = std::max(problem.batch * heads, 1LL);
     // Packing a head costs one pass over its tokens and pays where each is then read several times.
     long long parts = (threads * 2 + groups - 1) / groups;
-    const bool packed = queries / parts * problem.samples() >= 4 * problem.tokens;
+    const bool packed = queries / parts * problem.samples() >= 4 * problem.tokens &&
+                        (problem.tokens + 1) * problem.channels < kMostPacked;
     // Otherwise pieces small enough to share out evenly, yet too large for that to cost anything.
     if (!packed) parts = std::max(threads * 8 / std::max(problem.batch, 1LL), (queries + 63) / 64);
     const long long step = (queries + parts - 1) / parts, pieces = (queries + step - 1) / step;
     const long long units = packed ? problem.heads : 1, heads_of_unit = packed ? 1 : problem.heads;
+    const long long tasks = problem.batch * units * pieces;
+    threads = (int)std::clamp(tasks, 1LL, (long long)threads);
     nb::gil_scoped_release release;
     Scratch scratch(kernels.forward_scratch(problem, call.type, packed ? 1 : 0), threads);
-    parallel_for(problem.batch * units * pieces, threads, [&](long long index, int worker) {
+    parallel_for(tasks, threads, [&](long long index, int worker) {
         const long long first_query = index % pieces * step, rest = index / pieces;
         const long long first_head = rest % units;
         kernels.forward(problem, call.type, arrays, scratch.of(worker),
@@ -202,6 +211,7 @@ void backward(const ConstArray &grad_out, const ConstArray &value,
     const long long fitting = kMostSamples / std::max(problem.points, 1LL);
     const long long heads = std::min((problem.heads + wanted - 1) / wanted, fitting);
     const long long parts = (problem.heads + heads - 1) / std::max(heads, 1LL);
+    threads = (int)std::clamp(units * parts, 1LL, (long long)threads);
     nb::gil_scoped_release release;
     Scratch scratch(kernels.backward_scratch(problem, call.type, heads), threads);
     parallel_for(units * parts, threads, [&](long long index, int worker) {

@@ -2,9 +2,11 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace detr_msda {
@@ -18,13 +20,17 @@ class Pool {
     void run(long long count, int threads, void (*task)(void *, long long, int), void *context) {
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            for (; size_ < threads - 1; ++size_) {
-                std::thread([this, number = size_ + 1] { work(number); }).detach();
+            try {
+                for (; size_ < threads - 1; ++size_) {
+                    std::thread([this, number = size_ + 1] { work(number); }).detach();
+                }
+            } catch (const std::system_error &) {
+                // The system gives no more threads; those there are, this one at least, will do.
             }
             task_ = task;
             context_ = context;
             count_ = count;
-            wanted_ = threads - 1;
+            wanted_ = std::min(threads - 1, size_);
             running_ = wanted_;
             next_.store(0, std::memory_order_relaxed);
             ++round_;

@@ -7,9 +7,9 @@
 //   MSDA_SIZES                   optional: {height, width}, ... of each level; otherwise the last
 //                                argument of each kernel
 //   MSDA_LANE_CHANNELS           channels per thread, a divisor of D (loads of 16 bytes at best)
-//   MSDA_LANES                   threads per head: the power of two not below D /
-//   MSDA_LANE_CHANNELS MSDA_THREADS                 threads per block MSDA_FORWARD_ONLY optional:
-//   leave the backward kernel out
+//   MSDA_LANES                   threads per head: a power of two, at least D / MSDA_LANE_CHANNELS
+//   MSDA_THREADS                 threads per block
+//   MSDA_FORWARD_ONLY            optional: leave the backward kernel out
 //
 // One block serves kGroups neighbouring (image, query, head) triples. First its threads locate the
 // samples of all of them, each sample once; then MSDA_LANES threads per triple read the corners.
@@ -26,6 +26,9 @@ constexpr int kLevels = MSDA_LEVELS, kPoints = MSDA_POINTS, kSamples = kLevels *
 constexpr int kLaneChannels = MSDA_LANE_CHANNELS, kLanes = MSDA_LANES;
 constexpr int kThreads = MSDA_THREADS, kGroups = kThreads / kLanes;
 constexpr Index kStride = Index(kHeads) * kChannels;
+// Places of a triple in shared memory. An odd number: the triples of a warp read the same sample of
+// theirs at the same time, and so find it in different banks.
+constexpr int kSlots = kSamples | 1;
 
 static_assert(kChannels % kLaneChannels == 0, "each thread takes the same number of channels");
 static_assert(kLanes * kLaneChannels >= kChannels, "too few threads for a head");
@@ -116,8 +119,9 @@ MSDA_FUNCTION Level level_at(const Levels &levels, int level) {
     return chosen;
 }
 
-// A located sample in shared memory, with all that reading its corners takes.
-struct Staged {
+// A located sample in shared memory, with all that reading its corners takes; aligned for loads of
+// eight bytes.
+struct alignas(8) Staged {
     Corners<Acc> share;
     int token;            // top left corner, counted from the image's first token
     unsigned width_mask;  // the level's width above the four bits of the corner mask
@@ -129,11 +133,20 @@ struct StagedGradient {
     Acc x, y, weight;  // first the shares and the weight, then their gradients
 };
 
-// Locates the samples of the block's groups, `first` being the first; calls keep(index, sample,
+// A location, read and written at once.
+struct alignas(2 * sizeof(Acc)) Point {
+    Acc x, y;
+};
+
+// Place in shared memory of the block's i-th sample.
+MSDA_FUNCTION int slot_of(int i) { return i / kSamples * kSlots + i % kSamples; }
+
+// Locates the samples of the block's groups, `first` being the first; calls keep(slot, sample,
 // weight).
 template <class Keep>
-__device__ __forceinline__ void stage(const Acc *locations, const Acc *weights, int first,
-                                      int groups, const Levels &levels, Staged *staged, Keep keep) {
+__device__ __forceinline__ void stage(const Acc *__restrict__ locations,
+                                      const Acc *__restrict__ weights, int first, int groups,
+                                      const Levels &levels, Staged *staged, Keep keep) {
     for (int i = threadIdx.x; i < kGroups * kSamples; i += kThreads) {
         const Index at = Index(first) * kSamples + i;
         if (at >= Index(groups) * kSamples) break;
@@ -144,12 +157,13 @@ __device__ __forceinline__ void stage(const Acc *locations, const Acc *weights, 
             start += v < level ? levels.at[v].height * levels.at[v].width : 0;
         }
         const Level size = level_at(levels, level);
-        const Sample<Acc> sample =
-            locate(locations[at * 2], locations[at * 2 + 1], size.height, size.width);
+        const Point point = reinterpret_cast<const Point *>(locations)[at];
+        const Sample<Acc> sample = locate(point.x, point.y, size.height, size.width);
         const Acc weight = weights[at];
-        staged[i] = {corner_shares(sample.fx, sample.fy, weight), start + sample.row,
-                     static_cast<unsigned>(size.width) << 4 | sample.mask};
-        keep(i, sample, weight);
+        const int slot = slot_of(i);
+        staged[slot] = {corner_shares(sample.fx, sample.fy, weight), start + sample.row,
+                        static_cast<unsigned>(size.width) << 4 | sample.mask};
+        keep(slot, sample, weight);
     }
 }
 
@@ -166,7 +180,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
                  const Acc *__restrict__ weights, int queries, int groups,
                  Value *__restrict__ out MSDA_LEVELS_ARGUMENT) {
     MSDA_LEVELS_VALUE
-    __shared__ Staged staged[kGroups * kSamples];
+    __shared__ Staged staged[kGroups * kSlots];
     const int first = blockIdx.x * kGroups;
     stage(locations, weights, first, groups, levels, staged, [](int, const Sample<Acc> &, Acc) {});
     __syncthreads();
@@ -180,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     Lane upper = Lane::zero(), lower = Lane::zero();
 #pragma unroll 4
     for (int i = 0; i < kSamples; ++i) {
-        const Staged sample = staged[local * kSamples + i];
+        const Staged sample = staged[local * kSlots + i];
         accumulate(upper, lower, base + sample.token * kStride, kStride, sample.down(),
                    sample.mask(), &sample.share.top_left, 1);
     }
@@ -197,12 +211,12 @@ extern "C" __global__ void __launch_bounds__(kThreads)
                   int groups, Acc *__restrict__ grad_value, Acc *__restrict__ grad_locations,
                   Acc *__restrict__ grad_weights MSDA_LEVELS_ARGUMENT) {
     MSDA_LEVELS_VALUE
-    __shared__ Staged staged[kGroups * kSamples];
-    __shared__ StagedGradient gradients[kGroups * kSamples];
+    __shared__ Staged staged[kGroups * kSlots];
+    __shared__ StagedGradient gradients[kGroups * kSlots];
     const int first = blockIdx.x * kGroups;
     stage(locations, weights, first, groups, levels, staged,
-          [&](int i, const Sample<Acc> &sample, Acc weight) {
-              gradients[i] = {sample.fx, sample.fy, weight};
+          [&](int slot, const Sample<Acc> &sample, Acc weight) {
+              gradients[slot] = {sample.fx, sample.fy, weight};
           });
     __syncthreads();
 
@@ -215,7 +229,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
                                 : 0;
     const Lane gradient =
         active ? Lane::load(grad_out + Index(group) * kChannels + channel) : Lane::zero();
-    for (int i = local * kSamples; i < (local + 1) * kSamples; ++i) {
+    for (int i = local * kSlots; i < local * kSlots + kSamples; ++i) {
         SampleGradient<Acc> sum{0, 0, 0};
         if (active) {
             const Staged sample = staged[i];
@@ -242,9 +256,10 @@ extern "C" __global__ void __launch_bounds__(kThreads)
         const Index at = Index(first) * kSamples + i;
         if (at >= Index(groups) * kSamples) break;
         const Level size = level_at(levels, i % kSamples / kPoints);
-        grad_locations[at * 2] = gradients[i].x * static_cast<Acc>(size.width);
-        grad_locations[at * 2 + 1] = gradients[i].y * static_cast<Acc>(size.height);
-        grad_weights[at] = gradients[i].weight;
+        const StagedGradient gradient = gradients[slot_of(i)];
+        reinterpret_cast<Point *>(grad_locations)[at] = {
+            gradient.x * static_cast<Acc>(size.width), gradient.y * static_cast<Acc>(size.height)};
+        grad_weights[at] = gradient.weight;
     }
 }
 #endif

@@ -15,6 +15,7 @@
 #pragma once
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+#define MSDA_CUDA
 #define MSDA_FUNCTION __host__ __device__ __forceinline__
 #else
 #define MSDA_FUNCTION inline __attribute__((always_inline))
@@ -194,12 +195,18 @@ MSDA_FUNCTION SampleGradient<Acc> sample_gradient(Corners<Acc> dot, Acc fx, Acc 
             weight * static_cast<Acc>(height) * (bottom - top)};
 }
 
+#if defined(MSDA_CUDA)
+// A corner's channels, zeros where it is outside. One predicated load: the samples of a warp differ
+// in which corners are inside, so that a separate way for those with all four would make nearly
+// every warp go both ways, one after the other.
+template <class Row, class Value>
+MSDA_FUNCTION Row load_if(unsigned inside, const Value *corner) {
+    return inside ? Row::load(corner) : Row::zero();
+}
+#else
 // Keeps the compiler from folding a pointer into something else that it knows. Two uses: corners
 // that are pointers of their own make shorter instructions than base plus index, and a second
 // pointer to the shares lets the usual path load each share where it is used.
-#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-#define MSDA_OPAQUE(pointer)
-#else
 #define MSDA_OPAQUE(pointer) asm("" : "+r"(pointer))
 #endif
 
@@ -211,6 +218,16 @@ MSDA_FUNCTION SampleGradient<Acc> sample_gradient(Corners<Acc> dot, Acc fx, Acc 
 template <class Row, class Value, class Acc>
 MSDA_FUNCTION void accumulate(Row &upper, Row &lower, const Value *corner, Index stride, Index down,
                               unsigned mask, const Acc *share, Index step) {
+#if defined(MSDA_CUDA)
+    const Row top_left = load_if<Row>(mask & 1u, corner);
+    const Row top_right = load_if<Row>(mask & 2u, corner + stride);
+    const Row bottom_left = load_if<Row>(mask & 4u, corner + down);
+    const Row bottom_right = load_if<Row>(mask & 8u, corner + down + stride);
+    upper.add(share[0], top_left);
+    lower.add(share[2 * step], bottom_left);
+    upper.add(share[step], top_right);
+    lower.add(share[3 * step], bottom_right);
+#else
     if (mask == kAllCorners) {
         const Value *top_right = corner + stride, *bottom_left = corner + down;
         const Value *bottom_right = bottom_left + stride;
@@ -228,12 +245,18 @@ MSDA_FUNCTION void accumulate(Row &upper, Row &lower, const Value *corner, Index
         if (mask & 4u) lower.add(share[2 * step], Row::load(corner + down));
         if (mask & 8u) lower.add(share[3 * step], Row::load(corner + down + stride));
     }
+#endif
 }
 
 // Scalar products of `gradient` with the corners of one sample.
 template <class Row, class Value>
 MSDA_FUNCTION Corners<typename Row::Scalar> corner_dots(const Row &gradient, const Value *corner,
                                                         Index stride, Index down, unsigned mask) {
+#if defined(MSDA_CUDA)
+    return gradient.dots(load_if<Row>(mask & 1u, corner), load_if<Row>(mask & 2u, corner + stride),
+                         load_if<Row>(mask & 4u, corner + down),
+                         load_if<Row>(mask & 8u, corner + down + stride));
+#else
     Corners<typename Row::Scalar> dot{};
     if (mask == kAllCorners) {
         dot = gradient.dots(Row::load(corner), Row::load(corner + stride), Row::load(corner + down),
@@ -245,6 +268,7 @@ MSDA_FUNCTION Corners<typename Row::Scalar> corner_dots(const Row &gradient, con
         if (mask & 8u) dot.bottom_right = gradient.dot(Row::load(corner + down + stride));
     }
     return dot;
+#endif
 }
 
 // Adds the gradient, times the corners' shares, to the corners of one sample in `sums`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,6 +133,27 @@ def method() -> Callable[..., Method]:
         return build_methods([{name: options}], student, teacher)[0]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def reached() -> Callable[..., set[str]]:
+    """``reached(name, student, teacher, **options)``: the student's parameters a method moves.
+
+    Fails if the teacher gets a gradient or changes, or a loss is not finite.
+    """
+
+    def learn(name: str, student: Detector, teacher: Detector, **options: Any) -> set[str]:
+        teacher.requires_grad_(True)
+        before = copy.deepcopy(teacher.state_dict())
+        tested = build_methods([{name: options}], student, teacher)[0]
+        losses = tested.losses(_step(student, teacher, [tested]))
+        assert all(value.isfinite() for value in losses.values())
+        torch.stack(list(losses.values())).sum().backward()
+        assert all(p.grad is None for p in teacher.parameters())
+        torch.testing.assert_close(teacher.state_dict(), before)
+        return {n for n, p in student.named_parameters() if p.grad is not None and p.grad.any()}
+
+    return learn
 
 
 @pytest.fixture()

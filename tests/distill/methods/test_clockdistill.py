@@ -115,23 +115,14 @@ def test_an_equal_student_has_nothing_to_learn(
 
 @pytest.mark.parametrize("query", ["mixed", "two_stage", "learned"])
 def test_gradients_reach_the_student_and_never_the_teacher(
-    query: str, build: Build, take_step: TakeStep, method: MakeMethod
+    query: str, build: Build, reached: Callable[..., set[str]]
 ) -> None:
     teacher, student = build(seed=1, query=query).eval(), build(seed=2, query=query).train()
-    before = copy.deepcopy(teacher.state_dict())
-    clock = method("clockdistill", student, teacher)
-    losses = clock.losses(take_step(student, teacher, [clock]))
-    torch.stack(list(losses.values())).sum().backward()
-    assert all(p.grad is None for p in teacher.parameters())
-    for name, value in teacher.state_dict().items():
-        torch.testing.assert_close(value, before[name])
-    reached = {
-        name for name, p in student.named_parameters() if p.grad is not None and p.grad.any()
-    }
+    moved = reached("clockdistill", student, teacher)
     for part in ("backbone", "neck", "encoder.layers.0", "decoder.layers.0", "decoder.layers.1"):
-        assert any(name.startswith(part) for name in reached), part
+        assert any(name.startswith(part) for name in moved), part
     # The points are fixed queries: the student's own query table learns nothing from them.
-    assert not any("source.content" in n or "source.embedding" in n for n in reached)
+    assert not any("source.content" in n or "source.embedding" in n for n in moved)
 
 
 def test_memory_gradient_does_not_come_from_the_decoder(

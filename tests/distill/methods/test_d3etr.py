@@ -213,24 +213,11 @@ def test_an_equal_student_has_nothing_to_learn(
     "changes", [{}, {"width": 16}, {"decoder_layers": 1}, {"queries": 4}, {"queries": 9}]
 )
 def test_gradients_reach_the_student_and_never_the_teacher(
-    changes: dict[str, object],
-    build: Build,
-    teacher: Detector,
-    take_step: TakeStep,
-    method: MakeMethod,
+    changes: dict[str, object], build: Build, teacher: Detector, reached: Callable[..., set[str]]
 ) -> None:
-    teacher = teacher.requires_grad_(True)
-    before = copy.deepcopy(teacher.state_dict())
-    student = build(seed=2, **changes).train()
-    d3 = method("d3etr", student, teacher)
-    losses = d3.losses(take_step(student, teacher, [d3]))
-    assert all(v.isfinite() for v in losses.values())
-    torch.stack(list(losses.values())).sum().backward()
-    assert all(p.grad is None for p in teacher.parameters())
-    torch.testing.assert_close(teacher.state_dict(), before)
-    reached = {n for n, p in student.named_parameters() if p.grad is not None and p.grad.any()}
+    moved = reached("d3etr", build(seed=2, **changes).train(), teacher)
     for part in ("self_attention.query_key", "cross_attention.sampling_offsets", "class_heads"):
-        assert any(part in name for name in reached), part
+        assert any(part in name for name in moved), part
 
 
 def test_own_outputs_do_not_notice_the_groups(

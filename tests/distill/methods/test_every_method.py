@@ -17,7 +17,7 @@ Targets = Callable[..., Target]
 
 # Losses that vanish where the student is the teacher, by method. The rest learns the ground truth
 # (D3ETR's and DETRDistill's further groups, OD-DETR, Stable-DINO), is an entropy that no student
-# makes zero, or goes through modules of the method that start at random (MGD, DeFeat).
+# makes zero, or goes through modules of the method that start at random (MGD).
 ZERO: dict[str, tuple[str, ...]] = {
     "clockdistill": ("memory", "class", "l1", "giou"),
     "kd_detr": ("general_class", "general_l1", "general_giou", "specific_class", "specific_l1"),
@@ -27,7 +27,7 @@ ZERO: dict[str, tuple[str, ...]] = {
     "fgd": ("foreground", "background", "attention", "relation"),
     "qskd": ("features", "l1", "giou"),
     "od_detr": ("prediction_l1", "prediction_giou"),
-    "defeat": (),
+    "defeat": ("foreground", "background"),
     "mgd": (),
     "stable_dino": (),
 }

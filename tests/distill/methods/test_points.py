@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from detr.config import BackboneConfig
 from detr.errors import UserError
 from detr.models import Detector, GroupOutput, QueryGroup, Target
 from distill.methods.layers import pair_layers
@@ -94,9 +95,10 @@ def test_layers_pair_one_to_one_or_last_to_last() -> None:
 @pytest.mark.parametrize("query", ["mixed", "two_stage", "learned"])
 def test_general_points_are_shared_and_new_in_every_step(build: Build, query: str) -> None:
     config = build(query=query).config
+    own = QueryGroup("own", torch.ones(2, 7, config.width), torch.zeros(2, 7, 4))
 
     def points(seed: int) -> QueryGroup:
-        return general_points("g", 2, 5, config, generator(seed), torch.device("cpu"))
+        return general_points("g", own, 5, config, generator(seed))
 
     first, again, other = points(0), points(0), points(1)
     torch.testing.assert_close(first.content, again.content)
@@ -106,6 +108,22 @@ def test_general_points_are_shared_and_new_in_every_step(build: Build, query: st
     assert first.reference.shape == (2, 5, 2 if query == "learned" else 4)
     assert ((first.reference > 0) & (first.reference < 1)).all()
     assert (first.position is not None) == (query == "learned")
+
+
+@pytest.mark.parametrize(("query", "patterns"), [("learned", 0), ("anchors", 0), ("anchors", 2)])
+def test_general_points_have_content_only_where_the_models_queries_do(
+    query: str, patterns: int, build: Build
+) -> None:
+    # Released KD-DETR asks DAB-DETR about random anchors whose content is what its own begin with.
+    config = build(
+        query=query, attention="conditional", patterns=patterns, levels=1,
+        refine="none" if query == "learned" else "detach",
+        backbone=BackboneConfig(name="test_resnet", strides=(16,)),
+    ).config  # fmt: skip
+    own = QueryGroup("own", torch.full((2, 7, config.width), 3.0), torch.zeros(2, 7, 4))
+    group = general_points("g", own, 5, config, generator())
+    assert (group.content == 3.0).all() == (patterns == 0)
+    assert group.content.shape == (2, 5, config.width) and group.reference.std() > 0.01
 
 
 def test_specific_points_are_the_teachers_queries_without_gradient(build: Build) -> None:
@@ -185,7 +203,8 @@ def test_no_objects_leave_one_filler_query(build: Build, target: Targets) -> Non
 def test_width_is_bridged_for_the_student_only(build: Build) -> None:
     teacher, student = build(width=32), build(width=16)
     bridge = ForStudent(student.config, teacher.config)
-    group = general_points("g", 1, 5, teacher.config, generator(), torch.device("cpu"))
+    own = QueryGroup("own", torch.zeros(1, 1, teacher.config.width), torch.zeros(1, 1, 4))
+    group = general_points("g", own, 5, teacher.config, generator())
     assert bridge(group).content.shape == (1, 5, 16)
     assert sum(p.requires_grad for p in bridge.parameters()) == 2
     assert not list(ForStudent(teacher.config, teacher.config).parameters())

@@ -263,23 +263,11 @@ def test_an_equal_student_has_nothing_to_learn(
 
 @pytest.mark.parametrize("changes", [{}, {"encoder_layers": 0}, {"width": 16}, {"queries": 4}])
 def test_gradients_reach_the_student_and_never_the_teacher(
-    changes: dict[str, object],
-    build: Build,
-    teacher: Detector,
-    take_step: TakeStep,
-    method: MakeMethod,
+    changes: dict[str, object], build: Build, teacher: Detector, reached: Callable[..., set[str]]
 ) -> None:
-    teacher = teacher.requires_grad_(True)
-    before = copy.deepcopy(teacher.state_dict())
-    student = build(seed=2, **changes).train()
-    qskd = method("qskd", student, teacher)
-    losses = qskd.losses(take_step(student, teacher, [qskd]))
-    torch.stack(list(losses.values())).sum().backward()
-    assert all(p.grad is None for p in teacher.parameters())
-    torch.testing.assert_close(teacher.state_dict(), before)
-    reached = {n for n, p in student.named_parameters() if p.grad is not None and p.grad.any()}
+    moved = reached("qskd", build(seed=2, **changes).train(), teacher)
     for part in ("backbone", "neck", "decoder.layers.0", "decoder.class_heads.1"):
-        assert any(name.startswith(part) for name in reached), part
+        assert any(name.startswith(part) for name in moved), part
 
 
 def test_features_do_not_reach_the_decoder_and_the_adaptor_is_no_part_of_the_student(
