@@ -57,8 +57,9 @@ def student(
         images = drawn_images((64, 96))[:2]
         wanted = PrecisionRequest(precision, calibration=images if precision == "int8" else ())
         out = folder / f"{request.param}-{precision}.bundle"
-        # INT8 swaps ranks among the nearly equal scores of random weights, which is no defect.
-        prove = precision != "int8"
+        # Lower precision swaps ranks among the nearly equal scores of random weights, which is no
+        # defect; test_trt_trained.py judges a detector that was trained.
+        prove = precision == "fp32"
         return onnx_export.export_bundle(path, out, 17, 1, "gridsample", images, wanted, prove)
 
     with pytest.MonkeyPatch.context() as patch:
