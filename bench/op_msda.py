@@ -298,7 +298,11 @@ def op() -> None:
 
 @op.command()
 @click.option(
-    "--preset", type=click.Choice(list(PRESETS)), default="kitti-encoder", show_default=True
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="kitti-encoder",
+    show_default=True,
+    help="Shapes of a published detector's attention.",
 )
 @click.option(
     "--dtype",
@@ -307,7 +311,13 @@ def op() -> None:
     show_default=True,
     help="Type of the values; locations, weights and sums are float32.",
 )
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where all contenders run.",
+)
 @click.option(
     "--against",
     type=click.Choice(["all", *CONTENDERS]),
@@ -316,7 +326,9 @@ def op() -> None:
     show_default=True,
     help="What to compare with; may be repeated.",
 )
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once."
+)
 @click.option(
     "--threads", type=click.IntRange(min=1), help="For every contender; all cores by default."
 )

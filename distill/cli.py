@@ -84,7 +84,9 @@ def run(
 @click.option(
     "--methods", "names", required=True, help="Comma-separated; join with + to add methods up."
 )
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of every method."
+)
 @click.option("--data", help="Data set without its split, such as kitti:data/demo.")
 @_settings
 @click.option(

@@ -330,8 +330,12 @@ def _names(methods: str) -> list[str]:
 @click.option("--teacher", help="Teacher: the same; the student's with a ResNet-50 by default.")
 @click.option("--methods", default="all", show_default=True, help="Comma-separated; + adds up.")
 @click.option("--size", help="Canvas, HEIGHTxWIDTH; the recipe's, or 800x1344.")
-@click.option("--batch-size", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--turns", type=click.IntRange(1), default=5, show_default=True)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=2, show_default=True, help="Images a step."
+)
+@click.option(
+    "--turns", type=click.IntRange(1), default=5, show_default=True, help="Steps behind a median."
+)
 @click.option("--threads", type=click.IntRange(1), help="Of torch; one measures processor time.")
 @json_option
 def command(

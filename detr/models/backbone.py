@@ -157,7 +157,10 @@ def _load(body: Any, config: BackboneConfig) -> None:
         except Exception as error:  # timm and its hub raise a dozen unrelated types here
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                "backbone-download", f"backbone.pretrained: {config.pretrained}: {line}"
+                "backbone-download",
+                f"backbone.pretrained: {config.pretrained}: {line}; offline, give a file, or start "
+                "from random weights: --set detector.backbone.pretrained=null "
+                "--set detector.backbone.norm=train --set detector.backbone.frozen_stages=0",
             ) from error
         tensors, place = source.state_dict(), config.pretrained
     else:

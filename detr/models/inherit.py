@@ -108,7 +108,7 @@ def inherit(
         raise UserError(
             "inherit-nothing",
             "inherit: no tensor of the student has the shape of the teacher's "
-            f"(width {ours.width} and {theirs.width}); leave inherit out",
+            f"(width {ours.width} and {theirs.width}); --set inherit=false",
         )
     return InheritReport(inherited=inherited, skipped=skipped)
 

@@ -84,8 +84,11 @@ def kernel(bundles: Sequence[Path]) -> Parts:
     """Forward of the CUDA kernel against float64, its speed and its share of the bandwidth."""
     fixed = ("bench", "op", "msda", "--device", "cuda", "--json")
     return {
-        f"{preset} {dtype}": partial(detr, *fixed, "--preset", preset, "--dtype", dtype)
+        f"{preset} x{batch} {dtype}": partial(
+            detr, *fixed, "--preset", preset, "--batch", str(batch), "--dtype", dtype
+        )
         for preset in ("kitti-encoder", "kitti-decoder", "coco-encoder")
+        for batch in (1, 8)
         for dtype in ("float32", "float16", "bfloat16")
     }
 
