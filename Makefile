@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-KERNEL := $(shell find detr/msda -name '*.hpp' -o -name '*.cpp')
+KERNEL := $(shell find detr/msda distill/native -name '*.hpp' -o -name '*.cpp')
 
 .PHONY: install demo test lint lock gpu-check clean
 .DELETE_ON_ERROR:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,9 @@ from export.quantise import calibrate, quantise
 from export.ranges import value_ranges
 from export.samples import Samples
 
-# Enough for a dozen detections each to speak; every trial runs them all.
-_SEARCHED = 16
+# Images of a search; every trial runs them all. The second number is for islands that hold on the
+# few images of the first search and not on those of the proof.
+_SEARCHED = (16, 96)
 
 
 @dataclass(frozen=True)
@@ -151,44 +152,74 @@ class _Job:
     request: PrecisionRequest
 
     def run(self) -> Written:
-        request, precision = self.request, self.request.precision
-        searched = self._samples()
-        seen = [*self.images, *request.calibration]
-        seen += [searched.image(k) for k in range(len(searched))] if searched else []
+        samples = self._samples(_SEARCHED[0])
+        seen = [*self.images, *self.request.calibration]
+        seen += [samples.image(k) for k in range(len(samples))] if samples else []
         ranges = value_ranges(self.model, seen, self.reference.info.preprocess, self.batch)
-        search = self._search(ranges, searched) if searched else None
-        write = self._int8 if precision == "int8" else self._half
-        default = f"{precision} default island" if search else precision
-        typed = {default: write(DEFAULT_ISLAND, ranges)}
-        variants = {"fp32": self.model}
-        if precision == "int8":
-            variants["fp16"] = self._half(DEFAULT_ISLAND, ranges).model
-        elif search is not None:
-            variants["fp16 no island"] = self._half((), ranges).model
-        if search is not None:
-            typed[f"{precision} searched island"] = write(search.island, ranges)
-        kept = list(typed)[-1]
-        if request.data is None:
-            return Written(typed[kept].model, typed[kept].island, search)
-        variants |= {name: one.model for name, one in typed.items()}
-        measured = verdict.measure(variants, self.reference.info, request.data, self.batch)
-        note = ""
-        if search is not None and measured.over(kept):
+        if samples is None:
+            return self._plain(ranges)
+        return self._searched(ranges, samples)
+
+    def _plain(self, ranges: Ranges) -> Written:
+        """The default island, measured where there are data."""
+        name = self.request.precision
+        typed = self._write(DEFAULT_ISLAND, ranges)
+        if self.request.data is None:
+            return Written(typed.model, typed.island)
+        measured = self._measure({name: typed.model}, ranges)
+        return Written(
+            typed.model, typed.island, verdict=measured.keep(name, default_budget(name).ap)
+        )
+
+    def _searched(self, ranges: Ranges, samples: Samples) -> Written:
+        """The smallest island that holds on the images of the proof, or the default one."""
+        name = self.request.precision
+        default, found = f"{name} default island", f"{name} searched island"
+        typed = {default: self._write(DEFAULT_ISLAND, ranges)}
+        while True:
+            search = self._search(ranges, samples)
+            typed[found] = self._write(search.island, ranges)
+            measured = self._measure({key: one.model for key, one in typed.items()}, ranges)
+            more = self._samples(_SEARCHED[1])
             # A few images cannot tell what all of them can, nor half precision what int8 does.
+            if not measured.over(found) or more is None or len(more) <= len(samples):
+                break
+            samples = more
+        kept, note = found, ""
+        if measured.over(found):
+            kept = default
             note = (
                 f"the searched island is over the budget on {measured.images} images "
-                f"({', '.join(measured.over(kept))}): the default island is kept"
+                f"({', '.join(measured.over(found))}): the default island is kept"
             )
-            kept = default
-        worth = default_budget(precision).ap
         final = typed[kept]
+        worth = default_budget(name).ap
         return Written(final.model, final.island, search, measured.keep(kept, worth, note))
 
-    def _samples(self) -> Samples | None:
-        """The images the island is searched on, if it is."""
+    def _measure(self, typed: Mapping[str, ModelProto], ranges: Ranges) -> verdict.Verdict:
+        """Graphs of the precision asked for against float32 and what else is to be had.
+
+        The request has data.
+        """
+        assert self.request.data is not None
+        variants = {"fp32": self.model}
+        if self.request.precision == "int8":
+            variants["fp16"] = self._half(DEFAULT_ISLAND, ranges).model
+        elif self.request.search:
+            variants["fp16 no island"] = self._half((), ranges).model
+        variants |= typed
+        return verdict.measure(variants, self.reference.info, self.request.data, self.batch)
+
+    def _samples(self, most: int) -> Samples | None:
+        """Images to search the island on, if it is to be searched."""
         if not self.request.search or self.request.data is None:
             return None
-        return Samples.of_dataset(self.request.data, _SEARCHED)
+        return Samples.of_dataset(self.request.data, most)
+
+    def _write(self, island: Sequence[str], ranges: Ranges) -> Typed:
+        """The graph in the precision asked for."""
+        write = self._int8 if self.request.precision == "int8" else self._half
+        return write(island, ranges)
 
     def _half(self, island: Sequence[str], ranges: Ranges) -> Typed:
         typed = to_half(self.model, island, ranges)

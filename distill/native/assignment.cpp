@@ -33,7 +33,8 @@ constexpr int32_t kNone = -1;
 constexpr int kBlock = 64;
 
 // Columns that a row reaches on a shorter path than before take the row as their parent.
-// Returns the nearest column. Columns that are done have a price of minus infinity.
+// Returns the nearest column, `count` where none can be reached (only a cost that is not finite does
+// that). Columns that are done have a price of minus infinity.
 FOR_EVERY_CPU int follow(const float *cost, const double *price, double base, int32_t row,
                          double *distance, int32_t *parent, int count) {
   double least = kFar;
@@ -55,7 +56,8 @@ FOR_EVERY_CPU int follow(const float *cost, const double *price, double base, in
       best = start;
     }
   }
-  while (best < count && distance[best] != least) ++best;
+  if (least == kFar) return count;
+  while (distance[best] != least) ++best;
   return best;
 }
 

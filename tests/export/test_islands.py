@@ -103,31 +103,37 @@ def test_ap_counts_in_every_trial() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize(
-    ("over", "kept"),
-    [((), ("decode",)), (("AP 0.51 instead of 0.50 (at most 0.002 apart)",), DEFAULT_ISLAND)],
+    ("holds", "kept"),
+    [("few images' island", ("decode",)), ("more images' island", ("norm",)), ("", DEFAULT_ISLAND)],
 )
-def test_an_island_that_fails_on_all_images_gives_way_to_the_default(
-    precision: Precision,
-    over: tuple[str, ...],
-    kept: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
+def test_an_island_that_fails_on_all_images_is_searched_again_and_gives_way(
+    precision: Precision, holds: str, kept: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few images in half precision accepted it; what counts is the graph on all of them."""
+    islands = {16: "decode", 96: "norm"}
+    over = {"few images' island": [()], "more images' island": [("AP",), ()]}
+    proofs = iter(over.get(holds, [("AP",), ("AP",)]))
 
     def write(_job: object, island: Sequence[str], _ranges: object) -> Typed:
         return Typed(ModelProto(), tuple(island))
 
     def measure(variants: dict[str, ModelProto], *_: object) -> Verdict:
+        proof = next(proofs)
         rows = [
-            Row(name=n, ap=0.5, cpu_ms=1, size_mb=1, over=over if "searched" in n else ())
+            Row(name=n, ap=0.5, cpu_ms=1, size_mb=1, over=proof if "searched" in n else ())
             for n in variants
         ]
-        return Verdict(images=9, batch=1, rows=tuple(rows), advice=())
+        return Verdict(images=120, batch=1, rows=tuple(rows), advice=())
 
-    found = Search(island=("decode",), trials=(), complete=True)
+    def some(_job: object, most: int) -> Samples:
+        return Samples("", ["a"] * most, given=[0] * most)
+
+    def search(_job: object, _ranges: object, samples: Samples) -> Search:
+        return Search(island=(islands[len(samples)],), trials=(), complete=True)
+
     monkeypatch.setattr(precise, "value_ranges", lambda *_: {})
-    monkeypatch.setattr(precise._Job, "_samples", lambda _: Samples("", ["a"], given=[0]))
-    monkeypatch.setattr(precise._Job, "_search", lambda *_: found)
+    monkeypatch.setattr(precise._Job, "_samples", some)
+    monkeypatch.setattr(precise._Job, "_search", search)
     monkeypatch.setattr(precise._Job, "_half", write)
     monkeypatch.setattr(precise._Job, "_int8", write)
     monkeypatch.setattr(precise.verdict, "measure", measure)
@@ -135,6 +141,7 @@ def test_an_island_that_fails_on_all_images_gives_way_to_the_default(
     reference = cast(TorchEngine, type("Reference", (), {"info": type("I", (), {"preprocess": 0})}))
     written = write_precision(ModelProto(), reference, "gather", 1, [], request)
     assert written.island == kept and written.verdict is not None
+    assert next(proofs, None) is None, "measured once per search"
     told = any("default island is kept" in line for line in written.verdict.advice)
     assert told == (kept == DEFAULT_ISLAND)
     name = f"{precision} {'default' if told else 'searched'} island"
