@@ -74,8 +74,8 @@ def recipe_of(recipe: Recipe, changes: dict[str, Any], batch: int, teacher: Path
         content["detector"]["backbone"]["strides"] = [16]
     content |= {"steps": STEPS, "batch_size": batch, "methods": changes.get("methods", [])}
     # The optimiser divides gradients by their size and so makes much of rounding; gradients are
-    # compared themselves, and the weights hardly move.
-    content["optimizer"] |= {"lr": 1e-7, "backbone_lr": 1e-7, "clip": 0.0}
+    # compared themselves, and the weights stay where they are.
+    content["optimizer"] |= {"lr": 1e-12, "backbone_lr": 1e-12, "clip": 0.0}
     if content["methods"]:
         content["teacher"] = str(teacher)
     return Recipe.model_validate(content)
@@ -122,8 +122,12 @@ def main(folder: str) -> None:
 def test_two_processes_equal_one_with_all_images(tiny: Recipe, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(tiny.model_dump_json())
     teacher = recipe_of(tiny, {}, 4, tmp_path)
+    # Far from its start, where boxes are those of their references as the student's are: the sign of
+    # a difference that is all rounding would be the gradient of its size.
+    rates = teacher.optimizer.model_copy(update={"lr": 1e-2, "backbone_lr": 1e-2})
+    changes = {"steps": 1, "seed": 7, "optimizer": rates}
     with FROZEN_NORM:
-        train(teacher.model_copy(update={"steps": 1, "seed": 7}), tmp_path / "teacher")
+        train(teacher.model_copy(update=changes), tmp_path / "teacher")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run(
@@ -146,8 +150,7 @@ def test_two_processes_equal_one_with_all_images(tiny: Recipe, tmp_path: Path) -
             for parameter, gradient in alone["gradients"][index].items():
                 difference = first[name]["gradients"][index][parameter] - gradient
                 share = float(difference.norm() / gradient.norm().clamp(min=1e-4))
-                # Narrow boxes make gradients that rounding moves; a wrong factor moves them more.
-                assert share < 0.02, (name, index, parameter)
+                assert share < 1e-3, (name, index, parameter)
 
 
 if __name__ == "__main__":
