@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from detr import msda
 from engines import native_engine, open_engine, openvino_engine
 from engines.bundle import Bundle, open_bundle
 from engines.torch_engine import TorchEngine
@@ -18,7 +17,6 @@ from export.locate import locate
 from export.onnx_export import export_bundle
 
 MakeCheckpoint = Callable[..., Path]
-pytestmark = pytest.mark.skipif(not msda.native_available(), reason="kernel not compiled")
 ENGINES: dict[str, ModuleType] = {"native": native_engine, "openvino": openvino_engine}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from detr import msda
 
@@ -184,7 +185,6 @@ def test_a_gradient_of_another_type_or_shape_is_refused() -> None:
 
 
 def test_arrays_of_another_device_are_refused() -> None:
-    torch = pytest.importorskip("torch")
     elsewhere = torch.empty(GOOD.value.shape, device="meta")
     with pytest.raises(TypeError, match="value is on device meta"):
         msda.forward(elsewhere, GOOD.shapes, GOOD.locations, GOOD.weights)
@@ -263,7 +263,6 @@ def test_without_the_kernel_numpy_answers_after_one_warning() -> None:
 @pytest.mark.filterwarnings("ignore:detr was installed without")
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_without_the_kernel_torch_tensors_are_read_and_written(kind: str) -> None:
-    torch = pytest.importorskip("torch")
     case = make_case(((5, 6), (2, 3)))
     value = torch.from_numpy(case.value).to(getattr(torch, kind)).requires_grad_()
     locations, weights = torch.from_numpy(case.locations), torch.from_numpy(case.weights)
