@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from detr import msda
 from engines import native_engine, open_engine, openvino_engine
 from engines.bundle import Bundle, open_bundle
 from engines.torch_engine import TorchEngine
