@@ -11,6 +11,13 @@ constexpr long long kMostCells = 1LL << 24;
 // Tokens of an image: rows are counted in an int.
 constexpr long long kMostTokens = (1LL << 31) - 1;
 
+// Cells of a packed level: a line of zeros above it and one below, and one cell of zeros after each
+// line, which is the border to the right of that line and to the left of the next. Every corner of
+// a sample that lies within a cell of the level is one of them.
+static constexpr long long packed_cells(int height, int width) {
+    return (height + 2LL) * (width + 1LL) + 1;
+}
+
 enum class ValueType { float32, float64, float16, bfloat16 };
 
 // Sizes of one call; arrays are dense and in the order of the torch op's documentation.
@@ -25,7 +32,8 @@ struct Problem {
 // A part of the forward pass: some heads and queries of one image.
 struct ForwardUnit {
     long long image, first_head, last_head, first_query, last_query;
-    bool packed;  // copy these heads' values together first; they take less than 2^32 bytes
+    // Copy the values together first; of one head alone, and its cells take less than 2^32 bytes.
+    bool packed;
 };
 
 // All gradients of one image and level and some heads. No two such units write to the same place,
@@ -47,9 +55,9 @@ struct BackwardArrays {
 
 struct Kernels {
     const char *name;
-    // Bytes of scratch a thread needs: with so many heads packed, or in the backward pass for units
-    // of so many heads, which may have kMostSamples samples of one level between them.
-    long long (*forward_scratch)(const Problem &, ValueType, long long packed_heads);
+    // Bytes of scratch a thread needs, in the backward pass for units of so many heads, which may
+    // have kMostSamples samples of one level between them.
+    long long (*forward_scratch)(const Problem &, ValueType, bool packed);
     long long (*backward_scratch)(const Problem &, ValueType, long long heads);
     void (*forward)(const Problem &, ValueType, const ForwardArrays &, void *scratch,
                     const ForwardUnit &);

@@ -115,6 +115,11 @@ struct Call {
         problem = {batch,  tokens, heads,          channels,      queries,
                    levels, points, heights.data(), widths.data(), starts.data()};
     }
+    long long packed_cells_of_all() const {
+        long long cells = 0;
+        for (size_t i = 0; i < heights.size(); ++i) cells += packed_cells(heights[i], widths[i]);
+        return cells;
+    }
     void expect_coordinates(const char *name, nb::dlpack::dtype actual) const {
         const auto wanted = type == ValueType::float64 ? nb::dtype<double>() : nb::dtype<float>();
         if (!(actual == wanted))
@@ -166,8 +171,9 @@ void forward(const ConstArray &value, const std::vector<std::pair<int, int>> &sh
     const long long groups = std::max(problem.batch * heads, 1LL);
     // Packing a head costs one pass over its tokens and pays where each is then read several times.
     long long parts = (threads * 2 + groups - 1) / groups;
-    const bool packed = queries / parts * problem.samples() >= 4 * problem.tokens &&
-                        (problem.tokens + 1) * problem.channels < kMostPacked;
+    const long long cells = call.packed_cells_of_all();
+    const bool packed = queries / parts * problem.samples() >= 4 * cells &&
+                        cells * problem.channels < kMostPacked;
     // Otherwise pieces small enough to share out evenly, yet too large for that to cost anything.
     if (!packed) parts = std::max(threads * 8 / std::max(problem.batch, 1LL), (queries + 63) / 64);
     const long long step = (queries + parts - 1) / parts, pieces = (queries + step - 1) / step;
@@ -175,7 +181,7 @@ void forward(const ConstArray &value, const std::vector<std::pair<int, int>> &sh
     const long long tasks = problem.batch * units * pieces;
     threads = (int)std::clamp(tasks, 1LL, (long long)threads);
     nb::gil_scoped_release release;
-    Scratch scratch(kernels.forward_scratch(problem, call.type, packed ? 1 : 0), threads);
+    Scratch scratch(kernels.forward_scratch(problem, call.type, packed), threads);
     parallel_for(tasks, threads, [&](long long index, int worker) {
         const long long first_query = index % pieces * step, rest = index / pieces;
         const long long first_head = rest % units;

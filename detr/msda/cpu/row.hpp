@@ -187,5 +187,27 @@ struct Row {
     }
 };
 
+template <int N>
+struct Width {
+    static constexpr int value = N;
+};
+
+// Calls visit(Width<N>, first channel) for blocks of 64, 32, ... 1 channels that cover all.
+template <int N, class Visit>
+MSDA_FUNCTION Index blocks_of(Index channel, Index channels, Visit visit) {
+    for (; channel + N <= channels; channel += N) visit(Width<N>{}, channel);
+    return channel;
+}
+template <class Visit>
+MSDA_FUNCTION void channel_blocks(Index channels, Visit visit) {
+    Index channel = blocks_of<64>(0, channels, visit);
+    channel = blocks_of<32>(channel, channels, visit);
+    channel = blocks_of<16>(channel, channels, visit);
+    channel = blocks_of<8>(channel, channels, visit);
+    channel = blocks_of<4>(channel, channels, visit);
+    channel = blocks_of<2>(channel, channels, visit);
+    blocks_of<1>(channel, channels, visit);
+}
+
 }  // namespace MSDA_TARGET
 }  // namespace detr_msda

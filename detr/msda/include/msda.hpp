@@ -129,7 +129,33 @@ MSDA_FUNCTION Half narrow<Half, float>(float value) {
 #endif
 }
 
-// Where one sample falls in its level.
+// Where one sample falls among the cells of its level.
+template <class Acc>
+struct Place {
+    bool inside;       // less than a cell outside at most; otherwise all that follows is 0
+    int column, line;  // of the top left corner, from -1 on
+    Acc fx, fy;        // share of the right and of the bottom corners
+};
+
+// Places (x, y) in a level. Far away, infinite and NaN coordinates are not inside. No branches, so
+// that a loop over samples vectorises.
+template <class Acc>
+MSDA_FUNCTION Place<Acc> place(Acc x, Acc y, int height, int width) {
+    const Acc w = static_cast<Acc>(width), h = static_cast<Acc>(height);
+    const Acc half = static_cast<Acc>(0.5), zero = static_cast<Acc>(0), low = static_cast<Acc>(-1);
+    const Acc u = fused(x, w, -half), v = fused(y, h, -half);
+    const bool inside = (u >= low) & (u < w) & (v >= low) & (v < h);
+    const Acc safe_u = inside ? u : zero, safe_v = inside ? v : zero;
+    int column = static_cast<int>(safe_u), line = static_cast<int>(safe_v);
+    column -= safe_u < static_cast<Acc>(column) ? 1 : 0;
+    line -= safe_v < static_cast<Acc>(line) ? 1 : 0;
+    // One rounding of x * w - 0.5 - column, and not that of the larger x * w - 0.5.
+    const Acc fx = fused(x, w, -(half + static_cast<Acc>(column)));
+    const Acc fy = fused(y, h, -(half + static_cast<Acc>(line)));
+    return {inside, column, line, inside ? fx : zero, inside ? fy : zero};
+}
+
+// Where one sample falls among the rows of its level.
 template <class Acc>
 struct Sample {
     int row;  // top left corner, counted in rows of the level (may lie outside)
@@ -140,29 +166,14 @@ struct Sample {
 
 constexpr unsigned kAllCorners = 15u;
 
-// Locates (x, y) in a level. Far away, infinite and NaN coordinates give an empty mask. No
-// branches, so that a loop over samples vectorises.
+// Locates (x, y) in a level; the mask is empty where it is not inside.
 template <class Acc>
 MSDA_FUNCTION Sample<Acc> locate(Acc x, Acc y, int height, int width) {
-    const Acc w = static_cast<Acc>(width), h = static_cast<Acc>(height);
-    const Acc half = static_cast<Acc>(0.5), zero = static_cast<Acc>(0), low = static_cast<Acc>(-1);
-    const Acc u = fused(x, w, -half), v = fused(y, h, -half);
-    const bool inside = (u >= low) & (u < w) & (v >= low) & (v < h);
-    const Acc safe_u = inside ? u : zero, safe_v = inside ? v : zero;
-    int column = static_cast<int>(safe_u), line = static_cast<int>(safe_v);
-    column -= safe_u < static_cast<Acc>(column) ? 1 : 0;
-    line -= safe_v < static_cast<Acc>(line) ? 1 : 0;
-    Sample<Acc> sample;
-    // One rounding of x * w - 0.5 - column, and not that of the larger x * w - 0.5.
-    const Acc fx = fused(x, w, -(half + static_cast<Acc>(column)));
-    const Acc fy = fused(y, h, -(half + static_cast<Acc>(line)));
-    sample.fx = inside ? fx : zero;
-    sample.fy = inside ? fy : zero;
-    sample.row = line * width + column;
-    const unsigned left = column >= 0 ? 5u : 0u, right = column + 1 < width ? 10u : 0u;
-    const unsigned top = line >= 0 ? 3u : 0u, bottom = line + 1 < height ? 12u : 0u;
-    sample.mask = inside ? (left | right) & (top | bottom) : 0u;
-    return sample;
+    const Place<Acc> at = place(x, y, height, width);
+    const unsigned left = at.column >= 0 ? 5u : 0u, right = at.column + 1 < width ? 10u : 0u;
+    const unsigned top = at.line >= 0 ? 3u : 0u, bottom = at.line + 1 < height ? 12u : 0u;
+    return {at.line * width + at.column, at.inside ? (left | right) & (top | bottom) : 0u, at.fx,
+            at.fy};
 }
 
 // Bilinear shares of the four corners, times `scale`.
