@@ -17,9 +17,9 @@ template <class Value>
 void forward_in_place(const Problem &p, const ForwardArrays &arrays, void *scratch,
                       const ForwardUnit &unit) {
     using Acc = typename Accumulator<Value>::type;
-    const Index row = p.heads * p.channels, all_heads = unit.last_head - unit.first_head;
-    const Value *values = static_cast<const Value *>(arrays.value) + unit.image * p.tokens * row +
-                          unit.first_head * p.channels;
+    const Index stride = p.heads * p.channels, all_heads = unit.last_head - unit.first_head;
+    const Value *values = static_cast<const Value *>(arrays.value) +
+                          unit.image * p.tokens * stride + unit.first_head * p.channels;
     Samples<Acc> &samples = *static_cast<Samples<Acc> *>(scratch);
     const Index step = heads_at_once(all_heads, p.samples());
     const Index block_queries = queries_per_block(step * p.samples());
@@ -42,7 +42,7 @@ void forward_in_place(const Problem &p, const ForwardArrays &arrays, void *scrat
                        static_cast<const Acc *>(arrays.weights), samples);
             samples.locate_all(block.count());
             for (Index i = 0, q = 0; q < block.queries; ++q) {
-                Value *out = static_cast<Value *>(arrays.out) + (block.query + q) * row +
+                Value *out = static_cast<Value *>(arrays.out) + (block.query + q) * stride +
                              unit.first_head * p.channels;
                 for (Index head = 0; head < heads; ++head, i += p.samples()) {
                     const Index column = (first_head - unit.first_head + head) * p.channels;
@@ -52,11 +52,11 @@ void forward_in_place(const Problem &p, const ForwardArrays &arrays, void *scrat
                         Index sample = i;
                         for (Index level = 0; level < p.levels; ++level) {
                             const Value *base =
-                                values + p.starts[level] * row + column + channel;
-                            const Index down = p.widths[level] * row;
+                                values + p.starts[level] * stride + column + channel;
+                            const Index down = p.widths[level] * stride;
                             for (Index point = 0; point < p.points; ++point, ++sample) {
-                                accumulate(upper, lower, base + samples.row[sample] * row,
-                                           row, down, samples.mask[sample],
+                                accumulate(upper, lower, base + samples.row[sample] * stride,
+                                           stride, down, samples.mask[sample],
                                            &samples.share[0][sample], kCapacity);
                             }
                         }

@@ -8,13 +8,13 @@ namespace detr_msda {
 namespace MSDA_TARGET {
 namespace {
 
-// Distances of the prefetches below: far enough for memory to answer, near enough for the line to
-// be there still. Rows and queries of one head lie too far apart for the processor to see the
-// pattern by itself.
+// How far ahead rows to pack and rows of the output are prefetched: enough for memory to answer,
+// little enough for the line to be there still. Rows and queries of one head lie too far apart for
+// the processor to see the pattern by itself.
 constexpr Index kRowsAhead = 16, kOutputsAhead = 4;
 
-// Samples located before their corners are read, as long as one query has no more: few enough for
-// the results to stay in the first cache.
+// Samples located before their corners are read, of one query at least. This is also how far ahead
+// locations and weights are prefetched.
 constexpr Index kSamplesAtOnce = 128;
 
 MSDA_FUNCTION void prefetch(const void *from, Index bytes) {
@@ -35,7 +35,7 @@ void pack(const Problem &p, const Value *values, Value *packed) {
     const Index stride = p.heads * p.channels, bytes = p.channels * Index(sizeof(Value));
     Index left = p.tokens;
     const auto zeros = [&](Index cells) {
-        __builtin_memset(packed, 0, static_cast<unsigned long>(cells * bytes));
+        __builtin_memset(packed, 0, cells * bytes);
         packed += cells * p.channels;
     };
     for (Index level = 0; level < p.levels; ++level) {
@@ -99,20 +99,24 @@ struct alignas(64) Located {
     MSDA_FUNCTION void locate_some(const Acc *locations, const Acc *weights, const Levels &levels,
                                    Index first, unsigned row_bytes, Index to) {
         const Acc *__restrict x = locations + 2 * first, *__restrict w = weights + first;
-        const int *__restrict width = levels.width + first, *__restrict height = levels.height + first;
-        const unsigned *__restrict start = levels.start + first, *__restrict down = levels.down + first;
+        const int *__restrict width = levels.width + first;
+        const int *__restrict height = levels.height + first;
+        const unsigned *__restrict start = levels.start + first;
+        const unsigned *__restrict down = levels.down + first;
 #pragma GCC ivdep
         for (int i = 0; i < N; ++i) {
             const Acc weight = w[i];
             const Place<Acc> at = place(x[2 * i], x[2 * i + 1], height[i], width[i]);
             const unsigned cell = static_cast<unsigned>(at.line + 1) * down[i] +
                                   static_cast<unsigned>(at.column + 1) * row_bytes;
-            // Of a sample outside, all corners are in the zeros above its level.
+            // Of a sample outside, all corners are in the zeros above its level. With masks, as GCC
+            // makes a branch of many choices by `inside` and then does not vectorise.
             const unsigned kept = at.inside ? ~0u : 0u;
             const unsigned left = start[i] + (cell & kept);
             top[to + i] = left;
             bottom[to + i] = left + (down[i] & kept);
-            const Corners<Acc> corners = corner_shares(at.fx, at.fy, at.inside ? weight : static_cast<Acc>(0));
+            const Acc scale = at.inside ? weight : static_cast<Acc>(0);
+            const Corners<Acc> corners = corner_shares(at.fx, at.fy, scale);
             share[0][to + i] = corners.top_left;
             share[1][to + i] = corners.top_right;
             share[2][to + i] = corners.bottom_left;
@@ -143,9 +147,7 @@ MSDA_FUNCTION void accumulate_packed(Part &upper, Part &lower, const Value *valu
                                      Index row_bytes, const Located<Acc> &located, Index i) {
     const char *base = reinterpret_cast<const char *>(values);
     const char *top = base + located.top[i], *bottom = base + located.bottom[i];
-    const auto row = [](const char *at) {
-        return Part::load(reinterpret_cast<const Value *>(at));
-    };
+    const auto row = [](const char *at) { return Part::load(reinterpret_cast<const Value *>(at)); };
     upper.add(located.share[0][i], row(top));
     lower.add(located.share[2][i], row(bottom));
     upper.add(located.share[1][i], row(top + row_bytes));
@@ -184,8 +186,9 @@ void forward_packed(const Problem &p, const ForwardArrays &arrays, void *scratch
         const Acc *weights = static_cast<const Acc *>(arrays.weights) + first;
         Value *out = static_cast<Value *>(arrays.out) + row * stride + unit.first_head * p.channels;
         for (Index q = 0; q < queries; ++q) {
-            located.locate_query(locations + 2 * q * query_stride, weights + q * query_stride, levels,
-                                 samples, static_cast<unsigned>(row_bytes), q * samples);
+            const Index skipped = q * query_stride;
+            located.locate_query(locations + 2 * skipped, weights + skipped, levels, samples,
+                                 static_cast<unsigned>(row_bytes), q * samples);
         }
         for (Index q = 0; q < queries; ++q, out += stride) {
             if (q + step < left) {
@@ -193,7 +196,8 @@ void forward_packed(const Problem &p, const ForwardArrays &arrays, void *scratch
                 prefetch(locations + 2 * ahead, 2 * samples * Index(sizeof(Acc)));
                 prefetch(weights + ahead, samples * Index(sizeof(Acc)));
             }
-            if (q + kOutputsAhead < left) prefetch_to_write(out + kOutputsAhead * stride, row_bytes);
+            if (q + kOutputsAhead < left)
+                prefetch_to_write(out + kOutputsAhead * stride, row_bytes);
             channel_blocks(p.channels, [&](auto size, Index channel) {
                 using Part = Row<Acc, decltype(size)::value>;
                 Part upper = Part::zero(), lower = Part::zero();

@@ -76,6 +76,7 @@ struct Call {
     ValueType type;
     std::vector<int> heights, widths;
     std::vector<long long> starts;
+    long long cells = 0;  // of a packed head
     Sizes value_sizes, location_sizes, weight_sizes, out_sizes;
 
     Call(const ConstArray &value, const std::vector<std::pair<int, int>> &shapes,
@@ -91,6 +92,7 @@ struct Call {
             widths.push_back(width);
             starts.push_back(tokens);
             tokens += (long long)height * width;
+            cells += packed_cells(height, width);
             if (tokens > kMostTokens) throw std::invalid_argument("the levels are too large");
         }
         if (value.ndim() != 4 || locations.ndim() != 6) {
@@ -114,11 +116,6 @@ struct Call {
         expect_coordinates("weights", weights.dtype());
         problem = {batch,  tokens, heads,          channels,      queries,
                    levels, points, heights.data(), widths.data(), starts.data()};
-    }
-    long long packed_cells_of_all() const {
-        long long cells = 0;
-        for (size_t i = 0; i < heights.size(); ++i) cells += packed_cells(heights[i], widths[i]);
-        return cells;
     }
     void expect_coordinates(const char *name, nb::dlpack::dtype actual) const {
         const auto wanted = type == ValueType::float64 ? nb::dtype<double>() : nb::dtype<float>();
@@ -169,11 +166,10 @@ void forward(const ConstArray &value, const std::vector<std::pair<int, int>> &sh
     const Problem &problem = call.problem;
     const long long queries = std::max(problem.queries, 1LL), heads = std::max(problem.heads, 1LL);
     const long long groups = std::max(problem.batch * heads, 1LL);
-    // Packing a head costs one pass over its tokens and pays where each is then read several times.
+    // Packing a head costs one pass over its cells and pays where each is then read several times.
     long long parts = (threads * 2 + groups - 1) / groups;
-    const long long cells = call.packed_cells_of_all();
-    const bool packed = queries / parts * problem.samples() >= 4 * cells &&
-                        cells * problem.channels < kMostPacked;
+    const bool packed = queries / parts * problem.samples() >= 4 * call.cells &&
+                        call.cells * problem.channels < kMostPacked;
     // Otherwise pieces small enough to share out evenly, yet too large for that to cost anything.
     if (!packed) parts = std::max(threads * 8 / std::max(problem.batch, 1LL), (queries + 63) / 64);
     const long long step = (queries + parts - 1) / parts, pieces = (queries + step - 1) / step;
