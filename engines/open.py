@@ -38,7 +38,7 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
     if engine is not None:
         check_name(engine)
     if is_bundle(model):
-        return _open_bundle(open_bundle(model), engine, threads)
+        return engine_of(open_bundle(model), engine, threads)
     if engine in (None, "torch"):
         from engines.torch_engine import TorchEngine
 
@@ -60,7 +60,8 @@ def check_name(engine: str) -> None:
         raise UserError("engine-unknown", f"engine {engine!r}: one of {', '.join(ENGINES)}")
 
 
-def _open_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> Engine:
+def engine_of(bundle: Bundle, engine: str | None = None, threads: int | None = None) -> Engine:
+    """Loads a bundle whose files need no checking; else as :func:`open_engine`."""
     name, _, device = (engine or _fastest()).partition(":")
     _warn_rejected(bundle, name)
     if name == "torch":

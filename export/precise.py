@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from onnx import ModelProto
@@ -150,12 +150,18 @@ class _Job:
     batch: int
     images: Sequence[ImageArray]
     request: PrecisionRequest
+    scales: dict[str, float] = field(default_factory=dict)  # of int8, once they are known
 
     def run(self) -> Written:
         samples = self._samples(_SEARCHED[0])
         seen = [*self.images, *self.request.calibration]
         seen += [samples.image(k) for k in range(len(samples))] if samples else []
-        ranges = value_ranges(self.model, seen, self.reference.info.preprocess, self.batch)
+        config = self.reference.info.preprocess
+        ranges = value_ranges(self.model, seen, config, self.batch)
+        if self.request.precision == "int8":
+            self.scales = calibrate(
+                self.model, self.request.calibration, config, self.batch, ranges
+            )
         if samples is None:
             return self._plain(ranges)
         return self._searched(ranges, samples)
@@ -208,7 +214,9 @@ class _Job:
         elif self.request.search:
             variants["fp16 no island"] = self._half((), ranges).model
         variants |= typed
-        return verdict.measure(variants, self.reference.info, self.request.data, self.batch)
+        return verdict.measure(
+            variants, self.reference.info, self.request.data, self.batch, self.lowering
+        )
 
     def _samples(self, most: int) -> Samples | None:
         """Images to search the island on, if it is to be searched."""
@@ -227,12 +235,10 @@ class _Job:
         return typed
 
     def _int8(self, island: Sequence[str], ranges: Ranges) -> Typed:
-        info, images = self.reference.info, self.request.calibration
-        scales = calibrate(self.model, images, info.preprocess, self.batch, ranges)
         model = ModelProto()
         model.CopyFrom(self.model)
-        typed = to_half(model, island, ranges, quantise(model, scales))
-        finish_half(typed.model, info.detector, self.lowering)
+        typed = to_half(model, island, ranges, quantise(model, self.scales))
+        finish_half(typed.model, self.reference.info.detector, self.lowering)
         return typed
 
     def _search(self, ranges: Ranges, samples: Samples) -> Search:

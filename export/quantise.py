@@ -13,6 +13,7 @@ for a heavy tail clips less of the body's resolution away than the maximum does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,8 +32,11 @@ from export.ranges import fill
 
 _BINS = 2048
 _LEVELS = 127
-# Activations handed out of one run; all at once would be the sum of a network's feature maps.
-_AT_ONCE = 24
+# Bytes of activations handed out of one run: each run costs a whole pass, all at once could be
+# several GB.
+_AT_ONCE = 1 << 30
+# Elements counted at a time, so that what is made on the way stays in cache.
+_BLOCK = 1 << 16
 # They steer where and how strongly attention looks.
 _STEERING = ("sampling_offsets", "attention_weights")
 Histogram = npt.NDArray[np.float64]
@@ -83,15 +87,41 @@ def calibrate(
         probed.SerializeToString(), session_options(None), providers=["CPUExecutionProvider"]
     )
     histograms = {name: np.zeros(_BINS) for name in names}
+    groups = _groups(network, names, batch)
     for start in progress(range(0, len(images), batch), "calibrating"):
         feed = vars(preprocess(fill(images[start : start + batch], batch), config))
-        for first in range(0, len(names), _AT_ONCE):
-            some = names[first : first + _AT_ONCE]
+        for some in groups:
             for name, array in zip(some, session.run(some, feed), strict=True):
-                top = max(ranges[name], 1e-12)
-                counts, _ = np.histogram(np.abs(array), _BINS, (0.0, top))
-                histograms[name] += counts
+                histograms[name] += _histogram(array, ranges[name])
     return {name: _best_scale(histograms[name], ranges[name]) for name in names}
+
+
+def _groups(network: Network, names: Sequence[str], batch: int) -> list[list[str]]:
+    """Activations in groups small enough to be held at once."""
+    groups: list[list[str]] = [[]]
+    held = 0
+    for name in names:
+        shape = network.infos[name].type.tensor_type.shape
+        size = 4 * math.prod(d.dim_value if d.HasField("dim_value") else batch for d in shape.dim)
+        if groups[-1] and held + size > _AT_ONCE:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
+        held += size
+    return groups
+
+
+def _histogram(array: FloatArray, top: float) -> Histogram:
+    """Magnitudes from 0 to ``top``, counted in bins of one width."""
+    counts = np.zeros(_BINS)
+    flat = array.reshape(-1)
+    per_bin = np.float32(_BINS / max(top, 1e-12))
+    for start in range(0, flat.size, _BLOCK):
+        position = np.abs(flat[start : start + _BLOCK])
+        position *= per_bin
+        bins = np.minimum(position, np.float32(_BINS - 1)).astype(np.intp)
+        counts += np.bincount(bins, minlength=_BINS)
+    return counts
 
 
 def _best_scale(counts: Histogram, top: float) -> float:

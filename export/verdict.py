@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
+import onnx
 from onnx import ModelProto
 from pydantic import BaseModel
 
 from detr.cli_support import progress
 from detr.data import Dataset
-from detr.data.preprocess import preprocess
+from detr.data.preprocess import Inputs, preprocess
 from detr.model_info import ModelInfo
 from detr.types import Detections
-from engines.bundle import OUTPUTS
+from engines.bundle import MODEL, Bundle, BundleInfo, Source
 from engines.half_emulation import half_session
-from engines.ort_engine import session_options
+from engines.msda_function import Lowering
+from engines.open import engine_of
 from export.budget import default_budget
 from export.judge import detections
 from export.judgement import average_precision, outcome
@@ -38,7 +40,7 @@ class Row(BaseModel):
         name: Its precision, and its island where there are several.
         ap: COCO AP, half precision and int8 computed as such; ``None`` without labels.
         over: What exceeds the parity budget of its precision, against float32.
-        cpu_ms: Median time of a run in ONNX Runtime on this CPU, engine only, one batch.
+        cpu_ms: Median time of a run on this CPU, engine only, one batch.
         size_mb: Size of the graph with its weights, 10^6 bytes.
     """
 
@@ -60,12 +62,14 @@ class Verdict(BaseModel):
     Attributes:
         images: Images the comparison is over.
         batch: Images per timed run.
+        engine: What ran for the times: the fastest engine for a CPU that is installed.
         rows: float32 first; the exported graph last.
         advice: The conclusion, one line each.
     """
 
     images: int
     batch: int
+    engine: str
     rows: tuple[Row, ...]
     advice: tuple[str, ...]
 
@@ -79,7 +83,7 @@ class Verdict(BaseModel):
         """
         (kept,) = (row for row in self.rows if row.name == name)
         rows = [*(row for row in self.rows if row is not kept), kept]
-        told = ([note] if note else []) + advice(rows, worth)
+        told = ([note] if note else []) + advice(rows, worth, self.engine)
         return self.model_copy(update={"rows": tuple(rows), "advice": tuple(told)})
 
     def over(self, name: str) -> tuple[str, ...]:
@@ -91,7 +95,8 @@ class Verdict(BaseModel):
         first = self.rows[0]
         width = max(len(row.name) for row in self.rows)
         lines = [
-            f"{'':<{width}}      AP  against fp32  budget    CPU ms     MB  ({self.images} images)"
+            f"{'':<{width}}      AP  against fp32  budget    CPU ms     MB  ({self.images} images, "
+            f"times in {self.engine})"
         ]
         for row in self.rows:
             ap, gap = "     –", "      –"
@@ -106,7 +111,11 @@ class Verdict(BaseModel):
 
 
 def measure(
-    variants: Mapping[str, ModelProto], info: ModelInfo, dataset: Dataset, batch: int
+    variants: Mapping[str, ModelProto],
+    info: ModelInfo,
+    dataset: Dataset,
+    batch: int,
+    lowering: Lowering,
 ) -> Verdict:
     """Measures graphs of the same weights, each against the first and its precision's budget.
 
@@ -116,19 +125,20 @@ def measure(
         dataset: At most 500 of its images are used, spread evenly; AP is measured where they have
             labels.
         batch: Images per run.
+        lowering: Body of their attention function.
     """
     samples = Samples.of_dataset(dataset, _MOST_IMAGES)
     exact = {name: half_session(model) for name, model in variants.items()}
     found: dict[str, list[Detections]] = {name: [] for name in variants}
-    feeds: list[dict[str, Any]] = []
+    feeds: list[Inputs] = []
     for start in progress(range(0, len(samples), batch), "measuring precision"):
         count = min(batch, len(samples) - start)
         images = [samples.image(start + k) for k in range(count)]
-        feed = vars(preprocess(fill(images, batch), info.preprocess))
+        feed = preprocess(fill(images, batch), info.preprocess)
         feeds = [*feeds, feed][:_ROUNDS]
         for name, session in exact.items():
-            found[name] += detections(session, feed)[: len(images)]
-    times = _times(variants, feeds)
+            found[name] += detections(session, vars(feed))[: len(images)]
+    engine, times = _times(variants, info, feeds, lowering)
     expected = next(iter(found.values()))
     reference_ap, _ = average_precision(samples, expected)
     rows = []
@@ -144,33 +154,52 @@ def measure(
                 size_mb=model.ByteSize() / 1e6,
             )
         )
-    return Verdict(images=len(samples), batch=batch, rows=tuple(rows), advice=())
+    return Verdict(images=len(samples), batch=batch, engine=engine, rows=tuple(rows), advice=())
 
 
-def _times(variants: Mapping[str, ModelProto], feeds: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Median milliseconds of a run, taken in turns so that a busy machine is busy for all."""
-    sessions = {
-        name: ort.InferenceSession(
-            model.SerializeToString(), session_options(None), providers=["CPUExecutionProvider"]
-        )
-        for name, model in variants.items()
-    }
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in progress(range(-2, _ROUNDS), "timing"):
-        for name, session in sessions.items():
-            start = perf_counter()
-            session.run(list(OUTPUTS), feeds[turn % len(feeds)])
-            if turn >= 0:
-                times[name].append((perf_counter() - start) * 1e3)
-    return {name: float(np.median(taken)) for name, taken in times.items()}
+def _times(
+    variants: Mapping[str, ModelProto],
+    info: ModelInfo,
+    feeds: Sequence[Inputs],
+    lowering: Lowering,
+) -> tuple[str, dict[str, float]]:
+    """An engine, and median milliseconds of a run in it.
+
+    Runs are taken in turns, so that a busy machine is busy for all.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        engines = {}
+        for name, model in variants.items():
+            folder = Path(scratch) / name
+            folder.mkdir()
+            onnx.save_model(model, str(folder / MODEL))
+            draft = BundleInfo(
+                model=info,
+                opset=next(x.version for x in model.opset_import if not x.domain),
+                lowering=lowering,
+                batch=len(feeds[0].images),
+                files={},
+                source=Source(path="", sha256=""),
+            )
+            engines[name] = engine_of(Bundle(folder, draft))
+        times: dict[str, list[float]] = {name: [] for name in variants}
+        for turn in progress(range(-2, _ROUNDS), "timing"):
+            for name, engine in engines.items():
+                start = perf_counter()
+                engine.run(feeds[turn % len(feeds)])
+                if turn >= 0:
+                    times[name].append((perf_counter() - start) * 1e3)
+    used = next(iter(engines.values())).name
+    return used, {name: float(np.median(taken)) for name, taken in times.items()}
 
 
-def advice(rows: Sequence[Row], worth: float) -> list[str]:
+def advice(rows: Sequence[Row], worth: float, engine: str) -> list[str]:
     """What the figures say about the last row against the other precisions.
 
     Args:
         rows: As in :class:`Verdict`.
         worth: AP that may be lost.
+        engine: As in :class:`Verdict`.
     """
     asked = rows[-1]
     others = [row for row in rows if row.precision != asked.precision]
@@ -189,11 +218,11 @@ def advice(rows: Sequence[Row], worth: float) -> list[str]:
         f"{asked.name} is no smaller than {x.name}" for x in others if asked.size_mb >= x.size_mb
     ]
     fastest = min(others, key=lambda row: row.cpu_ms)
+    times = f"{asked.cpu_ms:.1f} ms where {fastest.name} takes {fastest.cpu_ms:.1f}"
     if asked.cpu_ms > _GAIN * fastest.cpu_ms:
-        lines.append(
-            f"do not use {asked.name} on this CPU in ONNX Runtime: {asked.cpu_ms:.1f} ms is no "
-            f"gain on {fastest.name}'s {fastest.cpu_ms:.1f} ms"
-        )
+        lines.append(f"do not use {asked.name} on this CPU in {engine}: {times}")
+    else:
+        lines.append(f"{asked.name} pays on this CPU in {engine}: {times}")
     lines.append(
         "CPU times say nothing about a GPU, where half precision and int8 have units of their own: "
         "build an engine on the target and run `detr bench run` there"

@@ -1,21 +1,22 @@
 """Times an exported DINO ResNet-18 at 402x1333 on the CPU in every engine that can run it.
 
-    python docs/measure/whole_model.py [--layers 6 6] [--threads 2] [--rounds 8] [--bundle KEPT]
+    python docs/measure/whole_model.py [--layers 6 6] [--threads 2] [--rounds 8] [--keep FOLDER]
 
-Random weights, one bundle, all engines in one process in turns: ours, and ONNX Runtime and OpenVINO
-on the attention's GridSample body. Beside the time on the clock stands the processor time, which
-other processes on the machine change little. The content queries are made equal: with random
-weights proposals nearly tie, and an exchanged rank would exchange contents. Box heads start at
-zero, so it is the scores that show whether the engines agree.
+Random weights, all engines in one process in turns: ours, and ONNX Runtime and OpenVINO on the
+attention's GridSample body of the same bundle; and our default engine on an int8 bundle of the same
+weights, the AP of which is another question (docs/precision.md). Beside the time on the clock
+stands the processor time, which other processes on the machine change little. The content queries
+are made equal: with random weights proposals nearly tie, and an exchanged rank would exchange
+contents. Box heads start at zero, so it is the scores that show whether the engines agree.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
@@ -29,10 +30,17 @@ from detr.data import PreprocessConfig
 from detr.model_info import ModelInfo
 from detr.models import build_detector, save_model
 from engines import Engine, open_engine
+from engines.bundle import Precision
+from export.golden import drawn_images
 from export.onnx_export import export_bundle
+from export.precise import PrecisionRequest
 
 
-def bundle(folder: Path, encoder: int, decoder: int) -> Path:
+def bundles(folder: Path, encoder: int, decoder: int) -> dict[Precision, Path]:
+    """A float32 and an int8 bundle of the same weights; those in the folder, if they are there."""
+    paths: dict[Precision, Path] = {x: folder / f"{x}.bundle" for x in ("fp32", "int8")}
+    if all(path.exists() for path in paths.values()):
+        return paths
     config = DetectorConfig(
         num_classes=7,
         backbone=BackboneConfig(name="resnet18"),
@@ -57,16 +65,25 @@ def bundle(folder: Path, encoder: int, decoder: int) -> Path:
         preprocess=PreprocessConfig(size=(402, 1333)),
     )
     save_model(folder / "model.safetensors", detector, info)
-    return export_bundle(folder / "model.safetensors", folder / "r18.bundle", 17, 1).path
+    drawn = drawn_images(info.preprocess.size)
+    for precision, path in paths.items():
+        request = PrecisionRequest(precision, calibration=drawn if precision == "int8" else ())
+        # With random weights proposals nearly tie: the gate has nothing to hold int8 to.
+        proved = precision == "fp32"
+        weights = folder / "model.safetensors"
+        export_bundle(weights, path, 17, 1, request=request, verify=proved)
+    return paths
 
 
-def engines(path: Path, threads: int) -> dict[str, Engine]:
+def engines(paths: Mapping[Precision, Path], threads: int) -> dict[str, Engine]:
     """Every engine, OpenVINO also as it is without our kernel."""
+    path = paths["fp32"]
     found = {name: open_engine(path, name, threads) for name in ("native", "onnxruntime")}
     if find_spec("openvino") is None:
         print("openvino: not installed")
         return found
     found["openvino"] = open_engine(path, "openvino", threads)
+    found["openvino, int8"] = open_engine(paths["int8"], "openvino", threads)
     with mock.patch.object(msda, "native_available", lambda: False):
         found["openvino, GridSample"] = open_engine(path, "openvino", threads)
     return found
@@ -77,15 +94,14 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs=2, default=[6, 6])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--bundle", type=Path, help="take this bundle, or keep the one made here")
+    parser.add_argument("--keep", type=Path, help="folder of bundles to take, or to keep them in")
     options = parser.parse_args()
     encoder, decoder = options.layers
     with tempfile.TemporaryDirectory() as scratch:
-        path = options.bundle
-        if path is None or not path.exists():
-            made = bundle(Path(scratch), encoder, decoder)
-            path = made if path is None else Path(shutil.copytree(made, path))
-        compare(engines(path, options.threads), options.rounds, f"{encoder}/{decoder}")
+        folder = options.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = bundles(folder, encoder, decoder)
+        compare(engines(paths, options.threads), options.rounds, f"{encoder}/{decoder}")
 
 
 def compare(contenders: dict[str, Engine], rounds: int, title: str) -> None:

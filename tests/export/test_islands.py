@@ -123,7 +123,7 @@ def test_an_island_that_fails_on_all_images_is_searched_again_and_gives_way(
             Row(name=n, ap=0.5, cpu_ms=1, size_mb=1, over=proof if "searched" in n else ())
             for n in variants
         ]
-        return Verdict(images=120, batch=1, rows=tuple(rows), advice=())
+        return Verdict(images=120, batch=1, engine="openvino", rows=tuple(rows), advice=())
 
     def some(_job: object, most: int) -> Samples:
         return Samples("", ["a"] * most, given=[0] * most)
@@ -132,6 +132,7 @@ def test_an_island_that_fails_on_all_images_is_searched_again_and_gives_way(
         return Search(island=(islands[len(samples)],), trials=(), complete=True)
 
     monkeypatch.setattr(precise, "value_ranges", lambda *_: {})
+    monkeypatch.setattr(precise, "calibrate", lambda *_: {})
     monkeypatch.setattr(precise._Job, "_samples", some)
     monkeypatch.setattr(precise._Job, "_search", search)
     monkeypatch.setattr(precise._Job, "_half", write)
