@@ -56,7 +56,9 @@ def pairwise_giou(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         ``[..., N, M]``.
     """
-    ours, theirs = first.unsqueeze(-2).unbind(-1), second.unsqueeze(-3).unbind(-1)
+    ours = first.unsqueeze(-2).unbind(-1)
+    # One plane per side, without gaps between its numbers, so that these are read as vectors.
+    theirs = second.mT.contiguous().unsqueeze(-2).unbind(-3)
     common, hull, areas = [], [], []
     for low, high in ((0, 2), (1, 3)):
         side = torch.minimum(ours[high], theirs[high])

@@ -108,15 +108,17 @@ def pair_scores(
     """
     true_boxes, true_labels, _ = pad_targets(targets)
     layers, _, queries, _ = logits.shape
-    index = true_labels[None, :, None, :].expand(layers, -1, queries, -1)
+    index = true_labels[None, :, :, None].expand(layers, -1, -1, queries)
     # Only the columns of classes that occur are wanted, so gather before the logarithms.
     if no_object:
-        scores = logits.float().softmax(-1).gather(-1, index)
+        scores = logits.float().softmax(-1).transpose(-1, -2).gather(-2, index)
     else:
-        scores = logits.float().gather(-1, index).sigmoid()
-    boxes = boxes.float()
-    l1 = torch.cdist(boxes, true_boxes, p=1)
-    return scores, l1, pairwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true_boxes))
+        scores = logits.float().transpose(-1, -2).gather(-2, index).sigmoid()
+    # Queries along the rows of memory: an image's few boxes there make every operation slow.
+    boxes, true_boxes = boxes.float(), true_boxes.expand(layers, -1, -1, -1)
+    l1 = torch.cdist(true_boxes, boxes, p=1)
+    overlap = pairwise_giou(cxcywh_to_xyxy(true_boxes), cxcywh_to_xyxy(boxes))
+    return scores.mT, l1.mT, overlap.mT
 
 
 def total_cost(

@@ -21,7 +21,7 @@ from distill.spans import timed
 
 # Entries of a cost tensor that are computed at once: bounds memory, not results. On a CPU the few
 # tensors in use stay in its cache.
-_CHUNK, _CACHED = 2**21, 2**18
+_CHUNK, _CACHED = 2**21, 2**17
 # Problems share a tensor up to this ratio of its size to the smallest one's.
 _FILL = 3
 _NEVER = 1e6
@@ -110,22 +110,31 @@ def pair_costs(student: Predictions, teacher: Predictions, weights: PairWeights)
     together = max(1, block // max(1, height * width))
     rows = height if together > 1 else max(1, block // max(1, width))
     for p in range(0, problems, together):
-        theirs = teacher[p : p + together]
-        for row in range(0, height, max(1, rows)):
-            part = slice(p, p + together), slice(row, row + rows)
-            costs[part] = _costs(student[part], theirs, weights)
+        some = slice(p, p + together)
+        _write_costs(costs[some], student[some], teacher[some], weights, max(1, rows))
     return costs
 
 
-def _costs(student: Predictions, teacher: Predictions, weights: PairWeights) -> Tensor:
+def _write_costs(
+    costs: Tensor, student: Predictions, teacher: Predictions, weights: PairWeights, rows: int
+) -> None:
+    """Writes the costs of some problems, so many rows at a time."""
     logits, scores = float32(student.logits), float32(teacher.logits).sigmoid()
-    entropy = F.softplus(logits).sum(-1)[..., None] - logits @ scores.transpose(-1, -2)
+    share = weights.classes / (logits.shape[-1] if weights.mean else 1)
+    # What a pair costs by its student query alone goes through the product as one more class.
+    alone = share * F.softplus(logits).sum(-1, keepdim=True) + weights.giou
+    left = torch.cat((logits * -share, alone), -1)
+    right = torch.cat((scores, scores.new_ones((*scores.shape[:-1], 1))), -1).mT
     ours, theirs = float32(student.boxes), float32(teacher.boxes)
-    cost = pairwise_giou(cxcywh_to_xyxy(ours), cxcywh_to_xyxy(theirs)).sub_(1)
-    cost.mul_(-weights.giou).add_(torch.cdist(ours, theirs, p=1), alpha=weights.l1)
-    share = logits.shape[-1] if weights.mean else 1
-    cost.add_(entropy, alpha=weights.classes / share)
-    return cost.nan_to_num_(_NEVER, _NEVER, -_NEVER)
+    corners, others = cxcywh_to_xyxy(ours), cxcywh_to_xyxy(theirs)
+    planes = theirs.mT.contiguous()
+    for row in range(0, costs.shape[1], rows):
+        part = slice(None), slice(row, row + rows)
+        cost = pairwise_giou(corners[part], others).mul_(-weights.giou)
+        for side in range(4):
+            gap = ours[part][..., side, None] - planes[:, None, side]
+            cost.add_(gap.abs_(), alpha=weights.l1)
+        costs[part] = cost.baddbmm_(left[part], right).nan_to_num_(_NEVER, _NEVER, -_NEVER)
 
 
 @timed("matching")

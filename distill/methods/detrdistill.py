@@ -192,10 +192,9 @@ def target_mask(
     query = torch.div(index, scores.shape[2], rounding_mode="floor")
     # A query's entries share cosine and overlap, so their scores add up.
     quality = torch.zeros_like(overlap).scatter_add_(1, query, best) * overlap
-    cosine = torch.einsum(
-        "bnd,bdhw->bnhw",
-        F.normalize(float32(output.hidden[layer]), dim=-1),
-        F.normalize(maps, dim=1),
+    # The cosines' weighted sum is one product with the weighted sum of the queries.
+    queries = torch.einsum(
+        "bn,bnd->bd", quality, F.normalize(float32(output.hidden[layer]), dim=-1)
     )
-    mask = torch.einsum("bn,bnhw->bhw", quality, cosine).clamp(min=_LEAST)
+    mask = torch.einsum("bd,bdhw->bhw", queries, F.normalize(maps, dim=1)).clamp(min=_LEAST)
     return mask / mask.amax((1, 2), keepdim=True)

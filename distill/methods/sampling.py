@@ -9,6 +9,7 @@ over the few hundred cells either of them touches.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from torch import Tensor
 from detr.models import LevelShapes, SampledAttention
 from detr.models.structures import Attention
 from distill.methods.base import float32
+
+# Entries of dense maps that exist at once: in a CPU's cache, or enough to fill a GPU.
+_CACHED, _CHUNK = 2**19, 2**26
 
 
 @dataclass
@@ -46,32 +50,39 @@ def attended_cells(sampled: SampledAttention, shapes: LevelShapes) -> Cells:
     Returns:
         Cells ``[B, N, M, V * P * 4]``.
     """
-    locations, weights = float32(sampled.locations), float32(sampled.weights)
-    sizes = torch.tensor([(w, h) for h, w in shapes], device=weights.device)
-    counts = sizes.prod(-1)
-    starts = (counts.cumsum(0) - counts)[:, None]
-    width, height = sizes[:, None, 0], sizes[:, None, 1]
-    place = locations * sizes[:, None] - 0.5
-    low = place.detach().floor()
+    locations, weights = float32(sampled.locations), float32(sampled.weights).flatten(-2)
+    points = sampled.weights.shape[-1]
+    # One number per sample rather than per level: a few elements at a time would cost most of it.
+    sizes = torch.tensor(shapes, device=weights.device).repeat_interleave(points, 0)
+    height, width = sizes.to(torch.float32).unbind(1)
+    counts = sizes.prod(1)[::points]
+    starts = (counts.cumsum(0) - counts).repeat_interleave(points).to(torch.float32)
+    across, down = locations.flatten(-3, -2).unbind(-1)
+    # Weight and place of either neighbour along one axis; what lies outside weighs nothing. Cells
+    # are numbered in float32, which is exact up to 2^24 of them.
+    columns, rows = _neighbours(across, width), _neighbours(down, height)
+    index = torch.empty(
+        (*weights.shape[:-1], 4, len(sizes)), dtype=torch.int64, device=sizes.device
+    )
+    values = []
+    for i, (y, lower) in enumerate(rows):
+        first, share = torch.addcmul(starts, y, width), weights * lower
+        for j, (x, right) in enumerate(columns):
+            index[..., 2 * i + j, :] = first + x
+            values.append(share * right)
+    return Cells(index.flatten(-2), torch.cat(values, -1), int(counts.sum()))
+
+
+def _neighbours(place: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Cell and share of the lower and the upper neighbour along one axis of ``[..., V * P]``."""
+    place = place * size - 0.5
+    low = place.detach().floor().nan_to_num_(0.0)  # a cell must exist; its share says nan
     part = place - low
-    corner = low.long()
-    # Weight and place of either neighbour along one axis; what lies outside weighs nothing.
-    columns = [_neighbour(corner[..., 0], part[..., 0], width, d) for d in (0, 1)]
-    rows = [_neighbour(corner[..., 1], part[..., 1], height, d) for d in (0, 1)]
-    indices, values = [], []
-    for y, down in rows:
-        first, share = starts + y * width, weights * down
-        for x, across in columns:
-            indices.append((first + x).flatten(-2))
-            values.append((share * across).flatten(-2))
-    return Cells(torch.cat(indices, -1), torch.cat(values, -1), int(counts.sum()))
-
-
-def _neighbour(low: Tensor, part: Tensor, size: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Cell and share of the lower (step 0) or upper (1) neighbour along one axis."""
-    cell = low + step
-    kept = cell.clamp(min=0).minimum(size - 1)
-    return kept, (part if step else 1 - part) * (kept == cell)
+    found = []
+    for cell, share in ((low, 1 - part), (low + 1, part)):
+        kept = cell.clamp(min=0).minimum(size - 1)
+        found.append((kept, share * (kept == cell)))
+    return found
 
 
 def mean_heads(cells: Cells) -> Cells:
@@ -124,13 +135,47 @@ def looked_at(attention: Attention, shapes: LevelShapes, weights: Tensor) -> Ten
 def squared_distance(first: Cells, second: Cells) -> Tensor:
     """Sum of the squared differences of two maps of the same leading shape, a scalar.
 
-    Equal to ``(dense(first) - dense(second)).square().sum()`` without the dense maps.
+    Equal to ``(dense(first) - dense(second)).square().sum()``, with dense maps of only as many
+    queries at a time as stay in a CPU's cache.
     """
-    # Half the bytes to sort: cells are far fewer than 2^31.
-    both = torch.cat((first.index, second.index), -1).to(torch.int32)
-    index, order = both.sort(-1)
-    values = torch.cat((first.value, -second.value), -1).gather(-1, order)
-    # The entries of one cell now stand together; each cell's are added up in a place of its own.
-    begins = torch.nn.functional.pad(index[..., 1:] != index[..., :-1], (1, 0))
-    sums = torch.zeros_like(values).scatter_add(-1, begins.cumsum(-1), values)
-    return sums.square().sum()
+    flat = (x.flatten(0, -2) for x in (first.value, second.value, first.index, second.index))
+    distance: Tensor = _SquaredDistance.apply(*flat, first.size)
+    return distance
+
+
+class _SquaredDistance(torch.autograd.Function):
+    """With d the difference of the maps, the gradient to an entry is twice d at its cell.
+
+    So a look-up at the entries is all the gradient needs; the sum of d squared is that of value
+    times d over all entries, and cells nobody looks at are never read.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, first: Tensor, second: Tensor, ours: Tensor, theirs: Tensor, size: int
+    ) -> Tensor:
+        block = _CACHED if first.device.type == "cpu" else _CHUNK
+        together = max(1, min(len(first), block // max(1, size)))
+        found = [torch.empty_like(first), torch.empty_like(second)]
+        room, nothing = first.new_zeros(together, size), first.new_zeros(1, 1)
+        for row in range(0, len(first), together):
+            part = slice(row, row + together)
+            difference = room[: len(first[part])]
+            difference.scatter_add_(1, ours[part], first[part])
+            difference.scatter_add_(1, theirs[part], -second[part])
+            torch.gather(difference, 1, ours[part], out=found[0][part])
+            torch.gather(difference, 1, theirs[part], out=found[1][part])
+            for cells in (ours[part], theirs[part]):  # far fewer than the map has
+                difference.scatter_(1, cells, nothing.expand_as(cells))
+        ctx.save_for_backward(*found)
+        total = first.flatten().dot(found[0].flatten()) - second.flatten().dot(found[1].flatten())
+        return total.clamp(min=0)  # rounding may leave less than nothing
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        first, second = ctx.saved_tensors
+        twice = 2 * gradients[0]
+        wanted = ctx.needs_input_grad
+        ours = twice * first if wanted[0] else None
+        theirs = -twice * second if wanted[1] else None
+        return ours, theirs, None, None, None

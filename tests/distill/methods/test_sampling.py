@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from detr.models import Detector, SampledAttention
+from distill.methods import sampling
 from distill.methods.sampling import attended_cells, dense, mean_heads, spread, squared_distance
 
 SHAPES = ((2, 4), (1, 2))
@@ -64,7 +66,12 @@ def test_spread_is_the_weighted_mean_over_heads_of_the_dense_maps() -> None:
     torch.testing.assert_close(dense(mean_heads(cells)), dense(cells).mean(2))
 
 
-def test_squared_distance_equals_the_dense_one_and_its_gradient() -> None:
+@pytest.mark.parametrize("cached", [1, 50, 2**19])
+def test_squared_distance_equals_the_dense_one_and_its_gradient(
+    cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One query and head at a time, five with two left over, all.
+    monkeypatch.setattr(sampling, "_CACHED", cached)
     first, second = random(1), random(2)
     sparse = squared_distance(attended_cells(first, SHAPES), attended_cells(second, SHAPES))
     full = (
@@ -73,12 +80,20 @@ def test_squared_distance_equals_the_dense_one_and_its_gradient() -> None:
         .sum()
     )
     torch.testing.assert_close(sparse, full)
-    inputs = [first.locations, first.weights]
+    inputs = [first.locations, first.weights, second.locations, second.weights]
     for ours, theirs in zip(
         torch.autograd.grad(sparse, inputs), torch.autograd.grad(full, inputs), strict=True
     ):
         torch.testing.assert_close(ours, theirs)
         assert ours.any()
+
+
+def test_a_location_that_is_not_a_number_has_cells_and_no_weight_to_trust() -> None:
+    cells = attended_cells(
+        sampled([[float("nan"), 0.5], [0.5, float("inf")]], [0.5, 0.5]), SHAPES[:1]
+    )
+    assert cells.index.min() >= 0 and cells.index.max() < cells.size
+    assert squared_distance(cells, cells).isnan()
 
 
 def test_reading_the_cells_is_what_the_attention_reads(build: Callable[..., Detector]) -> None:
