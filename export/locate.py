@@ -8,7 +8,7 @@ import onnx
 from detr.types import ImageArray
 from engines.base import Engine
 from engines.bundle import Bundle
-from export.deviation import TOLERANCE, Deviation, boundaries, first_deviation, torch_values
+from export.deviation import Deviation, boundaries, first_deviation, torch_values
 from export.parity import Budget, Parity
 
 # Share of the detections that makes a symptom.
@@ -90,4 +90,4 @@ def locate(
         if given is None:
             return None
         expected = given
-    return first_deviation(model.graph, expected, found, TOLERANCE[bundle.info.precision])
+    return first_deviation(model.graph, expected, found, bundle.info.precision)
