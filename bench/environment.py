@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from bench.accelerator import Accelerator
 from bench.clocks import Clocks, CpuTime, Drift, Span
 from bench.sysfs import text
+from detr.cores import usable_cores
 
 # A frequency this far below the start is throttling or power saving, not jitter.
 _FREQUENCY_DROP = 0.10
@@ -82,11 +83,10 @@ def read_machine(engine_versions: Mapping[str, str] | None = None) -> Machine:
             packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             packages[name] = "not installed"
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Machine(
         cpu=_cpu_name(),
         cores=os.cpu_count() or 1,
-        cores_usable=usable or 1,
+        cores_usable=usable_cores(),
         memory_gb=_memory_gb(),
         os=_os_name(),
         python=platform.python_version(),

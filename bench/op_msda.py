@@ -7,7 +7,6 @@ timed before its output was checked against float64.
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -20,6 +19,7 @@ from bench.clocks import Watch, read_clocks
 from bench.environment import judge, read_machine
 from bench.op_report import BASE, Device, OpReport, OpRow
 from detr.cli_support import Group, emit, json_option, progress
+from detr.cores import usable_cores
 from detr.errors import GateError
 from detr.msda import fallback
 from detr.msda.check import check_sizes
@@ -346,7 +346,6 @@ def msda(
 
     Example: detr bench op msda --preset kitti-encoder --against all
     """
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     chosen = set(CONTENDERS) if "all" in against else set(against)
-    report = run(preset, dtype, device, chosen, batch, threads or usable or 1)
+    report = run(preset, dtype, device, chosen, batch, threads or usable_cores())
     emit(report, as_json, report.text())

@@ -7,8 +7,6 @@ an installation without a compiler falls back to.
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -19,6 +17,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from detr.cores import usable_cores
 from distill.spans import timed
 
 _Solver = Callable[[npt.NDArray[np.float32], npt.NDArray[np.int64]], None]
@@ -58,7 +57,8 @@ def assign(
         for p in problems:
             solved[p] = _solve(table[p, : heights[p], : widths[p]])
 
-    workers = min(number, _processors())
+    # Threads that share a core push each other's table from its cache.
+    workers = min(number, usable_cores())
     work = float((heights * widths * np.minimum(heights, widths)).sum()) if number else 0.0
     if workers > 1 and work > _SMALL:
         # Both solvers let go of Python's lock; every worker takes problems from all over the batch.
@@ -70,13 +70,6 @@ def assign(
     flat = [np.concatenate([_NONE, *(s[i] for s in solved)]) for i in (0, 1)]
     found = torch.from_numpy(np.stack((problems, *flat)).astype(np.int64)).to(costs.device)
     return found[0], found[1], found[2]
-
-
-def _processors() -> int:
-    """Those this process may use: threads that share one push each other's table from its cache."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _solve(costs: npt.NDArray[np.float32]) -> _Pairs:

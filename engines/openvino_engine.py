@@ -83,7 +83,10 @@ class OpenVinoEngine(Engine):
         shown = [value.name for value in model.graph.output][len(OUTPUTS) :]
         request = self._compiled(self._read(model), len(inputs.images))
         found = request.infer(_feed(inputs), share_inputs=True)
-        return {name: found[name].copy() for name in shown}
+        values = {name: found[name].copy() for name in shown}
+        # Before this frame lets go of the engine: with it go the operators, which they still need.
+        del found, request
+        return values
 
     def _read(self, model: onnx.ModelProto) -> Any:
         """OpenVINO's graph of ours."""

@@ -11,7 +11,6 @@ P points. Source: Zhu et al., "Deformable DETR", arXiv 2010.04159, equation 3.
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from detr.cores import usable_cores
 from detr.msda import fallback
 from detr.msda.check import Sizes, check_like, check_sizes, dtype_name
 
@@ -58,14 +58,6 @@ def instruction_set() -> str:
     """What the kernel runs on here: ``avx512``, ``avx2``, ``baseline``, or ``numpy`` without it."""
     native = _kernel()
     return "numpy" if native is None else str(native.targets()[-1])
-
-
-@cache
-def _cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _dense(array: Any) -> Any:
@@ -186,7 +178,12 @@ def forward(
         _as_numpy(out)[...] = result.reshape(sizes.out)
         return out
     native.forward(
-        _dense(value), sizes.shapes, _dense(locations), _dense(weights), target, threads or _cores()
+        _dense(value),
+        sizes.shapes,
+        _dense(locations),
+        _dense(weights),
+        target,
+        threads or usable_cores(),
     )
     return out
 
@@ -243,7 +240,7 @@ def backward(
         _dense(locations),
         _dense(weights),
         *targets,
-        threads or _cores(),
+        threads or usable_cores(),
     )
     return out
 

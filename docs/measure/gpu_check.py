@@ -15,7 +15,6 @@ import argparse
 import importlib.metadata
 import json
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from bench.clocks import read_clocks
+from bench.latency import measure, summarise
 from detr.cli_support import progress
 from detr.data.synth.write import generate
 from detr.errors import UserError
@@ -162,9 +162,9 @@ def _onnxruntime_cuda(path: Path) -> dict[str, Any]:
             raise RuntimeError(f"{provider} did not load")
         call = partial(session.run, ["scores"], feed)
         answers.append(call()[0])
-        times = _milliseconds(call)
+        times = _times(call)
     difference = float(np.abs(answers[0] - answers[1]).max())
-    return {"max_score_difference": difference, "milliseconds": times}
+    return {"max_score_difference": difference, "times": times}
 
 
 def tensorrt_rtx(bundles: Sequence[Path]) -> Parts:
@@ -229,7 +229,7 @@ def _built(path: Path, backend: str, lowering: str) -> dict[str, Any]:
     try:
         engine = open_trt(open_bundle(path), BACKENDS[backend])
         found["memory_bytes"] = engine.memory_bytes
-        found["milliseconds"] = _engine_times(engine, open_bundle(path))
+        found["times"] = _engine_times(engine, open_bundle(path))
         found |= {"cuda_graph": engine.cuda_graph, "no_cuda_graph": engine.no_cuda_graph}
     except Exception as error:  # the runtimes' own exceptions share no base
         found["failed"] = _last_line(str(error)) or type(error).__name__
@@ -240,29 +240,22 @@ def _engine_times(engine: Engine, bundle: Bundle) -> dict[str, dict[str, float]]
     """Engine time by batch size; the images are the golden ones, in turn."""
     images = bundle.golden().images
     sizes = (1, 4) if engine.batch_size is None else (engine.batch_size,)
-    found = {}
-    for size in sizes:
-        inputs = engine.prepare([images[k % len(images)] for k in range(size)])
-        found[str(size)] = _milliseconds(partial(engine.run, inputs))
-    return found
+    return {
+        str(size): measure(engine, images, iterations=RUNS, batch=size).engine.model_dump()
+        for size in sizes
+    }
 
 
-def _milliseconds(call: Callable[[], Any]) -> dict[str, float]:
+def _times(call: Callable[[], Any]) -> dict[str, float]:
+    """Of one call, after a few that do not count."""
     for _ in range(10):
         call()
     times = []
     for _ in range(RUNS):
-        start = time.perf_counter()
+        start = time.perf_counter_ns()
         call()
-        times.append(1e3 * (time.perf_counter() - start))
-    cuts = statistics.quantiles(times, n=100)
-    return {
-        "runs": RUNS,
-        "mean": statistics.fmean(times),
-        "p50": statistics.median(times),
-        "p90": cuts[89],
-        "p99": cuts[98],
-    }
+        times.append(time.perf_counter_ns() - start)
+    return summarise(np.array(times), 1).model_dump()
 
 
 def machine() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,6 +112,20 @@ def test_closed_engine_leaves_nothing(toy_bundle: MakeBundle) -> None:
     assert operators() == made
     del engine
     assert operators() == before
+
+
+def test_inner_values_outlive_an_engine_nobody_keeps(toy_bundle: MakeBundle) -> None:
+    """In a process of its own, since a mistake here ends the process."""
+    code = f"""
+from pathlib import Path
+from engines import open_engine
+from engines.bundle import open_bundle
+folder = Path({str(toy_bundle())!r})
+inputs = open_engine(folder, "onnxruntime").prepare(open_bundle(folder).golden().images[:1])
+print(open_engine(folder, "openvino").intermediates(inputs, ["first"])["first"].shape)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout.startswith("(1, "), (run.returncode, run.stderr)
 
 
 def test_unknown_device(toy_bundle: MakeBundle) -> None:
