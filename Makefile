@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-KERNEL := $(shell find detr/msda distill/native -name '*.hpp' -o -name '*.cpp')
+KERNEL := $(shell find detr/msda distill/losses/native -name '*.hpp' -o -name '*.cpp')
 
 .PHONY: install demo test lint lock gpu-check clean
 .DELETE_ON_ERROR:
@@ -31,9 +31,9 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Everything that needs a GPU; writes docs/measured/gpu-DATE.json. BUNDLES="a.bundle b.bundle".
+# Everything that needs a GPU; writes toolsd/gpu-DATE.json. BUNDLES="a.bundle b.bundle".
 gpu-check: install
-	$(BIN)/python docs/measure/gpu_check.py $(BUNDLES)
+	$(BIN)/python tools/gpu_check.py $(BUNDLES)
 
 # Needs uv (https://docs.astral.sh/uv/); one lock for every Python and machine the project supports.
 lock:

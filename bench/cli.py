@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from bench.op_msda import op
-from bench.report import Budget, Report
+from bench.op.msda import op
+from bench.report.model import Budget, Report
 from detr.cli_support import LazyGroup, emit, json_option
 from detr.data import open_dataset
 from detr.errors import GateError, UserError
@@ -19,7 +19,7 @@ from engines.open import ENGINES
 # By name: what a training step costs is known to the room above this one.
 _ABOVE = {
     "train-step": (
-        "distill.step_cost:command",
+        "distill.analysis.step_cost:command",
         "Split a training step into student, teacher, extra queries, matching and losses.",
     )
 }
@@ -121,7 +121,9 @@ def run(
         build(models, engine, data)
     report = measure(models, data, engine, limit, iterations, [shlex.join(arguments)], budget)
     if out is not None:
-        page = report.write(out)[-1]
+        from bench.report.write import write_report
+
+        page = write_report(report, out)[-1]
         click.echo(f"wrote {page} (.json, .md, .csv beside it)", err=True)
     _tell(report, as_json)
     if missed := report.misses():
@@ -164,6 +166,7 @@ def sweep(
 
     Example: detr bench sweep 66.bundle 33.bundle --engines native,openvino --data kitti:/k --out s
     """
+    from bench.report.write import write_report
     from bench.sweep import sweep as measure
 
     command = [*("detr", "bench", "sweep"), *map(str, models), "--data", data]
@@ -174,7 +177,7 @@ def sweep(
         raise UserError("usage", "--engines names no runtime; see detr bench sweep --help")
     _check_output(out)
     report = measure(models, names, data, limit, iterations, [shlex.join(command)])
-    click.echo(f"wrote {report.write(out)[-1]} (.json, .md, .csv beside it)", err=True)
+    click.echo(f"wrote {write_report(report, out)[-1]} (.json, .md, .csv beside it)", err=True)
     _tell(report, as_json)
 
 
@@ -198,12 +201,13 @@ def compare(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 
     Example: detr bench compare monday/report.json tuesday orin/report.json --out comparison
     """
-    from bench.compare import compare as merge
+    from bench.compare.merge import compare as merge
+    from bench.compare.page import write_comparison
 
     _check_output(out)
     comparison = merge(reports)
     if out is not None:
-        page = comparison.write(out)[-1]
+        page = write_comparison(comparison, out)[-1]
         click.echo(f"wrote {page} (.json, .md beside it)", err=True)
     emit(comparison, as_json, comparison.text())
 

@@ -13,18 +13,21 @@ import numpy as np
 from PIL import Image
 
 from bench import artefact as files
-from bench import coco_ap, environment, kitti_ap, latency
-from bench.clocks import Watch, read_clocks
-from bench.matches import match, pack, truth_of
-from bench.report import Budget, Example, Picture, Report, Row
+from bench import latency
+from bench.machine import environment
+from bench.machine.clocks import Watch, read_clocks
+from bench.report.model import Budget, Example, Picture, Report, Row
 from detr.cli_support import progress
 from detr.config import ClassMap
 from detr.data import Dataset, open_dataset
-from detr.data.coco_format import coco_ground_truth
+from detr.data.coco_document import coco_ground_truth
+from detr.data.dataset import evenly_spaced
 from detr.data.draw import draw
-from detr.data.kitti import KittiDataset, KittiObject
+from detr.data.formats.kitti import KittiDataset, KittiObject
 from detr.errors import UserError
 from detr.files import sha256
+from detr.metrics import coco_ap, kitti_ap
+from detr.metrics.outcomes import match, pack, truth_of
 from detr.types import Detections, ImageArray
 from engines.base import Engine
 from engines.open import open_engine
@@ -65,7 +68,7 @@ def run(
         limit: Use this many images, spread evenly over the data set.
         iterations: Timed calls per model.
         commands: How to repeat the report.
-        budget: What every row is held against; see :meth:`bench.report.Report.misses`.
+        budget: What every row is held against; see :meth:`bench.report.model.Report.misses`.
 
     Raises:
         UserError: What opening a model or reading the data raises; ``bench-classes`` where the
@@ -115,11 +118,11 @@ def measure(
     for artefact in artefacts[1:]:
         same_classes(artefacts[0].path, classes, artefact)
     dataset = open_dataset(data, classes)
-    indices = spread(len(dataset), limit)
+    indices = evenly_spaced(len(dataset), limit)
     if not indices:
         raise UserError("data-empty", f"{data}: no images to measure on")
     shown = set(_example_indices(dataset, indices))
-    timed = set(indices[i] for i in spread(len(indices), _TIMED_IMAGES))
+    timed = set(indices[i] for i in evenly_spaced(len(indices), _TIMED_IMAGES))
     images = _detect(artefacts, dataset, indices, keep=shown | timed)
 
     rows = []
@@ -141,12 +144,6 @@ def measure(
         examples=examples,
         matches=pack(outcome, {a.name: match(truth, a.detections) for a in artefacts}),
     )
-
-
-def spread(count: int, limit: int | None) -> list[int]:
-    """At most ``limit`` indices spread evenly over ``range(count)``."""
-    kept = count if limit is None else min(limit, count)
-    return [k * count // kept for k in range(kept)]
 
 
 def model_names(models: Sequence[Path]) -> list[str]:
@@ -262,7 +259,7 @@ def _kitti(artefact: Artefact, dataset: Dataset, indices: Sequence[int]) -> kitt
 def _example_indices(dataset: Dataset, indices: Sequence[int]) -> list[int]:
     """A few of the images that have boxes, spread evenly: chosen before anything is detected."""
     labelled = [i for i in indices if len(dataset.labels(i).labels)]
-    return [labelled[k] for k in spread(len(labelled), _EXAMPLES)]
+    return [labelled[k] for k in evenly_spaced(len(labelled), _EXAMPLES)]
 
 
 def _example(

@@ -13,16 +13,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from bench import coco_ap, kitti_ap
-from bench.coco_ap import CocoAp
-from bench.kitti_ap import KittiAp
-from bench.report import percent
+from bench.report.model import percent
 from detr.cli_support import progress
-from detr.data.coco_format import coco_ground_truth
+from detr.data.coco_document import coco_ground_truth
 from detr.data.dataset import Dataset
-from detr.data.kitti import KittiDataset, KittiObject, read_label_file
-from detr.data.labelled import TEXT
+from detr.data.formats.kitti import KittiDataset, KittiObject, read_label_file
+from detr.data.formats.labelled import TEXT
 from detr.errors import UserError
+from detr.metrics import coco_ap, kitti_ap
+from detr.metrics.coco_ap import CocoAp
+from detr.metrics.kitti_ap import KittiAp
 
 Protocol = Literal["coco", "kitti"]
 

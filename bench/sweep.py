@@ -9,11 +9,11 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.matches import Matches, Truth, pack, unpack
-from bench.report import Report, Row
+from bench.report.model import Report, Row
 from bench.run import measure, model_names, open_artefact, reference_name, same_classes
 from detr.config import ClassMap
 from detr.errors import UserError
+from detr.metrics.outcomes import Matches, Truth, pack, unpack
 from engines.open import check_name
 
 

@@ -110,7 +110,7 @@ def compare(
 
     Example: distill compare demo-student --methods qskd,fgd+mgd --seeds 2 --out runs/compare
     """
-    from distill.compare import compare as compare_methods
+    from distill.analysis.compare_methods import compare as compare_methods
 
     if data is not None:
         overrides = (f"data.train={data}:train", f"data.val={data}:val", *overrides)
@@ -157,8 +157,8 @@ def diagnose(
 
     Example: distill diagnose runs/student --data kitti:data/demo:val --teacher demo-teacher
     """
-    from distill.diagnosis import diagnose as examine
-    from distill.diagnosis_page import render
+    from distill.analysis.diagnosis import diagnose as examine
+    from distill.analysis.diagnosis_page import render
 
     result = examine(run, data, teacher, baseline, images, render)
     click.echo(f"wrote {run / 'diagnosis.html'} (.json beside it)", err=True)
@@ -191,7 +191,7 @@ def recipes(as_json: bool) -> None:
 
 def _run(recipe: Recipe, out: Path | None) -> None:
     # Imported here: listing recipes should not wait for timm.
-    from distill.train import train as train_recipe
+    from distill.training.loop import train as train_recipe
 
     model = train_recipe(recipe, out or Path("runs") / recipe.name)
     click.echo(model)

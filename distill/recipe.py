@@ -19,8 +19,8 @@ from detr.cli_support import pairs
 from detr.config import DetectorConfig, Strict
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
-from distill.augment import AugmentConfig
-from distill.criterion import LossWeights
+from distill.data.augment import AugmentConfig
+from distill.losses.detection import LossWeights
 
 SHIPPED = Path(__file__).parent / "recipes"
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from detr.cli_support import LazyGroup, emit, json_option
 from detr.errors import UserError
 from detr.shipped import find_model
-from engines.bundle import Bundle, Precision
+from engines.bundle import Bundle, Precision, open_bundle
 from engines.evidence import read_evidence
 from engines.msda_function import Lowering
-from export import target_cli
 
 
 @click.group(
     cls=LazyGroup,
     lazy={
-        "trt": ("export.trt:trt", "Build a bundle's TensorRT engine."),
-        "verify": (
-            "export.verify_cli:verify",
-            "Check that a bundle finds what torch finds.",
-        ),
+        "trt": ("export.deploy.tensorrt:trt", "Build a bundle's TensorRT engine."),
     },
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -107,9 +103,9 @@ def onnx(
     Example: detr export onnx runs/student --out student.bundle --precision fp16
     """
     from detr.models import load_model
+    from export.bundle import export_bundle
     from export.golden import dataset_images
-    from export.onnx_export import export_bundle
-    from export.precise import check_request, request_precision
+    from export.precision.apply import check_request, request_precision
 
     check_request(precision, data, search_islands, calibration)
     checkpoint, size = find_model(checkpoint), _batch(batch)
@@ -126,8 +122,8 @@ def onnx(
 
 def _told(bundle: Bundle) -> str:
     """What was exported, for a person."""
-    from export.islands import Search
-    from export.verdict import Verdict
+    from export.precision.cost import Verdict
+    from export.precision.island_search import Search
 
     info = bundle.info
     text = (
@@ -145,7 +141,7 @@ def _told(bundle: Bundle) -> str:
 
 def _proof(bundle: Bundle) -> str:
     """What the parity gate said when the bundle was made."""
-    from export.parity import Parity
+    from export.parity.compare import Parity
 
     if bundle.info.parity is None:
         return "not compared with torch"
@@ -166,5 +162,136 @@ def _batch(text: str) -> int | Literal["dynamic"]:
     return int(text)
 
 
-main.add_command(target_cli.triton)
-main.add_command(target_cli.cpp)
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data", help="Data set to compare on; the bundle's golden images by default.")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    metavar="NAME",
+    help="Also judge this engine (native, openvino, ...); may be repeated.",
+)
+@click.option(
+    "--budget",
+    type=click.Path(path_type=Path),
+    help="YAML or JSON with what is allowed; the default of the bundle's precision otherwise.",
+)
+@click.option(
+    "--images", type=click.IntRange(min=1), help="Use this many images, spread evenly over DATA."
+)
+@click.option(
+    "--draw",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write the image each engine does worst on, with both sets of boxes, into this folder.",
+)
+@json_option
+def verify(
+    bundle: Path,
+    data: str | None,
+    engines: tuple[str, ...],
+    budget: Path | None,
+    images: int | None,
+    draw: Path | None,
+    as_json: bool,
+) -> None:
+    """Check that BUNDLE finds what torch finds, image by image and box by box.
+
+    ONNX Runtime is judged always, other engines on request. Exit status 3 where one is over the
+    budget or there was too little to judge by; the verdict is kept in evidence.json beside the
+    artefact.
+
+    Example: detr export verify student.bundle --data kitti:data/kitti:val --engine native
+    """
+    from engines.bundle import open_bundle
+    from export.parity.budget import read_budget
+    from export.parity.gate import verify as judge_bundle
+
+    opened = open_bundle(bundle)
+    allowed = None if budget is None else read_budget(budget, opened.info.precision)
+    verdict = judge_bundle(opened, data, engines, allowed, images, draw)
+    emit(verdict, as_json, verdict.text())
+    verdict.check()
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Model repository.")
+@click.option(
+    "--engine",
+    metavar="FOLDER",
+    help="Folder of a TensorRT engine below the bundle's engines/; by default the one there is, "
+    "else the ONNX file.",
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Largest batch Triton puts together of a bundle with a dynamic batch.",
+)
+@click.option("--name", default="", help="Of the model; the bundle's name by default.")
+@json_option
+def triton(
+    bundle: Path, out: Path, engine: str | None, max_batch: int, name: str, as_json: bool
+) -> None:
+    """Add BUNDLE to a model repository of the Triton Inference Server.
+
+    It becomes a new version of its model.
+
+    Writes config.pbtxt (dynamic batching where the batch is dynamic), the labels, a warm-up request
+    made of the first golden image, and the version's folder with the model and bundle.json.
+
+    Example: detr export triton student.bundle --out models
+    """
+    from export.deploy.triton import write_repository
+    from export.parity.evidence import refuse_rejected
+
+    opened = open_bundle(bundle)
+    refuse_rejected(opened)
+    made = write_repository(opened, out, engine, max_batch, name)
+    result: dict[str, Any] = {
+        "model": str(made.folder), "version": made.version, "backend": made.backend,
+        "max_batch": made.max_batch,
+    }  # fmt: skip
+    batch = f"batches of up to {made.max_batch}" if made.max_batch else "a static batch"
+    emit(
+        result,
+        as_json,
+        f"{made.folder}: version {made.version}, backend {made.backend}, {batch}; "
+        f"serve with: tritonserver --model-repository {out}",
+    )
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Source folder.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["onnxruntime", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What the sample runs the model with.",
+)
+@json_option
+def cpp(bundle: Path, out: Path, runtime: str, as_json: bool) -> None:
+    """Write a small C++17 program that runs BUNDLE: no Python, no OpenCV.
+
+    It reads a PPM or BMP image, prepares it exactly as this package does, runs the model and prints
+    what it found. Sizes, classes and normalisation are in the generated model_info.hpp.
+
+    Example: detr export cpp student.bundle --out sample --runtime onnxruntime
+    """
+    from export.deploy.cpp import write_sample
+    from export.parity.evidence import refuse_rejected
+
+    opened = open_bundle(bundle)
+    refuse_rejected(opened)
+    files = write_sample(opened, out, runtime)
+    source, build = shlex.quote(str(out)), shlex.quote(str(out / "build"))
+    emit(
+        {"folder": str(out), "runtime": runtime, "files": [file.name for file in files]},
+        as_json,
+        f"{out}: {len(files)} files; build with: cmake -S {source} -B {build} && "
+        f"cmake --build {build}",
+    )

@@ -8,8 +8,8 @@ import onnx
 from detr.types import ImageArray
 from engines.base import Engine
 from engines.bundle import Bundle
-from export.deviation import Deviation, boundaries, first_deviation, torch_values
-from export.parity import Budget, Parity
+from export.parity.compare import Budget, Parity
+from export.parity.first_deviation import Deviation, boundaries, first_deviation, torch_values
 
 # Share of the detections that makes a symptom.
 _MANY = 0.2
@@ -19,7 +19,7 @@ _SAME_INPUT = 1e-4
 
 
 def symptoms(parity: Parity) -> set[str]:
-    """What kind of difference it is; see :data:`export.pitfalls.Symptom`."""
+    """What kind of difference it is; see :data:`export.parity.diagnose.Symptom`."""
     seen = set()
     expected = max(1, parity.matched + parity.missing + parity.class_flips)
     lost, new = parity.missing / expected, parity.extra / expected

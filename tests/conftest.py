@@ -37,8 +37,8 @@ def pytest_configure() -> None:
     missing = [name for name in wanted if find_spec(name) is None]
     if not msda.native_available():
         missing.append("the compiled kernel detr.msda._native")
-    if find_spec("distill._assignment") is None:
-        missing.append("the compiled solver distill._assignment")
+    if find_spec("distill.losses._assignment") is None:
+        missing.append("the compiled solver distill.losses._assignment")
     if missing:
         raise pytest.UsageError(f"not installed: {', '.join(missing)}; run make install")
 

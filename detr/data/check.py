@@ -11,8 +11,8 @@ from typing import Literal
 from pydantic import BaseModel
 
 from detr.cli_support import counted, progress
+from detr.data.formats.labelled import FileDataset, Row, Scan
 from detr.data.images import read_image
-from detr.data.labelled import FileDataset, Row, Scan
 from detr.errors import UserError
 
 # COCO's own limits of "small" and "medium", in square pixels.

@@ -60,3 +60,9 @@ class Dataset(ABC):
     @abstractmethod
     def image(self, i: int) -> ImageArray:
         """``[h, w, 3]`` uint8 RGB; raises UserError ``image-unreadable`` naming the file."""
+
+
+def evenly_spaced(count: int, limit: int | None) -> list[int]:
+    """At most ``limit`` indices spread evenly over ``range(count)``."""
+    kept = count if limit is None else min(limit, count)
+    return [k * count // kept for k in range(kept)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from detr.config import ClassMap
-from detr.data.coco import CocoDataset, CocoFile, annotation_file
 from detr.data.dataset import Dataset
-from detr.data.kitti import ALWAYS_IGNORED, KITTI_CLASSES, KittiDataset
+from detr.data.formats.coco import CocoDataset, CocoFile, annotation_file
+from detr.data.formats.kitti import ALWAYS_IGNORED, KITTI_CLASSES, KittiDataset
 from detr.data.policy import ClassPolicy, merge_map
 from detr.data.yaml_spec import DataSpec, read_data_spec
 from detr.errors import UserError

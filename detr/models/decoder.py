@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from detr.config import DetectorConfig
-from detr.models.attention import (
+from detr.models.attention.deformable import (
     DeformableAttention,
     GroupedSelfAttention,
     GroupSpan,
     group_spans,
 )
+from detr.models.attention.dense import ConditionalCrossAttention, DenseCrossAttention, SpatialQuery
 from detr.models.boxes import lift
-from detr.models.dense import ConditionalCrossAttention, DenseCrossAttention, SpatialQuery
 from detr.models.geometry import SamplingFrame, join_frames, sampling_frame
 from detr.models.layers import FeedForward, box_head, class_head, inner_mlp
-from detr.models.queries import QuerySource
+from detr.models.queries.sources import QuerySource
 from detr.models.structures import (
     Attention,
     DenseAttention,

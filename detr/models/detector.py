@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from detr.config import DetectorConfig
-from detr.models.backbone import Backbone
+from detr.models.backbones.neck import Neck
+from detr.models.backbones.timm import Backbone
 from detr.models.boxes import cxcywh_to_xyxy
 from detr.models.decoder import Decoder
-from detr.models.denoising import Denoiser
-from detr.models.encoder import Encoder
+from detr.models.encoders.tokens import Encoder
 from detr.models.geometry import padding_mask, valid_ratios
-from detr.models.neck import Neck
-from detr.models.queries import query_source
+from detr.models.queries.denoising import Denoiser
+from detr.models.queries.sources import query_source
 from detr.models.structures import GroupOutput, Memory, QueryGroup, Target
 
 
@@ -191,6 +191,6 @@ def build_detector(config: DetectorConfig, pretrained: bool = True) -> Detector:
     """Builds a detector; see :class:`Detector`.
 
     Raises:
-        UserError: What :class:`detr.models.backbone.Backbone` raises.
+        UserError: What :class:`detr.models.backbones.timm.Backbone` raises.
     """
     return Detector(config, pretrained)

@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from detr.config import Strict
 from detr.errors import UserError
 from detr.models import Detector
-from distill.criterion import LossWeights
-from distill.hugging_face import FAMILIES, OFFERS, HuggingFaceTeacher
+from distill.losses.detection import LossWeights
 from distill.methods.base import Method, Setting
 from distill.methods.clockdistill import ClockDistill
 from distill.methods.d3etr import D3etr
@@ -25,6 +24,7 @@ from distill.methods.mgd import Mgd
 from distill.methods.od_detr import OdDetr
 from distill.methods.qskd import Qskd
 from distill.methods.stable_dino import StableDino
+from distill.teachers.transformers import FAMILIES, OFFERS, HuggingFaceTeacher
 
 METHODS: dict[str, type[Method]] = {
     ClockDistill.name: ClockDistill,

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from detr.config import Strict
 from detr.models import Detector, QueryGroup
-from distill.criterion import LossWeights
-from distill.step import PairedGroup, Step
+from distill.losses.detection import LossWeights
+from distill.methods.step import PairedGroup, Step
 
 TeacherKind = Literal["none", "frozen", "ema"]
 # What a teacher can give: answers to its own queries, maps, those queries themselves (with hidden

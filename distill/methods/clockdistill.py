@@ -27,9 +27,9 @@ from detr.config import Strict
 from detr.models import GroupOutput
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting, align, float32
-from distill.methods.layers import LayerMap, pair_decoders, pair_levels, split_levels
-from distill.methods.masks import scale_masks
-from distill.methods.points import (
+from distill.methods.parts.masks import scale_masks
+from distill.methods.parts.pairing import LayerMap, pair_decoders, pair_levels, split_levels
+from distill.methods.parts.points import (
     ForStudent,
     TargetAware,
     check_same_kind,
@@ -37,7 +37,7 @@ from distill.methods.points import (
     general_points,
     specific_points,
 )
-from distill.step import PairedGroup, Step
+from distill.methods.step import PairedGroup, Step
 
 Weight = Annotated[float, Field(ge=0)]
 _TINY = 1e-6

@@ -38,17 +38,17 @@ from detr.models import (
     QueryGroup,
     SampledAttention,
 )
-from detr.models.queries import LearnedQueries
+from detr.models.queries.sources import LearnedQueries
 from detr.models.structures import Attention
-from distill.hungarian import assign
-from distill.methods.assignment import PairWeights, Predictions, distances, pair_costs
-from distill.methods.attention_error import map_error
+from distill.losses.linear_assignment import assign
 from distill.methods.base import Method, Setting, float32
-from distill.methods.layers import LayerMap, Pairs, pair_decoders
-from distill.methods.points import ForStudent, check_same_kind, specific_points
-from distill.methods.sampling import attended_cells, mean_heads, squared_distance
-from distill.methods.teacher_group import ground_truth_losses, teacher_assigned
-from distill.step import PairedGroup, Step
+from distill.methods.parts.attended_cells import attended_cells, mean_heads, squared_distance
+from distill.methods.parts.attention_error import map_error
+from distill.methods.parts.pairing import LayerMap, Pairs, pair_decoders
+from distill.methods.parts.points import ForStudent, check_same_kind, specific_points
+from distill.methods.parts.prediction_pairs import PairWeights, Predictions, distances, pair_costs
+from distill.methods.parts.teacher_group import ground_truth_losses, teacher_assigned
+from distill.methods.step import PairedGroup, Step
 
 Weight = Annotated[float, Field(ge=0)]
 _TINY = 1e-6

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from detr.config import Strict
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting, float32
-from distill.methods.features import FeaturePairs, Place
-from distill.methods.layers import split_levels
-from distill.methods.masks import scale_masks
-from distill.step import Step
+from distill.methods.parts.feature_pairs import FeaturePairs, Place
+from distill.methods.parts.masks import scale_masks
+from distill.methods.parts.pairing import split_levels
+from distill.methods.step import Step
 
 Weight = Annotated[float, Field(ge=0)]
 

@@ -27,17 +27,17 @@ from torch import Tensor
 
 from detr.config import Strict
 from detr.models import GroupOutput, Target, cxcywh_to_xyxy
-from distill.boxes import iou
 from distill.distributed import mean_over_processes
-from distill.hungarian import assign
-from distill.matcher import pad_targets
-from distill.methods.assignment import PairWeights, Predictions, distances, pair_costs
+from distill.losses.linear_assignment import assign
+from distill.losses.matcher import pad_targets
+from distill.losses.overlap import iou
 from distill.methods.base import Method, Setting, float32
-from distill.methods.features import FeaturePairs
-from distill.methods.layers import LayerMap, Pairs, pair_decoders
-from distill.methods.points import ForStudent, check_same_kind, specific_points
-from distill.methods.teacher_group import ground_truth_losses, teacher_assigned
-from distill.step import PairedGroup, Step
+from distill.methods.parts.feature_pairs import FeaturePairs
+from distill.methods.parts.pairing import LayerMap, Pairs, pair_decoders
+from distill.methods.parts.points import ForStudent, check_same_kind, specific_points
+from distill.methods.parts.prediction_pairs import PairWeights, Predictions, distances, pair_costs
+from distill.methods.parts.teacher_group import ground_truth_losses, teacher_assigned
+from distill.methods.step import PairedGroup, Step
 
 Weight = Annotated[float, Field(ge=0)]
 _LEAST = 0.01

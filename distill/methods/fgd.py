@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from detr.config import Strict
 from distill.methods.base import Method, Setting, float32
-from distill.methods.features import FeaturePairs, MapPair, Place
-from distill.methods.layers import split_levels
-from distill.methods.masks import scale_masks
-from distill.step import Step
+from distill.methods.parts.feature_pairs import FeaturePairs, MapPair, Place
+from distill.methods.parts.masks import scale_masks
+from distill.methods.parts.pairing import split_levels
+from distill.methods.step import Step
 
 Weight = Annotated[float, Field(ge=0)]
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from detr.config import Strict
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting
-from distill.methods.features import FeaturePairs, Place
-from distill.step import Step
+from distill.methods.parts.feature_pairs import FeaturePairs, Place
+from distill.methods.step import Step
 
 
 class FitNetOptions(Strict):

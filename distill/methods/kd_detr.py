@@ -24,8 +24,8 @@ from torch import Tensor
 from detr.config import Strict
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting
-from distill.methods.layers import LayerMap, Pairs, pair_decoders
-from distill.methods.points import (
+from distill.methods.parts.pairing import LayerMap, Pairs, pair_decoders
+from distill.methods.parts.points import (
     Comparison,
     ForStudent,
     check_same_kind,
@@ -33,7 +33,7 @@ from distill.methods.points import (
     general_points,
     specific_points,
 )
-from distill.step import PairedGroup, Step
+from distill.methods.step import PairedGroup, Step
 
 Weight = Annotated[float, Field(ge=0)]
 _TINY = 1e-6

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from detr.config import Strict
 from distill.methods.base import Method, Setting, float32
-from distill.methods.features import FeaturePairs, Place
-from distill.step import Step
+from distill.methods.parts.feature_pairs import FeaturePairs, Place
+from distill.methods.step import Step
 
 
 class MgdOptions(Strict):

@@ -5,7 +5,7 @@ The teacher is the exponential moving average of the student (decay 0.9996, cons
 to queries changes less from step to step than the student's and is taught in three ways:
 
 * matching distillation (section 3.2, equations 2 to 4) replaces the detection loss of the own
-  queries, see :mod:`distill.methods.matching_distillation`;
+  queries, see :mod:`distill.methods.parts.two_matchings`;
 * prediction distillation (section 3.3, equations 5 and 6): the student also answers the teacher's
   queries; its scores follow the teacher's, its boxes where the teacher's are better;
 * an auxiliary group (section 3.4): for every decoder layer of the teacher the two best queries per
@@ -28,19 +28,19 @@ from torch import Tensor
 
 from detr.config import Strict
 from detr.models import GroupOutput, QueryGroup, cxcywh_to_xyxy
-from distill.boxes import giou
-from distill.criterion import side_losses, weighted
-from distill.matcher import Matches, cost_matrix, join_matches, match, match_costs
-from distill.methods.auxiliary import best_queries, original_matches, stages
+from distill.losses.detection import side_losses, weighted
+from distill.losses.matcher import Matches, cost_matrix, join_matches, match, match_costs
+from distill.losses.overlap import giou
 from distill.methods.base import Method, Setting, float32
-from distill.methods.matching_distillation import (
+from distill.methods.parts.best_queries import best_queries, original_matches, stages
+from distill.methods.parts.two_matchings import (
     Rules,
     Truth,
     matching_losses,
     pair_iou,
     quality_focal_loss,
 )
-from distill.step import PairedGroup, Step
+from distill.methods.step import PairedGroup, Step
 
 Exponent = Annotated[float, Field(ge=0)]
 

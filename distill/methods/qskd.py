@@ -30,12 +30,13 @@ from torch import Tensor
 
 from detr.config import Strict
 from detr.models import GroupOutput, Memory
-from detr.models.encoder import Encoder
+from detr.models.encoders.tokens import Encoder
 from distill.distributed import mean_over_processes, shared_statistic
-from distill.methods.assignment import PairWeights, Predictions, distances
 from distill.methods.base import Method, Setting, align, float32
-from distill.methods.layers import LayerMap, pair_decoders, pair_levels, split_levels
-from distill.methods.query_selection import (
+from distill.methods.parts.attended_cells import looked_at
+from distill.methods.parts.pairing import LayerMap, pair_decoders, pair_levels, split_levels
+from distill.methods.parts.prediction_pairs import PairWeights, Predictions, distances
+from distill.methods.parts.query_selection import (
     Alignment,
     Selected,
     Selection,
@@ -43,8 +44,7 @@ from distill.methods.query_selection import (
     global_pairs,
     local_pairs,
 )
-from distill.methods.sampling import looked_at
-from distill.step import Step
+from distill.methods.step import Step
 
 Weight = Annotated[float, Field(ge=0)]
 _TINY = 1e-6

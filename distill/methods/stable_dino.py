@@ -27,8 +27,7 @@ from torch import Tensor
 
 from detr.config import Strict
 from detr.models import Target, cxcywh_to_xyxy
-from distill.boxes import giou, iou
-from distill.criterion import (
+from distill.losses.detection import (
     LossWeights,
     denoising_matches,
     ignored,
@@ -37,7 +36,7 @@ from distill.criterion import (
     set_losses,
     weighted,
 )
-from distill.matcher import (
+from distill.losses.matcher import (
     ALPHA,
     GAMMA,
     Matches,
@@ -46,10 +45,11 @@ from distill.matcher import (
     pair_scores,
     total_cost,
 )
+from distill.losses.overlap import giou, iou
 from distill.methods.base import Method, Setting, float32
-from distill.methods.matching_distillation import Truth, pair_iou
-from distill.spans import timed
-from distill.step import Step
+from distill.methods.parts.two_matchings import Truth, pair_iou
+from distill.methods.step import Step
+from distill.profiler import timed
 
 Weight = Annotated[float, Field(ge=0)]
 F1 = Literal["1", "s^0.5", "s", "s^2", "s^3", "s*p^0.25", "s*p", "s^2*p", "exp", "sin"]

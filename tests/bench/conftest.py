@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.clocks import Clocks
-from bench.coco_ap import ClassAp, CocoAp
-from bench.environment import Environment, judge, read_machine
-from bench.kitti_ap import KittiAp, KittiClassAp, KittiLevel
 from bench.latency import Latency, Timing
-from bench.report import Example, Picture, Report, Row
+from bench.machine.clocks import Clocks
+from bench.machine.environment import Environment, judge, read_machine
+from bench.report.model import Example, Picture, Report, Row
 from detr.config import ClassMap, DetectorConfig
 from detr.data.preprocess import Inputs, PreprocessConfig
+from detr.metrics.coco_ap import ClassAp, CocoAp
+from detr.metrics.kitti_ap import KittiAp, KittiClassAp, KittiLevel
 from detr.model_info import ModelInfo
 from engines.base import Engine, RawDetections
 

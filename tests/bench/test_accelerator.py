@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench.accelerator import Accelerator, read_nvml, read_tegra
-from bench.clocks import Clocks, CpuTime, Watch, read_clocks
-from bench.environment import Environment, judge, read_machine
+from bench.machine.accelerator import Accelerator, read_nvml, read_tegra
+from bench.machine.clocks import Clocks, CpuTime, Watch, read_clocks
+from bench.machine.environment import Environment, judge, read_machine
 
 RECORDED = Path(__file__).parent / "recorded"
 ORIN: dict[str, Any] = json.loads((RECORDED / "agx_orin.json").read_text())

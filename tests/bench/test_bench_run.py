@@ -17,11 +17,13 @@ import bench.run as bench_run
 from bench import artefact
 from bench.cli import main
 from bench.rebuild import commands, rebuild
-from bench.report import Report
+from bench.report.model import Report
+from bench.report.write import write_report
 from bench.sweep import sweep
 from detr.cli import main as detr
 from detr.config import ClassMap
-from detr.data.labelled import FileDataset
+from detr.data.dataset import evenly_spaced
+from detr.data.formats.labelled import FileDataset
 from detr.errors import UserError
 from detr.files import sha256
 from engines.evidence import Evidence
@@ -86,9 +88,9 @@ def test_limit_takes_images_spread_evenly(engines: dict[str, Any], bright_cars: 
     assert report.rows[0].coco.images == 3
     assert report.rows[0].coco.ap == 1.0
     assert engines["teacher"].seen[:3] == [10, 34, 58]
-    assert bench_run.spread(10, 4) == [0, 2, 5, 7]
-    assert bench_run.spread(2, 5) == [0, 1]
-    assert bench_run.spread(0, 5) == []
+    assert evenly_spaced(10, 4) == [0, 2, 5, 7]
+    assert evenly_spaced(2, 5) == [0, 1]
+    assert evenly_spaced(0, 5) == []
 
 
 def test_command_line_writes_the_report(
@@ -313,7 +315,7 @@ def test_rows_say_what_the_parity_gate_said(tmp_path: Path) -> None:
         artefact="model.engine", sha256=sha256(model), bundle_sha256="0", backend="tensorrt",
         verdicts={"native": {"status": "rejected"}},
     )  # fmt: skip
-    evidence.write(tmp_path)
+    write_report(evidence, tmp_path)
     assert artefact.parity(model, "native") == "rejected"
     assert artefact.parity(model, "openvino") is None
     model.write_bytes(b"another")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.coco_ap import evaluate, evaluate_json, restrict
 from detr.errors import UserError
+from detr.metrics.coco_ap import evaluate, evaluate_json, restrict
 
 
 def truth(*boxes: tuple[int, int, list[float], int]) -> dict[str, Any]:

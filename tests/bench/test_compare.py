@@ -12,9 +12,11 @@ from click.testing import CliRunner
 
 import bench.run as bench_run
 from bench.cli import main
-from bench.compare import compare
-from bench.comparison import Comparison, Difference
-from bench.report import Report, Row
+from bench.compare.merge import compare
+from bench.compare.model import Comparison, Difference
+from bench.compare.page import write_comparison
+from bench.report.model import Report, Row
+from bench.report.write import write_report
 from detr.errors import UserError
 
 Write = Callable[..., Path]
@@ -30,7 +32,7 @@ def write(tmp_path: Path, report: Report) -> Write:
             for row, changes in ((report.rows[0], teacher), (report.rows[2], student))
         ]
         copy = report.model_copy(update={"rows": rows, "examples": []})
-        copy.write(tmp_path / folder)
+        write_report(copy, tmp_path / folder)
         return tmp_path / folder
 
     return make
@@ -179,7 +181,7 @@ def measured(
     monkeypatch.setattr(bench_run, "open_engine", lambda path, engine: made[path.stem])
     paths = [engine.artefact for engine in made.values()]
     report = bench_run.run(paths, f"kitti:{data}:val", iterations=4)
-    report.write(tmp_path / f"report{student:g}")
+    write_report(report, tmp_path / f"report{student:g}")
     return tmp_path / f"report{student:g}"
 
 
@@ -192,7 +194,7 @@ def test_ap_is_tested_over_images_from_a_real_run(
     assert (gap.value, gap.low, gap.high) == pytest.approx((-0.3, -0.3, -0.3))
     assert not gap.significant and "not claimable" in gap.sentence()
     assert "6 images" in gap.method and "fewer than 30 images claim nothing" in gap.scope
-    monkeypatch.setattr("bench.compare._LEAST_IMAGES", 6)
+    monkeypatch.setattr("bench.compare.merge._LEAST_IMAGES", 6)
     assert difference(compare([worse]), "AP").significant
     same = measured(monkeypatch, tmp_path, engine_type, bright_cars, 0.0)
     gap = difference(compare([same]), "AP")
@@ -204,7 +206,7 @@ def test_page_and_markdown(write: Write, tmp_path: Path) -> None:
     folders = [write(f"r{k}", {"ms": 100.0 + k}, {"ms": 40.0 + k, "cpu": None}) for k in range(2)]
     comparison = compare(folders)
     comparison.notes.append(evil)
-    paths = comparison.write(tmp_path / "out")
+    paths = write_comparison(comparison, tmp_path / "out")
     assert [p.name for p in paths] == ["compare.json", "compare.md", "compare.html"]
     assert Comparison.model_validate_json(paths[0].read_text()) == comparison
     html = paths[2].read_text()
@@ -233,7 +235,7 @@ def test_mistakes_are_told_in_one_line(write: Write, damage: Any, code: str) -> 
 def test_other_data_does_not_compare(write: Write, report: Report, tmp_path: Path) -> None:
     a = write("a", {}, {})
     report.rows[0].coco.images = 76
-    report.write(tmp_path / "other")
+    write_report(report, tmp_path / "other")
     with pytest.raises(UserError) as caught:
         compare([a, tmp_path / "other"])
     assert caught.value.code == "compare-data"

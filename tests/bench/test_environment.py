@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.clocks import Clocks, CpuTime, read_clocks
-from bench.environment import judge, read_machine
+from bench.machine.clocks import Clocks, CpuTime, read_clocks
+from bench.machine.environment import judge, read_machine
 
 
 def sysfs(root: Path, governor: str = "performance", mhz: tuple[int, ...] = (3000, 3000)) -> Path:

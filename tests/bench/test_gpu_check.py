@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "docs/measure/gpu_check.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "tools/gpu_check.py"
 
 
 def load_script() -> ModuleType:
@@ -180,4 +180,4 @@ def test_commands_take_their_options(script: ModuleType, monkeypatch: pytest.Mon
 
 def test_make_runs_it() -> None:
     text = (SCRIPT.parents[2] / "Makefile").read_text()
-    assert "gpu-check: install\n" in text and "docs/measure/gpu_check.py $(BUNDLES)" in text
+    assert "gpu-check: install\n" in text and "tools/gpu_check.py $(BUNDLES)" in text

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.kitti_ap import KittiClassAp, evaluate, sample_thresholds
-from detr.data.kitti import KittiObject, read_label_file
+from detr.data.formats.kitti import KittiObject, read_label_file
+from detr.metrics.kitti_ap import KittiClassAp, evaluate, sample_thresholds
 
 Objects = list[list[KittiObject]]
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import coco_ap
-from bench.coco_ap import evaluate_json, to_results
-from bench.matches import average_precision, match, pack, truth_of, unpack
 from detr.config import ClassMap
 from detr.errors import UserError
+from detr.metrics import coco_ap
+from detr.metrics.coco_ap import evaluate_json, to_results
+from detr.metrics.outcomes import average_precision, match, pack, truth_of, unpack
 from detr.types import Detections
 
 CLASSES = ClassMap(names=("a", "b", "c"), category_ids=(3, 7, 9))

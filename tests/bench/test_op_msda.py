@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bench import op_msda
-from bench.op_msda import OpReport, Preset, make_problem, op
+from bench.op import contenders as msda_contenders
+from bench.op import msda as op_msda
+from bench.op.contenders import Contender, PeakMemory
+from bench.op.msda import OpReport, Preset, make_problem, op
 from detr import msda
 from detr.errors import GateError, UserError
-from engines import msda_contenders
-from engines.msda_contenders import Contender, PeakMemory
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.statistics import (
+from bench.compare.statistics import (
     block_bootstrap_medians,
     bootstrap_interval,
     holm,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from detr.config import ClassMap
 from detr.data import open_dataset
-from detr.data.coco_format import coco_ground_truth
+from detr.data.coco_document import coco_ground_truth
 from detr.errors import UserError
 
 Maker = Callable[..., Path]

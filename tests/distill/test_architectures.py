@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from detr.errors import UserError
 from detr.models import Detector, Target, build_detector
 from detr.models.presets import FAMILIES
-from detr.models.queries import ProposalHead
-from distill.criterion import LossWeights, detection_losses
-from distill.train import train
+from detr.models.queries.sources import ProposalHead
+from distill.losses.detection import LossWeights, detection_losses
+from distill.training.loop import train
 
 SWIN = {"embed_dim": 8, "depths": (2, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
 CONVNEXT = {"dims": (8, 16, 32, 32), "depths": (1, 1, 1, 1)}

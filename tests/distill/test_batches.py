@@ -10,8 +10,8 @@ import torch
 
 from detr.data import Labels, PreprocessConfig, open_dataset
 from detr.types import ImageArray
-from distill.augment import AugmentConfig, augment
-from distill.batches import Batches
+from distill.data.augment import AugmentConfig, augment
+from distill.data.batches import Batches
 
 CANVAS = (64, 128)
 

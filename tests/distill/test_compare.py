@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from detr.errors import UserError
+from distill.analysis.compare_methods import Cell, Comparison, cell_recipe, compare
 from distill.cli import main
-from distill.compare import Cell, Comparison, cell_recipe, compare
 from distill.recipe import Recipe, load_recipe
 
 
@@ -142,7 +142,7 @@ def test_a_comparison_with_failed_runs_is_no_success(
     def comparison(recipe: Recipe, methods: list[str], seeds: int, out: Path) -> Comparison:
         return compare(distilling(recipe), [*methods, "fgd"], seeds, out, run=fake)
 
-    monkeypatch.setattr("distill.compare.compare", comparison)
+    monkeypatch.setattr("distill.analysis.compare_methods.compare", comparison)
     run = CliRunner().invoke(
         main, ["compare", str(path), "--methods", "mgd", "--out", str(tmp_path / "out")]
     )

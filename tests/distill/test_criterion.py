@@ -9,8 +9,7 @@ import torch
 
 from detr.models import GroupOutput, Proposals, QueryGroup, Target
 from detr.models.structures import Denoising
-from distill.boxes import covered, giou, iou
-from distill.criterion import (
+from distill.losses.detection import (
     LossWeights,
     box_losses,
     denoising_matches,
@@ -18,7 +17,8 @@ from distill.criterion import (
     focal_loss,
     set_losses,
 )
-from distill.matcher import Matches
+from distill.losses.matcher import Matches
+from distill.losses.overlap import covered, giou, iou
 
 LN2 = math.log(2)
 NO_BOXES = torch.zeros(0, 4)

@@ -12,12 +12,12 @@ import torch
 from click.testing import CliRunner
 
 from detr.models import GroupOutput, Memory, QueryGroup, Target
+from distill.analysis.diagnosis import _queries_above
+from distill.analysis.diagnosis_page import curves
 from distill.cli import main
-from distill.diagnosis import _queries_above
-from distill.diagnosis_page import curves
-from distill.matchings import Answer, consistency, instability, read_kept
+from distill.query_owners import Answer, consistency, instability, read_kept
 from distill.recipe import Recipe
-from distill.train import train
+from distill.training.loop import train
 
 
 def test_instability_by_hand() -> None:

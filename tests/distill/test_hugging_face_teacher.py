@@ -18,12 +18,12 @@ from detr.data import open_dataset
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from distill.distributed import join
-from distill.hugging_face import HuggingFaceTeacher, load
 from distill.recipe import Recipe
-from distill.run_dir import RunDir
-from distill.setup import set_up
-from distill.teacher import open_teacher, tell_ap
-from distill.train import train_step
+from distill.teachers.open import open_teacher, tell_ap
+from distill.teachers.transformers import HuggingFaceTeacher, load
+from distill.training.loop import train_step
+from distill.training.run_dir import RunDir
+from distill.training.state import set_up
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hugging_face_models as models

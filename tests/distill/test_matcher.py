@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detr.models import Target
-from distill.matcher import cost_matrix, match
+from distill.losses.matcher import cost_matrix, match
 
 
 def random_case(

@@ -1,6 +1,6 @@
 """A detector learns four images by heart, through the whole training loop.
 
-``docs/measure/overfit.py`` does the same for every family and keeps what it found.
+``tools/overfit.py`` does the same for every family and keeps what it found.
 """
 
 from __future__ import annotations

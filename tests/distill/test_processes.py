@@ -15,14 +15,14 @@ import torch
 from distill.distributed import World, join
 from distill.methods import METHODS
 from distill.recipe import Recipe
-from distill.run_dir import RunDir
-from distill.setup import set_up
-from distill.train import train, train_step
+from distill.training.loop import train, train_step
+from distill.training.run_dir import RunDir
+from distill.training.state import set_up
 
 STEPS = 2
 # Batch norm's statistics differ between processes by nature; frozen ones, here of random weights,
 # do not.
-FROZEN_NORM = mock.patch("distill.setup._check_norm")
+FROZEN_NORM = mock.patch("distill.training.state._check_norm")
 
 # Nothing here may look at a whole process: no statistics of a batch, no dropout.
 EXACT = {"dropout": 0.0, "width": 32, "heads": 4}

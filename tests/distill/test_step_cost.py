@@ -11,9 +11,9 @@ import torch
 from click.testing import CliRunner
 
 from bench.cli import main
+from distill.analysis.step_cost import rows_of
+from distill.profiler import Clock, span, timed
 from distill.recipe import Recipe
-from distill.spans import Clock, span, timed
-from distill.step_cost import rows_of
 
 
 @pytest.fixture(autouse=True)

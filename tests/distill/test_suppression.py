@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from distill.distributed import shared_statistic
-from distill.validate import suppress
+from distill.evaluate import suppress
 
 
 def test_only_a_better_box_of_the_same_class_suppresses() -> None:

@@ -17,10 +17,10 @@ from detr.model_info import ModelInfo
 from detr.models import build_detector, save_model
 from distill.distributed import join
 from distill.recipe import Recipe
-from distill.run_dir import RunDir
-from distill.setup import set_up
-from distill.teacher import load_teacher, open_teacher, tell_ap
-from distill.train import train_step
+from distill.teachers.open import load_teacher, open_teacher, tell_ap
+from distill.training.loop import train_step
+from distill.training.run_dir import RunDir
+from distill.training.state import set_up
 
 INPUT = PreprocessConfig(size=(64, 96))
 DETECTOR: dict[str, Any] = {

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 from detr.errors import UserError
 from detr.models import load_model
-from distill import train as train_module
 from distill.cli import main
-from distill.ema import Ema
 from distill.recipe import Recipe, load_recipe
-from distill.run_dir import RunDir
-from distill.train import train
+from distill.training import loop as train_module
+from distill.training.ema import Ema
+from distill.training.loop import train
+from distill.training.run_dir import RunDir
 
 
 class Stopped(Exception):
@@ -215,7 +215,7 @@ def test_two_processes_train_one_model_and_one_of_them_writes(tiny: Recipe, tmp_
     script.write_text(
         "import torch\n"
         "from pathlib import Path\n"
-        "import distill.train as t\n"
+        "import distill.training.loop as t\n"
         "from distill.recipe import load_recipe\n"
         f"here = Path({str(tmp_path)!r})\n"
         "states = []\n"

@@ -17,9 +17,9 @@ from engines.evidence import Evidence, read_evidence
 from engines.trt.backend import BACKENDS
 from engines.trt.build import BuildOptions, BuiltEngine
 from engines.trt.layers import LayerReport
-from export import trt as command
-from export import verify as gate
 from export.cli import main
+from export.deploy import tensorrt as command
+from export.parity import gate as gate
 
 MakeBundle = Callable[..., Path]
 

@@ -1,6 +1,6 @@
 """Mistakes of the field, each as a change of an exported graph, of its sidecar or of its engine.
 
-``test_gate_faults.py`` holds the gate to seeing them; ``docs/measure/gate.py`` prints how far above
+``test_gate_faults.py`` holds the gate to seeing them; ``tools/gate.py`` prints how far above
 the budget each of them is.
 """
 
@@ -26,10 +26,10 @@ from engines.bundle import MODEL, Bundle
 from engines.msda_function import HeadShape, is_attention, set_lowering
 from engines.ort_engine import OrtEngine
 from engines.torch_engine import TorchEngine
-from export.budget import default_budget
-from export.gate import EngineVerdict
-from export.judgement import judge
-from export.samples import Samples
+from export.parity.budget import default_budget
+from export.parity.engines import judge
+from export.parity.samples import Samples
+from export.parity.verdict import EngineVerdict
 
 sys.path.insert(0, str(Path(__file__).parent))
 from graph_edits import (

@@ -15,7 +15,7 @@ from PIL import Image
 
 from detr.config import ClassMap
 from detr.data.preprocess import PreprocessConfig, preprocess
-from export.cpp import c_string, write_sample
+from export.deploy.cpp import c_string, write_sample
 
 CLASSES = ("Car", 'say "tram"?', "Fußgänger")
 CONFIG = PreprocessConfig(size=(60, 100), mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.4))
@@ -197,7 +197,7 @@ def test_sample_finds_what_onnx_runtime_finds(
     if header is None or library is None:
         pytest.skip("no headers of ONNX Runtime; set ONNXRUNTIME_ROOT")
     from engines import open_engine
-    from export.onnx_export import export_bundle
+    from export.bundle import export_bundle
 
     bundle = export_bundle(checkpoint("dino-no-encoder"), tmp_path / "x.bundle", 17, 1)
     write_sample(bundle, tmp_path, "onnxruntime")

@@ -23,9 +23,9 @@ from detr.models.presets import FAMILIES
 from detr.types import Detections
 from engines import open_engine
 from engines.bundle import INPUTS
-from export.graph import export_graph
-from export.onnx_export import export_bundle
-from export.parity import Budget, compare
+from export.bundle import export_bundle
+from export.parity.compare import Budget, compare
+from export.trace.torch_to_onnx import export_graph
 
 SIZE = (64, 96)
 SWIN = {"embed_dim": 8, "depths": (2, 1, 1, 1), "num_heads": (1, 1, 2, 2)}

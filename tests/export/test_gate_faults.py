@@ -11,10 +11,10 @@ from detr.shipped import find_model
 from engines.bundle import Bundle, open_bundle
 from engines.ort_engine import OrtEngine
 from engines.torch_engine import TorchEngine
-from export.budget import default_budget
-from export.judgement import judge
-from export.onnx_export import export_bundle
-from export.samples import Samples
+from export.bundle import export_bundle
+from export.parity.budget import default_budget
+from export.parity.engines import judge
+from export.parity.samples import Samples
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gate_faults import FAULTS, faulty_verdict, scenes

@@ -17,13 +17,13 @@ from engines.bundle import GOLDEN, MODEL, Bundle, BundleInfo, Golden, Source
 from engines.msda_function import HeadShape, set_lowering
 from engines.ort_engine import OrtEngine
 from engines.torch_engine import TorchEngine
-from export.budget import default_budget
-from export.deviation import TOLERANCE, boundaries, difference, torch_values
 from export.golden import drawn_images
-from export.graph import export_graph
-from export.judgement import judge
-from export.opset import lower_to_17
-from export.samples import Samples
+from export.parity.budget import default_budget
+from export.parity.engines import judge
+from export.parity.first_deviation import TOLERANCE, boundaries, difference, torch_values
+from export.parity.samples import Samples
+from export.trace.opset17 import lower_to_17
+from export.trace.torch_to_onnx import export_graph
 
 MakeCheckpoint = Callable[..., Path]
 Batch = int | Literal["dynamic"]

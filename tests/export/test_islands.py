@@ -11,13 +11,13 @@ from onnx import ModelProto
 from detr.errors import UserError
 from engines.bundle import Precision
 from engines.torch_engine import TorchEngine
-from export import precise
-from export.islands import Search, search_islands
-from export.parity import Budget, Outcome, Parity
-from export.precise import PrecisionRequest, write_precision
-from export.precision import DEFAULT_ISLAND, Typed
-from export.samples import Samples
-from export.verdict import Row, Verdict
+from export.parity.compare import Budget, Outcome, Parity
+from export.parity.samples import Samples
+from export.precision import apply as precise
+from export.precision.apply import PrecisionRequest, write_precision
+from export.precision.cost import Row, Verdict
+from export.precision.half import DEFAULT_ISLAND, Typed
+from export.precision.island_search import Search, search_islands
 
 PARTS = frozenset(
     f"{kind}:{stage}.{i}{tail}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engines.msda_function import OPSETS, HeadShape, make_function
-from export.known_bad import in_range, known_bad, known_bad_list
+from export.deploy.known_bad import in_range, known_bad, known_bad_list
 
 
 def ids(*arguments: object) -> list[str]:

@@ -13,9 +13,9 @@ from detr import msda
 from engines import native_engine, open_engine, openvino_engine
 from engines.bundle import Bundle, open_bundle
 from engines.torch_engine import TorchEngine
+from export.bundle import export_bundle
 from export.golden import drawn_images
 from export.locate import locate
-from export.onnx_export import export_bundle
 
 MakeCheckpoint = Callable[..., Path]
 ENGINES: dict[str, ModuleType] = {"native": native_engine, "openvino": openvino_engine}

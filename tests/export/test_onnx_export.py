@@ -20,10 +20,10 @@ from detr.types import Detections
 from engines import open_engine
 from engines.bundle import Bundle, open_bundle
 from engines.evidence import read_evidence
-from export import onnx_export
+from export import bundle as onnx_export
+from export.bundle import export_bundle
 from export.cli import main
-from export.onnx_export import export_bundle
-from export.parity import Budget, compare
+from export.parity.compare import Budget, compare
 
 MakeCheckpoint = Callable[..., Path]
 # Every detector, opset, lowering and kind of batch at least once.

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.opset import lower_to_17
+from export.trace.opset17 import lower_to_17
 
 
 def model(*nodes: onnx.NodeProto, opset: int = 18) -> onnx.ModelProto:

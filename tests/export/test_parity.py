@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detr.types import Detections
-from export.parity import Budget, compare
+from export.parity.compare import Budget, compare
 
 
 def found(*rows: tuple[float, int, tuple[float, float, float, float]]) -> Detections:

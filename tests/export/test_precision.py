@@ -23,17 +23,18 @@ from engines.bundle import Precision, open_bundle
 from engines.half_emulation import emulate_half, half_session
 from engines.msda_function import Lowering, is_attention
 from engines.torch_engine import TorchEngine
-from export import onnx_export, verdict
-from export.budget import default_budget
+from export import bundle as onnx_export
+from export.bundle import export_bundle
 from export.golden import drawn_images
-from export.graph import export_graph
-from export.judge import detections
-from export.onnx_export import export_bundle
-from export.parity import Budget, compare
-from export.parts import Network, part_names
-from export.precise import PrecisionRequest, write_precision
-from export.precision import DEFAULT_ISLAND, finish_half, to_half
-from export.ranges import value_ranges
+from export.parity.budget import default_budget
+from export.parity.compare import Budget, compare
+from export.precision import cost as verdict
+from export.precision.apply import PrecisionRequest, write_precision
+from export.precision.half import DEFAULT_ISLAND, finish_half, to_half
+from export.precision.node_kinds import Network, part_names
+from export.precision.ranges import value_ranges
+from export.precision.trial import detections
+from export.trace.torch_to_onnx import export_graph
 
 MakeCheckpoint = Callable[..., Path]
 Traced = tuple[Path, TorchEngine, ModelProto]

@@ -15,14 +15,12 @@ from detr.data.preprocess import preprocess
 from detr.types import FloatArray
 from engines.half_emulation import half_session
 from engines.torch_engine import TorchEngine
-from export import quantise as quantise_module
 from export.golden import drawn_images
-from export.graph import export_graph
-from export.judge import detections
-from export.parity import Budget, compare
-from export.parts import Network
-from export.precision import finish_half, to_half
-from export.quantise import (
+from export.parity.compare import Budget, compare
+from export.precision import int8 as quantise_module
+from export.precision.cost import Row, Verdict, advice
+from export.precision.half import finish_half, to_half
+from export.precision.int8 import (
     _best_scale,
     _groups,
     _histogram,
@@ -30,8 +28,10 @@ from export.quantise import (
     quantise,
     quantised_nodes,
 )
-from export.ranges import value_ranges
-from export.verdict import Row, Verdict, advice
+from export.precision.node_kinds import Network
+from export.precision.ranges import value_ranges
+from export.precision.trial import detections
+from export.trace.torch_to_onnx import export_graph
 
 MakeCheckpoint = Callable[..., Path]
 WORTH = 0.01

@@ -21,9 +21,9 @@ from detr.errors import UserError
 from detr.files import sha256
 from engines.bundle import Bundle, open_bundle
 from engines.evidence import Evidence
+from export.bundle import export_bundle
 from export.cli import main
-from export.onnx_export import export_bundle
-from export.triton import write_repository
+from export.deploy.triton import write_repository
 
 INT64, INT32, UINT32, STRING, ENUM, MESSAGE = 3, 5, 13, 9, 14, 11
 # What is used of Triton's model_config.proto: message -> field -> (number, type, repeated).

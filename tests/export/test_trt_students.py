@@ -19,12 +19,12 @@ from engines.open import open_engine
 from engines.trt import build as builder
 from engines.trt.backend import BACKENDS
 from engines.trt.build import BuildOptions, build_engine
-from export import onnx_export
-from export.budget import default_budget
+from export import bundle as onnx_export
+from export.deploy.tensorrt import refuse_known_bad
 from export.golden import drawn_images
 from export.parity import compare
-from export.precise import PrecisionRequest
-from export.trt import refuse_known_bad
+from export.parity.budget import default_budget
+from export.precision.apply import PrecisionRequest
 
 pytest.importorskip("tensorrt_rtx")
 

@@ -21,10 +21,10 @@ from engines.evidence import graph_evidence, trusted_artefact
 from engines.trt import build as builder
 from engines.trt.backend import BACKENDS
 from engines.trt.build import BuildOptions, build_engine
-from export import onnx_export
-from export.graph import export_graph
-from export.onnx_export import export_bundle
-from export.precise import PrecisionRequest
+from export import bundle as onnx_export
+from export.bundle import export_bundle
+from export.precision.apply import PrecisionRequest
+from export.trace.torch_to_onnx import export_graph
 
 RTX = BACKENDS["tensorrt-rtx"]
 TEACHER = Path("demo-teacher")

@@ -24,10 +24,10 @@ from detr.types import Detections
 from engines.bundle import GOLDEN, MODEL, SIDECAR, BundleInfo, Golden, Source, open_bundle
 from engines.evidence import graph_evidence, read_evidence
 from engines.open import open_engine
-from export.budget import default_budget, read_budget
 from export.cli import main
-from export.parity import Budget
-from export.verify import verify
+from export.parity.budget import default_budget, read_budget
+from export.parity.compare import Budget
+from export.parity.gate import verify
 
 SIZE = (32, 64)
 ROWS = 12

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from detr.config import BackboneConfig
 from detr.errors import UserError
-from detr.models.backbone import Backbone
+from detr.models.backbones.timm import Backbone
 
 SMALL = {"channels": (8, 16, 32, 32), "layers": (1, 1, 1, 1)}
 

@@ -7,9 +7,9 @@ import torch
 
 from detr.config import DenoisingConfig
 from detr.models import QueryGroup, Target, build_detector, cxcywh_to_xyxy
-from detr.models.attention import GroupedSelfAttention, group_spans, split_heads
-from detr.models.denoising import Denoiser
+from detr.models.attention.deformable import GroupedSelfAttention, group_spans, split_heads
 from detr.models.presets import preset
+from detr.models.queries.denoising import Denoiser
 
 
 def _target(*boxes: tuple[float, float, float, float]) -> Target:

@@ -9,7 +9,7 @@ import torch
 
 from detr.models.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from detr.models.geometry import padding_mask, sampling_frame, token_centres, valid_ratios
-from detr.models.position import image_positions, reference_embedding
+from detr.models.queries.position import image_positions, reference_embedding
 
 SHAPES = ((12, 20), (6, 10), (3, 5))
 STRIDES = (8, 16, 32)

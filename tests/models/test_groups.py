@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detr.models import QueryGroup
-from detr.models.attention import group_spans
+from detr.models.attention.deformable import group_spans
 
 
 def _extra(role: str, detector, batch_size: int, size: int = 7, **changes) -> QueryGroup:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from detr.config import BackboneConfig
-from detr.models.backbone import Backbone
+from detr.models.backbones.timm import Backbone
 
 SMALL = {"embed_dim": 8, "depths": (1, 1, 2, 2), "num_heads": (1, 1, 2, 2)}
 # How the library calls what ours calls otherwise; q, k and v are joined before.

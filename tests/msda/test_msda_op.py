@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from detr import msda
-from detr.models.ops import ms_deform_attn, ms_deform_attn_reference
+from detr.models.attention.ms_deform_attn import ms_deform_attn, ms_deform_attn_reference
 
 SHAPES = ((6, 9), (3, 5))
 FLAT = [6, 9, 3, 5]

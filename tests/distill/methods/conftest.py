@@ -14,10 +14,10 @@ import torch
 
 from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig
 from detr.models import Detector, Target, build_detector
-from distill.batches import Batch
+from distill.data.batches import Batch
 from distill.methods import Method, build_methods
-from distill.step import Step
-from distill.train import forward
+from distill.methods.step import Step
+from distill.training.loop import forward
 
 CLASSES = 3
 CANVAS = (64, 96)

@@ -10,11 +10,17 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from detr.models import cxcywh_to_xyxy
-from distill import hungarian
-from distill.boxes import giou
-from distill.hungarian import assign
-from distill.methods import assignment
-from distill.methods.assignment import PairWeights, Predictions, assign_parts, distances, pair_costs
+from distill.losses import linear_assignment as hungarian
+from distill.losses.linear_assignment import assign
+from distill.losses.overlap import giou
+from distill.methods.parts import prediction_pairs as assignment
+from distill.methods.parts.prediction_pairs import (
+    PairWeights,
+    Predictions,
+    assign_parts,
+    distances,
+    pair_costs,
+)
 
 LN2 = math.log(2)
 

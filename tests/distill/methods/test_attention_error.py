@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.methods.attention_error import map_error
+from distill.methods.parts.attention_error import map_error
 
 
 @pytest.mark.parametrize("renormalize", [False, True])

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from detr.errors import UserError
 from detr.models import Detector, Target, cxcywh_to_xyxy
-from distill.boxes import giou
+from distill.losses.overlap import giou
 from distill.methods import Method
-from distill.methods.masks import scale_masks
-from distill.step import Step
+from distill.methods.parts.masks import scale_masks
+from distill.methods.step import Step
 
 Build = Callable[..., Detector]
 TakeStep = Callable[..., Step]

@@ -11,12 +11,12 @@ import torch
 
 from detr.errors import UserError
 from detr.models import Detector, GroupOutput, QueryGroup, Target
-from distill.matcher import match
+from distill.losses.matcher import match
 from distill.methods import Method
-from distill.methods.assignment import Predictions, distances
-from distill.methods.sampling import attended_cells, dense
-from distill.methods.teacher_group import ground_truth_losses, teacher_assigned
-from distill.step import Step
+from distill.methods.parts.attended_cells import attended_cells, dense
+from distill.methods.parts.prediction_pairs import Predictions, distances
+from distill.methods.parts.teacher_group import ground_truth_losses, teacher_assigned
+from distill.methods.step import Step
 
 Build = Callable[..., Detector]
 TakeStep = Callable[..., Step]

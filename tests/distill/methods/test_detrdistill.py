@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from detr.models import Detector, GroupOutput, QueryGroup, Target, cxcywh_to_xyxy
-from distill.boxes import iou
-from distill.matcher import match
+from distill.losses.matcher import match
+from distill.losses.overlap import iou
 from distill.methods import Method
 from distill.methods.detrdistill import target_mask
-from distill.methods.masks import scale_masks
-from distill.methods.teacher_group import ground_truth_losses, teacher_assigned
-from distill.step import Step
+from distill.methods.parts.masks import scale_masks
+from distill.methods.parts.teacher_group import ground_truth_losses, teacher_assigned
+from distill.methods.step import Step
 
 Build = Callable[..., Detector]
 TakeStep = Callable[..., Step]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detr.models import Detector, Target
 from distill.methods import METHODS, Method
-from distill.step import Step
+from distill.methods.step import Step
 
 Targets = Callable[..., Target]
 

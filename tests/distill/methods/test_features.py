@@ -13,8 +13,8 @@ from detr.errors import UserError
 from detr.models import Detector, Target
 from distill.methods import Method
 from distill.methods.fgd import GcBlock, attention
-from distill.methods.masks import scale_masks
-from distill.step import Step
+from distill.methods.parts.masks import scale_masks
+from distill.methods.step import Step
 
 Build = Callable[..., Detector]
 TakeStep = Callable[..., Step]

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from detr.models import Detector, Target, cxcywh_to_xyxy
-from distill.boxes import giou
+from distill.losses.overlap import giou
 from distill.methods import Method
-from distill.step import Step
+from distill.methods.step import Step
 
 Build = Callable[..., Detector]
 TakeStep = Callable[..., Step]

@@ -8,7 +8,7 @@ import torch
 
 from detr.models import Memory, Target
 from detr.models.geometry import padding_mask
-from distill.methods.masks import scale_masks
+from distill.methods.parts.masks import scale_masks
 
 Targets = Callable[..., Target]
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from detr.models import GroupOutput, QueryGroup, Target
-from distill.criterion import set_losses
-from distill.matcher import Matches, match
-from distill.methods.auxiliary import best_queries, original_matches, stages
-from distill.methods.matching_distillation import Rules, matching_losses, quality_focal_loss
+from distill.losses.detection import set_losses
+from distill.losses.matcher import Matches, match
+from distill.methods.parts.best_queries import best_queries, original_matches, stages
+from distill.methods.parts.two_matchings import Rules, matching_losses, quality_focal_loss
 
 Targets = Callable[..., Target]
 LN2 = math.log(2)

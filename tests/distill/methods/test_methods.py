@@ -13,7 +13,7 @@ from detr.errors import UserError
 from detr.models import Detector
 from distill import methods as package
 from distill.methods import METHODS, Method, Setting, build_methods, parse_methods
-from distill.step import Step
+from distill.methods.step import Step
 
 Build = Callable[..., Detector]
 

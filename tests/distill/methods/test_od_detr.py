@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from detr.models import Detector, Target, cxcywh_to_xyxy
-from distill.boxes import giou, iou
-from distill.criterion import detection_losses
-from distill.ema import Ema
-from distill.matcher import cost_matrix, match
+from distill.losses.detection import detection_losses
+from distill.losses.matcher import cost_matrix, match
+from distill.losses.overlap import giou, iou
 from distill.methods import METHODS, Method, Setting, build_methods
-from distill.methods.auxiliary import best_queries, original_matches
-from distill.methods.matching_distillation import Rules, matching_losses
-from distill.step import Step
+from distill.methods.parts.best_queries import best_queries, original_matches
+from distill.methods.parts.two_matchings import Rules, matching_losses
+from distill.methods.step import Step
+from distill.training.ema import Ema
 
 Build = Callable[..., Detector]
 TakeStep = Callable[..., Step]

@@ -13,8 +13,8 @@ from detr.models import Detector, GroupOutput, QueryGroup, Target, build_detecto
 from detr.models.inherit import inherit
 from distill.methods import build_methods
 from distill.methods.d3etr import _predictions
-from distill.methods.points import TargetAware
-from distill.methods.sampling import looked_at
+from distill.methods.parts.attended_cells import looked_at
+from distill.methods.parts.points import TargetAware
 
 BACKBONE = BackboneConfig(
     name="resnet18", options={"channels": (8, 16, 32, 32), "layers": (1, 1, 1, 1)}

@@ -11,8 +11,8 @@ import torch
 from detr.config import BackboneConfig
 from detr.errors import UserError
 from detr.models import Detector, GroupOutput, QueryGroup, Target
-from distill.methods.layers import pair_layers
-from distill.methods.points import (
+from distill.methods.parts.pairing import pair_layers
+from distill.methods.parts.points import (
     ForStudent,
     TargetAware,
     check_same_kind,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detr.models import Detector, Target
 from distill.methods import Method
-from distill.step import Step
+from distill.methods.step import Step
 
 CASES: list[tuple[str, dict[str, object]]] = [
     ("clockdistill", {}),

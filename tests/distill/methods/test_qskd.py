@@ -11,14 +11,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from detr.models import Detector, Target, cxcywh_to_xyxy
-from distill.boxes import giou
-from distill.matcher import Matches, match, pad_targets
+from distill.losses.matcher import Matches, match, pad_targets
+from distill.losses.overlap import giou
 from distill.methods import Method
-from distill.methods.assignment import Predictions, distances
+from distill.methods.parts.attended_cells import attended_cells, dense
+from distill.methods.parts.prediction_pairs import Predictions, distances
+from distill.methods.parts.query_selection import select_queries
 from distill.methods.qskd import attention_mask, normalized
-from distill.methods.query_selection import select_queries
-from distill.methods.sampling import attended_cells, dense
-from distill.step import Step
+from distill.methods.step import Step
 
 Build = Callable[..., Detector]
 TakeStep = Callable[..., Step]

@@ -8,8 +8,14 @@ import pytest
 import torch
 
 from detr.models import Detector, SampledAttention
-from distill.methods import sampling
-from distill.methods.sampling import attended_cells, dense, mean_heads, spread, squared_distance
+from distill.methods.parts import attended_cells as sampling
+from distill.methods.parts.attended_cells import (
+    attended_cells,
+    dense,
+    mean_heads,
+    spread,
+    squared_distance,
+)
 
 SHAPES = ((2, 4), (1, 2))
 
@@ -98,7 +104,7 @@ def test_a_location_that_is_not_a_number_has_cells_and_no_weight_to_trust() -> N
 
 def test_reading_the_cells_is_what_the_attention_reads(build: Callable[..., Detector]) -> None:
     """The dense map times the values is the deformable attention's output."""
-    from detr.models.ops import ms_deform_attn
+    from detr.models.attention.ms_deform_attn import ms_deform_attn
 
     attention = random(3)
     values = torch.randn(2, 10, 2, 5, generator=torch.Generator().manual_seed(4))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from detr.models import Detector, Target
-from distill.criterion import LossWeights, detection_losses, focal_loss
-from distill.matcher import ALPHA, Matches, cost_matrix
+from distill.losses.detection import LossWeights, detection_losses, focal_loss
+from distill.losses.matcher import ALPHA, Matches, cost_matrix
 from distill.methods import Method, build_methods
 from distill.methods.stable_dino import (
     modulated_cost,
@@ -18,7 +18,7 @@ from distill.methods.stable_dino import (
     positional_target,
     rescaled,
 )
-from distill.step import Step
+from distill.methods.step import Step
 
 TakeStep = Callable[..., Step]
 Targets = Callable[..., Target]

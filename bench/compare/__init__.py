@@ -1,0 +1,1 @@
+"""Several reports as one comparison: what differs, what cannot be claimed."""

@@ -1,0 +1,1 @@
+"""What the machine was doing while something was timed: clocks, accelerators, versions."""

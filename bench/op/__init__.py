@@ -1,0 +1,1 @@
+"""The deformable-attention kernel against its rivals, one operator at a time."""

@@ -1,0 +1,159 @@
+"""The report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.report.grid import grid
+from bench.report.model import Report, Row, percent
+
+
+def render(report: Report) -> str:
+    """Verdict, results, per-class tables, environment and commands."""
+    parts = [
+        f"# {report.title}",
+        "\n".join(f"- **{sentence}**" for sentence in report.verdict()),
+        *_budget(report),
+        *(f"Latency: {caveat}." for caveat in report.caveats()),
+        f"{report.rows[0].coco.images} images of `{report.data}`, {report.created}. "
+        "AP is COCO's, times 100. Latency is the median, end to end: decoded image in memory to "
+        "detections in memory.",
+        *_grid(report),
+        _results(report),
+        "## AP per class",
+        _per_class(report),
+    ]
+    if report.kitti_classes():
+        parts += [
+            "## KITTI AP, 40 recall points (11 in brackets)",
+            _kitti(report),
+            *_kitti_note(report),
+        ]
+    parts += ["## Environment", _environment(report), "## How to repeat"]
+    parts.append("```\n" + "\n".join(report.commands) + "\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _grid(report: Report) -> list[str]:
+    if not report.grid:
+        return []
+    cells = grid(report.rows)
+    rows = [
+        [
+            name,
+            *(
+                ", ".join(
+                    f"{row.ms:.2f} ms (×{cells.base.ms / row.ms:.2f}), {percent(row.coco.ap)} AP"
+                    for row in cells.cells[name, one]
+                )
+                or "–"
+                for one in cells.series
+            ),
+        ]
+        for name in cells.depths
+    ]
+    head = ["layers", *(f"{engine} {precision}" for precision, engine in cells.series)]
+    lines = [table(head, rows), f"× is the speed relative to {cells.base.name}."]
+    return lines + [f"Not measured: {reason}" for reason in report.skipped]
+
+
+def _budget(report: Report) -> list[str]:
+    if report.budget is None:
+        return []
+    missed = report.misses()
+    return ["Budget missed: " + "; ".join(missed) if missed else "Budget held by every artefact."]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, the first column left, the others right aligned."""
+    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _results(report: Report) -> str:
+    head = [
+        "",
+        "engine",
+        "precision",
+        "weights, M",
+        "MB",
+        "AP",
+        "AP50",
+        "AP75",
+        "AP S",
+        "AP M",
+        "AP L",
+    ]
+    head += ["p50 ms", "p90 ms", "p99 ms", "engine only p50 ms", "images/s"]
+    return table(head, [_result(row) for row in report.rows])
+
+
+def _result(row: Row) -> list[str]:
+    ap, total = row.coco, row.latency.end_to_end
+    aps = (ap.ap, ap.ap50, ap.ap75, ap.ap_small, ap.ap_medium, ap.ap_large)
+    times = (total.p50_ms, total.p90_ms, total.p99_ms, row.latency.engine.p50_ms)
+    return [
+        *(row.name, row.engine, row.precision),
+        "–" if row.parameters is None else f"{row.parameters / 1e6:.2f}",
+        f"{row.size_mb:.1f}",
+        *map(percent, aps),
+        *(f"{ms:.1f}" for ms in times),
+        f"{total.images_per_second:.1f}",
+    ]
+
+
+def _per_class(report: Report) -> str:
+    first = report.rows[0].coco.per_class
+    return table(
+        ["class", "boxes", *(row.name for row in report.rows)],
+        [
+            [n, str(first[n].count), *(percent(row.coco.per_class[n].ap) for row in report.rows)]
+            for n in report.class_names()
+        ],
+    )
+
+
+def _kitti(report: Report) -> str:
+    rows = []
+    for name in report.kitti_classes():
+        for row in report.rows:
+            if row.kitti is None:
+                continue
+            ap = row.kitti.per_class[name]
+            levels = (ap.easy, ap.moderate, ap.hard)
+            rows.append(
+                [f"{name}, {row.name}"]
+                + [f"{percent(level.ap40)} ({percent(level.ap11)}){level.mark}" for level in levels]
+            )
+    return table(["", "easy", "moderate", "hard"], rows)
+
+
+def _kitti_note(report: Report) -> list[str]:
+    notes = dict.fromkeys(row.kitti.note() for row in report.rows if row.kitti)
+    return [note for note in notes if note]
+
+
+def _environment(report: Report) -> str:
+    lines = []
+    for row in report.rows:
+        environment = row.environment
+        reasons = f" ({'; '.join(environment.reasons)})" if environment.reasons else ""
+        gpu = environment.after.accelerator
+        device = f"; {gpu.name}, driver {gpu.driver}, {gpu.power_mode}" if gpu else ""
+        lines.append(f"- {row.name}: {environment.run}{reasons}{device}; sha256 `{row.sha256}`")
+    machine = report.rows[0].environment.machine
+    packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    lines.append(
+        f"- {machine.cpu}, {machine.cores_usable} of {machine.cores} cores usable, "
+        f"{machine.memory_gb} GiB; {machine.os}; Python {machine.python}, {packages}"
+    )
+    latency = report.rows[0].latency
+    lines.append(
+        f"- {latency.warmup} warm-up and {latency.count} timed calls of batch {latency.batch} "
+        f"over {latency.images} images in turn"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,31 @@
+"""A report as files: JSON, Markdown, CSV and a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.report import html, markdown
+from bench.report.model import Report
+from detr.files import write_atomic
+from detr.metrics.outcomes import MATCHES
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Writes ``report.json``, ``.md``, ``.csv`` and ``.html``; returns their paths.
+
+    Beside them goes ``matches.npz``, which ``bench compare`` reads.
+
+    Raises:
+        UserError: The folder is not writable or the disk is full.
+    """
+    contents = {
+        "json": report.to_json(),
+        "md": markdown.render(report),
+        "csv": report.to_csv(),
+        "html": html.render(report),
+    }
+    for suffix, text in contents.items():
+        write_atomic(folder / f"report.{suffix}", text)
+    if report.matches is not None:
+        write_atomic(folder / MATCHES, report.matches)
+    return [folder / f"report.{suffix}" for suffix in contents]

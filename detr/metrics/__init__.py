@@ -1,0 +1,1 @@
+"""COCO and KITTI AP, and which detection answers which object."""

@@ -1,0 +1,199 @@
+"""COCO average precision of boxes, computed by faster-coco-eval (a pycocotools in C++).
+
+The protocol is COCO's: 101 recall points, IoU 0.50:0.05:0.95, at most 100 detections per image,
+crowd annotations are regions in which detections are neither right nor wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel
+
+from detr.config import ClassMap
+from detr.data.coco_document import coco_ground_truth
+from detr.data.dataset import Dataset
+from detr.errors import UserError
+from detr.types import Detections
+
+_AREAS = ("all", "small", "medium", "large")
+
+
+class ClassAp(BaseModel):
+    """Average precision of one class.
+
+    Attributes:
+        ap: Over IoU 0.50:0.95, 0..1; ``None`` where the class has no ground truth.
+        ap50: At IoU 0.50.
+        count: Ground-truth boxes of the class, crowds not counted.
+    """
+
+    ap: float | None
+    ap50: float | None
+    count: int
+
+
+class CocoAp(BaseModel):
+    """Average precision over a data set, every value in 0..1.
+
+    Attributes:
+        ap: Mean over classes with ground truth and IoU 0.50:0.95.
+        ap50, ap75: At one IoU.
+        ap_small, ap_medium, ap_large: Boxes below 32 x 32, below 96 x 96 and above (area in pixels
+            of the original image); ``None`` where there is no such box.
+        per_class: By class name, in the order of the class list.
+        images: Images evaluated.
+        n_gt: Ground-truth boxes, crowds not counted.
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    per_class: dict[str, ClassAp]
+    images: int
+    n_gt: int
+
+
+def evaluate(
+    dataset: Dataset, detections: Sequence[Detections], indices: Sequence[int] | None = None
+) -> CocoAp:
+    """Average precision of a detector's output on a data set.
+
+    Args:
+        dataset: Where the ground truth comes from.
+        detections: One per image, labels indexing ``dataset.classes``; ``detections[k]`` belongs to
+            image ``indices[k]``.
+        indices: Evaluate on these images only; every image by default.
+
+    Raises:
+        UserError: ``no-ground-truth`` where the images carry no box at all,
+            ``detections-not-finite`` where a box or score is NaN or infinite.
+        ValueError: ``detections`` and ``indices`` differ in length.
+    """
+    chosen = range(len(dataset)) if indices is None else indices
+    if len(chosen) != len(detections):
+        raise ValueError(f"{len(detections)} detections for {len(chosen)} images")
+    ids = [dataset.image_id(i) for i in chosen]
+    truth = coco_ground_truth(dataset)
+    if indices is not None:
+        truth = restrict(truth, ids)
+    results: list[dict[str, Any]] = []
+    for image_id, found in zip(ids, detections, strict=True):
+        results += to_results(image_id, found, dataset.classes)
+    return evaluate_json(truth, results)
+
+
+def to_results(image_id: int, found: Detections, classes: ClassMap) -> list[dict[str, Any]]:
+    """The detections of one image as entries of a COCO results file (box x y w h in pixels)."""
+    xywh = found.boxes.astype(np.float64)
+    xywh[:, 2:] -= xywh[:, :2]
+    return [
+        {"image_id": image_id, "category_id": classes.category_ids[label], "bbox": box, "score": s}
+        for box, s, label in zip(
+            xywh.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+        )
+    ]
+
+
+def restrict(ground_truth: dict[str, Any], image_ids: Sequence[int]) -> dict[str, Any]:
+    """The same ground truth with only the given images and their annotations."""
+    keep = set(image_ids)
+    return {
+        **ground_truth,
+        "images": [image for image in ground_truth["images"] if image["id"] in keep],
+        "annotations": [a for a in ground_truth["annotations"] if a["image_id"] in keep],
+    }
+
+
+def evaluate_json(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> CocoAp:
+    """Average precision of COCO results against COCO ground truth.
+
+    Args:
+        ground_truth: ``images``, ``annotations`` and ``categories`` as in an ``instances_*.json``.
+        results: Entries with ``image_id``, ``category_id``, ``bbox`` (x y w h) and ``score``. Left
+            unchanged.
+
+    Raises:
+        UserError: See :func:`evaluate`.
+    """
+    # Imported here: the evaluator's extension module costs a quarter second at every start.
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    counts = dict.fromkeys((c["id"] for c in ground_truth["categories"]), 0)
+    for annotation in ground_truth["annotations"]:
+        if not annotation.get("iscrowd", 0):
+            counts[annotation["category_id"]] += 1
+    if not any(counts.values()):
+        raise UserError(
+            "no-ground-truth",
+            f"the {len(ground_truth['images'])} images to evaluate on have no labelled box: "
+            "average precision is undefined",
+        )
+    _check_finite(results)
+
+    # The evaluator writes into annotations and results (`ignore`, `area`, `id`): give it copies.
+    annotations = [dict(a) for a in ground_truth["annotations"]]
+    truth = COCO({**ground_truth, "annotations": annotations}, print_function=_quiet)
+    found = truth.loadRes([dict(r) for r in results])
+    # The evaluator's default calls 32^2 the lower end of "small"; pycocotools starts at 0.
+    ranges = {"small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e5**2]}
+    evaluation = COCOeval_faster(truth, found, iouType="bbox", ranges=ranges, print_function=_quiet)
+    evaluation.evaluate()
+    evaluation.accumulate()
+
+    # [IoU, recall, class, area, detections per image]; -1 marks "no ground truth".
+    precision = np.asarray(evaluation.eval["precision"])[..., -1]
+    names = {c["id"]: c["name"] for c in ground_truth["categories"]}
+    return CocoAp(
+        ap=_required(precision[..., 0]),
+        ap50=_required(precision[0, ..., 0]),
+        ap75=_required(precision[5, ..., 0]),
+        ap_small=_mean(precision[..., _AREAS.index("small")]),
+        ap_medium=_mean(precision[..., _AREAS.index("medium")]),
+        ap_large=_mean(precision[..., _AREAS.index("large")]),
+        per_class={
+            names[c]: ClassAp(
+                ap=_mean(precision[:, :, k, 0]), ap50=_mean(precision[0, :, k, 0]), count=counts[c]
+            )
+            for k, c in enumerate(evaluation.params.catIds)
+        },
+        images=len(ground_truth["images"]),
+        n_gt=sum(counts.values()),
+    )
+
+
+def _mean(precision: npt.NDArray[np.float64]) -> float | None:
+    valid = precision[precision > -1]
+    return float(valid.mean()) if valid.size else None
+
+
+def _required(precision: npt.NDArray[np.float64]) -> float:
+    value = _mean(precision)
+    assert value is not None, "checked before: there is ground truth"
+    return value
+
+
+def _check_finite(results: list[dict[str, Any]]) -> None:
+    for number, entry in enumerate(results):
+        if not all(map(math.isfinite, (*entry["bbox"], entry["score"]))):
+            raise UserError(
+                "detections-not-finite",
+                f"detection {number} (image {entry['image_id']}) has box {entry['bbox']} and score "
+                f"{entry['score']}: a NaN or infinity cannot be ranked",
+            )
+
+
+def _quiet(*_: object) -> None:
+    """The evaluator's print function: a library does not talk."""
+
+
+# The evaluator also warns through logging about annotation ids; ours start at 1.
+logging.getLogger("faster_coco_eval").setLevel(logging.ERROR)

@@ -1,0 +1,1 @@
+"""Deformable, dense and conditional attention, and the operator behind the first."""

@@ -1,0 +1,1 @@
+"""Backbones and the neck that brings their maps to one width."""

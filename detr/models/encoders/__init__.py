@@ -1,0 +1,1 @@
+"""What stands between the backbone's maps and the decoder's memory."""

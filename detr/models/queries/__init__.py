@@ -1,0 +1,1 @@
+"""Where queries come from, and how places become positions."""

@@ -1,0 +1,1 @@
+"""Looking at runs: methods side by side, a run's diagnosis, what a step costs."""

@@ -1,0 +1,237 @@
+"""The same student, data, steps and seeds for every method and the baseline, in one table.
+
+Every cell is a run of its own in a process of its own: a cell that fails is noted and costs no
+other, the memory measured is its own, and the same command again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from detr.cli_support import progress
+from detr.errors import UserError
+from detr.files import write_atomic
+from distill.recipe import Recipe
+
+BASELINE = "baseline"
+# The teacher's weights to start from and nothing else: what a method adds shows against this row.
+INHERITED = "inherit"
+METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+_HEADS = ("AP", "AP50", "AP75", "S", "M", "L")
+
+Run = Callable[[Path, Path], str | None]
+
+
+class Cell(BaseModel):
+    """One run.
+
+    Attributes:
+        method: Name, or several joined by ``+``; ``baseline`` learns from labels alone, and
+            ``inherit`` does too, from the teacher's weights.
+        seed: Of the run.
+        values: AP and its parts, 0 to 1.
+        seconds: Per step, without validation.
+        megabytes: Most memory the process held.
+        error: Last line of what went wrong, or ``None``.
+    """
+
+    method: str
+    seed: int
+    values: dict[str, float] = {}
+    seconds: float | None = None
+    megabytes: float | None = None
+    error: str | None = None
+
+
+class Comparison(BaseModel):
+    """All cells of a comparison, in the order of the table."""
+
+    recipe: str
+    data: str
+    steps: int
+    cells: list[Cell]
+
+    def to_markdown(self) -> str:
+        """The table, with mean and standard deviation over seeds in percent."""
+        head = ["method", *_HEADS, "s/step", "MB", "seeds"]
+        rows = [head, ["---"] * len(head), *self._rows()]
+        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        failed = [f"- {c.method}, seed {c.seed}: {c.error}" for c in self.cells if c.error]
+        title = f"{self.recipe} on {self.data}, {self.steps} steps"
+        return "\n".join([title, "", *lines, *([""] if failed else []), *failed]) + "\n"
+
+    def to_html(self) -> str:
+        """The same as a page without outside resources."""
+        head = "".join(f"<th>{h}</th>" for h in ("method", *_HEADS, "s/step", "MB", "seeds"))
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(v)}</td>" for v in row) + "</tr>"
+            for row in self._rows()
+        )
+        failed = "".join(
+            f"<li>{html.escape(f'{c.method}, seed {c.seed}: {c.error}')}</li>"
+            for c in self.cells
+            if c.error
+        )
+        title = html.escape(f"{self.recipe} on {self.data}, {self.steps} steps")
+        return (
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+            "<style>body{font:15px sans-serif;margin:2em}td,th{padding:.3em .8em;"
+            "text-align:right}td:first-child,th:first-child{text-align:left}"
+            "tr:nth-child(even){background:#eee}</style>"
+            f"<h1>{title}</h1><table><tr>{head}</tr>{body}</table><ul>{failed}</ul></html>\n"
+        )
+
+    def _rows(self) -> list[list[str]]:
+        rows = []
+        for method in dict.fromkeys(cell.method for cell in self.cells):
+            cells = [c for c in self.cells if c.method == method]
+            done = [c for c in cells if c.error is None]
+            values = [_spread([c.values.get(m) for c in done], 100) for m in METRICS]
+            rows.append(
+                [
+                    method,
+                    *values,
+                    _spread([c.seconds for c in done], 1, 3),
+                    _spread([c.megabytes for c in done], 1, 0),
+                    f"{len(done)}/{len(cells)}",
+                ]
+            )
+        return rows
+
+
+def _spread(values: Sequence[float | None], factor: float, digits: int = 1) -> str:
+    """Mean, and standard deviation where there are several values; a dash without any."""
+    known = [factor * v for v in values if v is not None and math.isfinite(v)]
+    if not known:
+        return "-"
+    mean = f"{statistics.fmean(known):.{digits}f}"
+    return mean if len(known) < 2 else f"{mean} ± {statistics.stdev(known):.{digits}f}"
+
+
+def cell_recipe(recipe: Recipe, method: str, seed: int) -> Recipe:
+    """The recipe of one cell.
+
+    A method keeps the options the recipe gives it. A method whose teacher is the running average
+    gets one (constant decay 0.9996) where the recipe has none. An average that is itself measured
+    must not stop following the student, so OD-DETR's stop update is then off unless asked for.
+
+    Raises:
+        UserError: ``method-unknown`` and what else is wrong with a method's options, or
+            ``recipe-value`` where it needs a teacher and the recipe has none.
+    """
+    from distill.methods import METHODS, parse_methods
+
+    name = f"{recipe.name}-{method}-{seed}"
+    changes: dict[str, object] = {"name": name, "seed": seed}
+    if method == BASELINE:
+        changes |= {"teacher": None, "methods": (), "inherit": None, "min_teacher_ap": None}
+        return recipe.model_copy(update=changes)
+    if method == INHERITED:
+        return recipe.model_copy(update=changes | {"methods": ()})
+    given = {key: options for entry in recipe.methods for key, options in entry.items()}
+    specs = [{part: dict(given.get(part, {}))} for part in method.split("+")]
+    kinds = [kind for kind, _ in parse_methods(specs)]
+    if any(kind.teacher == "ema" for kind in kinds):
+        if recipe.ema is None:
+            changes |= {"ema": 0.9996, "ema_rising": False, "ema_evaluated": False}
+        elif recipe.ema_evaluated:
+            for entry in specs:
+                for part, options in entry.items():
+                    if "stop_update" in METHODS[part].Options.model_fields:
+                        options.setdefault("stop_update", False)
+    found = recipe.model_copy(update=changes | {"methods": tuple(specs)})
+    if found.needs_teacher and found.teacher is None:
+        raise UserError("recipe-value", f"methods: {method} needs a teacher; add --set teacher=RUN")
+    return found
+
+
+def compare(
+    recipe: Recipe, methods: Sequence[str], seeds: int, out: Path, run: Run | None = None
+) -> Comparison:
+    """Runs every method and the baseline with every seed and writes the table after each cell.
+
+    Where the recipe inherits the teacher's weights, a row that only inherits is added.
+
+    Args:
+        recipe: Student, data, steps and teacher.
+        methods: Names, each possibly several joined by ``+``.
+        seeds: Runs per method, with the recipe's seed and those after it.
+        out: Gets ``cells/METHOD-seedN`` and ``compare.json``, ``.md`` and ``.html``.
+        run: Runs a recipe file into a folder; returns what went wrong or ``None``.
+
+    Raises:
+        UserError: What :func:`cell_recipe` raises, before anything runs, and ``output-unwritable``.
+    """
+    plain = [BASELINE] if recipe.inherit is None else [BASELINE, INHERITED]
+    order = [*plain, *(m for m in dict.fromkeys(methods) if m not in plain)]
+    wanted = [(m, recipe.seed + s) for s in range(seeds) for m in order]
+    recipes = {(m, seed): cell_recipe(recipe, m, seed) for m, seed in wanted}
+    cells: dict[tuple[str, int], Cell] = {}
+    for method, seed in progress(wanted, "compare", len(wanted)):
+        folder = out / "cells" / f"{method}-seed{seed}"
+        path = folder.with_suffix(".yaml")
+        write_atomic(path, recipes[method, seed].to_yaml())
+        error = (run or run_cell)(path, folder)
+        cells[method, seed] = _read_cell(method, seed, folder, error)
+        table = Comparison(
+            recipe=recipe.name,
+            data=recipe.data.train,
+            steps=recipe.steps,
+            cells=[c for m in order for (name, _), c in sorted(cells.items()) if name == m],
+        )
+        write_atomic(out / "compare.json", table.model_dump_json(indent=2) + "\n")
+        write_atomic(out / "compare.md", table.to_markdown())
+        write_atomic(out / "compare.html", table.to_html())
+    return table
+
+
+def run_cell(path: Path, out: Path) -> str | None:
+    """Trains one recipe in a process of its own; returns its last words where it fails."""
+    call = "import sys; from distill.analysis.compare_methods import main; main(*sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", call, str(path), str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return None
+    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"ended with status {done.returncode}"
+
+
+def main(path: str, out: str) -> None:
+    """What a cell's process does."""
+    from distill.recipe import load_recipe
+    from distill.training.loop import train
+
+    try:
+        train(load_recipe(Path(path)), Path(out))
+    except UserError as error:
+        sys.exit(f"error[{error.code}]: {error.message}")
+
+
+def _read_cell(method: str, seed: int, folder: Path, error: str | None) -> Cell:
+    """A finished cell's numbers, from its run directory."""
+    cell = Cell(method=method, seed=seed, error=error)
+    if error is not None:
+        return cell
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        cell.values |= {m: row[m] for m in METRICS if m in row}
+        cell.megabytes = row.get("peak_mb", cell.megabytes)
+    # The first line of a run holds the start-up of threads and caches.
+    times = [row["ms"] for row in rows if "ms" in row]
+    if times:
+        cell.seconds = statistics.fmean(times[1:] or times) / 1e3
+    return cell

@@ -1,0 +1,1 @@
+"""Training batches and how their images vary."""

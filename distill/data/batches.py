@@ -1,0 +1,157 @@
+"""Training batches that are a pure function of (seed, step).
+
+The order of an epoch follows from (seed, epoch) and a sample's augmentation from (seed, step,
+slot), so going on after a stop needs no sampler state: step s is the same batch in every run.
+Slots count through the images of all processes: two processes with two images each see what one
+sees with four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detr.data.dataset import Dataset, Labels
+from detr.data.preprocess import PreprocessConfig, place
+from detr.models import Target
+from detr.types import FloatArray, ImageArray, IntArray
+from distill.data.augment import AugmentConfig, augment
+
+# Decoded images are kept up to this many bytes: reading a small set again is a waste of a core.
+CACHE_BYTES = 1 << 30
+# Purposes of random numbers drawn from one seed.
+_ORDER, _SAMPLE = 0, 1
+
+
+@dataclass
+class Batch:
+    """One training batch on the CPU.
+
+    Attributes:
+        images: ``[B, 3, H, W]`` float32, normalised and padded.
+        valid_sizes: ``[B, 2]`` float32 (height, width) of each image inside the canvas.
+        targets: Ground truth relative to the image without its padding.
+        paths: The files, for messages.
+    """
+
+    images: Tensor
+    valid_sizes: Tensor
+    targets: list[Target]
+    paths: list[Path]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.images.to(device, non_blocking=True),
+            self.valid_sizes.to(device, non_blocking=True),
+            [target.to(device) for target in self.targets],
+            self.paths,
+        )
+
+
+def _relative(boxes: FloatArray, size: tuple[int, ...]) -> Tensor:
+    """Corners in pixels to cx cy w h in [0, 1]."""
+    scale = np.array([size[1], size[0]], dtype=np.float32)
+    low, high = boxes[:, :2] / scale, boxes[:, 2:] / scale
+    return torch.from_numpy(np.concatenate(((low + high) / 2, high - low), 1))
+
+
+def target_of(labels: Labels, size: tuple[int, ...]) -> Target:
+    """Labels in pixels of an image of a size (height, width), relative to it."""
+    return Target(
+        _relative(labels.boxes, size),
+        torch.from_numpy(labels.labels),
+        _relative(labels.ignore, size),
+    )
+
+
+class Batches:
+    """The batches of a training run.
+
+    Args:
+        dataset: Training images.
+        preprocess: Canvas and normalisation.
+        config: What varies.
+        batch_size: Images per process and step.
+        seed: Of order and augmentation.
+        rank, world: This process and their number; processes share one epoch order.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        preprocess: PreprocessConfig,
+        config: AugmentConfig,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.dataset, self.preprocess, self.config = dataset, preprocess, config
+        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self._cache: dict[int, ImageArray] = {}
+        self._cached_bytes = 0
+        self._epoch = lru_cache(maxsize=2)(self._permutation)
+
+    def _permutation(self, epoch: int) -> IntArray:
+        rng = np.random.default_rng((self.seed, _ORDER, epoch))
+        return rng.permutation(len(self.dataset))
+
+    @property
+    def slots(self) -> range:
+        """This process's places among the images of all processes in a step."""
+        return range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+
+    def index(self, step: int, slot: int) -> int:
+        """Which image stands in a slot of a step."""
+        position = step * self.world * self.batch_size + slot
+        epoch, offset = divmod(position, len(self.dataset))
+        return int(self._epoch(epoch)[offset])
+
+    def _image(self, i: int) -> ImageArray:
+        if (image := self._cache.get(i)) is None:
+            image = self.dataset.image(i)
+            if self._cached_bytes + image.nbytes <= CACHE_BYTES:
+                self._cache[i] = image
+                self._cached_bytes += image.nbytes
+        return image
+
+    def sample(self, step: int, slot: int) -> tuple[ImageArray, Labels, Path]:
+        """One augmented image, its labels in pixels, and its file."""
+        i = self.index(step, slot)
+        rng = np.random.default_rng((self.seed, _SAMPLE, step, slot))
+        labels = self.dataset.labels(i)
+        image, labels = augment(self._image(i), labels, self.preprocess.size, self.config, rng)
+        return image, labels, self.dataset.image_path(i)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        samples = [self.sample(step, slot) for slot in self.slots]
+        images = np.zeros((len(samples), 3, *self.preprocess.size), dtype=np.float32)
+        targets = []
+        for row, (image, labels, _) in zip(images, samples, strict=True):
+            place(image, row, self.preprocess)
+            targets.append(target_of(labels, image.shape[:2]))
+        valid = torch.tensor([image.shape[:2] for image, _, _ in samples], dtype=torch.float32)
+        return Batch(torch.from_numpy(images), valid, targets, [path for _, _, path in samples])
+
+    def stream(self, first: int, last: int, workers: int) -> Iterator[Batch]:
+        """The batches of steps ``first`` to ``last - 1``, made ahead by ``workers`` threads."""
+        with ThreadPoolExecutor(workers, thread_name_prefix="batches") as pool:
+            ahead: list[Future[Batch]] = []
+            try:
+                for step in range(first, last + workers):
+                    if step < last:
+                        ahead.append(pool.submit(self.batch, step))
+                    if step >= first + workers:
+                        yield ahead.pop(0).result()
+            finally:
+                for future in ahead:
+                    future.cancel()

@@ -1,0 +1,76 @@
+"""Average precision of a torch detector, through the preprocessing every engine uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from detr.cli_support import progress
+from detr.data.dataset import Dataset
+from detr.data.preprocess import PreprocessConfig, preprocess
+from detr.metrics.coco_ap import CocoAp, evaluate
+from detr.models import Detector
+from detr.types import Detections
+
+_BATCH = 8
+
+
+@torch.no_grad()
+def detect(
+    detector: Detector,
+    dataset: Dataset,
+    config: PreprocessConfig,
+    indices: Sequence[int],
+    nms: float | None = None,
+) -> list[Detections]:
+    """Runs a detector (set to evaluation mode for the time) over images of a data set.
+
+    Args:
+        detector: What is run.
+        dataset: Gives the images.
+        config: Canvas and normalisation.
+        indices: Which images.
+        nms: IoU above which a better detection of the same class drops another; DETRs need none.
+    """
+    device = next(detector.parameters()).device
+    training = detector.training
+    detector.eval()
+    found: list[Detections] = []
+    for start in progress(range(0, len(indices), _BATCH), "validation"):
+        chunk = indices[start : start + _BATCH]
+        inputs = preprocess([dataset.image(i) for i in chunk], config)
+        boxes, scores, labels = detector(
+            torch.from_numpy(inputs.images).to(device),
+            torch.from_numpy(inputs.valid_sizes).to(device),
+            torch.from_numpy(inputs.original_sizes).to(device),
+        )
+        for row in zip(boxes, scores, labels, strict=True):
+            kept = row if nms is None else suppress(*row, nms)
+            found.append(Detections(*(x.cpu().numpy() for x in kept)))
+    detector.train(training)
+    return found
+
+
+def suppress(
+    boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Non-maximum suppression within each class: Stable-DINO's evaluation uses IoU 0.8."""
+    from torchvision.ops import batched_nms
+
+    kept = batched_nms(boxes, scores, labels, threshold)
+    return boxes[kept], scores[kept], labels[kept]
+
+
+def measure_ap(
+    detector: Detector,
+    dataset: Dataset,
+    config: PreprocessConfig,
+    images: int | None = None,
+    nms: float | None = None,
+) -> CocoAp:
+    """COCO AP on a data set, or on ``images`` of it spread evenly over its length."""
+    count = len(dataset) if images is None else min(images, len(dataset))
+    indices = [i * len(dataset) // count for i in range(count)]
+    return evaluate(dataset, detect(detector, dataset, config, indices, nms), indices)

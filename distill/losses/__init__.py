@@ -1,0 +1,1 @@
+"""Matching queries to objects, and the losses over what was matched."""

@@ -1,0 +1,302 @@
+"""The detection loss: focal, L1 and GIoU over matched queries, with deep supervision.
+
+Own queries and encoder proposals are matched per layer; denoising queries know their box. Every
+loss is a sum divided by the number of ground-truth boxes, so its scale does not depend on the
+number of queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detr.config import Strict
+from detr.models import GroupOutput, Proposals, Target, cxcywh_to_xyxy
+from distill.distributed import mean_over_processes
+from distill.losses.matcher import ALPHA, GAMMA, Matches, match
+from distill.losses.overlap import covered, giou
+
+# A query this much inside an ignore region is not called background.
+IGNORED_SHARE = 0.5
+
+
+class LossWeights(Strict):
+    """Weights of the detection loss.
+
+    Attributes:
+        focal: Of the class loss (1 for DINO and DETR, 2 for Deformable DETR).
+        l1, giou: Of the box losses.
+        cost_class, cost_l1, cost_giou: Of the matching cost.
+        proposals: Factor on the same losses of the encoder's proposals.
+        denoising: Factor on the same losses of the denoising queries.
+        one_to_many: Factor on the same losses of the one-to-many queries (H-DETR).
+        no_object: Weight of "no object" in a softmax class loss (DETR).
+    """
+
+    focal: float = 1.0
+    l1: float = 5.0
+    giou: float = 2.0
+    cost_class: float = 2.0
+    cost_l1: float = 5.0
+    cost_giou: float = 2.0
+    proposals: float = 1.0
+    denoising: float = 1.0
+    one_to_many: float = 1.0
+    no_object: float = 0.1
+
+
+def focal_loss(logits: Tensor, targets: Tensor, alpha: float = ALPHA) -> Tensor:
+    """Sigmoid focal loss per element, gamma 2 (Lin et al. 2017, eq. 5), float32.
+
+    Args:
+        logits: Any shape.
+        targets: Same shape, 0 or 1.
+        alpha: Weight of the ones; zeros weigh ``1 - alpha``.
+    """
+    logits = logits.float()
+    p = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    wrong = p + targets - 2 * p * targets  # 1 - p_t
+    balance = alpha * targets + (1 - alpha) * (1 - targets)
+    return balance * wrong**GAMMA * cross_entropy
+
+
+def softmax_loss(
+    logits: Tensor,
+    place: tuple[Tensor, Tensor, Tensor],
+    labels: Tensor,
+    silent: Tensor,
+    no_object: float,
+) -> Tensor:
+    """Cross-entropy with "no object" as the last class (DETR section 3.1), float32.
+
+    Args:
+        logits: ``[L, B, N, K + 1]``.
+        place: Indices of the matched queries in ``[L, B, N]``.
+        labels: Their classes.
+        silent: ``[L, B, N]`` bool, queries without any loss.
+        no_object: Weight of queries that should say "no object"; the others weigh 1.
+
+    Returns:
+        The weighted mean over each layer's queries of all processes, summed over layers.
+    """
+    wanted = torch.full(silent.shape, logits.shape[-1] - 1, device=logits.device)
+    wanted[place] = labels
+    weight = torch.full(silent.shape, no_object, device=logits.device)
+    weight[place] = 1.0
+    weight = weight.masked_fill(silent, 0.0)
+    entropy = F.cross_entropy(logits.float().movedim(-1, 1), wanted, reduction="none")
+    total = mean_over_processes(weight.sum((1, 2))).clamp(min=1e-6)
+    return ((entropy * weight).sum((1, 2)) / total).sum()
+
+
+def box_losses(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed L1 and summed ``1 - GIoU`` of ``[M, 4]`` cx cy w h boxes, float32."""
+    boxes = boxes.float()
+    return (
+        (boxes - targets).abs().sum(),
+        (1 - giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))).sum(),
+    )
+
+
+def ignored(boxes: Tensor, targets: Sequence[Target]) -> Tensor:
+    """``[L, B, N]`` bool: which of the ``[L, B, N, 4]`` boxes lie in an ignore region."""
+    share = [
+        covered(cxcywh_to_xyxy(boxes[:, i].detach().float()), cxcywh_to_xyxy(target.ignore))
+        for i, target in enumerate(targets)
+    ]
+    return torch.stack(share, 1) >= IGNORED_SHARE
+
+
+def set_losses(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Sequence[Target],
+    matches: Matches,
+    normalizer: Tensor,
+    padding: Tensor | None = None,
+    no_object: float | None = None,
+) -> dict[str, Tensor]:
+    """Unweighted losses of ``[L, B, N]`` predictions whose assignment is known, summed over layers.
+
+    Args:
+        logits: ``[L, B, N, K]``.
+        boxes: ``[L, B, N, 4]`` cx cy w h.
+        targets: Ground truth per image.
+        matches: The assigned pairs; every other query should predict no class.
+        normalizer: Scalar every sum is divided by.
+        padding: ``[B, N]`` bool, queries without any loss.
+        no_object: Weight of the last logit, where it says "no object" (softmax); ``None`` for
+            sigmoid scores. A layer's class loss is then a weighted mean over its queries (DETR).
+
+    Returns:
+        ``class``, ``l1`` and ``giou``, scalars.
+    """
+    counts = [len(target.labels) for target in targets]
+    offsets = torch.tensor([0, *counts[:-1]], device=logits.device).cumsum(0)
+    flat = offsets[matches.image] + matches.box
+    labels = torch.cat([target.labels for target in targets])[flat]
+    true_boxes = torch.cat([target.boxes for target in targets])[flat]
+    place = (matches.layer, matches.image, matches.query)
+
+    silent = torch.zeros(logits.shape[:-1], dtype=torch.bool, device=logits.device)
+    if any(len(target.ignore) for target in targets):
+        silent = ignored(boxes, targets)
+        silent[place] = False
+    if padding is not None:
+        silent = silent | padding
+    if no_object is None:
+        one_hot = torch.zeros_like(logits, dtype=torch.float32)
+        positives = (*place, labels)
+        one_hot[positives] = 1.0
+        per_class = focal_loss(logits, one_hot).masked_fill(silent[..., None], 0.0)
+        class_loss = per_class.sum() / normalizer
+    else:
+        class_loss = softmax_loss(logits, place, labels, silent, no_object)
+    l1, overlap = box_losses(boxes[place], true_boxes)
+    return {
+        "class": class_loss,
+        "l1": l1 / normalizer,
+        "giou": overlap / normalizer,
+    }
+
+
+def denoising_matches(output: GroupOutput, targets: Sequence[Target]) -> Matches:
+    """The known assignment of denoising queries: query j of every group stands for box j."""
+    info = output.group.denoising
+    assert info is not None
+    device = output.logits[0].device
+    layers, groups = torch.arange(len(output.logits)), torch.arange(info.groups)
+    tables = [
+        torch.cartesian_prod(layers, torch.tensor([i]), groups, torch.arange(len(target.labels)))
+        for i, target in enumerate(targets)
+    ]
+    layer, image, group, box = torch.cat(tables).to(device).unbind(1)
+    return Matches(layer, image, group * info.size + box, box)
+
+
+def weighted(
+    name: str, parts: Mapping[str, Tensor], weights: LossWeights, factor: float = 1.0
+) -> dict[str, Tensor]:
+    """``name/class``, ``name/l1`` and ``name/giou``: a set's losses with the recipe's weights."""
+    return {
+        f"{name}/class": factor * weights.focal * parts["class"],
+        f"{name}/l1": factor * weights.l1 * parts["l1"],
+        f"{name}/giou": factor * weights.giou * parts["giou"],
+    }
+
+
+def proposal_targets(
+    proposals: Proposals, targets: Sequence[Target]
+) -> tuple[Tensor, Tensor, list[Target]]:
+    """Logits ``[1, B, N, K]``, boxes and ground truth of the proposals' own set loss.
+
+    Two-stage Deformable DETR trains its proposals to tell objects from background on the first
+    class channel; DINO's proposals predict classes.
+    """
+    logits, boxes = proposals.logits[None], proposals.boxes[None]
+    if not proposals.class_agnostic:
+        return logits, boxes, list(targets)
+    agnostic = [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
+    return logits[..., :1], boxes, agnostic
+
+
+def proposal_losses(
+    proposals: Proposals,
+    targets: Sequence[Target],
+    normalizer: Tensor,
+    cost: tuple[float, float, float],
+) -> dict[str, Tensor]:
+    """Unweighted losses of encoder proposals, matched as queries are."""
+    logits, boxes, wanted = proposal_targets(proposals, targets)
+    matches = match(logits, boxes, wanted, cost)
+    return set_losses(logits, boxes, wanted, matches, normalizer)
+
+
+def detection_losses(
+    outputs: Mapping[str, GroupOutput],
+    targets: Sequence[Target],
+    normalizer: Tensor,
+    weights: LossWeights,
+) -> dict[str, Tensor]:
+    """Weighted losses of the own, one-to-many and denoising queries and of the proposals.
+
+    A method with a loss of its own for the own queries asks :func:`side_losses` for the rest.
+
+    Args:
+        outputs: Decoder outputs by role; ``own``, ``one_to_many`` and ``denoising`` are
+            looked at.
+        targets: Ground truth per image.
+        normalizer: Scalar, the number of ground-truth boxes (section 0.3's divisor).
+        weights: The recipe's weights.
+
+    Returns:
+        ``own/class``, ``own/l1``, ..., ``proposals/...``, ``denoising/...``, each summed
+        over decoder layers.
+    """
+    cost = (weights.cost_class, weights.cost_l1, weights.cost_giou)
+    own = outputs["own"]
+    logits, boxes = torch.stack(own.logits), torch.stack(own.boxes)
+    matches = match(logits, boxes, targets, cost, no_object=own.no_object)
+    no_object = weights.no_object if own.no_object else None
+    parts = set_losses(logits, boxes, targets, matches, normalizer, no_object=no_object)
+    return weighted("own", parts, weights) | side_losses(outputs, targets, normalizer, weights)
+
+
+def side_losses(
+    outputs: Mapping[str, GroupOutput],
+    targets: Sequence[Target],
+    normalizer: Tensor,
+    weights: LossWeights,
+) -> dict[str, Tensor]:
+    """The part of :func:`detection_losses` that is not about the own queries."""
+    cost = (weights.cost_class, weights.cost_l1, weights.cost_giou)
+    losses: dict[str, Tensor] = {}
+    if (proposals := outputs["own"].group.proposals) is not None:
+        parts = proposal_losses(proposals, targets, normalizer, cost)
+        losses |= weighted("proposals", parts, weights, weights.proposals)
+
+    losses |= one_to_many_losses(outputs, targets, normalizer, weights)
+
+    if (noisy := outputs.get("denoising")) is not None and noisy.group.denoising is not None:
+        known = denoising_matches(noisy, targets)
+        parts = set_losses(
+            torch.stack(noisy.logits),
+            torch.stack(noisy.boxes),
+            targets,
+            known,
+            normalizer * noisy.group.denoising.groups,
+            noisy.group.padding,
+        )
+        losses |= weighted("denoising", parts, weights, weights.denoising)
+    return losses
+
+
+def one_to_many_losses(
+    outputs: Mapping[str, GroupOutput],
+    targets: Sequence[Target],
+    normalizer: Tensor,
+    weights: LossWeights,
+) -> dict[str, Tensor]:
+    """``one_to_many/...`` and those of its proposals (H-DETR); nothing without the group."""
+    losses: dict[str, Tensor] = {}
+    many = outputs.get("one_to_many")
+    if many is None:
+        return losses
+    cost = (weights.cost_class, weights.cost_l1, weights.cost_giou)
+    # Every box once per query it is shared by; the divisor counts the copies, too.
+    times = many.group.repeat
+    shared = [Target(t.boxes.repeat(times, 1), t.labels.repeat(times), t.ignore) for t in targets]
+    logits, boxes = torch.stack(many.logits), torch.stack(many.boxes)
+    matches = match(logits, boxes, shared, cost)
+    parts = set_losses(logits, boxes, shared, matches, normalizer * times)
+    losses |= weighted("one_to_many", parts, weights, weights.one_to_many)
+    if many.group.proposals is not None:
+        parts = proposal_losses(many.group.proposals, shared, normalizer * times, cost)
+        factor = weights.proposals * weights.one_to_many
+        losses |= weighted("one_to_many_proposals", parts, weights, factor)
+    return losses

@@ -1,0 +1,63 @@
+"""Everything a distillation method may look at in one training step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from detr.models import Detector, GroupOutput, Memory, QueryGroup, Target
+
+
+@dataclass
+class Step:
+    """State of one training step; filled by ``distill.training.loop`` in the order of the fields.
+
+    Attributes:
+        index: Training step, counted from 0.
+        images: ``[B, 3, H, W]`` normalised, padded images, the same for student and teacher.
+        valid_sizes: ``[B, 2]`` valid (height, width) of each image in pixels.
+        targets: Ground truth per image, boxes relative to the image without its padding.
+        student: The network being trained.
+        teacher: The frozen network, in evaluation mode, or None.
+        student_memory: Output of the student's encoder.
+        teacher_memory: Output of the teacher's encoder (no gradient), or None.
+        student_groups: The student's own and denoising queries, before methods add theirs.
+        teacher_groups: The teacher's own queries.
+        student_outputs: Decoded groups by role; filled after the decoder call.
+        teacher_outputs: The teacher's decoded groups by role (no gradient).
+        normalizer: Scalar, max(1, ground-truth boxes of all processes) / number of processes.
+        generator: On the CPU, for random choices that are the same for all images of all
+            processes; a function of (seed, step).
+        generators: On the CPU, one per image, for choices of its own; functions of (seed, step,
+            place of the image among those of all processes).
+    """
+
+    index: int
+    images: Tensor
+    valid_sizes: Tensor
+    targets: list[Target]
+    student: Detector
+    teacher: Detector | None
+    student_memory: Memory
+    teacher_memory: Memory | None
+    student_groups: list[QueryGroup]
+    teacher_groups: list[QueryGroup]
+    normalizer: Tensor
+    generator: torch.Generator
+    generators: list[torch.Generator]
+    student_outputs: dict[str, GroupOutput] = field(default_factory=dict)
+    teacher_outputs: dict[str, GroupOutput] = field(default_factory=dict)
+
+
+@dataclass
+class PairedGroup:
+    """Extra queries a method wants decoded by the student, the teacher or both.
+
+    Both sides carry the same role name, under which their outputs appear in the step.
+    """
+
+    role: str
+    student: QueryGroup | None
+    teacher: QueryGroup | None

@@ -1,0 +1,1 @@
+"""Opening a teacher, ours or another library's."""

@@ -1,0 +1,264 @@
+"""The training loop: one step, and the run around it.
+
+A step is a pure function of (weights, optimiser state, seed, step number): batches and every
+random choice follow from (seed, step). A run that is stopped and goes on from its checkpoint
+therefore ends with the very weights of a run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from detr.cli_support import progress
+from detr.errors import UserError
+from detr.metrics.coco_ap import CocoAp
+from distill.data.batches import Batch
+from distill.distributed import World, join
+from distill.evaluate import measure_ap
+from distill.losses.detection import detection_losses
+from distill.methods.step import Step
+from distill.profiler import span
+from distill.query_owners import KEPT_FILE, kept_matches
+from distill.recipe import Recipe
+from distill.training.optim import rate, set_rate
+from distill.training.run_dir import RunDir
+from distill.training.state import State, set_up
+
+# Steps whose losses are averaged into one line of metrics.jsonl.
+LOG_EVERY = 20
+
+T = TypeVar("T")
+
+
+def forward(state: State, batch: Batch, index: int) -> Step:
+    """Encodes and decodes a batch with student and teacher, all query groups in one call each."""
+    student, teacher, methods = state.student, state.step_teacher, state.methods
+    attention = any(method.needs_attention for method in methods)
+    maps = frozenset(role for method in methods for role in method.self_attention)
+    normalizer, most = state.box_counts(batch.targets)
+    generator, generators = state.generators(index)
+    with state.autocast():
+        with span("student"):
+            memory = student.encode(batch.images, batch.valid_sizes)
+            own = student.queries(memory, batch.targets, generators, most)
+        step = Step(
+            index=index,
+            images=batch.images,
+            valid_sizes=batch.valid_sizes,
+            targets=batch.targets,
+            student=student,
+            teacher=teacher,
+            student_memory=memory,
+            teacher_memory=None,
+            student_groups=own,
+            teacher_groups=[],
+            normalizer=normalizer,
+            generator=generator,
+            generators=generators,
+        )
+        if teacher is not None:
+            with torch.no_grad(), span("teacher"):
+                step.teacher_memory = teacher.encode(batch.images, batch.valid_sizes)
+                step.teacher_groups = teacher.queries(step.teacher_memory)
+        with span("queries"):
+            extra = [pair for method in methods for pair in method.groups(step)]
+        if teacher is not None and step.teacher_memory is not None:
+            groups = step.teacher_groups + [p.teacher for p in extra if p.teacher is not None]
+            with torch.no_grad(), span("teacher_decoder"):
+                outputs = teacher.decode(step.teacher_memory, groups, attention, maps)
+            step.teacher_outputs = {output.group.role: output for output in outputs}
+        with span("queries"):
+            groups = step.student_groups + [p.student for p in extra if p.student is not None]
+            groups += [group for method in methods for group in method.followup_groups(step)]
+        with span("student_decoder"):
+            outputs = student.decode(memory, groups, attention, maps)
+        step.student_outputs = {output.group.role: output for output in outputs}
+    return step
+
+
+def losses_of(state: State, step: Step) -> dict[str, Tensor]:
+    """All weighted losses of a step: the detection loss and what every method adds."""
+    replaced = next((m for m in state.methods if m.replaces_detection_loss), None)
+    losses = None if replaced is None else replaced.detection_losses(step)
+    if losses is None:
+        weights = state.recipe.loss
+        losses = detection_losses(step.student_outputs, step.targets, step.normalizer, weights)
+    for method in state.methods:
+        losses.update(method.losses(step))
+    return losses
+
+
+def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
+    """One optimiser step; returns the losses of all processes, their sum as ``loss``.
+
+    Raises:
+        UserError: ``loss-not-finite`` naming the step and the batch's files; no weight has moved.
+    """
+    recipe = state.recipe
+    state.seed_dropout(index)
+    factor = rate(index, recipe.steps, recipe.optimizer)
+    set_rate(state.optimizer, factor)
+    step = forward(state, batch.to(state.world.device), index)
+    with span("losses"):
+        losses = losses_of(state, step)
+    terms = torch.stack(list(losses.values()))
+    total = terms.sum()
+    # All processes' means, so that all of them stop where one process's loss is not finite.
+    values = state.world.mean_values(
+        dict(zip(losses, terms.tolist(), strict=True)) | {"loss": total.item()}
+    )
+    if not math.isfinite(values["loss"]):
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        files = " ".join(str(path) for path in batch.paths)
+        raise UserError(
+            "loss-not-finite",
+            f"step {index}: {bad[0]} is {values[bad[0]]} on {files}; lower optimizer.lr or mend "
+            "the labels, then run the same command again",
+        )
+    state.optimizer.zero_grad()
+    with span("backward"):
+        torch.autograd.backward(state.scaler.scale(total))
+    with span("optimizer"):
+        state.world.average_gradients(state.trained)
+        state.scaler.unscale_(state.optimizer)
+        if recipe.optimizer.clip:
+            norm = torch.nn.utils.clip_grad_norm_(state.parameters, recipe.optimizer.clip)
+            values["grad_norm"] = float(norm)
+        values["lr"] = factor * recipe.optimizer.lr
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.ema is not None and all(m.updates_teacher(index) for m in state.methods):
+            state.ema.update(state.student, index)
+    for method in state.methods:
+        method.after_step(step)
+    return values
+
+
+def train(recipe: Recipe, out: Path) -> Path:
+    """Trains what a recipe says, or goes on where an earlier call stopped.
+
+    Args:
+        recipe: The run.
+        out: Run directory.
+
+    Returns:
+        The saved model, ``out/model.safetensors``.
+
+    Raises:
+        UserError: Whatever is wrong with the recipe's data, teacher or output folder, and
+            ``loss-not-finite``.
+    """
+    world = join()
+    run = RunDir(out, recipe, world.main)
+    if run.finished():
+        run.say(f"{out}: finished, {recipe.steps} steps; nothing to do")
+        return run.model
+    with run.alone():
+        return _train(recipe, run, world)
+
+
+def _train(recipe: Recipe, run: RunDir, world: World) -> Path:
+    state = set_up(recipe, run, world)
+    first = state.resume(run.load_checkpoint())
+    run.start(first)
+    batches = state.batches.stream(first, recipe.steps, recipe.workers)
+    meter, last_ap = Meter(), ""
+    with progress(range(first, recipe.steps), recipe.name, recipe.steps) as bar:
+        bar.update(first)
+        bar.disable = not world.main
+        for index in bar:
+            batch = meter.timed(lambda: next(batches))
+            meter.add(train_step(state, batch, index))
+            done = index + 1
+            if done % LOG_EVERY == 0 or done == recipe.steps:
+                means = meter.means()
+                run.record(done, means)
+                bar.set_postfix_str(f"loss {means['loss']:.3f}{last_ap}")
+            if done < recipe.steps and due(done, recipe.validation.every):
+                last_ap = f", {validate(state, run, done, recipe.validation.images)}"
+                meter = Meter()
+            if done == recipe.steps or due(done, recipe.checkpoint_every):
+                run.save_checkpoint(state.checkpoint(done))
+                world.wait()
+    run.record(recipe.steps, {"peak_mb": peak_megabytes(world.device)})
+    ap = validate(state, run, recipe.steps)
+    run.say(f"{run.path}: finished, {recipe.steps} steps{ap and ', ' + ap}")
+    return run.model
+
+
+def due(done: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens now."""
+    return every > 0 and done % every == 0
+
+
+def ap_values(result: CocoAp) -> dict[str, float]:
+    """The numbers of a measurement that exist: there may be no box of a size."""
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    values = {name: getattr(result, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """Most memory this process ever held: on its GPU, or resident where it has none."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def validate(state: State, run: RunDir, done: int, images: int | None = None) -> str:
+    """Saves the model, with its AP where there is validation data; returns the AP as text."""
+    result, text = None, ""
+    if state.val is not None:
+        recipe = state.recipe
+        result = measure_ap(state.evaluated, state.val, recipe.input, images, recipe.validation.nms)
+        run.record(done, ap_values(result))
+        text = f"AP {result.ap:.3f}, AP50 {result.ap50:.3f}"
+        run.say(f"step {done}: {text} on {result.images} images")
+        if run.writes:
+            models = {"student": state.student}
+            if state.ema is not None:
+                models["average"] = state.ema.model
+            kept = kept_matches(done, models, state.val, recipe.input)
+            run.append(KEPT_FILE, kept.model_dump_json())
+    state.save(run, done, result)
+    return text
+
+
+class Meter:
+    """Means of what the steps report, and where the time goes."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._steps, self._begin = 0, time.perf_counter()
+
+    def timed(self, wait: Callable[[], T]) -> T:
+        """Calls ``wait`` and counts its time as waiting for data."""
+        begin = time.perf_counter()
+        result = wait()
+        self._sums["wait_ms"] += (time.perf_counter() - begin) * 1e3
+        return result
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Counts one step."""
+        self._steps += 1
+        for name, value in values.items():
+            self._sums[name] += value
+
+    def means(self) -> dict[str, float]:
+        """Means per step since the last call, with the wall time ``ms``; starts afresh."""
+        self._sums["ms"] = (time.perf_counter() - self._begin) * 1e3
+        means = {name: value / self._steps for name, value in self._sums.items()}
+        self._start()
+        return means

@@ -1,0 +1,256 @@
+"""From a recipe to everything a training step needs, and back to files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from detr.config import ClassMap
+from detr.data import Dataset, open_dataset
+from detr.errors import UserError
+from detr.metrics.coco_ap import CocoAp
+from detr.model_info import ModelInfo
+from detr.models import Detector, Target, build_detector, save_model
+from detr.models.inherit import inherit
+from distill.data.batches import Batches
+from distill.distributed import World
+from distill.methods import Method, build_methods, parse_methods
+from distill.recipe import Recipe
+from distill.teachers.open import open_teacher, tell_ap
+from distill.training.cpu import prepare_cpu
+from distill.training.ema import Ema
+from distill.training.optim import build_optimizer
+from distill.training.run_dir import RunDir
+
+# Purposes of random numbers drawn from one seed: for all images, for one image, for a process.
+_ALL, _IMAGE, _DROPOUT = range(3)
+
+
+@dataclass
+class State:
+    """Everything a training step needs.
+
+    Attributes:
+        recipe: The run.
+        world: This process and its device.
+        classes: Of the training data.
+        student: The network being trained, in training mode.
+        teacher: The frozen network, in evaluation mode; only where a method looks at it.
+        methods: Distillation methods, in the recipe's order.
+        optimizer: Over the student's and the methods' parameters.
+        scaler: Loss scaling for fp16; does nothing otherwise.
+        ema: Weight average, or ``None``.
+        batches: Training batches by step.
+        val: Validation data, or ``None`` (also on every process but the first).
+    """
+
+    recipe: Recipe
+    world: World
+    classes: ClassMap
+    student: Detector
+    teacher: Detector | None
+    methods: list[Method]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: Ema | None
+    batches: Batches
+    val: Dataset | None
+
+    @property
+    def trained(self) -> list[nn.Module]:
+        """Modules whose parameters the optimiser moves."""
+        return [self.student, *self.methods]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimiser moves."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def step_teacher(self) -> Detector | None:
+        """The teacher that methods see: the frozen network, or the student's own average."""
+        if any(method.teacher == "ema" for method in self.methods):
+            assert self.ema is not None
+            return self.ema.model
+        return self.teacher
+
+    @property
+    def evaluated(self) -> Detector:
+        """The weights that are measured and saved."""
+        if self.ema is None or not self.recipe.ema_evaluated:
+            return self.student
+        return self.ema.model
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Lower precision on a GPU where the recipe asks for it."""
+        if self.recipe.amp == "off" or self.world.device.type != "cuda":
+            return contextlib.nullcontext()
+        dtype = torch.bfloat16 if self.recipe.amp == "bf16" else torch.float16
+        return torch.autocast("cuda", dtype)
+
+    def seed_dropout(self, index: int) -> None:
+        """Seeds the default generators for a step: dropout differs between processes."""
+        torch.manual_seed(self._seed(index, _DROPOUT, self.world.rank))
+
+    def generators(self, index: int) -> tuple[torch.Generator, list[torch.Generator]]:
+        """A step's generator for all images, and one for each image of this process."""
+        seeds = [self._seed(index, _ALL, 0)]
+        seeds += [self._seed(index, _IMAGE, slot) for slot in self.batches.slots]
+        shared, *own = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return shared, own
+
+    def _seed(self, index: int, purpose: int, place: int) -> int:
+        # torch's CPU generator takes 32 bits of a seed, so they have to depend on everything.
+        sequence = np.random.SeedSequence((self.recipe.seed, index, purpose, place))
+        return int(sequence.generate_state(1)[0])
+
+    def box_counts(self, targets: Sequence[Target]) -> tuple[Tensor, int]:
+        """What every process must know of all images' ground truth.
+
+        Returns:
+            Boxes per process, of at least one box altogether (a scalar on the device: divided by
+            it, the mean of the processes' sums is the sum over all images per box), and the largest
+            count of an image.
+        """
+        counts = [len(target.labels) for target in targets]
+        everyone = self.world.gather([sum(counts), max(counts)])
+        total, most = int(everyone[:, 0].sum()), int(everyone[:, 1].max())
+        return torch.tensor(max(1, total) / self.world.size, device=self.world.device), most
+
+    def checkpoint(self, step: int) -> dict[str, Any]:
+        """Everything needed to go on after ``step`` finished steps.
+
+        Random generators and the sampler are not part of it: they follow from seed and step.
+        """
+        return {
+            "step": step,
+            "student": self.student.state_dict(),
+            "methods": [method.state_dict() for method in self.methods],
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.model.state_dict(),
+        }
+
+    def resume(self, checkpoint: dict[str, Any] | None) -> int:
+        """Takes over a checkpoint, if there is one; returns the steps already done."""
+        if checkpoint is None:
+            return 0
+        self.student.load_state_dict(checkpoint["student"])
+        for method, state in zip(self.methods, checkpoint["methods"], strict=True):
+            method.load_state_dict(state)
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        if self.ema is not None:
+            self.ema.model.load_state_dict(checkpoint["ema"])
+        return int(checkpoint["step"])
+
+    def save(self, run: RunDir, step: int, ap: CocoAp | None) -> None:
+        """Writes ``model.safetensors`` and ``model.json``."""
+        if not run.writes:
+            return
+        provenance: dict[str, Any] = {"recipe": self.recipe.name, "step": step}
+        provenance |= {"data": self.recipe.data.train, "torch": torch.__version__}
+        if self.recipe.teacher is not None:
+            provenance["teacher"] = self.recipe.teacher
+        if self.recipe.methods:
+            provenance["methods"] = [name for entry in self.recipe.methods for name in entry]
+        if ap is not None:
+            provenance |= {"val": self.recipe.data.val, "ap": ap.ap, "ap50": ap.ap50}
+        info = ModelInfo(
+            detector=self.evaluated.config,
+            classes=self.classes,
+            preprocess=self.recipe.input,
+            provenance=provenance,
+        )
+        save_model(run.model, self.evaluated, info)
+
+
+def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
+    """Opens the data, builds the student, checks the teacher, prepares the optimiser.
+
+    Raises:
+        UserError: Whatever is wrong with data, architecture, teacher or methods.
+    """
+    prepare_cpu()
+    parse_methods(recipe.methods)  # a misspelt option is told before anything slow happens
+    data = open_dataset(recipe.data.train)
+    if len(data) == 0:
+        raise UserError("data-empty", f"{recipe.data.train}: no images to train on")
+    val = None
+    if recipe.data.val is not None:
+        val = open_dataset(recipe.data.val, data.classes)
+    torch.manual_seed(recipe.seed)
+    student = _placed(build_detector(recipe.detector.for_classes(len(data.classes))), world.device)
+    _check_norm(student)
+    teacher = None
+    if recipe.teacher is not None:
+        teacher, path = open_teacher(recipe, data.classes, world.device)
+        if not run.checkpoint.exists():  # a run that goes on has measured it already
+            tell_ap(recipe, teacher, path, val, run.say)
+        if recipe.inherit is not None:
+            report = inherit(student, teacher, recipe.inherit.encoder, recipe.inherit.decoder)
+            run.say(report.text())
+    ema = None if recipe.ema is None else Ema(student, recipe.ema, recipe.ema_rising)
+    drops = [round(share * recipe.steps) for share in recipe.optimizer.drops]
+    online = any(kind.teacher == "ema" for kind, _ in parse_methods(recipe.methods))
+    if online and ema is None:
+        raise UserError("recipe-value", "methods: this method needs a weight average; set ema")
+    methods = build_methods(
+        recipe.methods,
+        student,
+        ema.model if online and ema is not None else teacher,
+        loss=recipe.loss,
+        steps=recipe.steps,
+        drops=drops,
+    )
+    return State(
+        recipe=recipe,
+        world=world,
+        classes=data.classes,
+        student=student.train(),
+        teacher=teacher if any(method.teacher == "frozen" for method in methods) else None,
+        methods=methods,
+        optimizer=build_optimizer(student, nn.ModuleList(methods), recipe.optimizer),
+        scaler=torch.amp.GradScaler(
+            world.device.type, enabled=recipe.amp == "fp16" and world.device.type == "cuda"
+        ),
+        ema=ema,
+        batches=Batches(
+            data,
+            recipe.input,
+            recipe.augment,
+            recipe.batch_size,
+            recipe.seed,
+            world.rank,
+            world.size,
+        ),
+        val=val if world.main else None,
+    )
+
+
+def _check_norm(student: Detector) -> None:
+    """Refuses what learns nothing: statistics of no data, kept for ever.
+
+    Raises:
+        UserError: ``backbone-frozen-norm``.
+    """
+    backbone = student.config.backbone
+    frozen = backbone.norm == "frozen" and backbone.pretrained is None
+    if frozen and any(isinstance(m, _BatchNorm) for m in student.backbone.modules()):
+        raise UserError(
+            "backbone-frozen-norm",
+            "detector.backbone.norm: frozen, but there are no pretrained weights whose statistics "
+            "it could keep: set norm: train, or name weights as detector.backbone.pretrained",
+        )
+
+
+def _placed(detector: Detector, device: torch.device) -> Detector:
+    """On the device, convolutions channels-last: a third faster on a CPU, tensor cores on a GPU."""
+    return detector.to(device).to(memory_format=torch.channels_last)

@@ -1,0 +1,195 @@
+"""From a checkpoint to a bundle that has been shown to answer like the checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import onnx
+from onnx import ModelProto
+
+from detr.cli_support import progress
+from detr.errors import GateError, UserError
+from detr.files import output_error, output_folder, sha256, write_atomic
+from detr.model_info import ModelInfo
+from detr.types import Detections, ImageArray
+from engines.base import Engine
+from engines.bundle import (
+    GOLDEN,
+    MODEL,
+    SIDECAR,
+    Bundle,
+    BundleInfo,
+    Golden,
+    Source,
+    is_bundle,
+    open_bundle,
+)
+from engines.msda_function import Lowering
+from engines.torch_engine import TorchEngine
+from export.golden import drawn_images
+from export.parity.evidence import unverified
+from export.parity.gate import verify_graph
+from export.parity.samples import Samples
+from export.precision.apply import PrecisionRequest, write_precision
+from export.trace.torch_to_onnx import export_graph
+
+# A protobuf message ends at 2 GiB; beyond this, weights go beside the graph.
+_EMBED_BYTES = 2**31 - 2**24
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+def export_bundle(
+    checkpoint: Path,
+    out: Path,
+    opset: int = 17,
+    batch: int | Literal["dynamic"] = 1,
+    lowering: Lowering = "gridsample",
+    images: Sequence[ImageArray] | None = None,
+    request: PrecisionRequest | None = None,
+    verify: bool = True,
+) -> Bundle:
+    """Exports a checkpoint and proves the result in ONNX Runtime before it takes the name ``out``.
+
+    Args:
+        checkpoint: ``NAME.safetensors`` or a run directory.
+        out: The bundle's folder; an older bundle of that name is replaced at the very end.
+        opset: 17 or 18.
+        batch: Batch size of the graph, or ``dynamic``.
+        lowering: Body of the attention function for runtimes without our kernel.
+        images: Golden images; drawn ones where ``None``.
+        request: Precision of the graph, float32 by default.
+        verify: Whether to prove it.
+
+    Raises:
+        GateError: ``export-parity`` where ONNX Runtime finds other things than torch. The bundle
+            then lies beside ``out``, called ``NAME.rejected.bundle``, and what was at ``out`` still
+            is.
+        UserError: ``output-exists`` where ``out`` is something other than a bundle, or what loading
+            the checkpoint and writing the files raises.
+    """
+    if out.exists() and not is_bundle(out):
+        raise UserError("output-exists", f"{out}: exists and is not a bundle; nothing was written")
+    output_folder(out.parent)
+    torch_engine = TorchEngine(checkpoint)
+    info = torch_engine.info
+    with progress(range(3), f"export {out.name}", 3) as bar:
+        bar.set_postfix_str("tracing the graph")
+        model = export_graph(torch_engine.detector, info.preprocess.size, opset, batch, lowering)
+        bar.set_postfix_str("finding the golden detections in torch")
+        bar.update()
+        images = list(images) if images is not None else drawn_images(info.preprocess.size)
+        golden = Golden(images, _detect(torch_engine, images, 1))
+        bar.set_postfix_str("writing the types")
+        request = request or PrecisionRequest()
+        written = write_precision(
+            model,
+            torch_engine,
+            lowering,
+            1 if batch == "dynamic" else batch,
+            images,
+            request,
+        )
+        with _replacing(out) as folder:
+            files = _write_model(written.model, folder)
+            write_atomic(folder / GOLDEN, golden.to_bytes())
+            files[GOLDEN] = sha256(folder / GOLDEN)
+            draft = BundleInfo(
+                model=info,
+                opset=opset,
+                precision=request.precision,
+                island=written.island,
+                precision_report=written.report(),
+                lowering=lowering,
+                batch=batch,
+                files=files,
+                source=Source(
+                    path=str(torch_engine.artefact.resolve()), sha256=sha256(torch_engine.artefact)
+                ),
+                reference_ap=_reference_ap(info),
+                versions={name: version(name) for name in _PACKAGES},
+            )
+            bundle = Bundle(folder, draft)
+            bar.update()
+            if verify:
+                bar.set_postfix_str("comparing it with torch")
+                _prove(bundle, torch_engine, golden, out)
+            else:
+                unverified(bundle).write(folder)
+                write_atomic(folder / SIDECAR, draft.model_dump_json(indent=2) + "\n")
+    return open_bundle(out)
+
+
+def _detect(engine: Engine, images: Sequence[ImageArray], size: int) -> list[Detections]:
+    """Runs images in batches of at most ``size``."""
+    found: list[Detections] = []
+    for start in range(0, len(images), size):
+        found += engine(images[start : start + size])
+    return found
+
+
+def _prove(bundle: Bundle, torch_engine: TorchEngine, golden: Golden, out: Path) -> None:
+    """Compares ONNX Runtime with the golden detections, and writes sidecar and evidence.
+
+    Raises:
+        GateError: ``export-parity``.
+    """
+    verdict = verify_graph(bundle, torch_engine, Samples.of_golden(golden))
+    found = verdict.worst
+    parity = next((e.parity.model_dump() for e in verdict.engines if e.parity is not None), None)
+    final = bundle.info.model_copy(update={"parity": parity})
+    write_atomic(bundle.path / SIDECAR, final.model_dump_json(indent=2) + "\n")
+    if verdict.status == "rejected":
+        kept = out.with_name(f"{out.name.removesuffix('.bundle')}.rejected.bundle")
+        shutil.rmtree(kept, ignore_errors=True)
+        bundle.path.rename(kept)
+        raise GateError("export-parity", f"{kept}: {found.complaint()}; {out} was not written")
+
+
+def _write_model(model: ModelProto, folder: Path) -> dict[str, str]:
+    """Writes the graph, with its weights inside while they fit; returns the files' hashes."""
+    try:
+        if model.ByteSize() < _EMBED_BYTES:
+            onnx.save_model(model, str(folder / MODEL))
+            return {MODEL: sha256(folder / MODEL)}
+        weights = f"{MODEL}.data"
+        onnx.save_model(model, str(folder / MODEL), save_as_external_data=True, location=weights)
+        return {name: sha256(folder / name) for name in (MODEL, weights)}
+    except OSError as error:
+        raise output_error(folder / MODEL, error) from error
+
+
+def _reference_ap(info: ModelInfo) -> float | None:
+    ap = info.provenance.get("ap")
+    return float(ap) if isinstance(ap, int | float) else None
+
+
+@contextlib.contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A new folder that takes the name ``out`` only if the block succeeds.
+
+    Raises:
+        UserError: ``disk-full`` or ``output-unwritable``.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+            new, old = Path(scratch) / "new", Path(scratch) / "old"
+            new.mkdir()
+            yield new
+            if out.exists():
+                out.rename(old)
+            try:
+                new.rename(out)
+            except OSError:
+                if old.exists():
+                    old.rename(out)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise output_error(out, error) from error

@@ -1,0 +1,71 @@
+"""A small C++ program that runs a bundle, from the templates in ``cpp_sample``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from detr.files import write_atomic
+from engines.bundle import MODEL, Bundle
+
+_TEMPLATES = Path(__file__).with_name("cpp_sample")
+_PLAIN = ("image.hpp", "preprocess.hpp", "detector.hpp", "main.cpp", "dump_input.cpp")
+
+
+def write_sample(bundle: Bundle, out: Path, runtime: str) -> list[Path]:
+    """Writes the program's sources.
+
+    Args:
+        bundle: What it shall run; its sizes, classes and normalisation become constants.
+        out: Folder of the sources.
+        runtime: ``onnxruntime`` or ``tensorrt``.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: The folder is not writable or the disk is full.
+    """
+    info = bundle.info.model
+    templates = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters["cstring"] = c_string
+    values = {
+        "runtime": runtime,
+        "name": bundle.path.name,
+        "height": info.preprocess.size[0],
+        "width": info.preprocess.size[1],
+        "batch": 1 if bundle.info.batch == "dynamic" else bundle.info.batch,
+        "mean": ", ".join(map(_float, info.preprocess.mean)),
+        "std": ", ".join(map(_float, info.preprocess.std)),
+        "classes": info.classes.names,
+        "sha256": bundle.info.files[MODEL],
+    }
+    contents = {name: (_TEMPLATES / name).read_text() for name in _PLAIN}
+    source = f"detector_{runtime}.cpp"
+    contents[source] = (_TEMPLATES / source).read_text()
+    for name in ("model_info.hpp", "CMakeLists.txt"):
+        contents[name] = templates.get_template(f"{name}.j2").render(values)
+    for name, text in contents.items():
+        write_atomic(out / name, text)
+    return [out / name for name in contents]
+
+
+def c_string(text: str) -> str:
+    """A C++ string literal; bytes outside ASCII and quotes are written as octal escapes.
+
+    Octal, because a hexadecimal escape would swallow the digits after it.
+    """
+    safe = (chr(b) if 32 <= b < 127 and b not in b'"\\?' else f"\\{b:03o}" for b in text.encode())
+    return '"' + "".join(safe) + '"'
+
+
+def _float(value: float) -> str:
+    """A float literal that reads back as the same double."""
+    return f"{float(value)!r}f"

@@ -1,0 +1,1 @@
+"""The gate: an engine's detections against the torch model's."""

@@ -1,0 +1,1 @@
+"""Half precision and int8 as passes over the graph."""

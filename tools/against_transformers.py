@@ -1,0 +1,142 @@
+"""Times Deformable DETR R18: ours against the transformers library's, same weights, in turns.
+
+python tools/against_transformers.py --threads 2
+
+Both are eager torch in one process, with the same threads, allocator and random weights; before
+anything is timed, their predictions are compared. A training step is forward, loss with its
+matching on every layer, backward, clipping and AdamW; the two need 7 GB at 402x1333. Besides the
+wall clock's time it prints the time the process spent on processors, which other processes on the
+machine disturb less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import transformers
+
+from detr.data.cli import parse_size
+from detr.models import Target
+from detr.models.weights.hugging_face import convert
+from distill.losses.detection import LossWeights, detection_losses
+from distill.training.cpu import prepare_cpu
+
+BOXES = torch.tensor([[0.3, 0.4, 0.2, 0.2], [0.7, 0.6, 0.3, 0.5], [0.5, 0.5, 0.1, 0.1]])
+LABELS = torch.tensor([0, 2, 1])
+Run = Callable[[], object]
+
+
+def published() -> torch.nn.Module:
+    """The library's model with a ResNet-18 and otherwise its own defaults."""
+    backbone = {
+        "model_type": "timm_backbone",
+        "backbone": "resnet18",
+        "out_indices": [2, 3, 4],
+        "features_only": True,
+        "use_pretrained_backbone": False,
+    }
+    config = transformers.DeformableDetrConfig(
+        backbone_config=backbone, num_labels=8, auxiliary_loss=True
+    )
+    torch.manual_seed(0)
+    return transformers.DeformableDetrForObjectDetection(config)
+
+
+def contenders(size: tuple[int, int]) -> dict[str, dict[str, Run]]:
+    """For both tasks, what ours and theirs run."""
+    theirs = published().eval()
+    ours = convert(theirs.config.to_dict(), theirs.state_dict(), "random weights").detector
+    # As training places it.
+    ours = ours.eval().to(memory_format=torch.channels_last)
+    images = torch.randn(1, 3, *size)
+    valid = torch.tensor([[float(size[0]), float(size[1])]])
+    mask = torch.ones(1, *size, dtype=torch.int64)
+
+    def our_forward() -> torch.Tensor:
+        with torch.inference_mode():
+            memory = ours.encode(images, valid)
+            group = ours.queries(memory)
+            return ours.decoder(memory, group, ours.source, final_only=True)[0].boxes[-1]
+
+    def their_forward() -> torch.Tensor:
+        with torch.inference_mode():
+            boxes: torch.Tensor = theirs(pixel_values=images, pixel_mask=mask).pred_boxes
+            return boxes
+
+    # Fresh heads answer with their biases alone; tests/models compares trained-like weights.
+    difference = (our_forward() - their_forward()).abs().max().item()
+    print(f"largest difference of the boxes: {difference:.1e}", flush=True)
+    if difference > 1e-3:
+        raise SystemExit("the models do not predict the same")
+
+    targets = [Target(BOXES, LABELS, torch.zeros(0, 4))]
+    labels = [{"class_labels": LABELS, "boxes": BOXES}]
+    weights = LossWeights(focal=2.0)
+    optimizers = {model: torch.optim.AdamW(model.parameters(), lr=1e-4) for model in (ours, theirs)}
+
+    def step(model: torch.nn.Module, loss_of: Callable[[], torch.Tensor]) -> None:
+        model.train()
+        optimizers[model].zero_grad()
+        loss_of().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizers[model].step()
+        model.eval()
+
+    def our_loss() -> torch.Tensor:
+        memory = ours.encode(images, valid)
+        outputs = ours.decode(memory, ours.queries(memory, targets))
+        found = {output.group.role: output for output in outputs}
+        losses = detection_losses(found, targets, torch.tensor(3.0), weights)
+        return sum(losses.values(), torch.zeros(()))
+
+    def their_loss() -> torch.Tensor:
+        loss: torch.Tensor = theirs(pixel_values=images, pixel_mask=mask, labels=labels).loss
+        return loss
+
+    return {
+        "forward": {"ours": our_forward, "theirs": their_forward},
+        "step": {
+            "ours": lambda: step(ours, our_loss),
+            "theirs": lambda: step(theirs, their_loss),
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", default="402x1333")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=("forward", "step"), default=("forward", "step")
+    )
+    arguments = parser.parse_args()
+    prepare_cpu()
+    torch.set_num_threads(arguments.threads)
+    print(f"{arguments.size}, {arguments.threads} threads, {arguments.rounds} rounds in turns")
+    every = contenders(parse_size(arguments.size))
+    for task in arguments.tasks:
+        runs = every[task]
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+        for _ in range(arguments.rounds + 1):
+            for name, run in runs.items():
+                wall, spent = time.perf_counter(), time.process_time()
+                run()
+                times[name].append((time.perf_counter() - wall, time.process_time() - spent))
+        for clock, label in enumerate(("wall", "processor")):
+            # The first round pays for allocations and the kernels' choice.
+            medians = {n: statistics.median(x[clock] for x in t[1:]) for n, t in times.items()}
+            ratio = medians["theirs"] / medians["ours"]
+            print(
+                f"{task:8} {label:10} ours {medians['ours'] * 1e3:8.0f} ms, "
+                f"theirs {medians['theirs'] * 1e3:8.0f} ms, {ratio:.2f} x",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

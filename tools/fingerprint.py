@@ -1,0 +1,123 @@
+"""What training and exporting compute, as hashes: a change that should change nothing shows here.
+
+python tools/fingerprint.py --out before.json
+python tools/fingerprint.py --out after.json --against before.json
+
+Trains every family's detector and every method's student for ten steps, on a few drawn scenes and
+one thread, and hashes the weights; exports the demo teacher in every precision and hashes the
+graph. Same machine, same libraries, same instruction set: equal hashes. The exit status is 1 where
+a hash differs from the file named by ``--against``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from click.testing import CliRunner
+from safetensors.numpy import load_file
+
+from detr.cli import main as detr
+from detr.data.synth import generate
+from distill.methods import METHODS
+from distill.recipe import Recipe
+from distill.training.loop import train
+
+DETECTORS = Path(__file__).resolve().parents[2] / "tests" / "models" / "format1" / "detectors.json"
+SIZE = (64, 128)
+# The methods' students and teachers: DINO, but Stable-DINO's and OD-DETR's need no teacher.
+ARCHITECTURE = "dino"
+
+
+def digest(folder: Path) -> str:
+    """Hash of a run's weights, by name, type, shape and value."""
+    sha = hashlib.sha256()
+    for name, x in sorted(load_file(folder / "model.safetensors").items()):
+        sha.update(f"{name} {x.dtype} {x.shape}".encode())
+        sha.update(x.tobytes())
+    return sha.hexdigest()
+
+
+def trained(folder: Path, scenes: Path, name: str, detector: dict[str, Any], **more: Any) -> Path:
+    """The run of ten steps of a detector."""
+    recipe = {
+        "name": name,
+        "data": {"train": f"coco:{scenes}:train"},
+        "input": {"size": SIZE},
+        "detector": detector,
+        "steps": 10,
+        "batch_size": 2,
+        "optimizer": {"lr": 1e-3, "backbone_lr": 1e-3, "clip": 1.0},
+        "augment": {"zoom": [0.8, 1.4]},
+        **more,
+    }
+    train(Recipe.model_validate(recipe), folder / name)
+    return folder / name
+
+
+def exported(folder: Path, precision: str, scenes: Path) -> str:
+    """Hash of the demo teacher's graph in one precision."""
+    out = folder / f"{precision}.bundle"
+    command = ["export", "onnx", "demo-teacher", "--out", str(out), "--precision", precision]
+    if precision == "int8":
+        command += ["--calibration", f"coco:{scenes}:train"]
+    done = CliRunner().invoke(detr, command)
+    found = out if out.is_dir() else out.with_name(f"{precision}.rejected.bundle")
+    if not found.is_dir():
+        raise SystemExit(f"{' '.join(command)}: {done.output}")
+    sha = hashlib.sha256()
+    for name in ("model.onnx", "model.onnx.data"):
+        if (found / name).is_file():
+            sha.update((found / name).read_bytes())
+    return sha.hexdigest()
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    """Every hash by what it is of."""
+    scenes, result = folder / "scenes", {}
+    generate(scenes, images=10, size=SIZE, seed=3, format="coco")
+    detectors: dict[str, dict[str, Any]] = json.loads(DETECTORS.read_text())
+    for family, detector in detectors.items():
+        detector = {**detector, "num_classes": 0}
+        result[f"family {family}"] = digest(trained(folder, scenes, family, detector))
+        print(f"family {family}: {result[f'family {family}']}", flush=True)
+    teacher = str(folder / ARCHITECTURE)
+    for name in METHODS:
+        detector = {**detectors[ARCHITECTURE], "num_classes": 0}
+        more: dict[str, Any] = {"methods": [name], "seed": 1, "ema": 0.9}
+        if METHODS[name].teacher == "frozen":
+            more |= {"teacher": teacher, "inherit": True}
+        result[f"method {name}"] = digest(trained(folder, scenes, f"m-{name}", detector, **more))
+        print(f"method {name}: {result[f'method {name}']}", flush=True)
+    for precision in ("fp32", "fp16", "int8"):
+        result[f"export {precision}"] = exported(folder, precision, scenes)
+        print(f"export {precision}: {result[f'export {precision}']}", flush=True)
+    return result
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, help="JSON file for the hashes")
+    parser.add_argument("--against", type=Path, help="JSON file of an earlier state")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = fingerprints(Path(folder))
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    if options.against is not None:
+        before = json.loads(options.against.read_text())
+        changed = [name for name in before if result.get(name) != before[name]]
+        print(f"{len(before) - len(changed)} of {len(before)} equal", *changed, sep="\n  ")
+        raise SystemExit(bool(changed))
+
+
+if __name__ == "__main__":
+    main()
