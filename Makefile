@@ -31,7 +31,7 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Everything that needs a GPU; writes toolsd/gpu-DATE.json. BUNDLES="a.bundle b.bundle".
+# Everything that needs a GPU; writes docs/measured/gpu-DATE.json. BUNDLES="a.bundle b.bundle".
 gpu-check: install
 	$(BIN)/python tools/gpu_check.py $(BUNDLES)
 

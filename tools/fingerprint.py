@@ -30,7 +30,7 @@ from distill.methods import METHODS
 from distill.recipe import Recipe
 from distill.training.loop import train
 
-DETECTORS = Path(__file__).resolve().parents[2] / "tests" / "models" / "format1" / "detectors.json"
+DETECTORS = Path(__file__).resolve().parents[1] / "tests" / "models" / "format1" / "detectors.json"
 SIZE = (64, 128)
 # The methods' students and teachers: DINO, but Stable-DINO's and OD-DETR's need no teacher.
 ARCHITECTURE = "dino"

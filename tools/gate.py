@@ -22,7 +22,7 @@ from export.parity.budget import default_budget
 from export.parity.engines import judge
 from export.parity.verdict import EngineVerdict
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "export"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "export"))
 import gate_faults
 
 _BUDGET = default_budget("fp32")

@@ -1,7 +1,7 @@
 """Runs everything of the project that needs a GPU and writes one dated JSON with versions.
 
     make gpu-check
-    python tools/gpu_check.py [BUNDLE ...] [--out toolsd] [--only SECTION ...]
+    python tools/gpu_check.py [BUNDLE ...] [--out docs/measured] [--only SECTION ...]
 
 Bundles are checked in ONNX Runtime's CUDA provider, TensorRT-RTX and TensorRT; without one, the
 shipped detector is exported in FP32 and FP16. Each part of a section is a process of its own, for a
@@ -40,7 +40,7 @@ from engines.trt.backend import BACKENDS, load
 from engines.trt.cuda import checked, compute_capability, runtime
 from engines.trt.engine import open_trt
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "measured"
 SECONDS = 1800  # per part
 RUNS = 50

@@ -1,6 +1,6 @@
 """Whether every architecture can learn four images by heart.
 
-python tools/overfit.py --out toolsd/overfit.json
+python tools/overfit.py --out docs/measured/overfit.json
 python tools/overfit.py dino detr --steps 800
 
 Trains a detector of a few thousand weights on four synthetic scenes, through the whole training
