@@ -60,7 +60,7 @@ def parity(artefact: Path, engine: str) -> str | None:
     if evidence is None or evidence.artefact != artefact.name:
         return None
     verdict = evidence.verdicts.get(engine)
-    return None if verdict is None else str(verdict.get("status"))
+    return None if verdict is None else verdict.status
 
 
 def origin(model: Path, artefact: Path) -> tuple[str, str]:

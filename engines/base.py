@@ -70,7 +70,7 @@ class Engine(ABC):
     on_gpu: bool = False
 
     def prepare(self, images: Sequence[ImageArray]) -> Inputs:
-        """Scales, normalises and pads ``[h, w, 3]`` uint8 RGB images.
+        """Scales, normalizes and pads ``[h, w, 3]`` uint8 RGB images.
 
         Raises:
             UserError: ``image-shape`` where an image is something else.

@@ -25,6 +25,8 @@ from detr.model_info import ModelInfo
 from detr.sidecar import SidecarError, read_sidecar
 from detr.types import Detections, ImageArray
 from engines.msda_function import Lowering
+from engines.parity import Parity
+from engines.precision_report import PrecisionReport
 
 SIDECAR = "bundle.json"
 MODEL = "model.onnx"
@@ -74,7 +76,7 @@ class BundleInfo(Strict):
     opset: int
     precision: Precision = "fp32"
     island: tuple[str, ...] = ()
-    precision_report: dict[str, Any] = {}
+    precision_report: PrecisionReport = PrecisionReport()
     lowering: Lowering
     batch: int | Literal["dynamic"]
     inputs: tuple[str, ...] = INPUTS
@@ -82,7 +84,7 @@ class BundleInfo(Strict):
     files: dict[str, str]
     source: Source
     reference_ap: float | None = None
-    parity: dict[str, Any] | None = None
+    parity: Parity | None = None
     versions: dict[str, str] = {}
 
     @property

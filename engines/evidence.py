@@ -9,15 +9,73 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from detr.config import Strict
 from detr.errors import UserError
 from detr.files import write_atomic
 from detr.sidecar import SidecarError, read_sidecar
-from engines.bundle import MODEL, Bundle
+from engines.bundle import MODEL, Bundle, Precision
+from engines.trt.backend import BuildLowering
+from engines.verdict import EngineVerdict
 
 EVIDENCE = "evidence.json"
+EVIDENCE_FORMAT: Literal[2] = 2
+LayerSource = Literal["engine", "network"]
+
+
+class LayerCount(Strict):
+    """The layer report in short.
+
+    Attributes:
+        source: See :class:`engines.trt.layers.LayerReport`.
+        count: Number of layers, constants left out.
+    """
+
+    source: LayerSource
+    count: int
+
+
+class EngineBuild(Strict):
+    """How an engine was built.
+
+    Attributes:
+        version: Of the runtime that built it.
+        compute_capabilities: GPUs it is for, 86 for 8.6.
+        precision: Types of the graph.
+        lowering: How it computes deformable attention.
+        plugin_sha256: Hash of our plugin's code, where it is in the engine.
+        version_compatible: Whether it runs in later releases of the same major version.
+        hardware_compatible: Whether it runs on any GPU from Ampere on.
+        batch: Smallest, usual and largest batch.
+        seconds: Time the build took.
+        bytes: Size of the engine.
+        memory_bytes: Memory by kind: ``activation``, ``weights`` as the builder says, ``device`` as
+            the opened engine does.
+        layers: Number of layers.
+        not_run_because: Why it could not run on the machine that built it; ``None`` where it could.
+    """
+
+    version: str
+    compute_capabilities: tuple[int, ...]
+    precision: Precision
+    lowering: BuildLowering
+    plugin_sha256: str | None
+    version_compatible: bool
+    hardware_compatible: bool
+    batch: tuple[int, int, int]
+    seconds: float
+    bytes: int
+    memory_bytes: dict[str, int]
+    layers: LayerCount
+    not_run_because: str | None
+
+
+def _stored_build(value: Any) -> Any:
+    """Format 1 has an empty mapping where nothing was built."""
+    return None if value == {} else value
 
 
 class Evidence(Strict):
@@ -31,20 +89,19 @@ class Evidence(Strict):
         backend: Runtime the artefact is for, as ``open_engine`` takes it.
         status: ``unverified`` until the parity gate has seen it.
         reasons: What was over the budget, one phrase each; empty unless rejected.
-        verdicts: The gate's findings by engine.
-        build: How it was made: versions, compute capability, precision, lowering, plugin hash,
-            flags, seconds.
+        verdicts: The gate's verdicts by engine.
+        build: How it was built; ``None`` for a bundle's graph.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = EVIDENCE_FORMAT
     artefact: str
     sha256: str
     bundle_sha256: str
     backend: str
     status: Literal["unverified", "accepted", "rejected"] = "unverified"
     reasons: tuple[str, ...] = ()
-    verdicts: dict[str, dict[str, Any]] = {}
-    build: dict[str, Any] = {}
+    verdicts: dict[str, EngineVerdict] = {}
+    build: Annotated[EngineBuild | None, BeforeValidator(_stored_build)] = None
 
     def write(self, folder: Path) -> None:
         """Writes it into the artefact's folder, all or nothing."""
@@ -95,6 +152,16 @@ def graph_evidence(bundle: Bundle) -> Evidence | None:
         bundle.info.fingerprint,
     )
     return evidence if same else None
+
+
+def graph_verdict(bundle: Bundle, engine: str) -> EngineVerdict | None:
+    """The gate's verdict on a bundle's graph in an engine, where there is one.
+
+    Raises:
+        UserError: ``evidence-unreadable``.
+    """
+    evidence = graph_evidence(bundle)
+    return None if evidence is None else evidence.verdicts.get(engine)
 
 
 def trusted_artefact(folder: Path) -> Trusted:

@@ -19,7 +19,7 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper
 
-from engines.ort_engine import OrtEngine, session_options
+from engines.ort_engine import OrtEngine, open_session, session_options
 
 # Operators whose result holds nothing but numbers they were given.
 MOVERS = frozenset(
@@ -50,11 +50,9 @@ class HalfEngine(OrtEngine):
 def half_session(model: ModelProto, threads: int | None = None) -> ort.InferenceSession:
     """Loads a typed graph so that its float16 values are rounded as half precision is."""
     options = session_options(threads)
-    # Optimising a graph full of casts takes longer than the runs it would save.
+    # Optimizing a graph full of casts takes longer than the runs it would save.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(
-        emulate_half(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_session(emulate_half(model), options)
 
 
 def emulate_half(model: ModelProto) -> ModelProto:
@@ -162,25 +160,25 @@ class _Emulation:
         self._constants.append(numpy_helper.from_array(value, name))
         return name
 
-    def _normalised(self, x: str, axes: list[int], epsilon: float) -> str:
-        centred = self._op("Sub", x, self._reduce("ReduceMean", x, axes))
-        variance = self._reduce("ReduceMean", self._op("Mul", centred, centred), axes)
+    def _normalized(self, x: str, axes: list[int], epsilon: float) -> str:
+        centered = self._op("Sub", x, self._reduce("ReduceMean", x, axes))
+        variance = self._reduce("ReduceMean", self._op("Mul", centered, centered), axes)
         slack = self._constant(np.float16(epsilon).astype(np.float32))
         deviation = self._op("Sqrt", self._op("Add", variance, slack))
-        return self._op("Div", centred, deviation)
+        return self._op("Div", centered, deviation)
 
     def _layer_norm(self, node: NodeProto) -> str:
         axis = _attribute(node, "axis", -1)
         rank = self._ranks[node.input[0]]
         axes = list(range(axis % rank, rank))
-        out = self._normalised(node.input[0], axes, _attribute(node, "epsilon", 1e-5))
+        out = self._normalized(node.input[0], axes, _attribute(node, "epsilon", 1e-5))
         out = self._op("Mul", out, node.input[1])
         return self._op("Add", out, node.input[2]) if len(node.input) > 2 else out
 
     def _instance_norm(self, node: NodeProto) -> str:
         rank = self._ranks[node.input[0]]
         axes = list(range(2, rank))
-        out = self._normalised(node.input[0], axes, _attribute(node, "epsilon", 1e-5))
+        out = self._normalized(node.input[0], axes, _attribute(node, "epsilon", 1e-5))
         shape = self._constant(np.array([-1, *[1] * (rank - 2)], np.int64))
         scale, shift = (self._op("Reshape", name, shape) for name in node.input[1:3])
         return self._op("Add", self._op("Mul", out, scale), shift)

@@ -222,7 +222,7 @@ def _gridsample_body(body: _Body, shapes: list[tuple[int, int]], head: HeadShape
     weights = body.op("Reshape", weights, body.shape(0, 1, -1, len(shapes) * head.points))
     weighted = body.op("Mul", sampled, weights)
     summed = body.op("ReduceSum", weighted, body.shape(3), keepdims=0)  # [B*M,D,Q]
-    # As [Q,B*M,D] the heads of an image are neighbours, so B and Q need not be known.
+    # As [Q,B*M,D] the heads of an image are neighbors, so B and Q need not be known.
     summed = body.op("Transpose", summed, perm=[2, 0, 1])
     merged = body.op("Reshape", summed, body.shape(0, -1, head.heads * head.channels))
     return body.op("Transpose", merged, perm=[1, 0, 2])

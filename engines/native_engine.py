@@ -20,7 +20,7 @@ from detr.data.preprocess import Inputs
 from detr.types import FloatArray
 from engines.base import Engine, RawDetections
 from engines.bundle import OUTPUTS, Bundle
-from engines.ort_engine import session_options, with_outputs
+from engines.ort_engine import open_session, session_options, with_outputs
 from engines.split import Attention, Segment, last_uses, split
 
 
@@ -32,10 +32,9 @@ class _Piece:
         self._inputs = segment.inputs
         # A session that waits busily would take the cores from the kernel and from the next
         # session, whose own threads these are not.
-        self._session = ort.InferenceSession(
-            segment.model.SerializeToString(),
+        self._session = open_session(
+            segment.model,
             session_options(threads, spinning=False),
-            providers=["CPUExecutionProvider"],
             # Its fused Add and LayerNorm is several times slower than the two alone.
             disabled_optimizers=["SkipLayerNormFusion"],
         )

@@ -1,44 +1,91 @@
-"""From a path and the name of a runtime to an engine."""
+"""From a model and the name of a runtime to an engine: the one place where engines are opened."""
 
 from __future__ import annotations
 
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
 
 from detr import msda
 from detr.errors import UserError
 from detr.shipped import find_model
 from engines.base import Engine
 from engines.bundle import Bundle, is_bundle, open_bundle
-from engines.evidence import graph_evidence
+from engines.evidence import graph_verdict
 from engines.trt.backend import BACKENDS
+
+if TYPE_CHECKING:
+    from engines.torch_engine import TorchEngine
+    from engines.trt.engine import TrtEngine
 
 ENGINES = ("onnxruntime", "half", "openvino", "native", "torch", *BACKENDS)
 
 
-def open_engine(model: Path, engine: str | None = None, threads: int | None = None) -> Engine:
+@overload
+def open_engine(
+    model: Path | Bundle,
+    engine: Literal["torch"],
+    threads: int | None = None,
+    *,
+    ungated: bool = False,
+) -> TorchEngine: ...
+
+
+@overload
+def open_engine(
+    model: Path | Bundle, engine: str, *, ungated: bool = False, built: Path
+) -> TrtEngine: ...
+
+
+@overload
+def open_engine(
+    model: Path | Bundle,
+    engine: str | None = None,
+    threads: int | None = None,
+    *,
+    ungated: bool = False,
+) -> Engine: ...
+
+
+def open_engine(
+    model: Path | Bundle,
+    engine: str | None = None,
+    threads: int | None = None,
+    *,
+    ungated: bool = False,
+    built: Path | None = None,
+) -> Engine:
     """Loads a model into a runtime.
 
     Args:
-        model: A bundle, a checkpoint (``.safetensors``), a run directory or a shipped model's name.
+        model: A bundle, a checkpoint (``.safetensors``), a run directory or a shipped model's name;
+            or a bundle that is open already, whose files are not checked again.
         engine: One of :data:`ENGINES`, ``openvino:GPU`` for another device than the CPU; by
             default ``torch`` for a checkpoint. For a bundle it is ``openvino``, ``native`` where
             that is not installed, or ``onnxruntime`` where our kernel was not compiled. ``half`` is
             ONNX Runtime with every value typed float16 rounded, to see what half precision costs.
         threads: Threads within an operator; the runtime's default where ``None``.
+        ungated: Opens what the parity gate rejected or has not seen without a word: for the gate.
+        built: Folder of the TensorRT engine to open, in place of the bundle's that fits this
+            machine best.
 
     Raises:
         UserError: ``model-missing``, ``engine-unknown``, ``engine-needs-bundle``,
             ``runtime-missing``, or what opening the bundle, the checkpoint or the engine raises.
+        ValueError: ``built`` for another engine than TensorRT's.
     """
+    if engine is not None:
+        check_name(engine)
+    if built is not None and engine not in BACKENDS:
+        raise ValueError(f"built {built} is for {', '.join(BACKENDS)}, not {engine}")
+    if isinstance(model, Bundle):
+        return _of_bundle(model, engine, threads, ungated, built)
     model = find_model(Path(model))
     if not model.exists():
         raise UserError("model-missing", f"{model}: no such checkpoint, run directory or bundle")
-    if engine is not None:
-        check_name(engine)
     if is_bundle(model):
-        return engine_of(open_bundle(model), engine, threads)
+        return _of_bundle(open_bundle(model), engine, threads, ungated, built)
     if engine in (None, "torch"):
         from engines.torch_engine import TorchEngine
 
@@ -60,10 +107,12 @@ def check_name(engine: str) -> None:
         raise UserError("engine-unknown", f"engine {engine!r}: one of {', '.join(ENGINES)}")
 
 
-def engine_of(bundle: Bundle, engine: str | None = None, threads: int | None = None) -> Engine:
-    """Loads a bundle whose files need no checking; else as :func:`open_engine`."""
+def _of_bundle(
+    bundle: Bundle, engine: str | None, threads: int | None, ungated: bool, built: Path | None
+) -> Engine:
     name, _, device = (engine or _fastest()).partition(":")
-    _warn_rejected(bundle, name)
+    if not ungated:
+        _warn_rejected(bundle, name)
     if name == "torch":
         from engines.torch_engine import TorchEngine, bundle_weights
 
@@ -71,7 +120,7 @@ def engine_of(bundle: Bundle, engine: str | None = None, threads: int | None = N
     if name in BACKENDS:
         from engines.trt.engine import open_trt
 
-        return open_trt(bundle, BACKENDS[name])
+        return open_trt(bundle, BACKENDS[name], built, ungated)
     if name == "half":
         from engines.half_emulation import HalfEngine
 
@@ -97,13 +146,11 @@ def engine_of(bundle: Bundle, engine: str | None = None, threads: int | None = N
 
 def _warn_rejected(bundle: Bundle, engine: str) -> None:
     """Says so where the parity gate found that the bundle's graph answers wrongly in an engine."""
-    evidence = graph_evidence(bundle)
-    verdict = {} if evidence is None else evidence.verdicts.get(engine, {})
-    if verdict.get("status") == "rejected":
+    verdict = graph_verdict(bundle, engine)
+    if verdict is not None and verdict.status == "rejected":
         warnings.warn(
-            f"{bundle.path}: the parity gate rejected it in {engine}: "
-            f"{'; '.join(verdict.get('reasons', []))}",
-            stacklevel=3,
+            f"{bundle.path}: the parity gate rejected it in {engine}: {'; '.join(verdict.reasons)}",
+            stacklevel=4,
         )
 
 

@@ -33,6 +33,26 @@ def session_options(threads: int | None, spinning: bool = True) -> ort.SessionOp
     return options
 
 
+def open_session(
+    model: Path | onnx.ModelProto,
+    options: ort.SessionOptions | None = None,
+    disabled_optimizers: Sequence[str] = (),
+) -> ort.InferenceSession:
+    """Loads a file, or a graph made from one, on the CPU.
+
+    Args:
+        model: The graph.
+        options: :func:`session_options` on the default number of threads where ``None``.
+        disabled_optimizers: Fusions of ONNX Runtime that are left out.
+    """
+    return ort.InferenceSession(
+        str(model) if isinstance(model, Path) else model.SerializeToString(),
+        options or session_options(None),
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=list(disabled_optimizers),
+    )
+
+
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """A graph with some of its values as further outputs.
 
@@ -69,11 +89,7 @@ class OrtEngine(Engine):
 
     def _load(self, model: Path | onnx.ModelProto, threads: int | None) -> ort.InferenceSession:
         """A session for a file, or for a graph made from one."""
-        return ort.InferenceSession(
-            str(model) if isinstance(model, Path) else model.SerializeToString(),
-            session_options(threads),
-            providers=["CPUExecutionProvider"],
-        )
+        return open_session(model, session_options(threads))
 
     def intermediates(
         self, inputs: Inputs, names: Sequence[str]

@@ -31,10 +31,13 @@ from engines.bundle import (
     open_bundle,
 )
 from engines.msda_function import Lowering
+from engines.open import open_engine
 from engines.torch_engine import TorchEngine
+from engines.verdict import EngineVerdict
 from export.golden import drawn_images
-from export.parity.evidence import unverified
-from export.parity.gate import verify_graph
+from export.parity.diagnose import island_advice
+from export.parity.evidence import ungated_evidence
+from export.parity.gate import gate_graph
 from export.parity.samples import Samples
 from export.precision.apply import PrecisionRequest, write_precision
 from export.trace.torch_to_onnx import export_graph
@@ -42,6 +45,27 @@ from export.trace.torch_to_onnx import export_graph
 # A protobuf message ends at 2 GiB; beyond this, weights go beside the graph.
 _EMBED_BYTES = 2**31 - 2**24
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+class RejectedExport(GateError):
+    """An export the parity gate rejected: ``export-parity``.
+
+    Args:
+        bundle: What was exported, under the name it is left with.
+        verdict: Of the engine that rejects it.
+        out: The name it did not get.
+
+    Attributes:
+        bundle: Likewise.
+    """
+
+    def __init__(self, bundle: Bundle, verdict: EngineVerdict, out: Path) -> None:
+        complaint = verdict.complaint()
+        advice = "" if bundle.info.precision == "fp32" else island_advice(bundle.info)
+        if advice and advice not in complaint:
+            complaint = f"{complaint}; {advice}"
+        super().__init__("export-parity", f"{bundle.path}: {complaint}; {out} was not written")
+        self.bundle = bundle
 
 
 def export_bundle(
@@ -52,7 +76,7 @@ def export_bundle(
     lowering: Lowering = "gridsample",
     images: Sequence[ImageArray] | None = None,
     request: PrecisionRequest | None = None,
-    verify: bool = True,
+    gate: bool = True,
 ) -> Bundle:
     """Exports a checkpoint and proves the result in ONNX Runtime before it takes the name ``out``.
 
@@ -64,19 +88,18 @@ def export_bundle(
         lowering: Body of the attention function for runtimes without our kernel.
         images: Golden images; drawn ones where ``None``.
         request: Precision of the graph, float32 by default.
-        verify: Whether to prove it.
+        gate: Whether it has to pass the parity gate.
 
     Raises:
-        GateError: ``export-parity`` where ONNX Runtime finds other things than torch. The bundle
-            then lies beside ``out``, called ``NAME.rejected.bundle``, and what was at ``out`` still
-            is.
+        RejectedExport: ONNX Runtime finds other things than torch. The bundle then lies beside
+            ``out``, called ``NAME.rejected.bundle``, and what was at ``out`` still is.
         UserError: ``output-exists`` where ``out`` is something other than a bundle, or what loading
             the checkpoint and writing the files raises.
     """
     if out.exists() and not is_bundle(out):
         raise UserError("output-exists", f"{out}: exists and is not a bundle; nothing was written")
     output_folder(out.parent)
-    torch_engine = TorchEngine(checkpoint)
+    torch_engine = open_engine(checkpoint, "torch")
     info = torch_engine.info
     with progress(range(3), f"export {out.name}", 3) as bar:
         bar.set_postfix_str("tracing the graph")
@@ -87,7 +110,7 @@ def export_bundle(
         golden = Golden(images, _detect(torch_engine, images, 1))
         bar.set_postfix_str("writing the types")
         request = request or PrecisionRequest()
-        written = write_precision(
+        precise = write_precision(
             model,
             torch_engine,
             lowering,
@@ -96,15 +119,15 @@ def export_bundle(
             request,
         )
         with _replacing(out) as folder:
-            files = _write_model(written.model, folder)
+            files = _write_model(precise.model, folder)
             write_atomic(folder / GOLDEN, golden.to_bytes())
             files[GOLDEN] = sha256(folder / GOLDEN)
             draft = BundleInfo(
                 model=info,
                 opset=opset,
                 precision=request.precision,
-                island=written.island,
-                precision_report=written.report(),
+                island=precise.island,
+                precision_report=precise.report,
                 lowering=lowering,
                 batch=batch,
                 files=files,
@@ -116,39 +139,36 @@ def export_bundle(
             )
             bundle = Bundle(folder, draft)
             bar.update()
-            if verify:
+            if gate:
                 bar.set_postfix_str("comparing it with torch")
-                _prove(bundle, torch_engine, golden, out)
+                _pass_gate(bundle, torch_engine, golden, out)
             else:
-                unverified(bundle).write(folder)
+                ungated_evidence(bundle).write(folder)
                 write_atomic(folder / SIDECAR, draft.model_dump_json(indent=2) + "\n")
     return open_bundle(out)
 
 
 def _detect(engine: Engine, images: Sequence[ImageArray], size: int) -> list[Detections]:
     """Runs images in batches of at most ``size``."""
-    found: list[Detections] = []
-    for start in range(0, len(images), size):
-        found += engine(images[start : start + size])
-    return found
+    batches = (images[start : start + size] for start in range(0, len(images), size))
+    return [one for batch in batches for one in engine(batch)]
 
 
-def _prove(bundle: Bundle, torch_engine: TorchEngine, golden: Golden, out: Path) -> None:
+def _pass_gate(bundle: Bundle, torch_engine: TorchEngine, golden: Golden, out: Path) -> None:
     """Compares ONNX Runtime with the golden detections, and writes sidecar and evidence.
 
     Raises:
-        GateError: ``export-parity``.
+        RejectedExport: The bundle got another name.
     """
-    verdict = verify_graph(bundle, torch_engine, Samples.of_golden(golden))
-    found = verdict.worst
-    parity = next((e.parity.model_dump() for e in verdict.engines if e.parity is not None), None)
+    verdict = gate_graph(bundle, torch_engine, Samples.of_golden(golden))
+    parity = next((e.parity for e in verdict.engines if e.parity is not None), None)
     final = bundle.info.model_copy(update={"parity": parity})
     write_atomic(bundle.path / SIDECAR, final.model_dump_json(indent=2) + "\n")
     if verdict.status == "rejected":
-        kept = out.with_name(f"{out.name.removesuffix('.bundle')}.rejected.bundle")
-        shutil.rmtree(kept, ignore_errors=True)
-        bundle.path.rename(kept)
-        raise GateError("export-parity", f"{kept}: {found.complaint()}; {out} was not written")
+        rejected = out.with_name(f"{out.name.removesuffix('.bundle')}.rejected.bundle")
+        shutil.rmtree(rejected, ignore_errors=True)
+        bundle.path.rename(rejected)
+        raise RejectedExport(Bundle(rejected, final), verdict.worst, out)
 
 
 def _write_model(model: ModelProto, folder: Path) -> dict[str, str]:

@@ -103,7 +103,7 @@ def onnx(
     Example: detr export onnx runs/student --out student.bundle --precision fp16
     """
     from detr.models import load_model
-    from export.bundle import export_bundle
+    from export.bundle import RejectedExport, export_bundle
     from export.golden import dataset_images
     from export.precision.apply import check_request, request_precision
 
@@ -114,42 +114,42 @@ def onnx(
         precision, classes, data, search_islands, calibration, calibration_images
     )
     images = None if data is None else dataset_images(data, classes)
-    bundle = export_bundle(
-        checkpoint, out, int(opset), size, lowering, images, request, not no_verify
-    )
-    emit(bundle.info, as_json, _told(bundle))
+    try:
+        bundle = export_bundle(
+            checkpoint, out, int(opset), size, lowering, images, request, not no_verify
+        )
+    except RejectedExport as error:
+        # What was measured took minutes and says what to do next.
+        emit(error.bundle.info, as_json, _bundle_text(error.bundle))
+        raise
+    emit(bundle.info, as_json, _bundle_text(bundle))
 
 
-def _told(bundle: Bundle) -> str:
+def _bundle_text(bundle: Bundle) -> str:
     """What was exported, for a person."""
-    from export.precision.cost import Verdict
-    from export.precision.island_search import Search
-
     info = bundle.info
     text = (
         f"{bundle.path}: {info.precision}, opset {info.opset}, batch {info.batch}, "
-        f"{info.lowering}; {_proof(bundle)}"
+        f"{info.lowering}; {_gate_text(bundle)}"
     )
     if info.precision != "fp32":
         text += f"\nfloat32 island: {', '.join(info.island) or 'none'}"
-    if "search" in info.precision_report:
-        text += "\n" + Search.model_validate(info.precision_report["search"]).table()
-    if "verdict" in info.precision_report:
-        text += "\n" + Verdict.model_validate(info.precision_report["verdict"]).table()
-    return text
+    table = info.precision_report.table()
+    return f"{text}\n{table}" if table else text
 
 
-def _proof(bundle: Bundle) -> str:
+def _gate_text(bundle: Bundle) -> str:
     """What the parity gate said when the bundle was made."""
-    from export.parity.compare import Parity
-
     if bundle.info.parity is None:
         return "not compared with torch"
-    found = f"ONNX Runtime against torch: {Parity.model_validate(bundle.info.parity).summary()}"
-    if read_evidence(bundle.path).status == "accepted":
-        return found
+    parity = f"ONNX Runtime against torch: {bundle.info.parity.summary()}"
+    evidence = read_evidence(bundle.path)
+    if evidence.status == "accepted":
+        return parity
+    if evidence.status == "rejected":
+        return "\n".join(["rejected", *(v.text() for v in evidence.verdicts.values())])
     return (
-        f"{found}\ntoo little was found to judge by; compare it on images with objects in them: "
+        f"{parity}\ntoo little was found to judge by; compare it on images with objects in them: "
         f"detr export verify {bundle.path} --data DATA"
     )
 
@@ -203,13 +203,12 @@ def verify(
 
     Example: detr export verify student.bundle --data kitti:data/kitti:val --engine native
     """
-    from engines.bundle import open_bundle
     from export.parity.budget import read_budget
-    from export.parity.gate import verify as judge_bundle
+    from export.parity.gate import gate_bundle
 
     opened = open_bundle(bundle)
     allowed = None if budget is None else read_budget(budget, opened.info.precision)
-    verdict = judge_bundle(opened, data, engines, allowed, images, draw)
+    verdict = gate_bundle(opened, data, engines, allowed, images, draw)
     emit(verdict, as_json, verdict.text())
     verdict.check()
 

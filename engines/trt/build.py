@@ -20,7 +20,7 @@ from detr.cli_support import progress
 from detr.errors import UserError
 from detr.files import sha256, write_atomic
 from engines.bundle import MODEL, Bundle
-from engines.evidence import Evidence
+from engines.evidence import EngineBuild, Evidence, LayerCount
 from engines.trt.backend import Backend, BuildLowering, check_targets, load, set_targets
 from engines.trt.check import plugin_hash
 from engines.trt.cuda import compute_capability
@@ -69,6 +69,12 @@ class BuiltEngine:
     evidence: Evidence
     layers: LayerReport
 
+    @property
+    def build(self) -> EngineBuild:
+        """How it was built."""
+        assert self.evidence.build is not None
+        return self.evidence.build
+
 
 def build_engine(
     bundle: Bundle,
@@ -111,21 +117,21 @@ def build_engine(
         sha256=sha256(folder / ENGINE),
         bundle_sha256=bundle.info.fingerprint,
         backend=backend.name,
-        build={
-            "version": trt.__version__,
-            "compute_capabilities": list(capabilities),
-            "precision": bundle.info.precision,
-            "lowering": lowering,
-            "plugin_sha256": plugin_hash() if lowering == "plugin" else None,
-            "version_compatible": options.version_compatible,
-            "hardware_compatible": options.hardware_compatible,
-            "batch": list(build.batch),
-            "seconds": round(seconds, 1),
-            "bytes": len(data),
-            "memory_bytes": memory,
-            "layers": {"source": layers.source, "count": len(layers.layers)},
-            "not_run_because": _not_run_because(capabilities),
-        },
+        build=EngineBuild(
+            version=trt.__version__,
+            compute_capabilities=capabilities,
+            precision=bundle.info.precision,
+            lowering=lowering,
+            plugin_sha256=plugin_hash() if lowering == "plugin" else None,
+            version_compatible=options.version_compatible,
+            hardware_compatible=options.hardware_compatible,
+            batch=build.batch,
+            seconds=round(seconds, 1),
+            bytes=len(data),
+            memory_bytes=memory,
+            layers=LayerCount(source=layers.source, count=len(layers.layers)),
+            not_run_because=_not_run_because(capabilities),
+        ),
     )
     evidence.write(folder)
     return BuiltEngine(folder, evidence, layers)
@@ -203,7 +209,7 @@ def _not_run_because(capabilities: tuple[int, ...]) -> str | None:
 
 
 class _Build:
-    """One run of a builder; it holds what must live until the engine is serialised."""
+    """One run of a builder; it holds what must live until the engine is serialized."""
 
     def __init__(
         self, trt: Any, backend: Backend, options: BuildOptions, log: Log, bundle: Bundle

@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from detr.errors import UserError
 from engines.bundle import Bundle
-from engines.evidence import EVIDENCE, Evidence, read_evidence
+from engines.evidence import EVIDENCE, EngineBuild, Evidence, read_evidence
 from engines.trt.backend import Backend, release
 
 # First capability of the generation that hardware-compatible engines are built for.
@@ -36,7 +35,7 @@ class Here:
 
 
 def find_engine(
-    bundle: Bundle, backend: Backend, here: Here, allow_rejected: bool = False
+    bundle: Bundle, backend: Backend, here: Here, ungated: bool = False
 ) -> tuple[Path, Evidence]:
     """The folder of the bundle's engine for this machine, and its evidence.
 
@@ -44,7 +43,7 @@ def find_engine(
         bundle: Where to look.
         backend: Whose engine.
         here: What it must fit.
-        allow_rejected: Whether one the parity gate rejected will do; for judging it again.
+        ungated: Whether one the parity gate rejected will do; for the gate itself.
 
     Raises:
         UserError: ``engine-not-built``, or why none of those there fits: ``engine-stale``,
@@ -62,17 +61,17 @@ def find_engine(
             continue
         if evidence.backend != backend.name:
             continue
-        found = _refusal(bundle, evidence, here, backend, path.parent, command)
-        if found is None and evidence.status == "rejected" and not allow_rejected:
-            found = UserError(
+        refused = _refusal(bundle, evidence, here, backend, path.parent, command)
+        if refused is None and evidence.status == "rejected" and not ungated:
+            refused = UserError(
                 "engine-rejected",
                 f"{path.parent}: the parity gate rejected it ({'; '.join(evidence.reasons)}); "
                 f"{_way_out(evidence)}",
             )
-        if found is None:
+        if refused is None:
             fitting.append((path.parent, evidence))
         else:
-            refusals.append(found)
+            refusals.append(refused)
     if fitting:
         return min(fitting, key=_preference)
     if refusals:
@@ -85,7 +84,8 @@ def find_engine(
 def _preference(engine: tuple[Path, Evidence]) -> tuple[bool, bool, Path]:
     """Small for the engine to take: one that was accepted, then one built for this very GPU."""
     path, evidence = engine
-    return evidence.status != "accepted", bool(evidence.build.get("hardware_compatible")), path
+    portable = evidence.build is not None and evidence.build.hardware_compatible
+    return evidence.status != "accepted", portable, path
 
 
 def rebuild_command(bundle: Bundle, backend: Backend, capability: int) -> str:
@@ -108,30 +108,35 @@ def plugin_hash() -> str:
 def _refusal(
     bundle: Bundle, evidence: Evidence, here: Here, backend: Backend, folder: Path, command: str
 ) -> UserError | None:
-    build = evidence.build
-    built_with, capabilities = str(build.get("version")), build.get("compute_capabilities", [])
     if evidence.bundle_sha256 != bundle.info.fingerprint:
         return UserError(
             "engine-stale",
             f"{folder}: built from another graph, or for other classes or preprocessing, than the "
             f"bundle's; build it again: {command}",
         )
+    build = evidence.build
+    if build is None:
+        return UserError(
+            "evidence-unreadable",
+            f"{folder / EVIDENCE}: build: says nothing of the engine; build it again: {command}",
+        )
     if not _version_fits(build, here.version):
         return UserError(
             "engine-version",
-            f"{folder}: built with {backend.name} {built_with}, this is {here.version}; build it "
-            f"again: {command}",
+            f"{folder}: built with {backend.name} {build.version}, this is {here.version}; "
+            f"build it again: {command}",
         )
-    fits = here.capability in capabilities or (
-        bool(build.get("hardware_compatible")) and here.capability >= _AMPERE
+    fits = here.capability in build.compute_capabilities or (
+        build.hardware_compatible and here.capability >= _AMPERE
     )
     if not fits:
         return UserError(
             "engine-architecture",
-            f"{folder}: built for compute capability {', '.join(map(str, capabilities))}, this "
-            f"GPU has {here.capability}; build it again: {command}",
+            f"{folder}: built for compute capability "
+            f"{', '.join(map(str, build.compute_capabilities))}, this GPU has {here.capability}; "
+            f"build it again: {command}",
         )
-    if build.get("lowering") == "plugin" and build.get("plugin_sha256") != here.plugin_sha256:
+    if build.lowering == "plugin" and build.plugin_sha256 != here.plugin_sha256:
         return UserError(
             "engine-plugin",
             f"{folder}: contains another version of our deformable-attention plugin; build it "
@@ -140,15 +145,15 @@ def _refusal(
     return None
 
 
-def _version_fits(build: dict[str, Any], version: str) -> bool:
+def _version_fits(build: EngineBuild, version: str) -> bool:
     """Engines run in the release that built them; compatible ones in later ones of its major."""
-    built, here = release(str(build.get("version"))), release(version)
-    if build.get("version_compatible"):
+    built, here = release(build.version), release(version)
+    if build.version_compatible:
         return built[0] == here[0] and built <= here
     return built == here
 
 
 def _way_out(evidence: Evidence) -> str:
-    if evidence.build.get("lowering") == "gridsample":
+    if evidence.build is not None and evidence.build.lowering == "gridsample":
         return "build it with --lowering gather"
     return "run the bundle in another engine, or export it with --precision fp32"

@@ -20,16 +20,15 @@ from engines.trt.log import Log, make_logger, make_profiler
 
 
 def open_trt(
-    bundle: Bundle, backend: Backend, built: Path | None = None, allow_rejected: bool = False
+    bundle: Bundle, backend: Backend, built: Path | None = None, ungated: bool = False
 ) -> TrtEngine:
-    """Opens a bundle's engine for this machine.
+    """Opens a bundle's engine for this machine; for :func:`engines.open.open_engine`.
 
     Args:
         bundle: Its folder holds the engine.
         backend: Whose engine.
-        built: Folder of the engine where it was built just now; opened without a word about its
-            not being verified.
-        allow_rejected: Whether one the parity gate rejected will do; for judging it again.
+        built: Folder of the engine; that of the bundle's that fits this machine where ``None``.
+        ungated: Whether one the parity gate rejected or has not seen will do.
 
     Raises:
         UserError: ``tensorrt-missing``, ``tensorrt-version``, ``device-missing``, what
@@ -44,14 +43,14 @@ def open_trt(
             f"engine {backend.name} runs on a GPU and there is no CUDA device here",
         )
     here = Here(trt.__version__, capability, plugin_hash())
-    folder = built or find_engine(bundle, backend, here, allow_rejected)[0]
+    folder = built or find_engine(bundle, backend, here, ungated)[0]
     trusted = trusted_artefact(folder)
     evidence = trusted.evidence
-    if evidence.status == "unverified" and built is None:
+    if evidence.status == "unverified" and not ungated:
         warnings.warn(
             f"{trusted.path}: never compared with the model it was built from; do it with: "
             f"detr export verify {bundle.path} --engine {backend.name}",
-            stacklevel=2,
+            stacklevel=4,
         )
     return TrtEngine(
         bundle,
@@ -61,7 +60,7 @@ def open_trt(
         trt,
         Device(),
         rebuild_command(bundle, backend, capability),
-        bool(evidence.build.get("version_compatible")),
+        evidence.build is not None and evidence.build.version_compatible,
     )
 
 

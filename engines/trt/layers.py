@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from pydantic import JsonValue
 
 from detr.config import Strict
 from detr.files import write_atomic
+from engines.evidence import LayerSource
 
 LAYERS = "layers.json"
 
@@ -43,14 +46,15 @@ class LayerReport(Strict):
             builder.
         counts: Number of layers by kind and type of the first output.
         layers: The network's layers, constants left out.
-        engine: The inspector's own JSON, where the engine could be opened.
+        engine: The inspector's own JSON, where the engine could be opened; its keys are the
+            release's.
         milliseconds: Mean time per layer, where it was profiled.
     """
 
-    source: Literal["engine", "network"] = "network"
+    source: LayerSource = "network"
     counts: dict[str, dict[str, int]]
     layers: tuple[Layer, ...]
-    engine: dict[str, Any] | None = None
+    engine: dict[str, JsonValue] | None = None
     milliseconds: dict[str, float] | None = None
 
     def write(self, folder: Path) -> None:
@@ -100,7 +104,7 @@ def with_engine(report: LayerReport, trt: Any, engine: Any) -> LayerReport:
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     try:
-        told = json.loads(text)
+        inspected = json.loads(text)
     except ValueError:  # an engine is not to be lost over its description
-        told = {"not JSON": text}
-    return report.model_copy(update={"source": "engine", "engine": told})
+        inspected = {"not JSON": text}
+    return report.model_copy(update={"source": "engine", "engine": inspected})

@@ -17,7 +17,7 @@ def write_sample(bundle: Bundle, out: Path, runtime: str) -> list[Path]:
     """Writes the program's sources.
 
     Args:
-        bundle: What it shall run; its sizes, classes and normalisation become constants.
+        bundle: What it shall run; its sizes, classes and normalization become constants.
         out: Folder of the sources.
         runtime: ``onnxruntime`` or ``tensorrt``.
 

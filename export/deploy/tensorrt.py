@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -11,9 +10,10 @@ from detr.cli_support import emit, json_option
 from detr.errors import GateError, UserError
 from engines.bundle import Bundle, open_bundle
 from engines.evidence import Evidence, read_evidence
+from engines.open import open_engine
 from engines.trt.backend import BACKENDS, Backend, BuildLowering, load
 from engines.trt.build import BuildOptions, BuiltEngine, build_engine
-from engines.trt.engine import TrtEngine, open_trt
+from engines.trt.engine import TrtEngine
 from engines.trt.lowering import lowered_model
 from export.deploy.known_bad import known_bad, used_ops
 from export.parity.evidence import refuse_rejected
@@ -28,9 +28,11 @@ def refuse_known_bad(bundle: Bundle, backend: Backend, lowering: BuildLowering) 
     """
     version = load(backend).__version__
     ops = used_ops(lowered_model(bundle, lowering))
-    found = known_bad(backend.name, version, bundle.info.opset, ops, bundle.info.precision)
-    if found:
-        raise GateError("known-bad", f"{bundle.path}: {backend.name} {version}: {found[0].text()}")
+    entries = known_bad(backend.name, version, bundle.info.opset, ops, bundle.info.precision)
+    if entries:
+        raise GateError(
+            "known-bad", f"{bundle.path}: {backend.name} {version}: {entries[0].text()}"
+        )
 
 
 @click.command()
@@ -107,11 +109,11 @@ def trt(
     refuse_known_bad(opened, backend, lowering or backend.lowering)
     built = build_engine(opened, backend, options)
     verdict = None
-    if not no_verify and built.evidence.build["not_run_because"] is None:
-        from export.parity.gate import verify
+    if not no_verify and built.build.not_run_because is None:
+        from export.parity.gate import gate_bundle
 
-        engine = open_trt(opened, backend, built.folder)
-        verdict = verify(opened, data, [engine])
+        engine = open_engine(opened, backend_name, ungated=True, built=built.folder)
+        verdict = gate_bundle(opened, data, [engine])
         _profile(opened, engine, built)
     evidence = read_evidence(built.folder)
     emit(evidence, as_json, _text(built, evidence))
@@ -149,16 +151,16 @@ def _three(text: str) -> tuple[int, int, int]:
 
 
 def _text(built: BuiltEngine, evidence: Evidence) -> str:
-    build: dict[str, Any] = evidence.build
+    build = built.build
     types = ", ".join(f"{count} {kind}" for kind, count in built.layers.types.items())
     memory = "".join(
-        f", {size / 2**20:.0f} MiB {kind}" for kind, size in build["memory_bytes"].items()
+        f", {size / 2**20:.0f} MiB {kind}" for kind, size in build.memory_bytes.items()
     )
-    why = build["not_run_because"]
+    why = build.not_run_because
     status = f"{evidence.status} ({why})" if why and evidence.status == "unverified" else None
     return (
         f"{built.folder / evidence.artefact}: {status or evidence.status}; "
-        f"{build['precision']}, {build['lowering']}, batch {'-'.join(map(str, build['batch']))}, "
-        f"{build['bytes'] / 2**20:.1f} MiB{memory}, built in {build['seconds']:.0f} s\n"
+        f"{build.precision}, {build.lowering}, batch {'-'.join(map(str, build.batch))}, "
+        f"{build.bytes / 2**20:.1f} MiB{memory}, built in {build.seconds:.0f} s\n"
         f"{len(built.layers.layers)} layers of the {built.layers.source}: {types}"
     )

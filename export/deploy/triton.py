@@ -95,7 +95,8 @@ def write_repository(
         content, evidence = trusted.data, trusted.evidence
         backend = _BACKEND
     dynamic = bundle.info.batch == "dynamic"
-    batch = (evidence.build.get("batch", [0])[-1] if evidence else max_batch) if dynamic else 0
+    largest = max_batch if evidence is None or evidence.build is None else evidence.build.batch[-1]
+    batch = largest if dynamic else 0
     folder = out / name
     config = _config(bundle, name, backend, batch)
     if (folder / CONFIG).exists() and (folder / CONFIG).read_text() != config:
@@ -150,14 +151,14 @@ def _engine(bundle: Bundle, engine: str | None) -> Path | None:
                 "the bundle's; build it again",
             )
         return folder
-    found = {
+    built = {
         folder: read_evidence(folder)
         for folder in sorted(root.glob(f"{_BACKEND}-*"))
         if (folder / EVIDENCE).is_file()
     }
     usable = [
         folder
-        for folder, evidence in found.items()
+        for folder, evidence in built.items()
         if evidence.backend == _BACKEND
         and evidence.status != "rejected"
         and evidence.bundle_sha256 == bundle.info.fingerprint

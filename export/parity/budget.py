@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from detr.errors import UserError
-from export.parity.compare import Budget
+from engines.parity import Budget
 
 DEFAULTS = {
     "fp32": Budget(),

@@ -10,89 +10,80 @@ import re
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
+import numpy as np
 import yaml
 
-from detr.config import Strict
-from export.parity.first_deviation import Deviation
+from detr.types import ImageArray
+from engines.base import Engine
+from engines.bundle import BundleInfo
+from engines.parity import Budget, Parity
+from engines.verdict import Deviation, Pitfall, Place, Symptom
 
 LIST = Path(__file__).parent / "known_pitfalls.yaml"
 
-# inputs: the network is fed something else; inputs-channels: in reverse channel order; batch: wrong
-# at another batch size only; not-finite: NaN or infinity among the detections; classes, boxes,
-# scores: this differs and the other two hardly do; missing: far more are gone than are new.
-Symptom = Literal[
-    "inputs",
-    "inputs-channels",
-    "batch",
-    "not-finite",
-    "classes",
-    "boxes",
-    "scores",
-    "missing",
-]
-# Whether the deviation begins within one layer, or perhaps in what feeds it.
-Place = Literal["", "alone", "feeding"]
+# Share of the detections that makes a symptom.
+_MANY = 0.2
+_EXACT = Budget()
+# Normalized pixels further apart than rounding.
+_SAME_INPUT = 1e-4
 
 
-class When(Strict):
-    """What must be seen; a condition that is empty always holds.
+def symptoms(parity: Parity) -> set[Symptom]:
+    """What kind of difference it is."""
+    kinds: set[Symptom] = set()
+    expected = max(1, parity.matched + parity.missing + parity.class_flips)
+    lost, new = parity.missing / expected, parity.extra / expected
+    if parity.not_finite:
+        kinds.add("not-finite")
+    if parity.short or (lost > _MANY and lost > 3 * new):
+        kinds.add("missing")
+    if parity.class_flips > _MANY * expected and parity.class_flips >= parity.missing:
+        kinds.add("classes")
+    exact_boxes = parity.matched > 0 and parity.median_box_px <= _EXACT.box_px_median
+    exact_scores = parity.median_score <= _EXACT.score_median
+    # With flips, the few matches left are accidents.
+    if exact_boxes and not exact_scores and "classes" not in kinds:
+        kinds.add("scores")
+    if exact_scores and (not exact_boxes or (lost > _MANY and new > _MANY)):
+        kinds.add("boxes")
+    return kinds
 
-    Attributes:
-        symptoms, operators, precisions, engines: Any of these.
-        layer: A regular expression found in the name of the deviating layer.
-        place: Where the deviation begins.
-    """
 
-    symptoms: tuple[Symptom, ...] = ()
-    operators: tuple[str, ...] = ()
-    precisions: tuple[str, ...] = ()
-    engines: tuple[str, ...] = ()
-    layer: str = ""
-    place: Place = ""
-
-    def conditions(self) -> int:
-        """How many conditions there are: the more, the more certain the diagnosis."""
-        return sum(map(bool, self.model_dump().values()))
-
-
-class Pitfall(Strict):
-    """One known mistake.
-
-    Attributes:
-        id: Stable name.
-        when: What must be seen.
-        what: What it usually is, one sentence.
-        instead: What to do.
-        link: Where it was reported.
-    """
-
-    id: str
-    when: When
-    what: str
-    instead: str
-    link: str
-
-    def text(self) -> str:
-        """One line."""
-        return f"{self.what}; {self.instead} ({self.link})"
+def input_symptoms(reference: Engine, engine: Engine, image: ImageArray) -> set[Symptom]:
+    """Whether both prepare an image alike."""
+    expected, given = reference.prepare([image]), engine.prepare([image])
+    if (
+        expected.images.shape == given.images.shape
+        and np.abs(expected.images - given.images).max() <= _SAME_INPUT
+        and np.array_equal(expected.valid_sizes, given.valid_sizes)
+        and np.array_equal(expected.original_sizes, given.original_sizes)
+    ):
+        return set()
+    means = (reference.info.preprocess.mean, engine.info.preprocess.mean)
+    reverse_mean = means[0] != means[1] and means[0] == means[1][::-1]
+    same_shape = expected.images.shape == given.images.shape
+    if reverse_mean or (
+        same_shape and np.abs(expected.images[:, ::-1] - given.images).max() <= _SAME_INPUT
+    ):
+        return {"inputs", "inputs-channels"}
+    return {"inputs"}
 
 
 def diagnose(
-    symptoms: Collection[str],
+    symptoms: Collection[Symptom],
     deviation: Deviation,
     operators: Collection[str],
-    precision: str,
+    info: BundleInfo,
     engine: str,
 ) -> Pitfall | None:
     """The known mistake with the most conditions met, or ``None``.
 
     Args:
-        symptoms: What is seen; see :data:`Symptom`.
+        symptoms: What is seen.
         deviation: Where it begins.
         operators: Operator types in the stretch it begins in, function bodies included.
-        precision: Of the graph.
+        info: Of the bundle; what it does already is not advised.
         engine: Name of the engine.
     """
     layer = deviation.layer
@@ -104,17 +95,44 @@ def diagnose(
         for pitfall in known_pitfalls()
         if _any(pitfall.when.symptoms, symptoms)
         and _any(pitfall.when.operators, operators)
-        and _any(pitfall.when.precisions, [precision])
+        and _any(pitfall.when.precisions, [info.precision])
         and _any(pitfall.when.engines, [engine])
         and pitfall.when.place in ("", place)
         and (not pitfall.when.layer or (layer and re.search(pitfall.when.layer, layer)))
     ]
     # What is seen says more than where it is seen.
-    return max(fitting, key=lambda p: (bool(p.when.symptoms), p.when.conditions()), default=None)
+    best = max(fitting, key=lambda p: (bool(p.when.symptoms), p.when.count()), default=None)
+    if best is None or not best.island:
+        return best
+    return best.model_copy(update={"instead": _island_remedy(best, info)})
 
 
-def _any(wanted: Collection[str], seen: Collection[str]) -> bool:
-    return not wanted or not set(wanted).isdisjoint(seen)
+def island_advice(info: BundleInfo) -> str:
+    """What to do about a graph that half precision or int8 costs too much.
+
+    Args:
+        info: Of the bundle, which is not ``fp32``.
+    """
+    if info.precision_report.search is None:
+        return "look for a float32 island that holds with --search-islands --data DATA"
+    return (
+        "the float32 island was searched already, so search it on images more like these, or "
+        "export with --precision fp32"
+    )
+
+
+def _island_remedy(pitfall: Pitfall, info: BundleInfo) -> str:
+    """The remedy of a mistake of half precision: what of it the bundle does not do yet."""
+    if info.precision == "fp32":
+        return pitfall.instead
+    names = ", ".join(pitfall.island)
+    if set(pitfall.island) <= set(info.island):
+        return f"{names} are in the float32 island already: {island_advice(info)}"
+    return f"not all of {names} is in the float32 island: {island_advice(info)}"
+
+
+def _any(condition: Collection[str], facts: Collection[str]) -> bool:
+    return not condition or not set(condition).isdisjoint(facts)
 
 
 @lru_cache(maxsize=1)

@@ -2,57 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from detr.errors import GateError
 from engines.base import Engine
 from engines.bundle import MODEL, Bundle
-from engines.evidence import Evidence, graph_evidence, trusted_artefact
+from engines.evidence import (
+    EVIDENCE_FORMAT,
+    Evidence,
+    graph_evidence,
+    graph_verdict,
+    trusted_artefact,
+)
 from engines.ort_engine import OrtEngine
-from export.parity.verdict import STATUSES, GateVerdict
+from engines.verdict import EngineVerdict
+from export.parity.verdict import GateVerdict, worst_verdict
 
 
-def record(bundle: Bundle, engines: Iterable[Engine], verdict: GateVerdict) -> None:
+def write_evidence(bundle: Bundle, engines: Iterable[Engine], verdict: GateVerdict) -> None:
     """Writes verdicts into the evidence file beside each artefact.
 
     Verdicts of other engines on the same file are kept; one rejection makes the file rejected.
 
     Args:
-        bundle: What was judged.
+        bundle: What went through the gate.
         engines: Those that were opened; one that was not ran the bundle's graph.
-        verdict: What the gate found.
+        verdict: What the gate says.
 
     Raises:
-        UserError: ``artefact-changed`` where an engine's file is not the one that was judged.
+        UserError: ``artefact-changed`` where an engine's file is not the one that was compared.
     """
     folders = {engine.name: engine.artefact.parent for engine in engines}
-    by_folder: dict[Path, set[str]] = {}
+    by_folder: dict[Path, dict[str, list[EngineVerdict]]] = {}
     for entry in verdict.engines:
-        by_folder.setdefault(folders.get(entry.engine, bundle.path), set()).add(entry.engine)
+        names = by_folder.setdefault(folders.get(entry.engine, bundle.path), {})
+        names.setdefault(entry.engine, []).append(entry)
     for folder, names in by_folder.items():
         if folder == bundle.path:
-            evidence = graph_evidence(bundle) or unverified(bundle)
+            evidence = graph_evidence(bundle) or ungated_evidence(bundle)
         else:
             evidence = trusted_artefact(folder).evidence
-        found: dict[str, dict[str, Any]] = dict(evidence.verdicts)
-        for name in names:
-            entries = [e for e in verdict.engines if e.engine == name]
-            worst = max(entries, key=lambda entry: STATUSES.index(entry.status))
-            found[name] = worst.model_dump(mode="json") | {"budget": verdict.budget.model_dump()}
-        rejected = [(k, v) for k, v in found.items() if v["status"] == "rejected"]
-        undecided = any(v["status"] == "undecided" for v in found.values())
-        evidence.model_copy(
-            update={
-                "verdicts": found,
-                "status": "rejected" if rejected else "unverified" if undecided else "accepted",
-                "reasons": tuple(f"{k}: {reason}" for k, v in rejected for reason in v["reasons"]),
-            }
+        _with_verdicts(
+            evidence, {name: worst_verdict(entries) for name, entries in names.items()}
         ).write(folder)
 
 
-def unverified(bundle: Bundle) -> Evidence:
+def _with_verdicts(evidence: Evidence, verdicts: Mapping[str, EngineVerdict]) -> Evidence:
+    """Evidence with further verdicts, and the status that follows from all of them."""
+    together = {**evidence.verdicts, **verdicts}
+    rejected = {k: v for k, v in together.items() if v.status == "rejected"}
+    undecided = any(v.status == "undecided" for v in together.values())
+    return evidence.model_copy(
+        update={
+            "format": EVIDENCE_FORMAT,
+            "verdicts": together,
+            "status": "rejected" if rejected else "unverified" if undecided else "accepted",
+            "reasons": tuple(f"{k}: {reason}" for k, v in rejected.items() for reason in v.reasons),
+        }
+    )
+
+
+def ungated_evidence(bundle: Bundle) -> Evidence:
     """Evidence of a graph nobody has compared with anything."""
     return Evidence(
         artefact=bundle.model.name,
@@ -68,12 +79,11 @@ def refuse_rejected(bundle: Bundle) -> None:
     Raises:
         GateError: ``bundle-rejected``.
     """
-    evidence = graph_evidence(bundle)
     # Another engine's rejection says nothing about the graph.
-    verdict = {} if evidence is None else evidence.verdicts.get(OrtEngine.name, {})
-    if verdict.get("status") == "rejected":
+    verdict = graph_verdict(bundle, OrtEngine.name)
+    if verdict is not None and verdict.status == "rejected":
         raise GateError(
             "bundle-rejected",
-            f"{bundle.path}: the parity gate rejected its graph ({'; '.join(verdict['reasons'])}); "
-            f"export it again, or judge it again with: detr export verify {bundle.path}",
+            f"{bundle.path}: the parity gate rejected its graph ({'; '.join(verdict.reasons)}); "
+            f"export it again, or compare it again with: detr export verify {bundle.path}",
         )

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from pydantic import BaseModel
 
 from detr.data.preprocess import Inputs
-from engines.bundle import Precision
+from detr.types import ImageArray
+from engines.base import Engine
+from engines.bundle import Bundle, Precision
 from engines.torch_engine import TorchEngine
+from engines.verdict import Deviation
 
 Array = npt.NDArray[Any]
 
@@ -30,50 +32,7 @@ Array = npt.NDArray[Any]
 TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "int8": 0.25}
 # Rows of a value are compared in any order up to this many; more are tokens, whose order is fixed.
 _MOST_ROWS = 1000
-_QUANTISATION = {"QuantizeLinear", "DequantizeLinear"}
-
-
-class Deviation(BaseModel):
-    """The first layer whose result is not the reference's.
-
-    Attributes:
-        layer: Module as torch names it (``decoder.layers.1.cross_attention``); ``decode`` is what
-            follows the last module, ``preprocessing`` what comes before the graph. Empty where no
-            single layer stands out.
-        operators: Operator types in the stretch the deviation comes from.
-        outside: Whether the stretch has operators outside the layer, too: then what feeds the layer
-            may be wrong, and not the layer.
-        error: Difference (see :data:`TOLERANCE`) over the root mean square of what is expected.
-        before: The same, the most of what comes before.
-        compared: Number of intermediate values compared.
-    """
-
-    layer: str
-    operators: list[str] = []
-    outside: bool = False
-    error: float = 0.0
-    before: float = 0.0
-    compared: int = 0
-
-    def text(self) -> str:
-        """One phrase."""
-        if self.layer == "preprocessing":
-            return "preprocessing: the network is given other inputs than the reference"
-        if not self.layer:
-            return (
-                f"no layer stands out: differences grow to {self.error:.2g} of a value over "
-                f"{self.compared} layers"
-            )
-        if self.layer == "decode":
-            return (
-                f"all {self.compared} layers agree (within {self.before:.1g}); what differs is the "
-                "decoding of logits and boxes behind them"
-            )
-        feeding = " or what feeds it" if self.outside else ""
-        return (
-            f"{self.layer}{feeding} ({', '.join(self.operators[:6])}) differs by {self.error:.2g} "
-            f"of its magnitude, the {self.compared - 1} layers before by at most {self.before:.1g}"
-        )
+_QUANTIZATION = {"QuantizeLinear", "DequantizeLinear"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +62,7 @@ def boundaries(graph: onnx.GraphProto) -> list[Boundary]:
             readers.setdefault(name, []).append(position)
     outputs = {output.name for output in graph.output}
     modules = [node.name.rpartition("/")[0] for node in graph.node]
-    found = []
+    ends = []
     calls: dict[str, int] = {}
     unclear = set()
     for module, run in groupby(range(len(modules)), key=modules.__getitem__):
@@ -115,26 +74,24 @@ def boundaries(graph: onnx.GraphProto) -> list[Boundary]:
             for position in sorted(inside)
             for name in graph.node[position].output
             # A pair before a product is called after that product's module and has other readers.
-            if graph.node[position].op_type not in _QUANTISATION
+            if graph.node[position].op_type not in _QUANTIZATION
             and (name in outputs or not inside.issuperset(readers.get(name, [])))
         ]
         call = calls[module] = calls.get(module, -1) + 1
         if len(leaving) == 1:
-            found.append(Boundary(module, call, leaving[0]))
+            ends.append(Boundary(module, call, leaving[0]))
         else:
             unclear.add(module)
     parents = {module[:end] for module in calls for end, c in enumerate(module) if c == "."}
-    return [boundary for boundary in found if boundary.module not in parents | unclear]
+    return [boundary for boundary in ends if boundary.module not in parents | unclear]
 
 
-def torch_values(
-    engine: TorchEngine, inputs: Inputs, wanted: Sequence[Boundary]
-) -> dict[str, Array]:
+def torch_values(engine: TorchEngine, inputs: Inputs, ends: Sequence[Boundary]) -> dict[str, Array]:
     """What the torch modules end with, by the name the value has in the graph.
 
     A module that was called another number of times than the graph shows is left out.
     """
-    recorded: dict[str, list[Array]] = {boundary.module: [] for boundary in wanted}
+    recorded: dict[str, list[Array]] = {boundary.module: [] for boundary in ends}
     handles = []
     for name, module in engine.detector.named_modules():
         if name in recorded:
@@ -144,10 +101,10 @@ def torch_values(
     finally:
         for handle in handles:
             handle.remove()
-    calls = {b.module: sum(other.module == b.module for other in wanted) for b in wanted}
+    calls = {b.module: sum(other.module == b.module for other in ends) for b in ends}
     return {
         b.value: recorded[b.module][b.call]
-        for b in wanted
+        for b in ends
         if len(recorded[b.module]) == calls[b.module]
     }
 
@@ -161,9 +118,39 @@ def _recorder(into: list[Array]) -> Callable[[Any, Any, Any], None]:
 
 
 def first_deviation(
+    bundle: Bundle, reference: Engine, engine: Engine, image: ImageArray
+) -> Deviation | None:
+    """The first layer in which an engine leaves its reference, on one image.
+
+    Args:
+        bundle: Where the engine comes from.
+        reference: The torch model, or an engine that can be asked for intermediate values.
+        engine: Likewise.
+        image: One on which the two differ.
+
+    Returns:
+        ``None`` where either side does not show intermediate values.
+    """
+    model = onnx.load(str(bundle.model))
+    ends = boundaries(model.graph)
+    inputs = reference.prepare([image] * (engine.batch_size or 1))
+    names = [boundary.value for boundary in ends]
+    candidate = engine.intermediates(inputs, names)
+    if candidate is None:
+        return None
+    if isinstance(reference, TorchEngine):
+        expected: Mapping[str, Array] | None = torch_values(reference, inputs, ends)
+    else:
+        expected = reference.intermediates(inputs, names)
+    if expected is None:
+        return None
+    return compare_values(model.graph, expected, candidate, bundle.info.precision)
+
+
+def compare_values(
     graph: onnx.GraphProto,
     expected: Mapping[str, Array],
-    found: Mapping[str, Array],
+    candidate: Mapping[str, Array],
     precision: Precision,
 ) -> Deviation:
     """Compares intermediate values.
@@ -171,7 +158,7 @@ def first_deviation(
     Args:
         graph: The graph both belong to.
         expected: The reference's values by name.
-        found: The candidate's; what only one of them has, or in another shape, is left out.
+        candidate: The engine's; what only one of them has, or in another shape, is left out.
         precision: Types of the graph, which say what is a deviation.
     """
     tolerance = TOLERANCE[precision]
@@ -179,16 +166,18 @@ def first_deviation(
     before = 0.0
     order = [name for node in graph.node for name in node.output]
     for name in order:
-        if name not in expected or name not in found or expected[name].shape != found[name].shape:
+        if name not in expected or name not in candidate:
             continue
-        error = difference(expected[name], found[name], precision)
+        if expected[name].shape != candidate[name].shape:
+            continue
+        error = difference(expected[name], candidate[name], precision)
         if not error <= tolerance:
             nodes = _between(graph, name, agreed)
             layer = _layer(nodes)
             return Deviation(
                 layer=layer,
                 outside=any(not node.name.startswith(layer) for node in nodes),
-                operators=sorted({node.op_type for node in nodes}),
+                operators=_operators(nodes),
                 error=error,
                 before=before,
                 compared=len(agreed) + 1,
@@ -198,14 +187,18 @@ def first_deviation(
     # The values agree to the end; whether the outputs do is what brought us here.
     return Deviation(
         layer="decode" if before <= tolerance / 10 else "",
-        operators=sorted({node.op_type for node in _between(graph, None, agreed)}),
+        operators=_operators(_between(graph, None, agreed)),
         error=before,
         before=before,
         compared=len(agreed),
     )
 
 
-def difference(expected: Array, found: Array, precision: Precision = "fp32") -> float:
+def _operators(nodes: Sequence[onnx.NodeProto]) -> tuple[str, ...]:
+    return tuple(sorted({node.op_type for node in nodes}))
+
+
+def difference(expected: Array, candidate: Array, precision: Precision = "fp32") -> float:
     """Difference (see :data:`TOLERANCE`) over the root mean square of what is expected.
 
     A NaN is infinitely far. Rows of queries (``[B, N, D]``) may be in another order: proposals with
@@ -213,7 +206,7 @@ def difference(expected: Array, found: Array, precision: Precision = "fp32") -> 
     """
     if not expected.size:
         return 0.0
-    a, b = expected.astype(np.float64), found.astype(np.float64)
+    a, b = expected.astype(np.float64), candidate.astype(np.float64)
     usable = np.isfinite(a)
     if not usable.any():
         return 0.0

@@ -7,7 +7,6 @@ the reference of the other engines on the images given.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,16 +17,16 @@ from engines.bundle import Bundle
 from engines.half_emulation import HalfEngine
 from engines.open import open_engine
 from engines.ort_engine import OrtEngine
-from engines.trt.backend import BACKENDS
+from engines.parity import Budget
+from engines.verdict import EngineVerdict
 from export.parity.budget import default_budget
-from export.parity.compare import Budget
-from export.parity.engines import first_line, judge
-from export.parity.evidence import record
+from export.parity.engines import engine_verdicts, first_line
+from export.parity.evidence import write_evidence
 from export.parity.samples import Samples
-from export.parity.verdict import EngineVerdict, GateVerdict
+from export.parity.verdict import GateVerdict
 
 
-def verify(
+def gate_bundle(
     bundle: Bundle,
     data: str | None = None,
     engines: Sequence[str | Engine] = (),
@@ -38,7 +37,7 @@ def verify(
     """Compares a bundle with its checkpoint and writes the verdict into the evidence files.
 
     Args:
-        bundle: What to judge; ONNX Runtime on its graph always is.
+        bundle: The candidate; ONNX Runtime on its graph always is one of the engines.
         data: Data set specification; the bundle's golden images where ``None``.
         engines: Further engines, by name or already open (one built from the bundle).
         budget: What is allowed; the default of the bundle's precision where ``None``.
@@ -52,25 +51,25 @@ def verify(
     usual = default_budget(bundle.info.precision)
     budget = budget or usual
     golden = bundle.golden()
-    reference, note = _torch(bundle)
-    samples = Samples.of_golden(golden, ask_again=True)
+    reference, notes = _torch(bundle)
+    notes = [*notes, *budget.wider_than(usual)]
+    samples = Samples.of_golden(golden, with_detections=False)
     if data is not None:
         samples = Samples.of_dataset(open_dataset(data, bundle.info.model.classes), images)
     names = [engine for engine in dict.fromkeys(engines) if engine != OrtEngine.name]
-    opened, found = _open_all(bundle, [OrtEngine.name, *names], samples)
+    opened, verdicts = _open_all(bundle, [OrtEngine.name, *names], samples, budget, notes)
     if reference is not None:
-        found += judge(bundle, reference, opened, samples, budget, draw)
+        verdicts += engine_verdicts(bundle, reference, opened, samples, budget, draw, notes)
     else:
-        found += judge(bundle, None, opened, Samples.of_golden(golden), budget, draw)
+        known = Samples.of_golden(golden)
+        verdicts += engine_verdicts(bundle, None, opened, known, budget, draw, notes)
         if data is not None and len(opened) > 1 and opened[0].name == OrtEngine.name:
-            found += judge(bundle, opened[0], opened[1:], samples, budget, draw)
-    for verdict in found:
-        verdict.notes += [note] if note else []
-        verdict.notes += budget.wider_than(usual)
-    return _recorded(bundle, opened, budget, found)
+            first, *others = opened
+            verdicts += engine_verdicts(bundle, first, others, samples, budget, draw, notes)
+    return _with_evidence(bundle, opened, budget, verdicts)
 
 
-def verify_graph(bundle: Bundle, reference: Engine, samples: Samples) -> GateVerdict:
+def gate_graph(bundle: Bundle, reference: Engine, samples: Samples) -> GateVerdict:
     """Compares a graph that has just been written with torch, and writes its evidence.
 
     In ONNX Runtime; one with half precision also with that precision emulated, because ONNX
@@ -85,30 +84,46 @@ def verify_graph(bundle: Bundle, reference: Engine, samples: Samples) -> GateVer
     engines = [OrtEngine.name]
     if bundle.info.precision != "fp32":
         engines.append(HalfEngine.name)
-    opened, found = _open_all(bundle, engines, samples)
-    found += judge(bundle, reference, opened, samples, budget)
-    return _recorded(bundle, opened, budget, found)
+    opened, verdicts = _open_all(bundle, engines, samples, budget)
+    verdicts += engine_verdicts(bundle, reference, opened, samples, budget)
+    return _with_evidence(bundle, opened, budget, verdicts)
 
 
-def _recorded(
-    bundle: Bundle, engines: Sequence[Engine], budget: Budget, found: list[EngineVerdict]
+def _with_evidence(
+    bundle: Bundle, engines: Sequence[Engine], budget: Budget, verdicts: Sequence[EngineVerdict]
 ) -> GateVerdict:
-    result = GateVerdict(
-        bundle=str(bundle.path), precision=bundle.info.precision, budget=budget, engines=found
+    """The verdict on the bundle, its evidence written."""
+    verdict = GateVerdict(
+        bundle=str(bundle.path),
+        precision=bundle.info.precision,
+        budget=budget,
+        engines=tuple(verdicts),
     )
-    record(bundle, engines, result)
-    return result
+    write_evidence(bundle, engines, verdict)
+    return verdict
 
 
 def _open_all(
-    bundle: Bundle, wanted: Sequence[str | Engine], samples: Samples
+    bundle: Bundle,
+    engines: Sequence[str | Engine],
+    samples: Samples,
+    budget: Budget,
+    notes: Sequence[str] = (),
 ) -> tuple[list[Engine], list[EngineVerdict]]:
     """Engines that load, and verdicts on those that do not."""
+    if "torch" in engines:
+        raise UserError(
+            "verify-torch",
+            "--engine torch: torch is what the others are compared with; leave it out",
+        )
     opened: list[Engine] = []
     failed: list[EngineVerdict] = []
-    for engine in wanted:
+    for engine in engines:
         try:
-            opened.append(engine if isinstance(engine, Engine) else _open(bundle, engine))
+            # One that was rejected before gets another chance.
+            opened.append(
+                engine if isinstance(engine, Engine) else open_engine(bundle, engine, ungated=True)
+            )
         except UserError:
             raise
         except Exception as error:  # the runtimes' own exceptions share no base
@@ -116,44 +131,22 @@ def _open_all(
                 engine=str(engine).partition(":")[0],
                 reference="torch",
                 samples=samples.text(),
+                budget=budget,
                 status="rejected",
-                reasons=[f"the graph does not load: {first_line(error)}"],
+                reasons=(f"the graph does not load: {first_line(error)}",),
+                notes=tuple(notes),
             )
             failed.append(verdict)
     return opened, failed
 
 
-def _open(bundle: Bundle, engine: str) -> Engine:
-    """An engine to be judged: one that was rejected before gets another chance."""
-    # The sidecar of a bundle that is being made is not on the disk yet.
-    for kind in (OrtEngine, HalfEngine):
-        if engine == kind.name:
-            return kind(bundle)
-    if engine == "torch":
-        raise UserError(
-            "verify-torch",
-            "--engine torch: torch is what the others are compared with; leave it out",
-        )
-    backend = BACKENDS.get(engine.partition(":")[0])
-    with warnings.catch_warnings():
-        # They say what the last verdict was, or that there is none, which is about to change.
-        warnings.simplefilter("ignore")
-        if backend is not None:
-            from engines.trt.engine import open_trt
-
-            return open_trt(bundle, backend, allow_rejected=True)
-        return open_engine(bundle.path, engine)
-
-
-def _torch(bundle: Bundle) -> tuple[Engine | None, str]:
+def _torch(bundle: Bundle) -> tuple[Engine | None, list[str]]:
     """The checkpoint the bundle was made from, or why it cannot be the reference."""
-    from engines.torch_engine import TorchEngine, bundle_weights
-
     try:
-        return TorchEngine(bundle_weights(bundle)), ""
+        return open_engine(bundle, "torch", ungated=True), []
     except UserError as error:
         if error.code not in ("bundle-source", "extra-missing"):
             raise
-        return None, (
+        return None, [
             f"torch was not asked ({error.message}); its detections on the golden images were"
-        )
+        ]

@@ -16,7 +16,7 @@ _WIDTH = 960
 _TITLE = 22
 
 
-def both(
+def comparison_picture(
     image: ImageArray,
     reference: tuple[str, Detections],
     candidate: tuple[str, Detections],
@@ -35,11 +35,11 @@ def both(
     large = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
     sheet = Image.new("RGB", (size[0], 2 * (size[1] + _TITLE)), "white")
     pen = ImageDraw.Draw(sheet)
-    for row, (title, found) in enumerate((reference, candidate)):
+    for row, (title, detections) in enumerate((reference, candidate)):
         top = row * (size[1] + _TITLE)
-        text = f"{title}: {len(found)} found"
+        text = f"{title}: {len(detections)} found"
         pen.text((6, top + 3), text, fill="black", font=ImageFont.load_default(15))
-        drawn = draw(large, found.boxes * scale, found.labels, names, found.scores)
+        drawn = draw(large, detections.boxes * scale, detections.labels, names, detections.scores)
         sheet.paste(Image.fromarray(drawn), (0, top + _TITLE))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")

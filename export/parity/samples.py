@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from detr.data import Dataset
 from detr.data.dataset import evenly_spaced
@@ -12,7 +12,7 @@ from detr.types import Detections, ImageArray
 from engines.bundle import Golden
 
 
-@dataclass
+@dataclass(frozen=True)
 class Samples:
     """The images two engines are compared on.
 
@@ -20,23 +20,23 @@ class Samples:
         description: What they are, for people.
         names: One per image.
         dataset, indices: Where images and labels come from; ``None`` for given images.
-        given: The images, where they do not come from a data set.
-        known: What the reference finds in them, where that is known already.
+        images: The images, where they do not come from a data set.
+        detections: The reference's, where they are known already.
     """
 
     description: str
-    names: list[str]
+    names: Sequence[str]
     dataset: Dataset | None = None
-    indices: list[int] = field(default_factory=list)
-    given: Sequence[ImageArray] = ()
-    known: Sequence[Detections] | None = None
+    indices: Sequence[int] = ()
+    images: Sequence[ImageArray] = ()
+    detections: Sequence[Detections] | None = None
 
     @staticmethod
-    def of_golden(golden: Golden, ask_again: bool = False) -> Samples:
-        """A bundle's own images, with what torch found in them unless it is to be asked again."""
+    def of_golden(golden: Golden, with_detections: bool = True) -> Samples:
+        """A bundle's own images, with torch's detections or for torch to be asked again."""
         names = [f"golden image {i}" for i in range(len(golden.images))]
-        known = None if ask_again else golden.detections
-        return Samples("golden images", names, given=golden.images, known=known)
+        detections = golden.detections if with_detections else None
+        return Samples("golden images", names, images=golden.images, detections=detections)
 
     @staticmethod
     def of_dataset(dataset: Dataset, count: int | None = None) -> Samples:
@@ -58,7 +58,7 @@ class Samples:
         """Image number ``position`` of the samples."""
         if self.dataset is not None:
             return self.dataset.image(self.indices[position])
-        return self.given[position]
+        return self.images[position]
 
     def text(self) -> str:
         """``60 images of kitti:data:val``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from onnx import ModelProto
 
@@ -15,16 +14,17 @@ from detr.errors import UserError
 from detr.types import ImageArray
 from engines.bundle import Precision
 from engines.msda_function import Lowering
+from engines.precision_report import IslandSearch, PrecisionComparison, PrecisionReport
 from engines.torch_engine import TorchEngine
 from export.parity.budget import default_budget
 from export.parity.samples import Samples
-from export.precision import cost as verdict
-from export.precision.half import DEFAULT_ISLAND, Ranges, Typed, finish_half, to_half
-from export.precision.int8 import calibrate, quantise
-from export.precision.island_search import Search, search_islands
+from export.precision.cost import compare_precisions, concluded
+from export.precision.half import DEFAULT_ISLAND, Ranges, TypedGraph, finish_half, to_half
+from export.precision.int8 import calibrate, quantize
+from export.precision.island_search import search_islands
 from export.precision.node_kinds import Network, part_names
 from export.precision.ranges import value_ranges
-from export.precision.trial import half_judge
+from export.precision.trial import half_comparator
 
 # Images of a search; every trial runs them all. The second number is for islands that hold on the
 # few images of the first search and not on those of the proof.
@@ -119,142 +119,18 @@ def _some(dataset: Dataset, count: int) -> list[ImageArray]:
 
 
 @dataclass(frozen=True)
-class Written:
-    """A graph in its final types.
+class PreciseGraph:
+    """A graph in the precision asked for.
 
     Attributes:
         model: The graph.
-        island: See :class:`export.precision.half.Typed`.
-        search: The search for the island, if there was one.
-        verdict: The comparison with the other precisions, if there was one.
+        island: See :class:`export.precision.half.TypedGraph`.
+        report: What was measured on the way.
     """
 
     model: ModelProto
     island: tuple[str, ...] = ()
-    search: Search | None = None
-    verdict: verdict.Verdict | None = None
-
-    def report(self) -> dict[str, Any]:
-        """What the bundle keeps of the measurements."""
-        found = {"search": self.search, "verdict": self.verdict}
-        return {name: part.model_dump() for name, part in found.items() if part is not None}
-
-
-@dataclass
-class _Job:
-    """One graph on its way; ``images`` show how large its values get."""
-
-    model: ModelProto
-    reference: TorchEngine
-    lowering: Lowering
-    batch: int
-    images: Sequence[ImageArray]
-    request: PrecisionRequest
-    scales: dict[str, float] = field(default_factory=dict)  # of int8, once they are known
-
-    def run(self) -> Written:
-        samples = self._samples(_SEARCHED[0])
-        seen = [*self.images, *self.request.calibration]
-        seen += [samples.image(k) for k in range(len(samples))] if samples else []
-        config = self.reference.info.preprocess
-        ranges = value_ranges(self.model, seen, config, self.batch)
-        if self.request.precision == "int8":
-            self.scales = calibrate(
-                self.model, self.request.calibration, config, self.batch, ranges
-            )
-        if samples is None:
-            return self._plain(ranges)
-        return self._searched(ranges, samples)
-
-    def _plain(self, ranges: Ranges) -> Written:
-        """The default island, measured where there are data."""
-        name = self.request.precision
-        typed = self._write(DEFAULT_ISLAND, ranges)
-        if self.request.data is None:
-            return Written(typed.model, typed.island)
-        measured = self._measure({name: typed.model}, ranges)
-        return Written(
-            typed.model, typed.island, verdict=measured.keep(name, default_budget(name).ap)
-        )
-
-    def _searched(self, ranges: Ranges, samples: Samples) -> Written:
-        """The smallest island that holds on the images of the proof, or the default one."""
-        name = self.request.precision
-        default, found = f"{name} default island", f"{name} searched island"
-        typed = {default: self._write(DEFAULT_ISLAND, ranges)}
-        while True:
-            search = self._search(ranges, samples)
-            typed[found] = self._write(search.island, ranges)
-            measured = self._measure({key: one.model for key, one in typed.items()}, ranges)
-            more = self._samples(_SEARCHED[1])
-            # A few images cannot tell what all of them can, nor half precision what int8 does.
-            if not measured.over(found) or more is None or len(more) <= len(samples):
-                break
-            samples = more
-        kept, note = found, ""
-        if measured.over(found):
-            kept = default
-            note = (
-                f"the searched island is over the budget on {measured.images} images "
-                f"({', '.join(measured.over(found))}): the default island is kept"
-            )
-        final = typed[kept]
-        worth = default_budget(name).ap
-        return Written(final.model, final.island, search, measured.keep(kept, worth, note))
-
-    def _measure(self, typed: Mapping[str, ModelProto], ranges: Ranges) -> verdict.Verdict:
-        """Graphs of the precision asked for against float32 and what else is to be had.
-
-        The request has data.
-        """
-        assert self.request.data is not None
-        variants = {"fp32": self.model}
-        if self.request.precision == "int8":
-            variants["fp16"] = self._half(DEFAULT_ISLAND, ranges).model
-        elif self.request.search:
-            variants["fp16 no island"] = self._half((), ranges).model
-        variants |= typed
-        return verdict.measure(
-            variants, self.reference.info, self.request.data, self.batch, self.lowering
-        )
-
-    def _samples(self, most: int) -> Samples | None:
-        """Images to search the island on, if it is to be searched."""
-        if not self.request.search or self.request.data is None:
-            return None
-        return Samples.of_dataset(self.request.data, most)
-
-    def _write(self, island: Sequence[str], ranges: Ranges) -> Typed:
-        """The graph in the precision asked for."""
-        write = self._int8 if self.request.precision == "int8" else self._half
-        return write(island, ranges)
-
-    def _half(self, island: Sequence[str], ranges: Ranges) -> Typed:
-        typed = to_half(self.model, island, ranges)
-        finish_half(typed.model, self.reference.info.detector, self.lowering)
-        return typed
-
-    def _int8(self, island: Sequence[str], ranges: Ranges) -> Typed:
-        model = ModelProto()
-        model.CopyFrom(self.model)
-        typed = to_half(model, island, ranges, quantise(model, self.scales))
-        finish_half(typed.model, self.reference.info.detector, self.lowering)
-        return typed
-
-    def _search(self, ranges: Ranges, samples: Samples) -> Search:
-        budget = default_budget("fp16")
-        judge = half_judge(
-            self.model,
-            self.reference.info,
-            self.lowering,
-            ranges,
-            samples,
-            [self.reference([samples.image(k)])[0] for k in range(len(samples))],
-            self.batch,
-            budget,
-        )
-        parts = {part for part in part_names(Network(self.model)) if part is not None}
-        return search_islands(parts, judge, budget)
+    report: PrecisionReport = field(default_factory=PrecisionReport)
 
 
 def write_precision(
@@ -264,7 +140,7 @@ def write_precision(
     batch: int,
     images: Sequence[ImageArray],
     request: PrecisionRequest,
-) -> Written:
+) -> PreciseGraph:
     """Gives a graph the precision asked for.
 
     Args:
@@ -279,5 +155,117 @@ def write_precision(
         UserError: What :func:`search_islands` and reading the images raise.
     """
     if request.precision == "fp32":
-        return Written(model)
-    return _Job(model, reference, lowering, batch, images, request).run()
+        return PreciseGraph(model)
+    samples = _samples(request, _SEARCHED[0])
+    typical = [*images, *request.calibration]
+    typical += [samples.image(k) for k in range(len(samples))] if samples else []
+    config = reference.info.preprocess
+    ranges = value_ranges(model, typical, config, batch)
+    scales: Mapping[str, float] = {}
+    if request.precision == "int8":
+        scales = calibrate(model, request.calibration, config, batch, ranges)
+    writer = _Writer(model, reference, lowering, batch, request, ranges, scales)
+    return writer.default() if samples is None else writer.searched(samples)
+
+
+def _samples(request: PrecisionRequest, most: int) -> Samples | None:
+    """Images to search the island on, if it is to be searched."""
+    if not request.search or request.data is None:
+        return None
+    return Samples.of_dataset(request.data, most)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes types into one float32 graph; ``scales`` are those of int8."""
+
+    model: ModelProto
+    reference: TorchEngine
+    lowering: Lowering
+    batch: int
+    request: PrecisionRequest
+    ranges: Ranges
+    scales: Mapping[str, float]
+
+    def default(self) -> PreciseGraph:
+        """The default island, measured where there are data."""
+        name = self.request.precision
+        typed = self._typed(DEFAULT_ISLAND)
+        if self.request.data is None:
+            return PreciseGraph(typed.model, typed.island)
+        comparison = concluded(self._compared({name: typed.model}), name, default_budget(name).ap)
+        return PreciseGraph(typed.model, typed.island, PrecisionReport(comparison=comparison))
+
+    def searched(self, samples: Samples) -> PreciseGraph:
+        """The smallest island that holds on the images of the proof, or the default one."""
+        precision = self.request.precision
+        default, smallest = f"{precision} default island", f"{precision} searched island"
+        typed = {default: self._typed(DEFAULT_ISLAND)}
+        while True:
+            search = self._search(samples)
+            typed[smallest] = self._typed(search.island)
+            comparison = self._compared({key: one.model for key, one in typed.items()})
+            more = _samples(self.request, _SEARCHED[1])
+            # A few images cannot tell what all of them can, nor half precision what int8 does.
+            if not comparison.violations(smallest) or more is None or len(more) <= len(samples):
+                break
+            samples = more
+        exported, note = smallest, ""
+        if comparison.violations(smallest):
+            exported = default
+            note = (
+                f"the searched island is over the budget on {comparison.images} images "
+                f"({', '.join(comparison.violations(smallest))}): the default island is kept"
+            )
+        comparison = concluded(comparison, exported, default_budget(precision).ap, note)
+        final = typed[exported]
+        report = PrecisionReport(search=search, comparison=comparison)
+        return PreciseGraph(final.model, final.island, report)
+
+    def _compared(self, typed: Mapping[str, ModelProto]) -> PrecisionComparison:
+        """Graphs of the precision asked for against float32 and what else is to be had.
+
+        The request has data.
+        """
+        assert self.request.data is not None
+        variants = {"fp32": self.model}
+        if self.request.precision == "int8":
+            variants["fp16"] = self._half(DEFAULT_ISLAND).model
+        elif self.request.search:
+            variants["fp16 no island"] = self._half(()).model
+        variants |= typed
+        return compare_precisions(
+            variants, self.reference.info, self.request.data, self.batch, self.lowering
+        )
+
+    def _typed(self, island: Sequence[str]) -> TypedGraph:
+        """The graph in the precision asked for."""
+        write = self._int8 if self.request.precision == "int8" else self._half
+        return write(island)
+
+    def _half(self, island: Sequence[str]) -> TypedGraph:
+        typed = to_half(self.model, island, self.ranges)
+        finish_half(typed.model, self.reference.info.detector, self.lowering)
+        return typed
+
+    def _int8(self, island: Sequence[str]) -> TypedGraph:
+        model = ModelProto()
+        model.CopyFrom(self.model)
+        typed = to_half(model, island, self.ranges, quantize(model, self.scales))
+        finish_half(typed.model, self.reference.info.detector, self.lowering)
+        return typed
+
+    def _search(self, samples: Samples) -> IslandSearch:
+        budget = default_budget("fp16")
+        comparator = half_comparator(
+            self.model,
+            self.reference.info,
+            self.lowering,
+            self.ranges,
+            samples,
+            [self.reference([samples.image(k)])[0] for k in range(len(samples))],
+            self.batch,
+            budget,
+        )
+        parts = {part for part in part_names(Network(self.model)) if part is not None}
+        return search_islands(parts, comparator, budget)

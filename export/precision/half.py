@@ -33,7 +33,7 @@ Ranges = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Typed:
+class TypedGraph:
     """A graph with its types decided.
 
     Attributes:
@@ -56,7 +56,7 @@ def to_half(
     island: Collection[str] = DEFAULT_ISLAND,
     ranges: Ranges | None = None,
     single: Collection[str] = (),
-) -> Typed:
+) -> TypedGraph:
     """Types a float32 graph as float16 but for an island.
 
     Args:
@@ -85,7 +85,7 @@ def to_half(
     half = _decide(network, full)
     _Rewriter(network, half).run()
     named = {p for p in parts if p is not None and in_island(p, island)}
-    return Typed(typed, tuple(sorted(_compact(named, parts) | set(forced.values()))))
+    return TypedGraph(typed, tuple(sorted(_compact(named, parts) | set(forced.values()))))
 
 
 def finish_half(model: ModelProto, config: DetectorConfig, lowering: Lowering) -> None:

@@ -4,28 +4,27 @@ Symmetric with zero point 0; weights per output channel and stored as int8, acti
 A pair sits on the inputs of convolutions and of matrix products with a weight, and nowhere else:
 not on norms, softmax, attention products, sampling locations or attention weights, not on the
 network's first convolution, heads or reference embeddings. A pass of our own: ONNX Runtime's
-quantiser stores biases as int32 behind a DequantizeLinear, which TensorRT refuses, and it cannot be
+quantizer stores biases as int32 behind a DequantizeLinear, which TensorRT refuses, and it cannot be
 told of the parts of a detector.
 
-Scales minimise the mean squared error over a histogram of each activation on real images, which
+Scales minimize the mean squared error over a histogram of each activation on real images, which
 for a heavy tail clips less of the body's resolution away than the maximum does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from detr.cli_support import progress
 from detr.data.preprocess import PreprocessConfig, preprocess
 from detr.types import FloatArray, ImageArray
-from engines.ort_engine import session_options
+from engines.ort_engine import open_session
 from export.precision.half import Ranges
 from export.precision.node_kinds import Network, part_names
 from export.precision.ranges import fill
@@ -42,7 +41,7 @@ _STEERING = ("sampling_offsets", "attention_weights")
 Histogram = npt.NDArray[np.float64]
 
 
-def quantised_nodes(network: Network) -> list[int]:
+def quantized_nodes(network: Network) -> list[int]:
     """Convolutions and matrix products that INT8 is for, by index."""
     network_inputs = {value.name for value in network.graph.input}
     chosen = []
@@ -68,7 +67,7 @@ def calibrate(
     batch: int,
     ranges: Ranges,
 ) -> dict[str, float]:
-    """Scale of every activation that is quantised.
+    """Scale of every activation that is quantized.
 
     Args:
         model: A float32 graph; left as it is.
@@ -80,12 +79,10 @@ def calibrate(
     probed = ModelProto()
     probed.CopyFrom(model)
     network = Network(probed)
-    names = sorted({network.nodes[i].input[0] for i in quantised_nodes(network)})
+    names = sorted({network.nodes[i].input[0] for i in quantized_nodes(network)})
     known = {value.name for value in probed.graph.output}
     probed.graph.output.extend(network.infos[name] for name in names if name not in known)
-    session = ort.InferenceSession(
-        probed.SerializeToString(), session_options(None), providers=["CPUExecutionProvider"]
-    )
+    session = open_session(probed)
     histograms = {name: np.zeros(_BINS) for name in names}
     groups = _groups(network, names, batch)
     for start in progress(range(0, len(images), batch), "calibrating"):
@@ -128,18 +125,18 @@ def _best_scale(counts: Histogram, top: float) -> float:
     """The scale with the least mean squared error for a histogram of magnitudes up to ``top``."""
     if top <= 0:
         return 1.0
-    centres = (np.arange(_BINS) + 0.5) * (top / _BINS)
+    centers = (np.arange(_BINS) + 0.5) * (top / _BINS)
     best, least = top, np.inf
     for limit in np.linspace(0.1, 1.0, 91) * top:
         step = limit / _LEVELS
-        error = centres - np.minimum(np.round(centres / step), _LEVELS) * step
+        error = centers - np.minimum(np.round(centers / step), _LEVELS) * step
         loss = float((counts * error**2).sum())
         if loss < least:
             best, least = float(limit), loss
     return best / _LEVELS
 
 
-def quantise(model: ModelProto, scales: dict[str, float]) -> set[str]:
+def quantize(model: ModelProto, scales: Mapping[str, float]) -> set[str]:
     """Puts Q/DQ pairs into a float32 graph, in place.
 
     Args:
@@ -151,14 +148,14 @@ def quantise(model: ModelProto, scales: dict[str, float]) -> set[str]:
     """
     network = Network(model)
     pass_ = _Pass(network, scales)
-    for index in quantised_nodes(network):
-        pass_.quantise(index)
+    for index in quantized_nodes(network):
+        pass_.quantize(index)
     pass_.write()
     return pass_.touched
 
 
 class _Pass:
-    def __init__(self, network: Network, scales: dict[str, float]) -> None:
+    def __init__(self, network: Network, scales: Mapping[str, float]) -> None:
         self._network, self._scales = network, scales
         self.touched: set[str] = set()
         self._before: dict[int, list[NodeProto]] = {}
@@ -167,7 +164,7 @@ class _Pass:
         self._new: list[TensorProto] = []
         self._zero = self._initializer("int8/zero", np.array(0, np.int8))
 
-    def quantise(self, index: int) -> None:
+    def quantize(self, index: int) -> None:
         node = self._network.nodes[index]
         self.touched.add(node.name)
         node.input[0] = self._activation(node.input[0], index)

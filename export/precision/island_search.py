@@ -11,58 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel
-
 from detr.cli_support import progress
 from detr.errors import UserError
-from export.parity.compare import Budget, Outcome
+from engines.parity import Budget, Outcome
+from engines.precision_report import IslandSearch, IslandTrial
 from export.precision.half import DEFAULT_ISLAND, in_island
 
 # From the outputs backwards: what is near them needs precision first.
 _STAGES = ("decoder", "source", "encoder", "neck", "backbone")
-Judge = Callable[[Collection[str]], Outcome]
-
-
-class Trial(BaseModel):
-    """One island that was tried.
-
-    Attributes:
-        change: What was different from the best island so far.
-        parts: How many parts the island had.
-        outcome: How far it was from the float32 torch model.
-        holds: Whether that is within the budget, that of AP included.
-    """
-
-    change: str
-    parts: int
-    outcome: Outcome
-    holds: bool
-
-
-class Search(BaseModel):
-    """Result of a search.
-
-    Attributes:
-        island: Parts that compute in float32.
-        trials: Every island tried, in order.
-        complete: Whether every part was tried before the trials ran out.
-    """
-
-    island: tuple[str, ...]
-    trials: tuple[Trial, ...]
-    complete: bool
-
-    def table(self) -> str:
-        """The trials for a person: what each group of parts is worth."""
-        width = max(len(trial.change) for trial in self.trials)
-        lines = [
-            f"{trial.change:<{width}}  {'holds' if trial.holds else 'OVER '}  "
-            f"{trial.outcome.summary()}"
-            for trial in self.trials
-        ]
-        if not self.complete:
-            lines.append("stopped at the last trial; parts not tried stay in the island")
-        return "\n".join(lines)
+# How far a graph with an island is from the float32 torch model.
+Comparator = Callable[[Collection[str]], Outcome]
 
 
 @dataclass(frozen=True)
@@ -72,9 +30,9 @@ class _Group:
 
 
 class _Search:
-    def __init__(self, judge: Judge, budget: Budget, most: int) -> None:
-        self._judge, self._budget, self._most = judge, budget, most
-        self.trials: list[Trial] = []
+    def __init__(self, comparator: Comparator, budget: Budget, most: int) -> None:
+        self._comparator, self.budget, self._most = comparator, budget, most
+        self.trials: list[IslandTrial] = []
         self._bar = progress(range(most), "searching the island", most)
 
     @property
@@ -82,30 +40,32 @@ class _Search:
         return len(self.trials) >= self._most
 
     def holds(self, change: str, island: Collection[str]) -> bool:
-        outcome = self._judge(island)
-        holds = not outcome.over(self._budget)
-        trial = Trial(change=change, parts=len(island), outcome=outcome, holds=holds)
+        outcome = self._comparator(island)
+        holds = not outcome.violations(self.budget)
+        trial = IslandTrial(change=change, parts=len(island), outcome=outcome, holds=holds)
         self.trials.append(trial)
         self._bar.set_postfix_str(change)
         self._bar.update()
         return holds
 
 
-def search_islands(parts: Collection[str], judge: Judge, budget: Budget, most: int = 40) -> Search:
+def search_islands(
+    parts: Collection[str], comparator: Comparator, budget: Budget, most: int = 40
+) -> IslandSearch:
     """Finds an island none of whose parts can go.
 
     Args:
         parts: Every part of the network, as :func:`node_kinds.part_names` names them.
-        judge: Measures a graph with the given island against the reference.
+        comparator: Compares a graph with the given island with the reference.
         budget: What the difference may be.
         most: Trials at most; what was not tried then stays in the island.
 
     Raises:
         UserError: ``island-budget`` where float32 everywhere is over the budget too.
     """
-    search = _Search(judge, budget, most)
+    search = _Search(comparator, budget, most)
     if search.holds("no island", frozenset()):
-        return Search(island=(), trials=tuple(search.trials), complete=True)
+        return IslandSearch(island=(), trials=tuple(search.trials), complete=True)
     island = _grown(search, parts)
     queue = _kinds(island)
     while queue and not search.spent:
@@ -114,7 +74,9 @@ def search_islands(parts: Collection[str], judge: Judge, budget: Budget, most: i
             island -= group.parts
         elif len(group.parts) > 1:
             queue = [*_children(group), *queue]
-    return Search(island=tuple(sorted(island)), trials=tuple(search.trials), complete=not queue)
+    return IslandSearch(
+        island=tuple(sorted(island)), trials=tuple(search.trials), complete=not queue
+    )
 
 
 def _grown(search: _Search, parts: Collection[str]) -> frozenset[str]:
@@ -133,7 +95,7 @@ def _grown(search: _Search, parts: Collection[str]) -> frozenset[str]:
     raise UserError(
         "island-budget",
         "float32 throughout is over the budget too: "
-        f"{', '.join(search.trials[-1].outcome.over(search._budget))}; no island can help",
+        f"{', '.join(search.trials[-1].outcome.violations(search.budget))}; no island can help",
     )
 
 

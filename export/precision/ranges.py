@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper
 
 from detr.cli_support import progress
 from detr.data.preprocess import PreprocessConfig, preprocess
 from detr.types import ImageArray
-from engines.ort_engine import session_options
+from engines.ort_engine import open_session
 from export.precision.node_kinds import Network
 
 
@@ -43,9 +42,7 @@ def value_ranges(
     probed.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in outputs
     )
-    session = ort.InferenceSession(
-        probed.SerializeToString(), session_options(None), providers=["CPUExecutionProvider"]
-    )
+    session = open_session(probed)
     largest = np.zeros(len(names))
     for start in progress(range(0, len(images), batch), "measuring ranges"):
         feed = preprocess(fill(images[start : start + batch], batch), config)

@@ -146,7 +146,7 @@ def _name_nodes(model: ModelProto) -> None:
     counts: dict[str, int] = {}
     for node in model.graph.node:
         note = next((x.value for x in node.metadata_props if x.key == _SCOPES), "[]")
-        # The last entry is the traced operation itself. What an optimiser has put together has no
+        # The last entry is the traced operation itself. What an optimizer has put together has no
         # entries; it belongs to whatever it reads from.
         path = [x for x in ast.literal_eval(note)[:-1] if not x.startswith("_empty")]
         scope = path[-1] if path else ""
