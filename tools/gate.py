@@ -17,10 +17,10 @@ from detr import msda
 from detr.shipped import find_model
 from engines import Engine, open_bundle, open_engine
 from engines.torch_engine import TorchEngine
+from engines.verdict import EngineVerdict
 from export.bundle import export_bundle
 from export.parity.budget import default_budget
-from export.parity.engines import judge
-from export.parity.verdict import EngineVerdict
+from export.parity.engines import engine_verdicts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "export"))
 import gate_faults
@@ -76,7 +76,7 @@ def main() -> None:
         engines += [open_engine(kept, "native")] if msda.native_available() else []
         if importlib.util.find_spec("openvino"):
             engines.append(open_engine(kept, "openvino"))
-        for verdict in judge(bundle, reference, engines, samples, _BUDGET):
+        for verdict in engine_verdicts(bundle, reference, engines, samples, _BUDGET):
             print(row(f"healthy, {verdict.engine}", verdict), flush=True)
         for title, fault in gate_faults.FAULTS.items():
             place = folder / title.replace(" ", "-") / "x.bundle"

@@ -38,7 +38,7 @@ from engines import Engine, open_bundle, open_engine
 from engines.bundle import Bundle
 from engines.trt.backend import BACKENDS, load
 from engines.trt.cuda import checked, compute_capability, runtime
-from engines.trt.engine import open_trt
+from engines.trt.engine import TrtEngine
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "measured"
@@ -227,7 +227,8 @@ def _built(path: Path, backend: str, lowering: str) -> dict[str, Any]:
     # What was found so far is kept where the runner itself fails.
     found: dict[str, Any] = {"evidence": evidence}
     try:
-        engine = open_trt(open_bundle(path), BACKENDS[backend])
+        engine = open_engine(path, backend)
+        assert isinstance(engine, TrtEngine)
         found["memory_bytes"] = engine.memory_bytes
         found["times"] = _engine_times(engine, open_bundle(path))
         found |= {"cuda_graph": engine.cuda_graph, "no_cuda_graph": engine.no_cuda_graph}

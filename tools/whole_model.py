@@ -71,7 +71,7 @@ def bundles(folder: Path, encoder: int, decoder: int) -> dict[Precision, Path]:
         # With random weights proposals nearly tie: the gate has nothing to hold int8 to.
         proved = precision == "fp32"
         weights = folder / "model.safetensors"
-        export_bundle(weights, path, 17, 1, request=request, verify=proved)
+        export_bundle(weights, path, 17, 1, request=request, gate=proved)
     return paths
 
 

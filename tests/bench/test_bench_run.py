@@ -27,6 +27,8 @@ from detr.data.formats.labelled import FileDataset
 from detr.errors import UserError
 from detr.files import sha256
 from engines.evidence import Evidence
+from engines.parity import Budget as ParityBudget
+from engines.verdict import EngineVerdict
 
 
 @pytest.fixture
@@ -313,7 +315,10 @@ def test_rows_say_what_the_parity_gate_said(tmp_path: Path) -> None:
     assert artefact.parity(model, "native") is None
     evidence = Evidence(
         artefact="model.engine", sha256=sha256(model), bundle_sha256="0", backend="tensorrt",
-        verdicts={"native": {"status": "rejected"}},
+        verdicts={"native": EngineVerdict(
+            engine="native", reference="torch", samples="4 golden images", budget=ParityBudget(),
+            status="rejected",
+        )},
     )  # fmt: skip
     write_report(evidence, tmp_path)
     assert artefact.parity(model, "native") == "rejected"

@@ -8,7 +8,30 @@ import pytest
 
 from detr.errors import UserError
 from detr.files import sha256
-from engines.evidence import EVIDENCE, Evidence, read_evidence, trusted_artefact
+from engines.evidence import (
+    EVIDENCE,
+    EngineBuild,
+    Evidence,
+    LayerCount,
+    read_evidence,
+    trusted_artefact,
+)
+
+BUILD = EngineBuild(
+    version="10.16.1.11",
+    compute_capabilities=(86,),
+    precision="fp32",
+    lowering="plugin",
+    plugin_sha256="p" * 64,
+    version_compatible=False,
+    hardware_compatible=False,
+    batch=(1, 1, 4),
+    seconds=3.0,
+    bytes=4,
+    memory_bytes={"device": 2**21},
+    layers=LayerCount(source="engine", count=2),
+    not_run_because=None,
+)
 
 
 @pytest.fixture
@@ -21,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
         backend="tensorrt",
         status="rejected",
         reasons=("boxes off by 9 px",),
-        build={"version": "10.16"},
+        build=BUILD,
     ).write(tmp_path)
     return tmp_path
 
@@ -39,7 +62,7 @@ def test_what_was_written_is_read(folder: Path) -> None:
     assert (trusted.path, trusted.data) == (folder / "model.engine", b"code")
     assert evidence == read_evidence(folder)
     assert evidence.status == "rejected" and evidence.reasons == ("boxes off by 9 px",)
-    assert evidence.build == {"version": "10.16"}
+    assert evidence.build == BUILD
 
 
 def test_a_changed_artefact_is_not_trusted(folder: Path) -> None:
@@ -64,7 +87,8 @@ def test_without_evidence_nothing_is_trusted(folder: Path) -> None:
         ('"rejected"', '"fine"', "status"),
         ('"artefact"', '"artifact"', "artifact: no such key"),
         ("{", "", "file"),
-        ('"format": 1', '"format": 2', "format"),
+        ('"format": 2', '"format": 3', "format"),
+        ('"seconds"', '"minutes"', "build.minutes: no such key"),
     ],
 )
 def test_damaged_evidence_names_the_place(folder: Path, old: str, new: str, place: str) -> None:

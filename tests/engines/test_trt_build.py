@@ -18,7 +18,7 @@ from detr.cli_support import progress
 from detr.errors import UserError
 from engines import msda_plugin
 from engines.bundle import SIDECAR, Bundle, open_bundle
-from engines.evidence import trusted_artefact
+from engines.evidence import LayerCount, trusted_artefact
 from engines.msda_function import is_attention
 from engines.trt import build as builder
 from engines.trt.backend import BACKENDS, BuildLowering
@@ -83,18 +83,19 @@ def test_builds_for_gpus_that_are_not_here(bundle: Bundle, lowering: BuildLoweri
     assert built.folder == bundle.path / "engines" / "tensorrt-rtx-sm86-89-fp32"
     trusted = trusted_artefact(built.folder)
     path, evidence = trusted.path, trusted.evidence
-    assert path.stat().st_size == evidence.build["bytes"] > 10_000
+    assert evidence.build is not None
+    assert path.stat().st_size == evidence.build.bytes > 10_000
     assert evidence == built.evidence and evidence.status == "unverified"
     assert evidence.bundle_sha256 == bundle.info.fingerprint
-    assert evidence.build["compute_capabilities"] == [86, 89]
-    assert evidence.build["batch"] == [1, 2, 3] and evidence.build["lowering"] == lowering
-    assert evidence.build["plugin_sha256"] is None
-    assert evidence.build["memory_bytes"]["weights"] > 0
-    assert "no CUDA device" in evidence.build["not_run_because"]
+    assert evidence.build.compute_capabilities == (86, 89)
+    assert evidence.build.batch == (1, 2, 3) and evidence.build.lowering == lowering
+    assert evidence.build.plugin_sha256 is None
+    assert evidence.build.memory_bytes["weights"] > 0
+    assert "no CUDA device" in str(evidence.build.not_run_because)
     assert "Engine generation completed" in (built.folder / "build.log").read_text()
     report = json.loads((built.folder / "layers.json").read_text())
     assert report["source"] == "network" and report["engine"] is None
-    assert evidence.build["layers"] == {"source": "network", "count": len(report["layers"])}
+    assert evidence.build.layers == LayerCount(source="network", count=len(report["layers"]))
     kinds = {layer["kind"] for layer in report["layers"]}
     assert ("GRID_SAMPLE" if lowering == "gridsample" else "GATHER") in kinds
     assert "CONSTANT" not in kinds
@@ -296,9 +297,9 @@ def test_tensorrt_builds_with_the_plugin(
     assert calls.index("build") > [c[0] for c in calls].index("add_optimization_profile")
     assert not any("compute_capability" in str(call) for call in calls)
     assert built.folder.name == "tensorrt-sm86-fp32"
-    build = built.evidence.build
-    assert build["lowering"] == "plugin" and build["plugin_sha256"] == builder.plugin_hash()
-    assert build["memory_bytes"] == {"device": 99} and build["not_run_because"] is None
+    build = built.build
+    assert build.lowering == "plugin" and build.plugin_sha256 == builder.plugin_hash()
+    assert build.memory_bytes == {"device": 99} and build.not_run_because is None
     assert built.layers.types == {"HALF": 1} and built.layers.layers[0].inputs == ("HALF",)
 
 
@@ -307,7 +308,7 @@ def test_tensorrt_without_the_plugin(
 ) -> None:
     built, calls = with_tensorrt(lowering="gather")
     assert calls[0] == ("create_network", 0b010) and "register" not in calls
-    assert built.evidence.build["plugin_sha256"] is None
+    assert built.build.plugin_sha256 is None
 
 
 def test_engines_for_other_releases_and_gpus(
@@ -317,7 +318,7 @@ def test_engines_for_other_releases_and_gpus(
     assert ("set_flag", "VC") in calls
     assert ("hardware_compatibility_level", "AMPERE_PLUS") in calls
     assert built.folder.name == "tensorrt-ampere-plus-fp32"
-    assert built.evidence.build["hardware_compatible"] is True
+    assert built.build.hardware_compatible is True
 
 
 def test_tactics_are_kept_for_the_next_build(

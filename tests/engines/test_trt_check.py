@@ -25,6 +25,8 @@ from engines.trt.check import Here, find_engine, plugin_hash
 MakeBundle = Callable[..., Path]
 HERE = Here("10.16.1.11", 86, "p" * 64)
 RTX = Here("1.7.1.116", 89, "p" * 64)
+FORMAT1 = Path(__file__).parent / "format1" / "engine-evidence.json"
+BUILD: dict[str, Any] = json.loads(FORMAT1.read_text())["build"]
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def add(bundle: Bundle, name: str = "tensorrt-sm86-fp32", **changes: Any) -> Pat
     folder = bundle.path / "engines" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.engine").write_bytes(name.encode())
-    build = {
+    build = BUILD | {
         "version": "10.16.1.11",
         "compute_capabilities": [86],
         "lowering": "plugin",
@@ -52,9 +54,8 @@ def add(bundle: Bundle, name: str = "tensorrt-sm86-fp32", **changes: Any) -> Pat
     }
     for key, value in changes.items():
         (build if key in build else fields)[key] = value
-    Evidence(
-        artefact="model.engine", sha256=sha256(folder / "model.engine"), build=build, **fields
-    ).write(folder)
+    sha = sha256(folder / "model.engine")
+    Evidence(**{"artefact": "model.engine", "sha256": sha, "build": build} | fields).write(folder)
     return folder
 
 
@@ -85,7 +86,8 @@ def test_without_an_engine_the_command_is_named(bundle: Bundle) -> None:
         ({"version": "11.4.0.106"}, "engine-version", "11.4.0.106, this is 10.16.1.11"),
         ({"version": "9.3.0"}, "engine-version", "9.3.0"),
         ({"version": "10.16.0.9"}, "engine-version", "10.16.0.9"),
-        ({"version": None}, "engine-version", "None"),
+        ({"version": "unknown"}, "engine-version", "unknown"),
+        ({"build": None}, "evidence-unreadable", "build"),
         ({"version": "11.0.0", "version_compatible": True}, "engine-version", "11.0.0"),
         ({"version": "10.17.0", "version_compatible": True}, "engine-version", "10.17.0"),
         ({"compute_capabilities": [89]}, "engine-architecture", "89, this GPU has 86"),
@@ -165,7 +167,7 @@ def test_a_rejected_engine_is_refused_unless_asked_for(
     error = refusal(bundle)
     assert error.code == "engine-rejected"
     assert "12 missing" in error.message and way_out in error.message
-    assert find_engine(bundle, BACKENDS["tensorrt"], HERE, allow_rejected=True)[0] == folder
+    assert find_engine(bundle, BACKENDS["tensorrt"], HERE, ungated=True)[0] == folder
 
 
 @pytest.mark.parametrize(

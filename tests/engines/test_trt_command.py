@@ -19,9 +19,11 @@ from engines.trt.build import BuildOptions, BuiltEngine
 from engines.trt.layers import LayerReport
 from export.cli import main
 from export.deploy import tensorrt as command
-from export.parity import gate as gate
+from export.parity import gate
 
 MakeBundle = Callable[..., Path]
+FORMAT1 = Path(__file__).parent / "format1" / "engine-evidence.json"
+BUILD: dict[str, Any] = json.loads(FORMAT1.read_text())["build"]
 
 
 class Runner:
@@ -43,7 +45,8 @@ class Runner:
             sha256=sha256(folder / "model.engine"),
             bundle_sha256=bundle.info.fingerprint,
             backend=backend.name,
-            build={
+            build=BUILD
+            | {
                 "precision": "fp32",
                 "lowering": "plugin",
                 "batch": [1, 1, 4],
@@ -56,7 +59,8 @@ class Runner:
         evidence.write(folder)
         return BuiltEngine(folder, evidence, LayerReport(counts={"CAST": {"HALF": 2}}, layers=()))
 
-    def open(self, bundle: Bundle, backend: Any, built: Path) -> Any:
+    def open(self, bundle: Bundle, engine: str, ungated: bool, built: Path) -> Any:
+        assert ungated, "nobody has compared it yet"
         assert (built / "model.engine").exists()
         self.asked.append("open")
         return self
@@ -68,7 +72,7 @@ class Runner:
         assert len(inputs) == 1
         return {"conv": 0.5}
 
-    def verify(self, bundle: Bundle, data: str | None, engines: list[Any]) -> Runner:
+    def gate(self, bundle: Bundle, data: str | None, engines: list[Any]) -> Runner:
         assert engines == [self]
         self.asked.append(data)
         folder = next(bundle.path.glob("engines/*"))
@@ -84,9 +88,9 @@ class Runner:
 def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
     made = Runner()
     monkeypatch.setattr(command, "build_engine", made.build)
-    monkeypatch.setattr(command, "open_trt", made.open)
+    monkeypatch.setattr(command, "open_engine", made.open)
     monkeypatch.setattr(command, "refuse_known_bad", lambda *_: None)
-    monkeypatch.setattr(gate, "verify", made.verify)
+    monkeypatch.setattr(gate, "gate_bundle", made.gate)
     return made
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from engines.bundle import MODEL, Bundle
 from engines.msda_function import HeadShape, is_attention, set_lowering
 from engines.ort_engine import OrtEngine
 from engines.torch_engine import TorchEngine
+from engines.verdict import EngineVerdict
 from export.parity.budget import default_budget
-from export.parity.engines import judge
+from export.parity.engines import engine_verdicts
 from export.parity.samples import Samples
-from export.parity.verdict import EngineVerdict
 
 sys.path.insert(0, str(Path(__file__).parent))
 from graph_edits import (
@@ -231,7 +231,7 @@ def identity(_model: ModelProto) -> None:
     """Nothing."""
 
 
-class Centred(OrtEngine):
+class Centered(OrtEngine):
     """Letterboxes into the middle of the canvas where the model expects the top left corner."""
 
     def prepare(self, images: Sequence[ImageArray]) -> Inputs:
@@ -336,7 +336,7 @@ FAULTS = {
     ),
     "BGR": Fault(bgr, layer="backbone", pitfall="input-channels"),
     "letterbox in the middle": Fault(
-        engine=Centred, layer="preprocessing", pitfall="other-preprocessing"
+        engine=Centered, layer="preprocessing", pitfall="other-preprocessing"
     ),
     "scaled without interpolation": Fault(engine=Bare, layer="preprocessing"),
     "LayerNorm overflows in half": Fault(
@@ -364,12 +364,12 @@ def faulty_verdict(
     info = fault.sidecar(healthy.info.model)
     bundle = Bundle(folder, healthy.info.model_copy(update={"model": info}))
     engine = fault.engine(bundle, 1)
-    return judge(bundle, reference, [engine], samples, default_budget("fp32"))[0]
+    return engine_verdicts(bundle, reference, [engine], samples, default_budget("fp32"))[0]
 
 
 def scenes(folder: Path, count: int, reference: TorchEngine) -> Samples:
-    """Labelled scenes that do not fill the canvas, with what torch finds in them."""
+    """Labeled scenes that do not fill the canvas, with what torch finds in them."""
     generate(folder, count, (128, 352), seed=11, val_fraction=0.5)
     samples = Samples.of_dataset(open_dataset(f"kitti:{folder}", reference.info.classes))
-    samples.known = [reference([samples.image(k)])[0] for k in range(len(samples))]
-    return samples
+    detections = [reference([samples.image(k)])[0] for k in range(len(samples))]
+    return replace(samples, detections=detections)

@@ -23,8 +23,9 @@ from detr.models.presets import FAMILIES
 from detr.types import Detections
 from engines import open_engine
 from engines.bundle import INPUTS
+from engines.parity import Budget
 from export.bundle import export_bundle
-from export.parity.compare import Budget, compare
+from export.parity.compare import compare_detections
 from export.trace.torch_to_onnx import export_graph
 
 SIZE = (64, 96)
@@ -65,9 +66,9 @@ def agree(wanted: list[Detections], found: list[Detections]) -> None:
     """Random weights are timid: what counts is each image's best dozen."""
     threshold = min(float(image.scores[11]) for image in wanted)
     budget = Budget(threshold=threshold, box_px=0.02, score=1e-5)
-    parity = compare(wanted, found, budget)
+    parity = compare_detections(wanted, found, budget)
     assert parity.detections >= 12 * len(wanted)
-    assert parity.over(budget) == []
+    assert parity.violations(budget) == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -15,7 +15,7 @@ from engines.bundle import Bundle, open_bundle
 from engines.torch_engine import TorchEngine
 from export.bundle import export_bundle
 from export.golden import drawn_images
-from export.locate import locate
+from export.parity.first_deviation import first_deviation
 
 MakeCheckpoint = Callable[..., Path]
 ENGINES: dict[str, ModuleType] = {"native": native_engine, "openvino": openvino_engine}
@@ -23,8 +23,8 @@ ENGINES: dict[str, ModuleType] = {"native": native_engine, "openvino": openvino_
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    out = tmp_path_factory.mktemp("locate") / "x.bundle"
-    export_bundle(checkpoint("deformable-refine"), out, verify=False)
+    out = tmp_path_factory.mktemp("first_deviation") / "x.bundle"
+    export_bundle(checkpoint("deformable-refine"), out, gate=False)
     return open_bundle(out)
 
 
@@ -32,7 +32,7 @@ def bundle(checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory)
 def test_the_layer_is_named(bundle: Bundle, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = TorchEngine(Path(bundle.info.source.path))
     image = drawn_images(bundle.info.model.preprocess.size)[1]
-    healthy = locate(bundle, reference, open_engine(bundle.path, name), image)
+    healthy = first_deviation(bundle, reference, open_engine(bundle.path, name), image)
     assert healthy is not None and healthy.compared > 20 and healthy.before < 1e-4
     assert healthy.layer in ("", "decode"), healthy.text()
 
@@ -49,7 +49,7 @@ def test_the_layer_is_named(bundle: Bundle, name: str, monkeypatch: pytest.Monke
     names = ("native_available", "instruction_set")
     kept = {key: getattr(msda, key) for key in names}
     monkeypatch.setattr(ENGINES[name], "msda", SimpleNamespace(forward=wrong, **kept))
-    found = locate(bundle, reference, open_engine(bundle.path, name), image)
+    found = first_deviation(bundle, reference, open_engine(bundle.path, name), image)
     assert found is not None and len(calls) == 3
     assert found.layer.startswith("decoder.layers.0"), found.text()
     assert "MSDeformAttn" in found.operators

@@ -24,10 +24,10 @@ from detr.types import Detections
 from engines.bundle import GOLDEN, MODEL, SIDECAR, BundleInfo, Golden, Source, open_bundle
 from engines.evidence import graph_evidence, read_evidence
 from engines.open import open_engine
+from engines.parity import Budget
 from export.cli import main
 from export.parity.budget import default_budget, read_budget
-from export.parity.compare import Budget
-from export.parity.gate import verify
+from export.parity.gate import gate_bundle
 
 SIZE = (32, 64)
 ROWS = 12
@@ -175,7 +175,7 @@ def test_not_a_number_is_rejected(bundle: MakeBundle) -> None:
             tensor.CopyFrom(numpy_helper.from_array(broken, "base"))
     reseal(path, graph)
     with pytest.raises(GateError, match="no numbers") as caught:
-        verify(open_bundle(path)).check()
+        gate_bundle(open_bundle(path)).check()
     assert caught.value.code == "parity-rejected"
 
 
@@ -186,12 +186,12 @@ def test_a_graph_that_fails_is_a_rejection_and_no_traceback(bundle: MakeBundle) 
         if tensor.name == "column":
             tensor.CopyFrom(numpy_helper.from_array(np.array([1, 1, 1]), "column"))
     reseal(path, graph)
-    verdict = verify(open_bundle(path)).engines[0]
+    verdict = gate_bundle(open_bundle(path)).engines[0]
     assert verdict.status == "rejected" and "batch 2" in verdict.reasons[0]
     assert verdict.pitfall is not None and verdict.pitfall.id == "frozen-batch"
     (path / MODEL).write_bytes(b"")
     reseal(path, onnx.ModelProto())
-    verdict = verify(open_bundle(path)).engines[0]
+    verdict = gate_bundle(open_bundle(path)).engines[0]
     assert verdict.status == "rejected" and "does not load" in verdict.reasons[0]
 
 
@@ -210,7 +210,7 @@ def test_a_rejection_is_kept_whatever_its_explanation_comes_to(
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("export.locate.input_symptoms", fail)
+    monkeypatch.setattr("export.parity.engines.input_symptoms", fail)
     monkeypatch.setattr("engines.native_engine.NativeEngine.finish", lambda *_: [nothing()] * 1)
     (tmp_path / "pictures").touch()
     result = call(
@@ -241,9 +241,7 @@ def test_an_engine_that_does_not_load_is_rejected(
     result = call(path, "--engine", "native")
     assert result.exit_code == 3 and "does not load: not implemented: Foo" in result.stderr
     evidence = read_evidence(path)
-    assert (
-        evidence.status == "rejected" and evidence.verdicts["onnxruntime"]["status"] == "accepted"
-    )
+    assert evidence.status == "rejected" and evidence.verdicts["onnxruntime"].status == "accepted"
 
 
 def test_labels_of_no_class_are_rejected(bundle: MakeBundle, tmp_path: Path) -> None:
@@ -260,7 +258,7 @@ def test_labels_of_no_class_are_rejected(bundle: MakeBundle, tmp_path: Path) -> 
 
 def test_a_verdict_does_not_outlive_the_classes_or_the_preprocessing(bundle: MakeBundle) -> None:
     path = bundle()
-    verify(open_bundle(path))
+    gate_bundle(open_bundle(path))
     assert graph_evidence(open_bundle(path)) is not None
     for change in (
         {"classes": {"names": ["Van", "Car"], "category_ids": [1, 2]}},
@@ -298,7 +296,7 @@ def test_other_classes_are_compared_without_ap(bundle: MakeBundle, tmp_path: Pat
     generate(tmp_path / "data", 4, SIZE, seed=0, val_fraction=0.5)
     data = f"kitti:{tmp_path / 'data'}"
     # The toy knows cars and vans; the data pedestrians, too. ONNX Runtime is the reference.
-    result = verify(open_bundle(bundle()), data, ["native"], images=2)
+    result = gate_bundle(open_bundle(bundle()), data, ["native"], images=2)
     last = result.engines[-1]
     assert (last.reference, last.status) == ("onnxruntime", "accepted")
     assert last.ap is None and "AP was not compared" in last.notes[0]

@@ -13,7 +13,7 @@ from engines.ort_engine import OrtEngine
 from engines.torch_engine import TorchEngine
 from export.bundle import export_bundle
 from export.parity.budget import default_budget
-from export.parity.engines import judge
+from export.parity.engines import engine_verdicts
 from export.parity.samples import Samples
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -33,14 +33,16 @@ def samples(reference: TorchEngine, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("healthy") / "demo.bundle"
-    export_bundle(find_model(Path("demo-teacher")), out, batch="dynamic", verify=False)
+    export_bundle(find_model(Path("demo-teacher")), out, batch="dynamic", gate=False)
     return open_bundle(out)
 
 
 def test_the_healthy_export_is_accepted(
     healthy: Bundle, reference: TorchEngine, samples: Samples
 ) -> None:
-    verdict = judge(healthy, reference, [OrtEngine(healthy)], samples, default_budget("fp32"))[0]
+    verdict = engine_verdicts(
+        healthy, reference, [OrtEngine(healthy)], samples, default_budget("fp32")
+    )[0]
     assert verdict.status == "accepted", verdict.text()
     assert verdict.parity is not None and verdict.parity.detections >= 20
     assert verdict.ap is not None and verdict.ap > 0.2

@@ -19,7 +19,7 @@ from engines.ort_engine import OrtEngine
 from engines.torch_engine import TorchEngine
 from export.golden import drawn_images
 from export.parity.budget import default_budget
-from export.parity.engines import judge
+from export.parity.engines import engine_verdicts
 from export.parity.first_deviation import TOLERANCE, boundaries, difference, torch_values
 from export.parity.samples import Samples
 from export.trace.opset17 import lower_to_17
@@ -86,7 +86,7 @@ def test_healthy_graphs_are_accepted(
     # Random weights are timid: what counts is chosen so that five of each image do.
     threshold = min(float(found.scores[4]) for found in golden.detections)
     budget = default_budget("fp32").model_copy(update={"threshold": threshold})
-    verdict = judge(bundle, reference, [OrtEngine(bundle)], samples, budget)[0]
+    verdict = engine_verdicts(bundle, reference, [OrtEngine(bundle)], samples, budget)[0]
     assert verdict.status == "accepted", verdict.text()
 
 

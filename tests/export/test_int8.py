@@ -14,19 +14,21 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from detr.data.preprocess import preprocess
 from detr.types import FloatArray
 from engines.half_emulation import half_session
+from engines.parity import Budget
+from engines.precision_report import PrecisionComparison, PrecisionRow
 from engines.torch_engine import TorchEngine
 from export.golden import drawn_images
-from export.parity.compare import Budget, compare
-from export.precision import int8 as quantise_module
-from export.precision.cost import Row, Verdict, advice
+from export.parity.compare import compare_detections
+from export.precision import int8 as int8_module
+from export.precision.cost import advice
 from export.precision.half import finish_half, to_half
 from export.precision.int8 import (
     _best_scale,
     _groups,
     _histogram,
     calibrate,
-    quantise,
-    quantised_nodes,
+    quantize,
+    quantized_nodes,
 )
 from export.precision.node_kinds import Network
 from export.precision.ranges import value_ranges
@@ -49,7 +51,7 @@ def int8(engine: TorchEngine) -> ModelProto:
     images = drawn_images(config.size)
     ranges = value_ranges(model, images, config, 1)
     scales = calibrate(model, images, config, 1, ranges)
-    touched = quantise(model, scales)
+    touched = quantize(model, scales)
     typed = to_half(model, ranges=ranges, single=touched).model
     finish_half(typed, engine.info.detector, "gather")
     return typed
@@ -69,7 +71,7 @@ def test_pairs_sit_on_weighted_products_alone(int8: ModelProto) -> None:
     assert first.input[0] not in back
 
 
-def test_quantisation_is_what_tensorrt_reads(int8: ModelProto) -> None:
+def test_quantization_is_what_tensorrt_reads(int8: ModelProto) -> None:
     weights = {x.name: numpy_helper.to_array(x) for x in int8.graph.initializer}
     per_channel = 0
     for node in int8.graph.node:
@@ -92,11 +94,11 @@ def test_int8_still_finds_the_objects(int8: ModelProto, engine: TorchEngine) -> 
     images = drawn_images(engine.info.preprocess.size)
     expected = engine(images)
     feed = preprocess(images, engine.info.preprocess)
-    found = detections(half_session(int8), vars(feed))
+    found = detections(half_session(int8), feed)
     wide = Budget(score=0.5, score_median=0.05, box_px=60, box_px_median=3, missing=0.3, extra=0.3)
-    parity = compare(expected, found, wide)
-    assert parity.over(wide) == []
-    assert parity.max_score > 0, "nothing was quantised"
+    parity = compare_detections(expected, found, wide)
+    assert parity.violations(wide) == []
+    assert parity.max_score > 0, "nothing was quantized"
 
 
 def test_magnitudes_are_counted_as_numpy_counts_them() -> None:
@@ -111,9 +113,9 @@ def test_activations_are_held_in_groups(
     engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = Network(export_graph(engine.detector, engine.info.preprocess.size, 17, 2, "gather"))
-    names = sorted({network.nodes[i].input[0] for i in quantised_nodes(network)})
+    names = sorted({network.nodes[i].input[0] for i in quantized_nodes(network)})
     assert _groups(network, names, 2) == [names], "a toy's fit into one run"
-    monkeypatch.setattr(quantise_module, "_AT_ONCE", 1 << 16)
+    monkeypatch.setattr(int8_module, "_AT_ONCE", 1 << 16)
     groups = _groups(network, names, 2)
     assert [name for group in groups for name in group] == names and len(groups) > 1
 
@@ -127,7 +129,7 @@ def test_scale_gives_up_a_lone_outlier_but_not_a_flat_tail() -> None:
     assert _best_scale(np.zeros(2048), 0.0) > 0
 
 
-def quantised_by_hand(x: FloatArray, scale: float) -> FloatArray:
+def quantized_by_hand(x: FloatArray, scale: float) -> FloatArray:
     return np.clip(np.round(x / scale), -128, 127).astype(np.float32) * np.float32(scale)
 
 
@@ -151,13 +153,13 @@ def test_a_product_is_computed_in_int8() -> None:
         value_info=[value("h", 2, 8)],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    touched = quantise(model, {"h": 0.02})
+    touched = quantize(model, {"h": 0.02})
     typed = to_half(model, (), single=touched).model
     onnx.checker.check_model(typed, full_check=True)
     (found,) = half_session(typed).run(None, {"images": x})
     steps = np.abs(w).max(axis=0) / 127
     half = np.maximum(x, 0).astype(np.float16).astype(np.float32)
-    expected = quantised_by_hand(half, 0.02) @ (np.round(w / steps) * steps)
+    expected = quantized_by_hand(half, 0.02) @ (np.round(w / steps) * steps)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -181,15 +183,15 @@ def test_attention_over_constant_values_stays_out() -> None:
         value_info=[value("scores", 1, 2, 8, 8)],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    assert quantise(model, {"scores": 0.02}) == set()
+    assert quantize(model, {"scores": 0.02}) == set()
     assert [node.op_type for node in model.graph.node] == ["Relu", "MatMul"]
 
 
-def rows(**last: Any) -> list[Row]:
+def rows(**last: Any) -> list[PrecisionRow]:
     return [
-        Row(name="fp32", ap=0.5, cpu_ms=10.0, size_mb=40.0),
-        Row(name="fp16", ap=0.5, cpu_ms=9.0, size_mb=20.0),
-        Row(**({"name": "int8", "ap": 0.499, "cpu_ms": 5.0, "size_mb": 11.0} | last)),
+        PrecisionRow(name="fp32", ap=0.5, cpu_ms=10.0, size_mb=40.0),
+        PrecisionRow(name="fp16", ap=0.5, cpu_ms=9.0, size_mb=20.0),
+        PrecisionRow(**({"name": "int8", "ap": 0.499, "cpu_ms": 5.0, "size_mb": 11.0} | last)),
     ]
 
 
@@ -213,7 +215,9 @@ def test_verdict_follows_from_the_figures(last: dict[str, float], says: list[str
 
 
 def test_table_shows_each_precision() -> None:
-    verdict = Verdict(images=9, batch=1, engine="native", rows=tuple(rows()), advice=("use it",))
+    verdict = PrecisionComparison(
+        images=9, batch=1, engine="native", rows=tuple(rows()), advice=("use it",)
+    )
     lines = verdict.table().splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["fp32", "fp16", "int8"]
     assert "-0.0010" in lines[3] and lines[-1] == "use it"

@@ -10,14 +10,14 @@ from onnx import ModelProto
 
 from detr.errors import UserError
 from engines.bundle import Precision
+from engines.parity import Budget, Outcome, Parity
+from engines.precision_report import IslandSearch, PrecisionComparison, PrecisionRow
 from engines.torch_engine import TorchEngine
-from export.parity.compare import Budget, Outcome, Parity
 from export.parity.samples import Samples
 from export.precision import apply as precise
 from export.precision.apply import PrecisionRequest, write_precision
-from export.precision.cost import Row, Verdict
-from export.precision.half import DEFAULT_ISLAND, Typed
-from export.precision.island_search import Search, search_islands
+from export.precision.half import DEFAULT_ISLAND, TypedGraph
+from export.precision.island_search import search_islands
 
 PARTS = frozenset(
     f"{kind}:{stage}.{i}{tail}"
@@ -28,7 +28,7 @@ PARTS = frozenset(
 BUDGET = Budget()
 
 
-class Judge:
+class Comparator:
     """Holds the budget where the needed parts are in the island."""
 
     def __init__(self, *needed: str) -> None:
@@ -45,9 +45,9 @@ class Judge:
 
 
 def test_nothing_is_needed() -> None:
-    judge = Judge()
-    found = search_islands(PARTS, judge, BUDGET)
-    assert (found.island, found.complete, judge.asked) == ((), True, 1)
+    comparator = Comparator()
+    found = search_islands(PARTS, comparator, BUDGET)
+    assert (found.island, found.complete, comparator.asked) == ((), True, 1)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_nothing_is_needed() -> None:
     ],
 )
 def test_exactly_what_is_needed_is_kept(needed: tuple[str, ...]) -> None:
-    found = search_islands(PARTS, Judge(*needed), BUDGET)
+    found = search_islands(PARTS, Comparator(*needed), BUDGET)
     assert found.complete and set(found.island) == set(needed)
     for part in needed:
         trial = next(x for x in found.trials if x.change == f"without {part}")
@@ -69,15 +69,15 @@ def test_exactly_what_is_needed_is_kept(needed: tuple[str, ...]) -> None:
 
 def test_an_island_larger_than_the_default_is_found() -> None:
     needed = ("module:encoder.2.ffn", "decode")
-    found = search_islands(PARTS, Judge(*needed), BUDGET)
+    found = search_islands(PARTS, Comparator(*needed), BUDGET)
     assert set(found.island) == set(needed)
 
 
 def test_trials_are_bounded_and_what_was_not_tried_stays() -> None:
-    judge = Judge("norm:encoder.1.norm", "softmax:decoder.0.attention")
-    found = search_islands(PARTS, judge, BUDGET, most=5)
-    assert judge.asked == 5 and not found.complete
-    assert judge.needed <= set(found.island)
+    comparator = Comparator("norm:encoder.1.norm", "softmax:decoder.0.attention")
+    found = search_islands(PARTS, comparator, BUDGET, most=5)
+    assert comparator.asked == 5 and not found.complete
+    assert comparator.needed <= set(found.island)
     assert "stopped" in found.table()
 
 
@@ -92,11 +92,11 @@ def test_a_budget_no_island_holds_is_told() -> None:
 def test_ap_counts_in_every_trial() -> None:
     """Boxes and scores within the budget are not enough where AP changes."""
 
-    def judge(island: Collection[str]) -> Outcome:
+    def comparator(island: Collection[str]) -> Outcome:
         ap = 0.5 if "decode" in island else 0.497
         return Outcome(parity=Parity(images=1, detections=10, matched=10), ap=ap, reference_ap=0.5)
 
-    found = search_islands(PARTS, judge, BUDGET)
+    found = search_islands(PARTS, comparator, BUDGET)
     assert found.island == ("decode",)
     assert "AP -0.0030" in found.table()
 
@@ -114,36 +114,40 @@ def test_an_island_that_fails_on_all_images_is_searched_again_and_gives_way(
     over = {"few images' island": [()], "more images' island": [("AP",), ()]}
     proofs = iter(over.get(holds, [("AP",), ("AP",)]))
 
-    def write(_job: object, island: Sequence[str], _ranges: object) -> Typed:
-        return Typed(ModelProto(), tuple(island))
+    def write(_writer: object, island: Sequence[str]) -> TypedGraph:
+        return TypedGraph(ModelProto(), tuple(island))
 
-    def measure(variants: dict[str, ModelProto], *_: object) -> Verdict:
+    def compare(variants: dict[str, ModelProto], *_: object) -> PrecisionComparison:
         proof = next(proofs)
         rows = [
-            Row(name=n, ap=0.5, cpu_ms=1, size_mb=1, over=proof if "searched" in n else ())
+            PrecisionRow(
+                name=n, ap=0.5, cpu_ms=1, size_mb=1, violations=proof if "searched" in n else ()
+            )
             for n in variants
         ]
-        return Verdict(images=120, batch=1, engine="openvino", rows=tuple(rows), advice=())
+        return PrecisionComparison(
+            images=120, batch=1, engine="openvino", rows=tuple(rows), advice=()
+        )
 
-    def some(_job: object, most: int) -> Samples:
-        return Samples("", ["a"] * most, given=[0] * most)
+    def some(_request: object, most: int) -> Samples:
+        return Samples("", ["a"] * most, images=[0] * most)
 
-    def search(_job: object, _ranges: object, samples: Samples) -> Search:
-        return Search(island=(islands[len(samples)],), trials=(), complete=True)
+    def search(_writer: object, samples: Samples) -> IslandSearch:
+        return IslandSearch(island=(islands[len(samples)],), trials=(), complete=True)
 
     monkeypatch.setattr(precise, "value_ranges", lambda *_: {})
     monkeypatch.setattr(precise, "calibrate", lambda *_: {})
-    monkeypatch.setattr(precise._Job, "_samples", some)
-    monkeypatch.setattr(precise._Job, "_search", search)
-    monkeypatch.setattr(precise._Job, "_half", write)
-    monkeypatch.setattr(precise._Job, "_int8", write)
-    monkeypatch.setattr(precise.verdict, "measure", measure)
+    monkeypatch.setattr(precise, "_samples", some)
+    monkeypatch.setattr(precise._Writer, "_search", search)
+    monkeypatch.setattr(precise._Writer, "_half", write)
+    monkeypatch.setattr(precise._Writer, "_int8", write)
+    monkeypatch.setattr(precise, "compare_precisions", compare)
     request = PrecisionRequest(precision, search=True, data=cast(Any, [0]))
     reference = cast(TorchEngine, type("Reference", (), {"info": type("I", (), {"preprocess": 0})}))
     written = write_precision(ModelProto(), reference, "gather", 1, [], request)
-    assert written.island == kept and written.verdict is not None
+    assert written.island == kept and written.report.comparison is not None
     assert next(proofs, None) is None, "measured once per search"
-    told = any("default island is kept" in line for line in written.verdict.advice)
+    told = any("default island is kept" in line for line in written.report.comparison.advice)
     assert told == (kept == DEFAULT_ISLAND)
     name = f"{precision} {'default' if told else 'searched'} island"
-    assert written.verdict.rows[-1].name == name, "the exported graph is told last"
+    assert written.report.comparison.rows[-1].name == name, "the exported graph is told last"

@@ -20,10 +20,11 @@ from detr.types import Detections
 from engines import open_engine
 from engines.bundle import Bundle, open_bundle
 from engines.evidence import read_evidence
+from engines.parity import Budget
 from export import bundle as onnx_export
 from export.bundle import export_bundle
 from export.cli import main
-from export.parity.compare import Budget, compare
+from export.parity.compare import compare_detections
 
 MakeCheckpoint = Callable[..., Path]
 # Every detector, opset, lowering and kind of batch at least once.
@@ -82,8 +83,8 @@ def test_the_file_says_nothing_about_the_machine(bundle: tuple[Bundle, Path]) ->
 
 def test_sidecar_records_the_proof(bundle: tuple[Bundle, Path]) -> None:
     info = bundle[0].info
-    assert info.parity is not None and info.parity["matched"] >= 40
-    assert info.parity["max_box_px"] <= 0.5 and info.parity["max_score"] <= 1e-3
+    assert info.parity is not None and info.parity.matched >= 40
+    assert info.parity.max_box_px <= 0.5 and info.parity.max_score <= 1e-3
     assert info.reference_ap == 0.25
     assert len(bundle[0].golden().images) == 4
 
@@ -103,9 +104,9 @@ def test_engines_find_what_torch_finds(bundle: tuple[Bundle, Path], name: str) -
         found: list[Detections] = []
         for start in range(0, 3, size):
             found += engine(images[start : start + size])
-        parity = compare(expected, found, Budget(best=20))
+        parity = compare_detections(expected, found, Budget(best=20))
         # Tighter than the budget: these are equal computations on equal numbers.
-        assert parity.over(Budget(box_px=0.02, score=1e-5)) == []
+        assert parity.violations(Budget(box_px=0.02, score=1e-5)) == []
         assert parity.matched >= 30
 
 
@@ -119,7 +120,7 @@ def test_real_images(bundle: tuple[Bundle, Path], shared_data: Path) -> None:
         for one in (reference, engine)
     )
     assert [len(x.above(0.3)) for x in expected] == [len(x.above(0.3)) for x in found]
-    assert compare(expected, found).over(Budget()) == []
+    assert compare_detections(expected, found).violations(Budget()) == []
 
 
 def test_a_wrong_graph_is_not_kept(

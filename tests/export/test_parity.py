@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from detr.types import Detections
-from export.parity.compare import Budget, compare
+from engines.parity import Budget
+from export.parity.compare import compare_detections
 
 
 def found(*rows: tuple[float, int, tuple[float, float, float, float]]) -> Detections:
@@ -30,14 +31,14 @@ def shifted(row: tuple[float, int, tuple[float, ...]], by: float) -> tuple[float
 
 
 def test_equal_is_equal() -> None:
-    parity = compare([ALL, found()], [ALL, found()])
-    assert (parity.images, parity.matched, parity.over(FEW)) == (2, 3, [])
+    parity = compare_detections([ALL, found()], [ALL, found()])
+    assert (parity.images, parity.matched, parity.violations(FEW)) == (2, 3, [])
 
 
 def test_order_of_equal_scores_does_not_matter() -> None:
     a = Detections(ALL.boxes, np.full(3, 0.5, np.float32), ALL.labels)
     b = Detections(ALL.boxes[::-1], np.full(3, 0.5, np.float32), ALL.labels[::-1])
-    assert compare([a], [b]).over(FEW) == []
+    assert compare_detections([a], [b]).violations(FEW) == []
 
 
 @pytest.mark.parametrize(
@@ -55,14 +56,14 @@ def test_order_of_equal_scores_does_not_matter() -> None:
     ],
 )
 def test_each_kind_of_difference(candidate: Detections, figure: str, value: float) -> None:
-    parity = compare([ALL], [candidate], FEW)
+    parity = compare_detections([ALL], [candidate], FEW)
     assert getattr(parity, figure) == pytest.approx(value, abs=1e-5)
-    assert len(parity.over(FEW)) >= 1
+    assert len(parity.violations(FEW)) >= 1
 
 
 def test_worst_image_is_named() -> None:
     candidate = [ALL, ALL, found(CAR, VAN), ALL]
-    assert compare([ALL] * 4, candidate).worst_image == 2
+    assert compare_detections([ALL] * 4, candidate).worst_image == 2
 
 
 def test_falling_to_the_other_side_of_the_threshold_is_no_loss() -> None:
@@ -70,25 +71,25 @@ def test_falling_to_the_other_side_of_the_threshold_is_no_loss() -> None:
     a = found(*many, (0.3001, 0, (500.0, 0, 520, 20)))
     b = found(*many, (0.2999, 0, (500.0, 0, 520, 20)))
     for first, second in ((a, b), (b, a)):
-        parity = compare([first], [second], FEW)
-        assert parity.over(FEW) == []
+        parity = compare_detections([first], [second], FEW)
+        assert parity.violations(FEW) == []
         assert parity.matched == 11
-    assert compare([a], [found(*many)], FEW).missing == 1
+    assert compare_detections([a], [found(*many)], FEW).missing == 1
 
 
 def test_a_timid_model_is_compared_all_the_same() -> None:
     timid = found((0.02, 0, CAR[2]), (0.01, 1, VAN[2]))
-    assert compare([timid], [timid]).matched == 2
-    assert compare([timid], [found((0.02, 0, CAR[2]))]).missing == 1
+    assert compare_detections([timid], [timid]).matched == 2
+    assert compare_detections([timid], [found((0.02, 0, CAR[2]))]).missing == 1
 
 
 def test_boxes_without_area_match_by_place() -> None:
     flat = found((0.9, 0, (10, 10, 10, 30)), (0.8, 0, (40, 10, 40, 30)))
-    assert compare([flat], [flat]).over(FEW) == []
+    assert compare_detections([flat], [flat]).violations(FEW) == []
     moved = found((0.9, 0, (10, 10, 10, 30)), (0.8, 0, (45, 10, 45, 30)))
-    assert compare([flat], [moved]).missing == 1
+    assert compare_detections([flat], [moved]).missing == 1
 
 
 def test_not_a_number_is_over_budget() -> None:
     broken = found((np.nan, 0, CAR[2]), VAN, TRAM)
-    assert compare([ALL], [broken]).over(Budget(detections=1, missing=1.0))
+    assert compare_detections([ALL], [broken]).violations(Budget(detections=1, missing=1.0))

@@ -22,12 +22,13 @@ from engines import open_engine
 from engines.bundle import Precision, open_bundle
 from engines.half_emulation import emulate_half, half_session
 from engines.msda_function import Lowering, is_attention
+from engines.parity import Budget
 from engines.torch_engine import TorchEngine
 from export import bundle as onnx_export
 from export.bundle import export_bundle
 from export.golden import drawn_images
 from export.parity.budget import default_budget
-from export.parity.compare import Budget, compare
+from export.parity.compare import compare_detections
 from export.precision import cost as verdict
 from export.precision.apply import PrecisionRequest, write_precision
 from export.precision.half import DEFAULT_ISLAND, finish_half, to_half
@@ -118,7 +119,7 @@ def test_the_default_island_finds_what_torch_finds(traced: Traced, lowering: Low
             for start in range(0, 4, batch):
                 feed = preprocess(images[start : start + batch], engine.info.preprocess)
                 found += detections(session, vars(feed))
-            assert compare(expected, found).over(default_budget("fp16")) == []
+            assert compare_detections(expected, found).violations(default_budget("fp16")) == []
 
 
 def test_what_is_typed_half_is_half_when_emulated(traced: Traced) -> None:
@@ -145,7 +146,7 @@ def test_bundle_says_its_island_and_runs_in_our_engines(
     monkeypatch.setattr(onnx_export, "export_graph", lambda *_: model)
     out = tmp_path / "x.bundle"
     # Random weights are not judged in half precision: their scores nearly tie.
-    export_bundle(source, out, batch="dynamic", request=PrecisionRequest("fp16"), verify=False)
+    export_bundle(source, out, batch="dynamic", request=PrecisionRequest("fp16"), gate=False)
     info = open_bundle(out).info
     assert info.precision == "fp16" and set(DEFAULT_ISLAND) <= set(info.island)
     size = onnx.load(str(out / "model.onnx")).ByteSize()
@@ -156,7 +157,7 @@ def test_bundle_says_its_island_and_runs_in_our_engines(
     for name in names:
         found = open_engine(out, name)(images)
         close = Budget(score=2e-3, score_median=1e-3, box_px=0.5, box_px_median=0.1)
-        assert compare(reference, found, close).over(close) == []
+        assert compare_detections(reference, found, close).violations(close) == []
 
 
 # Not of the DINO: with random weights its proposals nearly tie, and float32 itself swaps them.

@@ -138,6 +138,10 @@ def test_a_second_export_is_a_second_version(bundles: dict[str, Bundle], tmp_pat
     assert caught.value.code == "triton-name"
 
 
+BUILD = json.loads((Path(__file__).parents[1] / "engines/format1/engine-evidence.json").read_text())
+BUILD = BUILD["build"]
+
+
 def add_engine(bundle: Bundle, name: str, **changes: Any) -> Path:
     folder = bundle.path / "engines" / name
     folder.mkdir(parents=True)
@@ -145,7 +149,7 @@ def add_engine(bundle: Bundle, name: str, **changes: Any) -> Path:
     fields: dict[str, Any] = {
         "artefact": "model.engine", "sha256": sha256(folder / "model.engine"),
         "bundle_sha256": bundle.info.fingerprint, "backend": "tensorrt",
-        "status": "accepted", "build": {"batch": [1, 2, 4]},
+        "status": "accepted", "build": {**BUILD, "batch": [1, 2, 4]},
     }  # fmt: skip
     Evidence(**fields | changes).write(folder)
     return folder

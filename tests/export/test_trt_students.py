@@ -90,8 +90,9 @@ def test_a_student_is_built_for_two_architectures(
     trusted = trusted_artefact(built.folder)
     path, evidence = trusted.path, trusted.evidence
     assert path.parent.name == f"tensorrt-rtx-sm86-89-{precision}"
-    assert evidence.build["compute_capabilities"] == [86, 89]
-    assert evidence.build["precision"] == precision and evidence.build["lowering"] == "gather"
+    assert evidence.build is not None
+    assert evidence.build.compute_capabilities == (86, 89)
+    assert evidence.build.precision == precision and evidence.build.lowering == "gather"
     assert path.stat().st_size > 100_000
 
     layers = built.layers.layers

@@ -57,15 +57,18 @@ def test_accepted_and_built(
     # ONNX Runtime computes half precision in float32 on a CPU; the emulation does not.
     assert set(evidence.verdicts) == {"onnxruntime", "half"}
     for verdict in evidence.verdicts.values():
-        assert verdict["status"] == "accepted" and verdict["reference"] == "torch"
-        assert verdict["parity"]["detections"] >= 10 and verdict["parity"]["matched"] >= 10
-    half = evidence.verdicts["half"]["parity"]
-    assert np.isfinite(half["max_score"]) and half["max_score"] > 1e-5, "nothing was rounded"
+        assert verdict.status == "accepted" and verdict.reference == "torch"
+        assert verdict.parity is not None
+        assert verdict.parity.detections >= 10 and verdict.parity.matched >= 10
+    half = evidence.verdicts["half"].parity
+    assert half is not None
+    assert np.isfinite(half.max_score) and half.max_score > 1e-5, "nothing was rounded"
 
     built = build_engine(bundle, RTX, BuildOptions(compute_capabilities=(89,)))
     trusted = trusted_artefact(built.folder)
     assert trusted.evidence.bundle_sha256 == evidence.bundle_sha256
-    assert trusted.evidence.build["precision"] == precision
+    assert trusted.evidence.build is not None
+    assert trusted.evidence.build.precision == precision
     assert trusted.evidence.status == "unverified"  # it has not run: there is no GPU
     kinds = {kind for layer in built.layers.layers for kind in layer.outputs}
     assert kinds >= ({"HALF", "FLOAT", "INT8"} if precision == "int8" else {"HALF", "FLOAT"})
