@@ -1,7 +1,7 @@
 """What training and exporting compute, as hashes: a change that should change nothing shows here.
 
-python tools/fingerprint.py --out before.json
-python tools/fingerprint.py --out after.json --against before.json
+python -m tools.fingerprint --out before.json
+python -m tools.fingerprint --out after.json --against before.json
 
 Trains every family's detector and every method's student for ten steps, on a few drawn scenes and
 one thread, and hashes the weights; exports the demo teacher in every precision and hashes the

@@ -1,7 +1,7 @@
 """Runs everything of the project that needs a GPU and writes one dated JSON with versions.
 
     make gpu-check
-    python tools/gpu_check.py [BUNDLE ...] [--out docs/measured] [--only SECTION ...]
+    python -m tools.gpu_check [BUNDLE ...] [--out docs/measured] [--only SECTION ...]
 
 Bundles are checked in ONNX Runtime's CUDA provider, TensorRT-RTX and TensorRT; without one, the
 shipped detector is exported in FP32 and FP16. Each part of a section is a process of its own, for a
@@ -127,8 +127,8 @@ def _gradients(name: str, allowed: float) -> dict[str, float]:
             weights.to(device, copy=True).requires_grad_(),
         ]
         out = ms_deform_attn(leaves[0], shapes, leaves[1], leaves[2])
-        out.backward(grad.to(device, out.dtype))
-        results.append([t.detach().float().cpu() for t in (out, *(x.grad for x in leaves))])
+        gradients = torch.autograd.grad(out, leaves, grad.to(device, out.dtype))
+        results.append([t.detach().float().cpu() for t in (out, *gradients)])
     errors = {
         name: float((a - b).abs().max() / a.abs().max())
         for name, a, b in zip(("out", "value", "locations", "weights"), *results, strict=True)
@@ -288,8 +288,8 @@ def run_part(section: str, part: str, bundles: Sequence[Path]) -> dict[str, Any]
     """One part in a process of its own: status, seconds, and result or reason."""
     start = time.perf_counter()
     options = ["--section", section, "--part", part, *map(str, bundles)]
-    script = Path(__file__).resolve().relative_to(ROOT)
-    entry: dict[str, Any] = {"command": shlex.join(["python", str(script), *options])}
+    typed = ["python", "-m", "tools.gpu_check", *options]
+    entry: dict[str, Any] = {"command": shlex.join(typed)}
     try:
         command = [sys.executable, __file__, *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
@@ -385,7 +385,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def exported(folder: Path) -> tuple[list[Path], dict[str, Any]]:
     """The shipped detector in two precisions, any batch, and how that went."""
-    paths, parts = [], {}
+    paths: list[Path] = []
+    parts: dict[str, Any] = {}
     for precision in ("fp32", "fp16"):
         start = time.perf_counter()
         path = folder / f"demo-{precision}.bundle"
