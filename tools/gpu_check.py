@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.latency import measure, summarise
+from bench.latency import measure_latency, summarize
 from bench.machine.clocks import read_clocks
 from detr.cli_support import progress
 from detr.data.synth.write import generate
@@ -241,7 +241,7 @@ def _engine_times(engine: Engine, bundle: Bundle) -> dict[str, dict[str, float]]
     images = bundle.golden().images
     sizes = (1, 4) if engine.batch_size is None else (engine.batch_size,)
     return {
-        str(size): measure(engine, images, iterations=RUNS, batch=size).engine.model_dump()
+        str(size): measure_latency(engine, images, iterations=RUNS, batch=size).engine.model_dump()
         for size in sizes
     }
 
@@ -255,7 +255,7 @@ def _times(call: Callable[[], Any]) -> dict[str, float]:
         start = time.perf_counter_ns()
         call()
         times.append(time.perf_counter_ns() - start)
-    return summarise(np.array(times), 1).model_dump()
+    return summarize(np.array(times), 1).model_dump()
 
 
 def machine() -> dict[str, Any]:
