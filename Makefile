@@ -33,7 +33,7 @@ lint: install
 
 # Everything that needs a GPU; writes docs/measured/gpu-DATE.json. BUNDLES="a.bundle b.bundle".
 gpu-check: install
-	$(BIN)/python tools/gpu_check.py $(BUNDLES)
+	$(BIN)/python -m tools.gpu_check $(BUNDLES)
 
 # Needs uv (https://docs.astral.sh/uv/); one lock for every Python and machine the project supports.
 lock:

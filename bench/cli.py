@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from bench.op.msda import op
-from bench.report.model import Budget, Report
+from bench.report.model import PerformanceBudget, Report
 from detr.cli_support import LazyGroup, emit, json_option
 from detr.data import open_dataset
 from detr.errors import GateError, UserError
@@ -100,7 +100,7 @@ def run(
 
     Example: detr bench run teacher.bundle student.bundle --data kitti:/data/kitti:val --out report
     """
-    from bench.run import run as measure
+    from bench.run import benchmark
 
     arguments = ["detr", "bench", "run", *map(str, models), "--data", data]
     arguments += ["--rebuild"] if rebuild else []
@@ -113,13 +113,13 @@ def run(
             arguments += [option, str(value)]
     budget = None
     if budget_ms is not None or min_ap is not None:
-        budget = Budget(ms=budget_ms, min_ap=min_ap)
+        budget = PerformanceBudget(ms=budget_ms, min_ap=min_ap)
     _check_output(out)
     if rebuild:
         from bench.rebuild import rebuild as build
 
         build(models, engine, data)
-    report = measure(models, data, engine, limit, iterations, [shlex.join(arguments)], budget)
+    report = benchmark(models, data, engine, limit, iterations, [shlex.join(arguments)], budget)
     if out is not None:
         from bench.report.write import write_report
 
@@ -167,7 +167,7 @@ def sweep(
     Example: detr bench sweep 66.bundle 33.bundle --engines native,openvino --data kitti:/k --out s
     """
     from bench.report.write import write_report
-    from bench.sweep import sweep as measure
+    from bench.sweep import sweep as run_sweep
 
     command = [*("detr", "bench", "sweep"), *map(str, models), "--data", data]
     command += ["--engines", engines, "--out", str(out), "--iterations", str(iterations)]
@@ -176,7 +176,7 @@ def sweep(
     if not names:
         raise UserError("usage", "--engines names no runtime; see detr bench sweep --help")
     _check_output(out)
-    report = measure(models, names, data, limit, iterations, [shlex.join(command)])
+    report = run_sweep(models, names, data, limit, iterations, [shlex.join(command)])
     click.echo(f"wrote {write_report(report, out)[-1]} (.json, .md, .csv beside it)", err=True)
     _tell(report, as_json)
 
@@ -201,11 +201,11 @@ def compare(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 
     Example: detr bench compare monday/report.json tuesday orin/report.json --out comparison
     """
-    from bench.compare.merge import compare as merge
+    from bench.compare.merge import compare_reports
     from bench.compare.page import write_comparison
 
     _check_output(out)
-    comparison = merge(reports)
+    comparison = compare_reports(reports)
     if out is not None:
         page = write_comparison(comparison, out)[-1]
         click.echo(f"wrote {page} (.json, .md beside it)", err=True)

@@ -56,7 +56,7 @@ class Latency(BaseModel):
     samples_ms: list[float] = []
 
 
-def measure(
+def measure_latency(
     engine: Engine,
     images: Sequence[ImageArray],
     warmup: int = 5,
@@ -101,8 +101,8 @@ def measure(
         if between is not None:
             between()
     return Latency(
-        engine=summarise(times[:, 0], batch),
-        end_to_end=summarise(times[:, 1], batch),
+        engine=summarize(times[:, 0], batch),
+        end_to_end=summarize(times[:, 1], batch),
         count=iterations,
         warmup=warm,
         batch=batch,
@@ -116,7 +116,7 @@ def _turn(images: Sequence[ImageArray], call: int, batch: int) -> list[ImageArra
     return [images[(call * batch + k) % len(images)] for k in range(batch)]
 
 
-def summarise(nanoseconds: npt.NDArray[np.int64], batch: int) -> Timing:
+def summarize(nanoseconds: npt.NDArray[np.int64], batch: int) -> Timing:
     """Mean, percentiles (linear between neighbours) and minimum of call times in nanoseconds."""
     ms = nanoseconds / 1e6
     p50, p90, p99 = np.percentile(ms, [50, 90, 99])

@@ -1,4 +1,4 @@
-"""``bench run``: average precision and latency of the same artefacts, one report."""
+"""``bench run``: average precision and latency of the same artifacts, one report."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench import artefact as files
-from bench import latency
-from bench.machine import environment
+from bench.artifact import parity_status, provenance, stored_parameters
+from bench.latency import measure_latency
 from bench.machine.clocks import Watch, read_clocks
-from bench.report.model import Budget, Example, Picture, Report, Row
+from bench.machine.environment import assess_environment, read_machine
+from bench.report.model import Example, PerformanceBudget, Picture, Report, ReportRow
 from detr.cli_support import progress
 from detr.config import ClassMap
 from detr.data import Dataset, open_dataset
@@ -39,7 +39,7 @@ _EXAMPLE_WIDTH = 640
 
 
 @dataclass
-class Artefact:
+class Artifact:
     """One model being measured, and what it found."""
 
     name: str
@@ -50,16 +50,16 @@ class Artefact:
     detections: list[Detections]
 
 
-def run(
+def benchmark(
     models: Sequence[Path],
     data: str,
     engine: str | None = None,
     limit: int | None = None,
     iterations: int = 50,
     commands: Sequence[str] = (),
-    budget: Budget | None = None,
+    budget: PerformanceBudget | None = None,
 ) -> Report:
-    """Opens models and measures them on a data set; see :func:`measure`.
+    """Opens models and measures them on a data set; see :func:`benchmark_artifacts`.
 
     Args:
         models: Bundles, checkpoints or run directories.
@@ -74,37 +74,37 @@ def run(
         UserError: What opening a model or reading the data raises; ``bench-classes`` where the
             models differ in their classes; ``data-empty`` without images.
     """
-    artefacts = [
-        open_artefact(name, path, engine)
+    artifacts = [
+        open_artifact(name, path, engine)
         for name, path in zip(model_names(models), models, strict=True)
     ]
-    return measure(artefacts, data, limit, iterations, commands, budget)
+    return benchmark_artifacts(artifacts, data, limit, iterations, commands, budget)
 
 
-def open_artefact(name: str, path: Path, engine: str | None) -> Artefact:
+def open_artifact(name: str, path: Path, engine: str | None) -> Artifact:
     """Loads a model into a runtime, nothing found yet.
 
     Raises:
         UserError: What :func:`engines.open.open_engine` raises.
     """
     opened = open_engine(path, engine)
-    return Artefact(name, path, opened, *files.origin(path, opened.artefact), [])
+    return Artifact(name, path, opened, *provenance(path, opened.artefact), [])
 
 
-def measure(
-    artefacts: Sequence[Artefact],
+def benchmark_artifacts(
+    artifacts: Sequence[Artifact],
     data: str,
     limit: int | None = None,
     iterations: int = 50,
     commands: Sequence[str] = (),
-    budget: Budget | None = None,
+    budget: PerformanceBudget | None = None,
 ) -> Report:
     """Measures opened models on a data set.
 
     Every image is decoded once and goes through all models; then each model is timed alone.
 
     Args:
-        artefacts: What to measure.
+        artifacts: What to measure.
         data: Data set specification.
         limit: Use this many images, spread evenly over the data set.
         iterations: Timed calls per model.
@@ -114,25 +114,25 @@ def measure(
     Raises:
         UserError: ``bench-classes``, ``data-empty``, and what reading the data raises.
     """
-    classes = artefacts[0].engine.info.classes
-    for artefact in artefacts[1:]:
-        same_classes(artefacts[0].path, classes, artefact)
+    classes = artifacts[0].engine.info.classes
+    for artifact in artifacts[1:]:
+        same_classes(artifacts[0].path, classes, artifact)
     dataset = open_dataset(data, classes)
     indices = evenly_spaced(len(dataset), limit)
     if not indices:
         raise UserError("data-empty", f"{data}: no images to measure on")
     shown = set(_example_indices(dataset, indices))
     timed = set(indices[i] for i in evenly_spaced(len(indices), _TIMED_IMAGES))
-    images = _detect(artefacts, dataset, indices, keep=shown | timed)
+    images = _detect(artifacts, dataset, indices, keep=shown | timed)
 
     rows = []
-    for artefact in artefacts:
+    for artifact in artifacts:
         rows.append(
-            _row(artefact, dataset, indices, [images[i] for i in sorted(timed)], iterations)
+            _row(artifact, dataset, indices, [images[i] for i in sorted(timed)], iterations)
         )
     truth = coco_ap.restrict(coco_ground_truth(dataset), [dataset.image_id(i) for i in indices])
     outcome = truth_of(truth)
-    examples = [_example(artefacts, dataset, i, indices.index(i), images[i]) for i in sorted(shown)]
+    examples = [_example(artifacts, dataset, i, indices.index(i), images[i]) for i in sorted(shown)]
     return Report(
         data=data,
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -142,7 +142,7 @@ def measure(
         budget=budget,
         truth_sha256=outcome.fingerprint,
         examples=examples,
-        matches=pack(outcome, {a.name: match(truth, a.detections) for a in artefacts}),
+        matches=pack(outcome, {a.name: match(truth, a.detections) for a in artifacts}),
     )
 
 
@@ -169,13 +169,13 @@ def model_names(models: Sequence[Path]) -> list[str]:
         depth += 1
 
 
-def reference_name(rows: Sequence[Row]) -> str:
+def reference_name(rows: Sequence[ReportRow]) -> str:
     """Whom the others are compared with: the teacher if one is called so, else the best by AP."""
     teachers = [row.name for row in rows if "teacher" in row.name.lower()]
     return teachers[0] if teachers else max(rows, key=lambda row: row.coco.ap).name
 
 
-def same_classes(path: Path, classes: ClassMap, other: Artefact) -> None:
+def same_classes(path: Path, classes: ClassMap, other: Artifact) -> None:
     """Refuses a model whose classes are not those of the model at ``path``.
 
     Raises:
@@ -190,53 +190,53 @@ def same_classes(path: Path, classes: ClassMap, other: Artefact) -> None:
 
 
 def _detect(
-    artefacts: Sequence[Artefact], dataset: Dataset, indices: Sequence[int], keep: set[int]
+    artifacts: Sequence[Artifact], dataset: Dataset, indices: Sequence[int], keep: set[int]
 ) -> dict[int, ImageArray]:
     """Runs every model over every image; returns the images to keep."""
     kept = {}
     for i in progress(indices, "detecting"):
         image = dataset.image(i)
-        for artefact in artefacts:
-            artefact.detections += artefact.engine([image])
+        for artifact in artifacts:
+            artifact.detections += artifact.engine([image])
         if i in keep:
             kept[i] = image
     return kept
 
 
 def _row(
-    artefact: Artefact,
+    artifact: Artifact,
     dataset: Dataset,
     indices: Sequence[int],
     images: Sequence[ImageArray],
     iterations: int,
-) -> Row:
-    engine = artefact.engine
+) -> ReportRow:
+    engine = artifact.engine
     watch = Watch()
     before = read_clocks()
-    timing = latency.measure(engine, images, iterations=iterations, between=watch)
+    timing = measure_latency(engine, images, iterations=iterations, between=watch)
     after = read_clocks()
-    return Row(
-        name=artefact.name,
+    return ReportRow(
+        name=artifact.name,
         engine=engine.name,
-        precision=artefact.precision,
-        parity=files.parity(engine.artefact, engine.name),
+        precision=artifact.precision,
+        parity=parity_status(engine.artefact, engine.name),
         encoder_layers=engine.info.detector.encoder_layers,
         decoder_layers=engine.info.detector.decoder_layers,
-        parameters=files.parameters(engine.artefact),
+        parameters=stored_parameters(engine.artefact),
         size_mb=engine.artefact.stat().st_size / 1e6,
-        artefact=str(artefact.path),
+        artefact=str(artifact.path),
         sha256=sha256(engine.artefact),
-        checkpoint_sha256=artefact.checkpoint_sha256,
-        coco=coco_ap.evaluate(dataset, artefact.detections, indices),
-        kitti=_kitti(artefact, dataset, indices),
+        checkpoint_sha256=artifact.checkpoint_sha256,
+        coco=coco_ap.evaluate(dataset, artifact.detections, indices),
+        kitti=_kitti(artifact, dataset, indices),
         latency=timing,
-        environment=environment.judge(
-            environment.read_machine(engine.versions), before, after, watch.drift(), engine.on_gpu
+        environment=assess_environment(
+            read_machine(engine.versions), before, after, watch.drift(), engine.on_gpu
         ),
     )
 
 
-def _kitti(artefact: Artefact, dataset: Dataset, indices: Sequence[int]) -> kitti_ap.KittiAp | None:
+def _kitti(artifact: Artifact, dataset: Dataset, indices: Sequence[int]) -> kitti_ap.KittiAp | None:
     """KITTI AP where data and classes have what it needs."""
     if not isinstance(dataset, KittiDataset):
         return None
@@ -251,7 +251,7 @@ def _kitti(artefact: Artefact, dataset: Dataset, indices: Sequence[int]) -> kitt
                 d.boxes.tolist(), d.scores.tolist(), d.labels.tolist(), strict=True
             )
         ]
-        for d in artefact.detections
+        for d in artifact.detections
     ]
     return kitti_ap.evaluate([dataset.objects(i) for i in indices], found, official)
 
@@ -263,7 +263,7 @@ def _example_indices(dataset: Dataset, indices: Sequence[int]) -> list[int]:
 
 
 def _example(
-    artefacts: Sequence[Artefact], dataset: Dataset, i: int, position: int, image: ImageArray
+    artifacts: Sequence[Artifact], dataset: Dataset, i: int, position: int, image: ImageArray
 ) -> Example:
     names = dataset.classes.names
     # Small pictures are enlarged, or the names on the boxes would cover them.
@@ -280,10 +280,10 @@ def _example(
             uri=_jpeg(draw(small, boxes, labels, names)),
         )
     ]
-    for artefact in artefacts:
-        found = artefact.detections[position].above(Report.model_fields["score_threshold"].default)
+    for artifact in artifacts:
+        found = artifact.detections[position].above(Report.model_fields["score_threshold"].default)
         drawn = draw(small, found.boxes * scale, found.labels, names, found.scores)
-        pictures.append(Picture(title=artefact.name, boxes=len(found), uri=_jpeg(drawn)))
+        pictures.append(Picture(title=artifact.name, boxes=len(found), uri=_jpeg(drawn)))
     return Example(title=dataset.image_path(i).name, pictures=pictures)
 
 

@@ -9,8 +9,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.report.model import Report, Row
-from bench.run import measure, model_names, open_artefact, reference_name, same_classes
+from bench.report.model import Report, ReportRow
+from bench.run import benchmark_artifacts, model_names, open_artifact, reference_name, same_classes
 from detr.config import ClassMap
 from detr.errors import UserError
 from detr.metrics.outcomes import Matches, Truth, pack, unpack
@@ -42,7 +42,7 @@ def sweep(
     """
     for engine in engines:
         check_name(engine)
-    rows: list[Row] = []
+    rows: list[ReportRow] = []
     skipped: list[str] = []
     outcomes: dict[str, Matches] = {}
     truth: Truth | None = None
@@ -51,13 +51,13 @@ def sweep(
         for engine in dict.fromkeys(engines):
             label = f"{name} {engine}"
             try:
-                artefact = open_artefact(label, path, engine)
+                artifact = open_artifact(label, path, engine)
             except UserError as error:
                 skipped.append(f"{label}: {error.message}")
                 continue
-            classes = classes or artefact.engine.info.classes
-            same_classes(models[0], classes, artefact)
-            report = measure([artefact], data, limit, iterations)
+            classes = classes or artifact.engine.info.classes
+            same_classes(models[0], classes, artifact)
+            report = benchmark_artifacts([artifact], data, limit, iterations)
             rows += report.rows
             assert report.matches is not None
             truth, found = unpack(io.BytesIO(report.matches))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import supervision
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -33,3 +38,24 @@ class Detections:
         """The detections with a score of at least ``score``."""
         keep = self.scores >= score
         return Detections(self.boxes[keep], self.scores[keep], self.labels[keep])
+
+    def to_supervision(self, names: Sequence[str] = ()) -> supervision.Detections:
+        """The same for the library supervision, which draws, tracks and counts.
+
+        Args:
+            names: The model's class names in order (``engine.info.classes.names``); with them each
+                detection carries its own as ``data["class_name"]``.
+
+        Raises:
+            UserError: ``extra-missing`` where supervision is not installed.
+        """
+        try:
+            import supervision
+        except ModuleNotFoundError as error:
+            from detr.cli_support import missing_extra
+
+            raise missing_extra(error, "Detections.to_supervision") from error
+        data = {"class_name": np.array(names)[self.labels]} if names else {}
+        return supervision.Detections(
+            xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data=data
+        )

@@ -1,6 +1,6 @@
 """Times Deformable DETR R18: ours against the transformers library's, same weights, in turns.
 
-python tools/against_transformers.py --threads 2
+python -m tools.against_transformers --threads 2
 
 Both are eager torch in one process, with the same threads, allocator and random weights; before
 anything is timed, their predictions are compared. A training step is forward, loss with its
@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import transformers
@@ -30,7 +31,7 @@ LABELS = torch.tensor([0, 2, 1])
 Run = Callable[[], object]
 
 
-def published() -> torch.nn.Module:
+def published() -> Any:
     """The library's model with a ResNet-18 and otherwise its own defaults."""
     backbone = {
         "model_type": "timm_backbone",
@@ -39,9 +40,8 @@ def published() -> torch.nn.Module:
         "features_only": True,
         "use_pretrained_backbone": False,
     }
-    config = transformers.DeformableDetrConfig(
-        backbone_config=backbone, num_labels=8, auxiliary_loss=True
-    )
+    options: dict[str, Any] = {"backbone_config": backbone, "num_labels": 8, "auxiliary_loss": True}
+    config = transformers.DeformableDetrConfig(**options)
     torch.manual_seed(0)
     return transformers.DeformableDetrForObjectDetection(config)
 
@@ -60,7 +60,8 @@ def contenders(size: tuple[int, int]) -> dict[str, dict[str, Run]]:
         with torch.inference_mode():
             memory = ours.encode(images, valid)
             group = ours.queries(memory)
-            return ours.decoder(memory, group, ours.source, final_only=True)[0].boxes[-1]
+            boxes: torch.Tensor = ours.decoder(memory, group, ours.source, final_only=True)[0].boxes
+            return boxes[-1]
 
     def their_forward() -> torch.Tensor:
         with torch.inference_mode():
@@ -81,7 +82,7 @@ def contenders(size: tuple[int, int]) -> dict[str, dict[str, Run]]:
     def step(model: torch.nn.Module, loss_of: Callable[[], torch.Tensor]) -> None:
         model.train()
         optimizers[model].zero_grad()
-        loss_of().backward()
+        torch.autograd.backward(loss_of())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizers[model].step()
         model.eval()

@@ -1,6 +1,6 @@
 """Prints the fault table of docs/gate.md: every seeded fault, and what the gate says of it.
 
-    python tools/gate.py [--scenes 24] [--bundle KEPT]
+    python -m tools.gate [--scenes 24] [--bundle KEPT]
 
 Behind each figure stands how many times its budget it is. Healthy engines come first.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 import tempfile
 from pathlib import Path
 
@@ -21,9 +20,7 @@ from engines.verdict import EngineVerdict
 from export.bundle import export_bundle
 from export.parity.budget import default_budget
 from export.parity.engines import engine_verdicts
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "export"))
-import gate_faults
+from tools import gate_faults
 
 _BUDGET = default_budget("fp32")
 

@@ -1,7 +1,7 @@
 """Runs everything of the project that needs a GPU and writes one dated JSON with versions.
 
     make gpu-check
-    python tools/gpu_check.py [BUNDLE ...] [--out docs/measured] [--only SECTION ...]
+    python -m tools.gpu_check [BUNDLE ...] [--out docs/measured] [--only SECTION ...]
 
 Bundles are checked in ONNX Runtime's CUDA provider, TensorRT-RTX and TensorRT; without one, the
 shipped detector is exported in FP32 and FP16. Each part of a section is a process of its own, for a
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.latency import measure, summarise
+from bench.latency import measure_latency, summarize
 from bench.machine.clocks import read_clocks
 from detr.cli_support import progress
 from detr.data.synth.write import generate
@@ -127,8 +127,8 @@ def _gradients(name: str, allowed: float) -> dict[str, float]:
             weights.to(device, copy=True).requires_grad_(),
         ]
         out = ms_deform_attn(leaves[0], shapes, leaves[1], leaves[2])
-        out.backward(grad.to(device, out.dtype))
-        results.append([t.detach().float().cpu() for t in (out, *(x.grad for x in leaves))])
+        gradients = torch.autograd.grad(out, leaves, grad.to(device, out.dtype))
+        results.append([t.detach().float().cpu() for t in (out, *gradients)])
     errors = {
         name: float((a - b).abs().max() / a.abs().max())
         for name, a, b in zip(("out", "value", "locations", "weights"), *results, strict=True)
@@ -242,7 +242,7 @@ def _engine_times(engine: Engine, bundle: Bundle) -> dict[str, dict[str, float]]
     images = bundle.golden().images
     sizes = (1, 4) if engine.batch_size is None else (engine.batch_size,)
     return {
-        str(size): measure(engine, images, iterations=RUNS, batch=size).engine.model_dump()
+        str(size): measure_latency(engine, images, iterations=RUNS, batch=size).engine.model_dump()
         for size in sizes
     }
 
@@ -256,7 +256,7 @@ def _times(call: Callable[[], Any]) -> dict[str, float]:
         start = time.perf_counter_ns()
         call()
         times.append(time.perf_counter_ns() - start)
-    return summarise(np.array(times), 1).model_dump()
+    return summarize(np.array(times), 1).model_dump()
 
 
 def machine() -> dict[str, Any]:
@@ -289,8 +289,8 @@ def run_part(section: str, part: str, bundles: Sequence[Path]) -> dict[str, Any]
     """One part in a process of its own: status, seconds, and result or reason."""
     start = time.perf_counter()
     options = ["--section", section, "--part", part, *map(str, bundles)]
-    script = Path(__file__).resolve().relative_to(ROOT)
-    entry: dict[str, Any] = {"command": shlex.join(["python", str(script), *options])}
+    typed = ["python", "-m", "tools.gpu_check", *options]
+    entry: dict[str, Any] = {"command": shlex.join(typed)}
     try:
         command = [sys.executable, __file__, *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
@@ -386,7 +386,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def exported(folder: Path) -> tuple[list[Path], dict[str, Any]]:
     """The shipped detector in two precisions, any batch, and how that went."""
-    paths, parts = [], {}
+    paths: list[Path] = []
+    parts: dict[str, Any] = {}
     for precision in ("fp32", "fp16"):
         start = time.perf_counter()
         path = folder / f"demo-{precision}.bundle"

@@ -1,6 +1,6 @@
 """Times the alignment of student and teacher queries: a plain loop, ours over all queries, local.
 
-python tools/matching.py [IMAGES LAYERS]
+python -m tools.matching [IMAGES LAYERS]
 
 By default 16 images and 6 layers of 900 x 900 queries with seven objects an image; half the
 queries are near some object, as trained detectors' are. Processor seconds of one thread, the median

@@ -1,7 +1,7 @@
 """Whether every architecture can learn four images by heart.
 
-python tools/overfit.py --out docs/measured/overfit.json
-python tools/overfit.py dino detr --steps 800
+python -m tools.overfit --out docs/measured/overfit.json
+python -m tools.overfit dino detr --steps 800
 
 Trains a detector of a few thousand weights on four synthetic scenes, through the whole training
 loop, and measures AP on the same four. A target, mask or gradient that is wrong shows here: such a

@@ -1,6 +1,6 @@
 """How much of end-to-end time is pre- and post-processing, on real images.
 
-    python tools/pre_and_post.py BUNDLE IMAGE_FOLDER [ENGINE]
+    python -m tools.pre_and_post BUNDLE IMAGE_FOLDER [ENGINE]
 
 Wall time is what a user waits for; processor time is what the machine would need undisturbed, and
 the figure to go by where other processes want the cores.

@@ -1,6 +1,6 @@
 """Times a training step of the demo models: our kernel against the ``grid_sample`` path, in turns.
 
-python tools/training_step.py kitti:runs/demo/data:train
+python -m tools.training_step kitti:runs/demo/data:train
 """
 
 from __future__ import annotations

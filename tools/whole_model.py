@@ -1,6 +1,6 @@
 """Times an exported DINO ResNet-18 at 402x1333 on the CPU in every engine that can run it.
 
-    python tools/whole_model.py [--layers 6 6] [--threads 2] [--rounds 8] [--keep FOLDER]
+    python -m tools.whole_model [--layers 6 6] [--threads 2] [--rounds 8] [--keep FOLDER]
 
 Random weights, all engines in one process in turns: ours, and ONNX Runtime and OpenVINO on the
 attention's GridSample body of the same bundle; and our default engine on an int8 bundle of the same
@@ -57,7 +57,8 @@ def bundles(folder: Path, encoder: int, decoder: int) -> dict[Precision, Path]:
     torch.manual_seed(0)
     detector = build_detector(config, pretrained=False).eval()
     with torch.no_grad():
-        detector.source.content.weight.copy_(detector.source.content.weight[:1].expand(900, -1))
+        content = detector.get_parameter("source.content.weight")
+        content.copy_(content[:1].expand_as(content))
     names = tuple(f"class{i}" for i in range(7))
     info = ModelInfo(
         detector=config,

@@ -18,7 +18,7 @@ from statistics import median
 
 import numpy as np
 
-from bench.compare.model import LEVEL, Comparison, Difference, Entry, Quantity
+from bench.compare.model import LEVEL, Difference, Entry, Quantity, ReportComparison
 from bench.compare.statistics import (
     Interval,
     block_bootstrap_medians,
@@ -26,7 +26,7 @@ from bench.compare.statistics import (
     holm,
     welch,
 )
-from bench.report.model import Report, Row
+from bench.report.model import Report, ReportRow
 from detr.cli_support import progress
 from detr.errors import UserError
 from detr.metrics.outcomes import MATCHES, Matches, Truth, average_precision, unpack
@@ -42,12 +42,12 @@ _SEED = 0
 class _Run:
     """A row with its outcomes, and where it came from."""
 
-    row: Row
+    row: ReportRow
     matches: Matches | None
     truth: Truth | None
 
 
-def compare(paths: Sequence[Path]) -> Comparison:
+def compare_reports(paths: Sequence[Path]) -> ReportComparison:
     """Merges reports.
 
     Args:
@@ -71,7 +71,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
     notes = _notes(list(entries.values()), members)
     differences = _differences(entries, members, reference, notes)
     first = reports[0]
-    return Comparison(
+    return ReportComparison(
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         sources=[str(path) for path in paths],
         data=first.data,
@@ -130,12 +130,12 @@ def _truth_key(report: Report) -> tuple[object, ...]:
     return (coco.images, coco.n_gt, *((n, c.count) for n, c in coco.per_class.items()))
 
 
-def _kind(row: Row) -> tuple[object, ...]:
+def _kind(row: ReportRow) -> tuple[object, ...]:
     """What makes two rows repeats of one another, the machine aside."""
     return (row.model, row.engine, row.precision, row.encoder_layers, row.decoder_layers)
 
 
-def _machine(row: Row) -> str:
+def _machine(row: ReportRow) -> str:
     """What latency depends on and the artefact does not bring along."""
     machine, gpu = row.environment.machine, row.environment.after.accelerator
     parts = [f"{machine.cpu}, {machine.cores_usable} of {machine.cores} cores"]
@@ -145,7 +145,7 @@ def _machine(row: Row) -> str:
     return "; ".join(parts)
 
 
-def _machines(rows: Sequence[Row]) -> dict[str, str]:
+def _machines(rows: Sequence[ReportRow]) -> dict[str, str]:
     """Letters for the machines, in the order they appear."""
     texts = list(dict.fromkeys(_machine(row) for row in rows))
     return {text: chr(ord("A") + k) if k < 26 else f"M{k}" for k, text in enumerate(texts)}

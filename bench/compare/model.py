@@ -94,7 +94,7 @@ class Difference(BaseModel):
         return f"{self.entry}: {what}{verdict}; p = {self.p:.2g}, {self.method}, {self.scope}"
 
 
-class Comparison(BaseModel):
+class ReportComparison(BaseModel):
     """What several reports say together.
 
     Attributes:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from bench.compare.model import Comparison, Entry
-from bench.report.html import page, palette
+from bench.compare.model import Entry, ReportComparison
+from bench.report.html import load_template, palette
 from bench.report.markdown import table
 from bench.report.model import percent
 from detr.files import write_atomic
 from detr.plot import Point, ap_over_latency
 
 
-def html(comparison: Comparison) -> str:
+def comparison_html(comparison: ReportComparison) -> str:
     """Fills the template; every text from outside is escaped by it."""
     colors = palette(entry.name for entry in comparison.entries)
     # Escapes its own labels.
@@ -27,7 +27,7 @@ def html(comparison: Comparison) -> str:
         )
         for machine in comparison.machines
     }
-    return page(Path(__file__).with_name("compare.html.j2")).render(
+    return load_template(Path(__file__).with_name("compare.html.j2")).render(
         comparison=comparison, colors=colors, plots=plots
     )
 
@@ -39,7 +39,7 @@ def _point(entry: Entry, color: str) -> Point:
     )  # fmt: skip
 
 
-def markdown(comparison: Comparison) -> str:
+def comparison_markdown(comparison: ReportComparison) -> str:
     """Entries, differences, machines and what cannot be claimed."""
     head = ["", "engine", "precision", "layers", "machine", "AP", "p50 ms", "p90 ms", "engine ms"]
     head += ["runs", "trainings", "certified"]
@@ -83,7 +83,7 @@ def _range(entry: Entry) -> str:
     return f" ({percent(entry.ap_low)} to {percent(entry.ap_high)})"
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+def write_comparison(comparison: ReportComparison, folder: Path) -> list[Path]:
     """Writes ``compare.json``, ``.md`` and ``.html``; returns their paths.
 
     Raises:
@@ -91,8 +91,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """
     contents = {
         "json": comparison.model_dump_json(indent=2) + "\n",
-        "md": markdown(comparison),
-        "html": html(comparison),
+        "md": comparison_markdown(comparison),
+        "html": comparison_html(comparison),
     }
     for suffix, text in contents.items():
         write_atomic(folder / f"compare.{suffix}", text)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+Float64Array = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
 
@@ -90,7 +90,7 @@ def _incomplete_beta(x: float, a: float, b: float) -> float:
     return front / fraction
 
 
-def block_bootstrap_medians(samples: Floats, replicates: int, seed: int) -> Floats:
+def block_bootstrap_medians(samples: Float64Array, replicates: int, seed: int) -> Float64Array:
     """Medians of resampled series of calls that follow one another.
 
     Latencies of neighbouring calls are alike (clocks, caches, other processes), so blocks of calls
@@ -111,11 +111,11 @@ def block_bootstrap_medians(samples: Floats, replicates: int, seed: int) -> Floa
     generator = np.random.default_rng(seed)
     starts = generator.integers(0, count - length + 1, size=(replicates, blocks))
     places = (starts[:, :, None] + np.arange(length)).reshape(replicates, -1)[:, :count]
-    medians: Floats = np.median(samples[places], axis=1)
+    medians: Float64Array = np.median(samples[places], axis=1)
     return medians
 
 
-def bootstrap_interval(value: float, resampled: Floats) -> Interval:
+def bootstrap_interval(value: float, resampled: Float64Array) -> Interval:
     """Percentile interval of resampled differences, and twice their smaller side of zero as p."""
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     # One is added: a p of zero would claim more than a finite number of resamplings can.

@@ -17,9 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from bench.machine.sysfs import number, text
-
-Unreadable = Literal["unreadable"]
+from bench.machine.sysfs import Unreadable, number, text
 
 # Bits of nvmlDeviceGetCurrentClocksEventReasons that mean "slower than asked for". Left out are
 # idle (nothing runs) and clocks somebody set on purpose, which is how one benchmarks.

@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 from pydantic import BaseModel
 
 from bench.machine.accelerator import Accelerator, read_accelerator
-from bench.machine.sysfs import number, text
+from bench.machine.sysfs import Unreadable, number, text
 
 CPU_ROOT = Path("/sys/devices/system/cpu")
 STAT = Path("/proc/stat")
@@ -25,8 +24,6 @@ PROFILE = Path("/sys/firmware/acpi/platform_profile")
 
 # Often enough to see a clock that drifts, seldom enough to leave caches alone.
 _WATCH_INTERVAL = 0.25
-
-Unreadable = Literal["unreadable"]
 
 
 class CpuTime(BaseModel):
@@ -65,7 +62,7 @@ class Clocks(BaseModel):
     accelerator: Accelerator | None = None
 
 
-class Span(BaseModel):
+class ClockRange(BaseModel):
     """How one clock moved over a measurement, MHz.
 
     Attributes:
@@ -91,8 +88,8 @@ class Drift(BaseModel):
     """
 
     readings: int
-    cpu_mhz: Span | Unreadable
-    gpu_mhz: Span | Unreadable
+    cpu_mhz: ClockRange | Unreadable
+    gpu_mhz: ClockRange | Unreadable
     throttling: list[str] | Unreadable
 
 
@@ -139,11 +136,11 @@ class Watch:
         )  # fmt: skip
 
 
-def _span(values: Sequence[float | Unreadable]) -> Span | Unreadable:
+def _span(values: Sequence[float | Unreadable]) -> ClockRange | Unreadable:
     known = [value for value in values if value != "unreadable"]
     if not known or len(known) < len(values):
         return "unreadable"
-    return Span(
+    return ClockRange(
         low=min(known), median=median(known), high=max(known), first=known[0], last=known[-1]
     )
 

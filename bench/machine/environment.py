@@ -18,8 +18,8 @@ from typing import Literal
 from pydantic import BaseModel
 
 from bench.machine.accelerator import Accelerator
-from bench.machine.clocks import Clocks, CpuTime, Drift, Span
-from bench.machine.sysfs import text
+from bench.machine.clocks import ClockRange, Clocks, CpuTime, Drift
+from bench.machine.sysfs import Unreadable, text
 from detr.cores import usable_cores
 
 # A frequency this far below the start is throttling or power saving, not jitter.
@@ -27,8 +27,6 @@ _FREQUENCY_DROP = 0.10
 # Shares of all cores' time, while timing, that other processes or the hypervisor may take.
 _OTHERS_SHARE = 0.10
 _STOLEN_SHARE = 0.02
-
-Unreadable = Literal["unreadable"]
 
 
 class Machine(BaseModel):
@@ -99,7 +97,7 @@ def read_machine(engine_versions: Mapping[str, str] | None = None) -> Machine:
     )
 
 
-def judge(
+def assess_environment(
     machine: Machine,
     before: Clocks,
     after: Clocks,
@@ -117,24 +115,24 @@ def judge(
             leaves the run uncertified; if not, its clocks are nobody's concern.
     """
     findings = _Findings()
-    _judge_frequency(findings, before, after, drift)
-    _judge_throttling(findings, before, after)
+    _assess_frequency(findings, before, after, drift)
+    _assess_throttling(findings, before, after)
     if "unreadable" in (before.governor, after.governor):
-        findings.unknown.append("frequency governor unreadable")
+        findings.unreadable.append("frequency governor unreadable")
     elif "powersave" in after.governor:
-        findings.seen.append("frequency governor is powersave")
+        findings.disturbances.append("frequency governor is powersave")
     if before.cpu_time == "unreadable" or after.cpu_time == "unreadable":
-        findings.unknown.append("processor time of other processes unreadable")
+        findings.unreadable.append("processor time of other processes unreadable")
     else:
-        findings.seen += _disturbances(before.cpu_time, after.cpu_time)
+        findings.disturbances += _disturbances(before.cpu_time, after.cpu_time)
     if on_accelerator or (after.accelerator is not None and after.accelerator.integrated):
-        _judge_accelerator(findings, before.accelerator, after.accelerator, drift, on_accelerator)
+        _assess_accelerator(findings, before.accelerator, after.accelerator, drift, on_accelerator)
     run: Literal["clean", "disturbed", "not certified"] = "clean"
-    if findings.seen or findings.unknown:
-        run = "disturbed" if findings.seen else "not certified"
+    if findings.disturbances or findings.unreadable:
+        run = "disturbed" if findings.disturbances else "not certified"
     return Environment(
         machine=machine, before=before, after=after, drift=drift, run=run,
-        reasons=findings.seen + findings.unknown,
+        reasons=findings.disturbances + findings.unreadable,
     )  # fmt: skip
 
 
@@ -142,37 +140,37 @@ def judge(
 class _Findings:
     """What was seen to disturb a run, and what nobody could know."""
 
-    seen: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
+    disturbances: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
 
-def _judge_frequency(
+def _assess_frequency(
     findings: _Findings, before: Clocks, after: Clocks, drift: Drift | None
 ) -> None:
     if before.frequency_mhz == "unreadable" or after.frequency_mhz == "unreadable":
-        findings.unknown.append("core frequencies unreadable")
+        findings.unreadable.append("core frequencies unreadable")
         return
     start, end = (sum(f) / len(f) for f in (before.frequency_mhz, after.frequency_mhz))
     if end < (1 - _FREQUENCY_DROP) * start:
-        findings.seen.append(f"mean core frequency fell from {start:.0f} to {end:.0f} MHz")
+        findings.disturbances.append(f"mean core frequency fell from {start:.0f} to {end:.0f} MHz")
     elif drift is not None and drift.cpu_mhz == "unreadable":
-        findings.unknown.append("core frequencies unreadable while timing")
+        findings.unreadable.append("core frequencies unreadable while timing")
     elif drift is not None and drift.cpu_mhz != "unreadable":
-        _judge_span(findings, "mean core frequency", drift.cpu_mhz)
+        _assess_span(findings, "mean core frequency", drift.cpu_mhz)
 
 
-def _judge_throttling(findings: _Findings, before: Clocks, after: Clocks) -> None:
+def _assess_throttling(findings: _Findings, before: Clocks, after: Clocks) -> None:
     # A Jetson has no counter per core; the chip's own, judged with the GPU, speak for them.
     if after.accelerator is not None and after.accelerator.integrated:
         return
     if before.throttle_count == "unreadable" or after.throttle_count == "unreadable":
-        findings.unknown.append("throttling counter unreadable")
+        findings.unreadable.append("throttling counter unreadable")
     elif after.throttle_count > before.throttle_count:
         events = after.throttle_count - before.throttle_count
-        findings.seen.append(f"{events} thermal throttling events")
+        findings.disturbances.append(f"{events} thermal throttling events")
 
 
-def _judge_accelerator(
+def _assess_accelerator(
     findings: _Findings,
     before: Accelerator | None,
     after: Accelerator | None,
@@ -181,34 +179,36 @@ def _judge_accelerator(
 ) -> None:
     """Clocks count only where the GPU was ``computing``; throttling of one chip always does."""
     if before is None or after is None:
-        findings.unknown.append("GPU clocks unreadable (no NVML and no Jetson: nvidia-ml-py?)")
+        findings.unreadable.append("GPU clocks unreadable (no NVML and no Jetson: nvidia-ml-py?)")
         return
     if computing:
         if drift is None or drift.gpu_mhz == "unreadable":
-            findings.unknown.append("GPU clock unreadable")
+            findings.unreadable.append("GPU clock unreadable")
         else:
-            _judge_span(findings, "GPU clock", drift.gpu_mhz)
+            _assess_span(findings, "GPU clock", drift.gpu_mhz)
         if after.power_mode == "unreadable":
-            findings.unknown.append("power mode unreadable")
+            findings.unreadable.append("power mode unreadable")
     reasons = after.throttling if drift is None else drift.throttling
     if reasons == "unreadable":
-        findings.unknown.append("GPU throttling unreadable")
+        findings.unreadable.append("GPU throttling unreadable")
     else:
-        findings.seen += [f"throttled: {reason}" for reason in reasons]
+        findings.disturbances += [f"throttled: {reason}" for reason in reasons]
     if before.power_mode != after.power_mode:
-        findings.seen.append(f"power mode went from {before.power_mode} to {after.power_mode}")
+        findings.disturbances.append(
+            f"power mode went from {before.power_mode} to {after.power_mode}"
+        )
     if before.throttle_events == "unreadable" or after.throttle_events == "unreadable":
-        findings.unknown.append("throttling counters of the GPU unreadable")
+        findings.unreadable.append("throttling counters of the GPU unreadable")
         return
     for name, count in after.throttle_events.items():
         events = count - before.throttle_events.get(name, 0)
         if events > 0:
-            findings.seen.append(f"throttled: {events} × {name}")
+            findings.disturbances.append(f"throttled: {events} × {name}")
 
 
-def _judge_span(findings: _Findings, what: str, span: Span) -> None:
+def _assess_span(findings: _Findings, what: str, span: ClockRange) -> None:
     if span.low < (1 - _FREQUENCY_DROP) * span.high:
-        findings.seen.append(
+        findings.disturbances.append(
             f"{what} moved between {span.low:.0f} and {span.high:.0f} MHz while timing "
             f"({span.first:.0f} at first, {span.last:.0f} at last)"
         )

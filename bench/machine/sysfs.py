@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+
+# What stands in a reading for a value nobody could read.
+Unreadable = Literal["unreadable"]
 
 
 def text(path: Path) -> str | None:

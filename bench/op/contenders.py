@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Problem:
+class AttentionInputs:
     """Inputs of one attention.
 
     Attributes:
@@ -73,7 +73,7 @@ class Unavailable(Exception):
     """This contender cannot take part; the message says why."""
 
 
-def native(problem: Problem) -> Contender:
+def native(problem: AttentionInputs) -> Contender:
     """The compiled kernel, called without torch.
 
     Raises:
@@ -95,21 +95,21 @@ def native(problem: Problem) -> Contender:
     return Contender(forward, lambda: latest[0], both, f"detr {msda.instruction_set()}")
 
 
-def torch_op(problem: Problem, device: str) -> Contender:
+def torch_op(problem: AttentionInputs, device: str) -> Contender:
     """The same kernel as the torch operator models use, with autograd."""
     from detr.models.attention.ms_deform_attn import ms_deform_attn
 
     return _torch(problem, device, ms_deform_attn)
 
 
-def torch_grid_sample(problem: Problem, device: str) -> Contender:
+def torch_grid_sample(problem: AttentionInputs, device: str) -> Contender:
     """The usual formulation in torch: one ``grid_sample`` per level."""
     from detr.models.attention.ms_deform_attn import ms_deform_attn_reference
 
     return _torch(problem, device, ms_deform_attn_reference)
 
 
-def _torch(problem: Problem, device: str, attention: Callable[..., Any]) -> Contender:
+def _torch(problem: AttentionInputs, device: str, attention: Callable[..., Any]) -> Contender:
     import torch
 
     torch.set_num_threads(problem.threads)
@@ -147,7 +147,7 @@ def _torch(problem: Problem, device: str, attention: Callable[..., Any]) -> Cont
     return Contender(forward, result, both, version, device_memory, torch.cuda.synchronize)
 
 
-def onnx_model(problem: Problem, lowering: Lowering) -> bytes:
+def onnx_model(problem: AttentionInputs, lowering: Lowering) -> bytes:
     """A model of this one node, its function inlined, for runtimes that know no functions."""
     import onnx
     from onnx import helper, inliner
@@ -171,7 +171,7 @@ def onnx_model(problem: Problem, lowering: Lowering) -> bytes:
     return inlined
 
 
-def _feeds(problem: Problem) -> dict[str, Array]:
+def _feeds(problem: AttentionInputs) -> dict[str, Array]:
     if problem.dtype != "float32":
         raise Unavailable("takes part in float32 only")
     return {
@@ -181,7 +181,7 @@ def _feeds(problem: Problem) -> dict[str, Array]:
     }
 
 
-def onnxruntime(problem: Problem, lowering: Lowering) -> Contender:
+def onnxruntime(problem: AttentionInputs, lowering: Lowering) -> Contender:
     """ONNX Runtime on the CPU with one of the node's two bodies.
 
     Raises:
@@ -203,7 +203,7 @@ def onnxruntime(problem: Problem, lowering: Lowering) -> Contender:
     return Contender(forward, lambda: latest[0], None, f"onnxruntime {ort.__version__}")
 
 
-def openvino(problem: Problem) -> Contender:
+def openvino(problem: AttentionInputs) -> Contender:
     """OpenVINO on the CPU with the GridSample body, in full precision.
 
     Raises:

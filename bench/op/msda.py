@@ -16,10 +16,10 @@ import click
 import numpy as np
 
 from bench.machine.clocks import Watch, read_clocks
-from bench.machine.environment import judge, read_machine
-from bench.op import contenders as contenders
-from bench.op.contenders import Array, Contender, PeakMemory, Problem, Unavailable
-from bench.op.report import BASE, Device, OpReport, OpRow
+from bench.machine.environment import assess_environment, read_machine
+from bench.op import contenders
+from bench.op.contenders import Array, AttentionInputs, Contender, PeakMemory, Unavailable
+from bench.op.report import BASE, DeviceType, OpReport, OpRow
 from detr.cli_support import Group, emit, json_option, progress
 from detr.cores import usable_cores
 from detr.errors import GateError
@@ -28,7 +28,7 @@ from detr.msda.check import check_sizes
 
 DTYPES = ("float32", "float16", "bfloat16")
 HEADS, CHANNELS, POINTS = 8, 32, 4
-OURS = ("native", "native as torch op")
+NATIVE = ("native", "native as torch op")
 
 # Queries whose output is checked: the float64 reference is far too slow for all of them.
 _CHECKED = 200
@@ -41,7 +41,7 @@ _QUEUED = 20
 
 
 @dataclass(frozen=True)
-class Preset:
+class AttentionPreset:
     """Sizes of one published attention; ``queries`` is ``None`` for an encoder's own tokens."""
 
     shapes: tuple[tuple[int, int], ...]
@@ -52,24 +52,24 @@ class Preset:
 _KITTI = ((51, 167), (26, 84), (13, 42), (7, 21))
 _COCO = ((100, 167), (50, 84), (25, 42), (13, 21))
 PRESETS = {
-    "kitti-encoder": Preset(_KITTI),
-    "kitti-decoder": Preset(_KITTI, 900),
-    "coco-encoder": Preset(_COCO),
-    "dino-5scale": Preset(((200, 334), *_COCO)),
+    "kitti-encoder": AttentionPreset(_KITTI),
+    "kitti-decoder": AttentionPreset(_KITTI, 900),
+    "coco-encoder": AttentionPreset(_COCO),
+    "dino-5scale": AttentionPreset(((200, 334), *_COCO)),
 }
 
 
-def make_problem(preset: str, dtype: str, batch: int, threads: int) -> Problem:
+def make_inputs(preset: str, dtype: str, batch: int, threads: int) -> AttentionInputs:
     """Inputs with the locality of the real thing: samples lie a few cells around their query."""
     chosen = PRESETS[preset]
     rng = np.random.default_rng(0)
     sizes = np.array([(width, height) for height, width in chosen.shapes], np.float32)
     if chosen.queries is None:
-        centres = [
+        centers = [
             np.stack(np.meshgrid((np.arange(w) + 0.5) / w, (np.arange(h) + 0.5) / h), -1)
             for h, w in chosen.shapes
         ]
-        reference = np.concatenate([centre.reshape(-1, 2) for centre in centres])
+        reference = np.concatenate([center.reshape(-1, 2) for center in centers])
     else:
         reference = rng.random((chosen.queries, 2))
     queries, levels = len(reference), len(chosen.shapes)
@@ -87,7 +87,7 @@ def make_problem(preset: str, dtype: str, batch: int, threads: int) -> Problem:
     value = rng.standard_normal((batch, tokens, HEADS, CHANNELS), dtype=np.float32)
     grad_out = rng.standard_normal((batch, queries, HEADS * CHANNELS), dtype=np.float32)
     locations = reference.astype(np.float32)[None, :, None, None, None] + offsets
-    return Problem(
+    return AttentionInputs(
         chosen.shapes,
         _aligned(value.astype(stored)),
         _aligned(locations),
@@ -106,7 +106,7 @@ def _aligned(array: Array) -> Array:
     return copy
 
 
-def reference_output(problem: Problem) -> tuple[Array, Array]:
+def reference_output(problem: AttentionInputs) -> tuple[Array, Array]:
     """Indices of the checked queries and their output in float64, ``[B, checked, M * D]``."""
     count = problem.locations.shape[1]
     chosen = np.unique(np.linspace(0, count - 1, _CHECKED).astype(int))
@@ -159,7 +159,7 @@ class _Entrant:
 
 
 def _enter(
-    name: str, contender: Contender, problem: Problem, wanted: tuple[Array, Array]
+    name: str, contender: Contender, problem: AttentionInputs, wanted: tuple[Array, Array]
 ) -> _Entrant:
     """Measures memory and error.
 
@@ -176,7 +176,7 @@ def _enter(
     extra = memory.bytes if contender.device_memory is None else contender.device_memory()
     error = float(np.abs(contender.result()[:, chosen].astype(np.float64) - exact).max(initial=0))
     scale = max(1.0, float(np.abs(exact).max(initial=0)))
-    allowed = (_OUR_TOLERANCE if name in OURS else _TOLERANCE)[problem.dtype]
+    allowed = (_OUR_TOLERANCE if name in NATIVE else _TOLERANCE)[problem.dtype]
     if not error <= allowed * scale:
         raise GateError(
             "kernel-mismatch",
@@ -191,7 +191,7 @@ def _enter(
     return _Entrant(contender, row)
 
 
-def _builders(problem: Problem, device: Device) -> dict[str, Callable[[], Contender]]:
+def _builders(problem: AttentionInputs, device: DeviceType) -> dict[str, Callable[[], Contender]]:
     torch_ways = {
         "native as torch op": lambda: contenders.torch_op(problem, device),
         BASE: lambda: contenders.torch_grid_sample(problem, device),
@@ -215,8 +215,8 @@ CONTENDERS = {
 }
 
 
-def run(
-    preset: str, dtype: str, device: Device, against: set[str], batch: int, threads: int
+def benchmark_msda(
+    preset: str, dtype: str, device: DeviceType, against: set[str], batch: int, threads: int
 ) -> OpReport:
     """Checks and times our kernel and each contender of ``against`` (keys of ``CONTENDERS``).
 
@@ -225,11 +225,11 @@ def run(
         GateError: ``kernel-mismatch``: a contender's output is wrong.
     """
     contenders.check_device(device)
-    problem = make_problem(preset, dtype, batch, threads)
+    problem = make_inputs(preset, dtype, batch, threads)
     wanted = reference_output(problem)
     before = read_clocks()
     rows = []
-    names = {*OURS, *(CONTENDERS[name] for name in against)}
+    names = {*NATIVE, *(CONTENDERS[name] for name in against)}
     builders = {k: v for k, v in _builders(problem, device).items() if k in names}
     entrants = []
     for name, build in progress(list(builders.items()), "checking outputs"):
@@ -260,7 +260,7 @@ def run(
                 row.bandwidth = touched / (row.forward_ms / 1e3) / peak
     versions = dict(row.version.split(maxsplit=1) for row in rows if row.version)
     versions["native kernel"] = versions.pop("detr", "numpy")
-    environment = judge(
+    environment = assess_environment(
         read_machine(versions), before, after, watch.drift(), on_accelerator=device == "cuda"
     )
     return OpReport(
@@ -336,7 +336,7 @@ def op() -> None:
 def msda(
     preset: str,
     dtype: str,
-    device: Device,
+    device: DeviceType,
     against: tuple[str, ...],
     batch: int,
     threads: int | None,
@@ -347,5 +347,5 @@ def msda(
     Example: detr bench op msda --preset kitti-encoder --against all
     """
     chosen = set(CONTENDERS) if "all" in against else set(against)
-    report = run(preset, dtype, device, chosen, batch, threads or usable_cores())
+    report = benchmark_msda(preset, dtype, device, chosen, batch, threads or usable_cores())
     emit(report, as_json, report.text())

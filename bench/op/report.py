@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from bench.machine.environment import Environment
 
-Device = Literal["cpu", "cuda"]
+DeviceType = Literal["cpu", "cuda"]
 BASE = "torch grid_sample"
 
 
@@ -50,7 +50,7 @@ class OpReport(BaseModel):
 
     preset: str
     dtype: str
-    device: Device
+    device: DeviceType
     threads: int
     batch: int
     queries: int

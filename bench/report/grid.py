@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.report.model import Row
+from bench.report.model import ReportRow
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Grid:
 
     depths: list[str]
     series: list[tuple[str, str]]
-    cells: dict[tuple[str, tuple[str, str]], list[Row]]
-    base: Row
+    cells: dict[tuple[str, tuple[str, str]], list[ReportRow]]
+    base: ReportRow
 
 
-def grid(rows: Sequence[Row]) -> Grid:
+def grid(rows: Sequence[ReportRow]) -> Grid:
     """Sorts rows into a table.
 
     Raises:
@@ -36,7 +36,7 @@ def grid(rows: Sequence[Row]) -> Grid:
     layers = {depth(row): _layers(row) for row in rows}
     depths = sorted(layers, key=lambda name: layers[name], reverse=True)
     series = list(dict.fromkeys((row.precision, row.engine) for row in rows))
-    cells: dict[tuple[str, tuple[str, str]], list[Row]] = {
+    cells: dict[tuple[str, tuple[str, str]], list[ReportRow]] = {
         (name, one): [] for name in depths for one in series
     }
     for row in rows:
@@ -45,12 +45,12 @@ def grid(rows: Sequence[Row]) -> Grid:
     return Grid(depths, series, cells, base)
 
 
-def depth(row: Row) -> str:
+def depth(row: ReportRow) -> str:
     """Encoder and decoder layers, as papers write them."""
     if row.encoder_layers is None:
         return "–"
     return f"{row.encoder_layers}/{row.decoder_layers}"
 
 
-def _layers(row: Row) -> tuple[int, int]:
+def _layers(row: ReportRow) -> tuple[int, int]:
     return row.encoder_layers or 0, row.decoder_layers or 0

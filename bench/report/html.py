@@ -12,20 +12,20 @@ from markupsafe import Markup
 
 from bench.machine.clocks import Drift
 from bench.report.grid import depth, grid
-from bench.report.model import Report, Row, percent
+from bench.report.model import Report, ReportRow, percent
 from detr.plot import Point, ap_over_latency
 
 # Told apart with every common colour vision, on light and on dark ground.
 _COLORS = ("#3b82c4", "#d97a1e", "#2f9e7a", "#c2559d", "#8b6fd0", "#8a8f1f", "#5f7488", "#c4483d")
 
 
-def render(report: Report) -> str:
+def render_html(report: Report) -> str:
     """Fills the template; every text from outside is escaped by it."""
     series = {row.name: f"{row.precision} {row.engine}" for row in report.rows}
     shades = palette(dict.fromkeys(series.values()))
     # In a sweep a colour is an engine and a precision, or there would be too many of them.
     colors = palette(series) if not report.grid else {n: shades[s] for n, s in series.items()}
-    return page(Path(__file__).with_name("report.html.j2")).render(
+    return load_template(Path(__file__).with_name("report.html.j2")).render(
         report=report,
         reference=next(row for row in report.rows if row.name == report.reference),
         colors=colors,
@@ -38,7 +38,7 @@ def render(report: Report) -> str:
     )
 
 
-def page(template: Path) -> Template:
+def load_template(template: Path) -> Template:
     """A template with the filters they all use; it may extend one of this folder."""
     templates = Templates(
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
@@ -80,7 +80,7 @@ def _points(report: Report, colors: dict[str, str]) -> list[Point]:
     ]
 
 
-def _bests(rows: Sequence[Row]) -> dict[str, str]:
+def _bests(rows: Sequence[ReportRow]) -> dict[str, str]:
     """Name of the one row with the best value of a column; empty where several share it."""
     columns = {
         "ap": [-row.coco.ap for row in rows],
@@ -108,9 +108,9 @@ def _class_rows(report: Report) -> list[dict[str, object]]:
     return table
 
 
-def _machines(rows: Sequence[Row]) -> list[tuple[list[str], Row]]:
+def _machines(rows: Sequence[ReportRow]) -> list[tuple[list[str], ReportRow]]:
     """Rows measured on the same machine are described once."""
-    groups: list[tuple[list[str], Row]] = []
+    groups: list[tuple[list[str], ReportRow]] = []
     for row in rows:
         for names, first in groups:
             a, b = first.environment.machine, row.environment.machine

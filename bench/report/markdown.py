@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.report.grid import grid
-from bench.report.model import Report, Row, percent
+from bench.report.model import Report, ReportRow, percent
 
 
-def render(report: Report) -> str:
+def render_markdown(report: Report) -> str:
     """Verdict, results, per-class tables, environment and commands."""
     parts = [
         f"# {report.title}",
@@ -92,7 +92,7 @@ def _results(report: Report) -> str:
     return table(head, [_result(row) for row in report.rows])
 
 
-def _result(row: Row) -> list[str]:
+def _result(row: ReportRow) -> list[str]:
     ap, total = row.coco, row.latency.end_to_end
     aps = (ap.ap, ap.ap50, ap.ap75, ap.ap_small, ap.ap_medium, ap.ap_large)
     times = (total.p50_ms, total.p90_ms, total.p99_ms, row.latency.engine.p50_ms)

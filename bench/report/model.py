@@ -9,13 +9,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from bench.latency import Latency
-from bench.machine.clocks import Span
+from bench.machine.clocks import ClockRange
 from bench.machine.environment import Environment
 from detr.metrics.coco_ap import CocoAp
 from detr.metrics.kitti_ap import KittiAp
 
 
-class Budget(BaseModel):
+class PerformanceBudget(BaseModel):
     """What an artefact must hold.
 
     Attributes:
@@ -26,7 +26,7 @@ class Budget(BaseModel):
     ms: float | None = None
     min_ap: float | None = None
 
-    def misses(self, row: Row) -> list[str]:
+    def misses(self, row: ReportRow) -> list[str]:
         """What the row misses, one phrase each; empty where nothing is."""
         p90 = row.latency.end_to_end.p90_ms
         found = []
@@ -38,7 +38,7 @@ class Budget(BaseModel):
         return found
 
 
-class Row(BaseModel):
+class ReportRow(BaseModel):
     """One artefact: what it is, how right it is and how fast, measured on the same file.
 
     Attributes:
@@ -136,11 +136,11 @@ class Report(BaseModel):
     data: str
     created: str
     reference: str
-    rows: list[Row]
+    rows: list[ReportRow]
     grid: bool = False
     skipped: list[str] = []
     commands: list[str]
-    budget: Budget | None = None
+    budget: PerformanceBudget | None = None
     score_threshold: float = 0.3
     truth_sha256: str | None = None
     examples: list[Example] = []
@@ -189,7 +189,7 @@ class Report(BaseModel):
         found = {row.name: self.budget.misses(row) for row in self.rows}
         return [f"{name}: {', '.join(phrases)}" for name, phrases in found.items() if phrases]
 
-    def pareto(self) -> list[Row]:
+    def pareto(self) -> list[ReportRow]:
         """The rows no other row beats in both AP and latency, fastest first."""
         return sorted(
             (r for r in self.rows if not any(_dominates(other, r) for other in self.rows)),
@@ -231,12 +231,12 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def _dominates(a: Row, b: Row) -> bool:
+def _dominates(a: ReportRow, b: ReportRow) -> bool:
     """At least as good in both, better in one."""
     return a.coco.ap >= b.coco.ap and a.ms <= b.ms and (a.coco.ap > b.coco.ap or a.ms < b.ms)
 
 
-def _flat(row: Row, data: str) -> dict[str, object]:
+def _flat(row: ReportRow, data: str) -> dict[str, object]:
     record: dict[str, object] = {
         "name": row.name,
         "engine": row.engine,
@@ -286,5 +286,5 @@ def _flat(row: Row, data: str) -> dict[str, object]:
     return record
 
 
-def _median(span: Span | str) -> float | str:
+def _median(span: ClockRange | str) -> float | str:
     return span if isinstance(span, str) else span.median

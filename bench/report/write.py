@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.report import html, markdown
+from bench.report.html import render_html
+from bench.report.markdown import render_markdown
 from bench.report.model import Report
 from detr.files import write_atomic
 from detr.metrics.outcomes import MATCHES
@@ -20,9 +21,9 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     """
     contents = {
         "json": report.to_json(),
-        "md": markdown.render(report),
+        "md": render_markdown(report),
         "csv": report.to_csv(),
-        "html": html.render(report),
+        "html": render_html(report),
     }
     for suffix, text in contents.items():
         write_atomic(folder / f"report.{suffix}", text)

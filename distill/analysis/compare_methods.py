@@ -52,7 +52,7 @@ class Cell(BaseModel):
     error: str | None = None
 
 
-class Comparison(BaseModel):
+class MethodComparison(BaseModel):
     """All cells of a comparison, in the order of the table."""
 
     recipe: str
@@ -156,7 +156,7 @@ def cell_recipe(recipe: Recipe, method: str, seed: int) -> Recipe:
 
 def compare(
     recipe: Recipe, methods: Sequence[str], seeds: int, out: Path, run: Run | None = None
-) -> Comparison:
+) -> MethodComparison:
     """Runs every method and the baseline with every seed and writes the table after each cell.
 
     Where the recipe inherits the teacher's weights, a row that only inherits is added.
@@ -182,7 +182,7 @@ def compare(
         write_atomic(path, recipes[method, seed].to_yaml())
         error = (run or run_cell)(path, folder)
         cells[method, seed] = _read_cell(method, seed, folder, error)
-        table = Comparison(
+        table = MethodComparison(
             recipe=recipe.name,
             data=recipe.data.train,
             steps=recipe.steps,

@@ -11,8 +11,8 @@ from PIL import Image
 
 from bench.latency import Latency, Timing
 from bench.machine.clocks import Clocks
-from bench.machine.environment import Environment, judge, read_machine
-from bench.report.model import Example, Picture, Report, Row
+from bench.machine.environment import Environment, assess_environment, read_machine
+from bench.report.model import Example, Picture, Report, ReportRow
 from detr.config import ClassMap, DetectorConfig
 from detr.data.preprocess import Inputs, PreprocessConfig
 from detr.metrics.coco_ap import ClassAp, CocoAp
@@ -81,14 +81,14 @@ def bright_cars(tmp_path: Path) -> Path:
     return root
 
 
-def make_row(name: str, ap: float, ms: float, kitti: bool = True) -> Row:
+def make_row(name: str, ap: float, ms: float, kitti: bool = True) -> ReportRow:
     level = KittiLevel(ap11=ap, ap40=ap * 0.98, count=40)
     timing = Timing(
         mean_ms=ms * 1.02, p50_ms=ms, p90_ms=ms * 1.1, p99_ms=ms * 1.3, min_ms=ms * 0.95,
         images_per_second=1e3 / (ms * 1.02),
     )  # fmt: skip
     engine = timing.model_copy(update={"p50_ms": ms * 0.9})
-    return Row(
+    return ReportRow(
         name=name,
         engine="onnxruntime",
         precision="fp32",
@@ -119,7 +119,7 @@ def make_row(name: str, ap: float, ms: float, kitti: bool = True) -> Row:
 
 
 def environment() -> Environment:
-    return judge(read_machine({"onnxruntime": "1.2"}), Clocks(), Clocks())
+    return assess_environment(read_machine({"onnxruntime": "1.2"}), Clocks(), Clocks())
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from bench.machine.accelerator import Accelerator, read_nvml, read_tegra
 from bench.machine.clocks import Clocks, CpuTime, Watch, read_clocks
-from bench.machine.environment import Environment, judge, read_machine
+from bench.machine.environment import Environment, assess_environment, read_machine
 
 RECORDED = Path(__file__).parent / "recorded"
 ORIN: dict[str, Any] = json.loads((RECORDED / "agx_orin.json").read_text())
@@ -127,7 +127,9 @@ def timed(root: Path, hot_at: int | None = None, on_gpu: bool = True) -> Environ
     before = quiet(orin_clocks(root))
     for _ in range(6):
         watch()
-    return judge(read_machine(), before, quiet(orin_clocks(root)), watch.drift(), on_gpu)
+    return assess_environment(
+        read_machine(), before, quiet(orin_clocks(root)), watch.drift(), on_gpu
+    )
 
 
 def quiet(clocks: Clocks) -> Clocks:
@@ -214,7 +216,7 @@ def judged(readings: list[Clocks], on_gpu: bool = True) -> Environment:
     watch = Watch(lambda: next(source), lambda: float(next(ticks)))
     for _ in readings:
         watch()
-    return judge(read_machine(), readings[0], readings[-1], watch.drift(), on_gpu)
+    return assess_environment(read_machine(), readings[0], readings[-1], watch.drift(), on_gpu)
 
 
 def test_desktop_runs_are_judged_by_what_happened_between_the_calls() -> None:

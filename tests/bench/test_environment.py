@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.machine.clocks import Clocks, CpuTime, read_clocks
-from bench.machine.environment import judge, read_machine
+from bench.machine.environment import assess_environment, read_machine
 
 
 def sysfs(root: Path, governor: str = "performance", mhz: tuple[int, ...] = (3000, 3000)) -> Path:
@@ -61,7 +61,7 @@ def test_nothing_readable(tmp_path: Path) -> None:
 
 
 def test_readable_and_steady_is_clean() -> None:
-    environment = judge(read_machine(), readable(), readable(cpu_time=LATER))
+    environment = assess_environment(read_machine(), readable(), readable(cpu_time=LATER))
     assert (environment.run, environment.reasons) == ("clean", [])
 
 
@@ -71,7 +71,7 @@ def test_an_unreadable_clock_never_certifies(field: str) -> None:
         (readable(**{field: "unreadable"}), readable(cpu_time=LATER)),
         (readable(), readable(**{"cpu_time": LATER, field: "unreadable"})),
     ):
-        environment = judge(read_machine(), before, after)
+        environment = assess_environment(read_machine(), before, after)
         assert environment.run == "not certified"
         assert len(environment.reasons) == 1
 
@@ -87,7 +87,9 @@ def test_an_unreadable_clock_never_certifies(field: str) -> None:
     ],
 )
 def test_what_disturbs_a_run(changes: dict[str, object], reason: str) -> None:
-    environment = judge(read_machine(), readable(), readable(**{"cpu_time": LATER, **changes}))
+    environment = assess_environment(
+        read_machine(), readable(), readable(**{"cpu_time": LATER, **changes})
+    )
     assert environment.run == "disturbed"
     assert len(environment.reasons) == 1
     assert reason in environment.reasons[0]

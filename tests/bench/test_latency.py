@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.latency import measure, summarise
+from bench.latency import measure_latency, summarize
 from detr.data.preprocess import Inputs
 from detr.types import Detections
 from engines.base import Engine, RawDetections
@@ -44,7 +44,7 @@ def images(count: int) -> list[np.ndarray]:
 
 
 def test_engine_only_and_end_to_end_are_apart() -> None:
-    result = measure(SlowEngine(), images(3), warmup=1, iterations=10)
+    result = measure_latency(SlowEngine(), images(3), warmup=1, iterations=10)
     assert result.engine.min_ms >= 4
     assert result.end_to_end.min_ms >= 7
     assert result.end_to_end.min_ms - result.engine.min_ms >= 1
@@ -53,7 +53,7 @@ def test_engine_only_and_end_to_end_are_apart() -> None:
 
 def test_images_rotate_through_warm_up_and_timing() -> None:
     engine = SlowEngine()
-    measure(engine, images(3), warmup=2, iterations=3, batch=2)
+    measure_latency(engine, images(3), warmup=2, iterations=3, batch=2)
     assert engine.calls == [[0, 1], [2, 0], [1, 2], [0, 1], [2, 0]]
 
 
@@ -62,26 +62,26 @@ def test_a_fast_engine_warms_up_for_a_time_and_not_for_a_few_calls(
 ) -> None:
     monkeypatch.setattr("bench.latency.WARM_SECONDS", 0.2)
     began = time.monotonic()
-    result = measure(SlowEngine(), images(3), warmup=1, iterations=1)
+    result = measure_latency(SlowEngine(), images(3), warmup=1, iterations=1)
     assert time.monotonic() - began >= 0.2
     assert 5 < result.warmup <= 200 / 7 + 1  # 7 ms at least each
     assert result.count == 1
 
 
 def test_no_more_images_are_claimed_than_were_used() -> None:
-    assert measure(SlowEngine(), images(9), warmup=0, iterations=2).images == 2
+    assert measure_latency(SlowEngine(), images(9), warmup=0, iterations=2).images == 2
 
 
 def test_percentiles_are_interpolated_over_all_calls() -> None:
-    timing = summarise(np.arange(1, 102) * 1_000_000, batch=2)
+    timing = summarize(np.arange(1, 102) * 1_000_000, batch=2)
     assert (timing.p50_ms, timing.p90_ms, timing.p99_ms) == (51, 91, 100)
     assert (timing.min_ms, timing.mean_ms) == (1, 51)
     assert timing.images_per_second == pytest.approx(2 * 1000 / 51)
-    one = summarise(np.array([3_000_000]), batch=1)
+    one = summarize(np.array([3_000_000]), batch=1)
     assert one.p50_ms == one.p99_ms == one.min_ms == 3
 
 
 def test_nothing_to_time_is_refused() -> None:
     for wrong in ({"images": []}, {"iterations": 0}, {"batch": 0}):
         with pytest.raises(ValueError, match="at least one"):
-            measure(SlowEngine(), **{"images": images(1), **wrong})  # type: ignore[arg-type]
+            measure_latency(SlowEngine(), **{"images": images(1), **wrong})  # type: ignore[arg-type]

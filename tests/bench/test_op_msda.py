@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from bench.op import contenders as msda_contenders
 from bench.op import msda as op_msda
 from bench.op.contenders import Contender, PeakMemory
-from bench.op.msda import OpReport, Preset, make_problem, op
+from bench.op.msda import AttentionPreset, OpReport, make_inputs, op
 from detr import msda
 from detr.errors import GateError, UserError
 
@@ -20,8 +20,8 @@ from detr.errors import GateError, UserError
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op_msda, "_BURST_SECONDS", 0.0)
-    monkeypatch.setitem(op_msda.PRESETS, "kitti-encoder", Preset(((6, 9), (3, 5))))
-    monkeypatch.setitem(op_msda.PRESETS, "kitti-decoder", Preset(((6, 9), (3, 5)), 11))
+    monkeypatch.setitem(op_msda.PRESETS, "kitti-encoder", AttentionPreset(((6, 9), (3, 5))))
+    monkeypatch.setitem(op_msda.PRESETS, "kitti-decoder", AttentionPreset(((6, 9), (3, 5)), 11))
 
 
 def report(*arguments: str) -> OpReport:
@@ -59,13 +59,13 @@ def test_half_precision_skips_those_who_cannot(dtype: str) -> None:
 
 
 def test_a_wrong_output_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(problem: msda_contenders.Problem) -> Contender:
+    def broken(problem: msda_contenders.AttentionInputs) -> Contender:
         wrong = np.zeros_like(problem.grad_out)
         return Contender(lambda: None, lambda: wrong, None, "broken 1")
 
     monkeypatch.setattr(msda_contenders, "native", broken)
     with pytest.raises(GateError, match="native: output is off"):
-        op_msda.run("kitti-encoder", "float32", "cpu", set(), 1, 1)
+        op_msda.benchmark_msda("kitti-encoder", "float32", "cpu", set(), 1, 1)
 
 
 def test_calls_on_a_gpu_are_queued_and_timed_together() -> None:
@@ -76,7 +76,7 @@ def test_calls_on_a_gpu_are_queued_and_timed_together() -> None:
 
 
 def test_encoder_samples_lie_around_their_query() -> None:
-    problem = make_problem("kitti-encoder", "float32", 2, 1)
+    problem = make_inputs("kitti-encoder", "float32", 2, 1)
     assert problem.locations.shape == (2, 69, 8, 2, 4, 2)
     first = problem.locations[:, 0, :, 0, :, 0] * 9 - 0.5  # in cells of the first level
     assert abs(float(first.mean())) < 1.5 and float(first.std()) == pytest.approx(2, rel=0.3)
@@ -89,7 +89,7 @@ def test_cuda_without_a_device_is_one_line() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(UserError, match="no CUDA device"):
-        op_msda.run("kitti-encoder", "float32", "cuda", set(), 1, 1)
+        op_msda.benchmark_msda("kitti-encoder", "float32", "cuda", set(), 1, 1)
 
 
 def test_peak_memory_sees_what_was_freed_again() -> None:

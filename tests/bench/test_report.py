@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from bench.report import html, markdown
+from bench.report.html import render_html
+from bench.report.markdown import render_markdown
 from bench.report.model import Report
 from bench.report.write import write_report
 from detr.errors import UserError
 from detr.plot import Axis, Point, ap_over_latency, nice_step
 
+RECORDED = Path(__file__).parent / "recorded" / "report_format1.json"
 _VOID = {"meta", "img", "br", "link"}
 
 
@@ -80,6 +83,14 @@ def test_json_round_trip_without_pictures(report: Report) -> None:
         Report.model_validate_json(report.to_json().replace('"created"', '"creatd"'))
 
 
+def test_a_report_of_the_first_version_reads_and_writes_the_same_keys() -> None:
+    """Written by version 0.1: old reports are compared with new ones for years."""
+    recorded = RECORDED.read_text()
+    report = Report.model_validate_json(recorded)
+    assert json.loads(report.to_json()) == json.loads(recorded)
+    assert report.misses() == [] and report.rows[1].artefact == "runs/demo/student.bundle"
+
+
 def test_csv_has_a_line_per_artefact(report: Report) -> None:
     rows = list(csv.DictReader(report.to_csv().splitlines()))
     assert [row["name"] for row in rows] == ["teacher", "baseline", "student"]
@@ -95,13 +106,13 @@ def test_csv_columns_do_not_depend_on_the_first_row(report: Report) -> None:
     rows = list(csv.DictReader(mixed.to_csv().splitlines()))
     assert rows[0]["kitti_Car_easy_ap11"] == ""
     assert rows[1]["kitti_Car_easy_ap11"] == "0.4"
-    parse(html.render(mixed))
-    markdown.render(mixed)
+    parse(render_html(mixed))
+    render_markdown(mixed)
 
 
 def test_markdown_tables_are_rectangular(report: Report) -> None:
     report.rows[0].name = report.reference = "tea|cher"
-    text = markdown.render(report)
+    text = render_markdown(report)
     for block in text.split("\n\n"):
         if block.startswith("|"):
             widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
@@ -111,9 +122,9 @@ def test_markdown_tables_are_rectangular(report: Report) -> None:
 
 
 def test_html_is_well_formed_and_needs_nothing_else(report: Report) -> None:
-    page = parse(html.render(report))
+    page = parse(render_html(report))
     assert page.addresses == ["data:image/jpeg;base64,AAAA"]
-    assert "http" not in html.render(report)
+    assert "http" not in render_html(report)
     for heading in ("Results", "AP over latency", "Per class", "KITTI AP", "Examples",
                     "Environment", "How to repeat"):  # fmt: skip
         assert heading in page.text
@@ -128,24 +139,24 @@ def test_html_escapes_what_it_is_given(report: Report) -> None:
     report.data = evil
     report.commands = [evil]
     report.examples[0].title = evil
-    page = html.render(report)
+    page = render_html(report)
     assert "<script" not in page
     assert evil in parse(page).text
 
 
 def test_best_value_is_marked_only_where_one_row_has_it(report: Report) -> None:
-    marked = re.findall(r'class="best">\s*([\d.]+)', html.render(report))
+    marked = re.findall(r'class="best">\s*([\d.]+)', render_html(report))
     assert marked[:2] == ["50.0", "75.0"]  # AP and AP50 of the teacher; equal sizes and p50
     for row in report.rows:
         row.coco = report.rows[0].coco
-    assert 'class="best"' not in html.render(report)
+    assert 'class="best"' not in render_html(report)
 
 
 def test_long_class_lists_fold(report: Report) -> None:
     one = report.rows[0].coco.per_class["Car"]
     for row in report.rows:
         row.coco.per_class = {f"class {n}": one for n in range(21)}
-    assert "<summary>21 classes</summary>" in html.render(report)
+    assert "<summary>21 classes</summary>" in render_html(report)
 
 
 def test_writes_four_files_or_says_why_not(report: Report, tmp_path: Path) -> None:
@@ -189,5 +200,5 @@ def test_latency_of_an_unquiet_machine_is_said_to_be_so_first(report: Report) ->
     disturbed, unknown = report.caveats()
     assert "not at rest" in disturbed and disturbed.endswith(": baseline")
     assert "not certified" in unknown and unknown.endswith(": student")
-    assert disturbed in html.render(report) and disturbed in markdown.render(report)
-    assert "p99 is nearly the slowest" in html.render(report)
+    assert disturbed in render_html(report) and disturbed in render_markdown(report)
+    assert "p99 is nearly the slowest" in render_html(report)

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
-from bench import artefact
+from bench.artifact import parity_status
 from detr.config import ClassMap, DetectorConfig
 from detr.data.preprocess import PreprocessConfig
 from detr.data.synth.write import generate
@@ -268,7 +268,7 @@ def test_a_verdict_does_not_outlive_the_classes_or_the_preprocessing(bundle: Mak
         sidecar["model"] |= change
         (path / SIDECAR).write_text(json.dumps(sidecar))
         assert graph_evidence(open_bundle(path)) is None
-        assert artefact.parity(path / MODEL, "onnxruntime") is None
+        assert parity_status(path / MODEL, "onnxruntime") is None
 
 
 @pytest.mark.parametrize("command", ["trt", "triton", "cpp"])

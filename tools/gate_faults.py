@@ -1,12 +1,11 @@
 """Mistakes of the field, each as a change of an exported graph, of its sidecar or of its engine.
 
-``test_gate_faults.py`` holds the gate to seeing them; ``tools/gate.py`` prints how far above
-the budget each of them is.
+``tests/export/parity/test_gate_faults.py`` holds the gate to seeing them; ``tools/gate.py`` prints
+how far above the budget each of them is.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,9 +29,7 @@ from engines.verdict import EngineVerdict
 from export.parity.budget import default_budget
 from export.parity.engines import engine_verdicts
 from export.parity.samples import Samples
-
-sys.path.insert(0, str(Path(__file__).parent))
-from graph_edits import (
+from tools.graph_edits import (
     attribute,
     constant,
     in_module,
@@ -164,7 +161,7 @@ def norm_in_half(model: ModelProto) -> None:
         )
     }
     axis = constant(graph, "half_axis", [-1], np.int64)
-    steps = [
+    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Mul", [x, c["factor"]], "big", {}),
         ("ReduceMean", ["h_big"], "mean", {"axes": [-1]}),
         ("Sub", ["h_big", "h_mean"], "centred", {}),
@@ -271,8 +268,9 @@ def preprocessing(change: Callable[[PreprocessConfig], dict[str, Any]]) -> Sidec
 
 def renamed(info: ModelInfo) -> ModelInfo:
     """The last class comes first, as when a data set's list was sorted; all indices stay."""
-    names, ids = (x[-1:] + x[:-1] for x in (info.classes.names, info.classes.category_ids))
-    return info.model_copy(update={"classes": ClassMap(names=names, category_ids=ids)})
+    names, ids = info.classes.names, info.classes.category_ids
+    classes = ClassMap(names=names[-1:] + names[:-1], category_ids=ids[-1:] + ids[:-1])
+    return info.model_copy(update={"classes": classes})
 
 
 @dataclass(frozen=True)

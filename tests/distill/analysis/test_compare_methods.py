@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from detr.errors import UserError
-from distill.analysis.compare_methods import Cell, Comparison, cell_recipe, compare
+from distill.analysis.compare_methods import Cell, MethodComparison, cell_recipe, compare
 from distill.cli import main
 from distill.recipe import Recipe, load_recipe
 
@@ -86,7 +86,7 @@ def test_one_table_of_all_cells_and_a_failure_costs_only_itself(
     assert rows[1].startswith("| clockdistill | 30.0 ± 7.1 |")
     assert rows[2] == "| fgd | - | - | - | - | - | - | - | - | 0/2 |"
     assert "loss-not-finite" in table.to_markdown()
-    stored = Comparison.model_validate_json((tmp_path / "compare.json").read_text())
+    stored = MethodComparison.model_validate_json((tmp_path / "compare.json").read_text())
     assert stored == table
     assert (tmp_path / "compare.md").read_text() == table.to_markdown()
     page = (tmp_path / "compare.html").read_text()
@@ -95,7 +95,7 @@ def test_one_table_of_all_cells_and_a_failure_costs_only_itself(
 
 def test_names_are_escaped() -> None:
     cell = Cell(method="a", seed=0, error="<script>")
-    page = Comparison(recipe="r", data="<b>", steps=1, cells=[cell]).to_html()
+    page = MethodComparison(recipe="r", data="<b>", steps=1, cells=[cell]).to_html()
     assert "<script>" not in page and "<b>" not in page
 
 
@@ -139,7 +139,7 @@ def test_a_comparison_with_failed_runs_is_no_success(
     path = tmp_path / "tiny.yaml"
     path.write_text(tiny.to_yaml())
 
-    def comparison(recipe: Recipe, methods: list[str], seeds: int, out: Path) -> Comparison:
+    def comparison(recipe: Recipe, methods: list[str], seeds: int, out: Path) -> MethodComparison:
         return compare(distilling(recipe), [*methods, "fgd"], seeds, out, run=fake)
 
     monkeypatch.setattr("distill.analysis.compare_methods.compare", comparison)

@@ -14,11 +14,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 import bench.run as bench_run
-from bench import artefact
+from bench.artifact import parity_status
 from bench.cli import main
 from bench.rebuild import commands, rebuild
 from bench.report.model import Report
-from bench.report.write import write_report
 from bench.sweep import sweep
 from detr.cli import main as detr
 from detr.config import ClassMap
@@ -54,7 +53,7 @@ def models(engines: dict[str, Any]) -> list[Path]:
 
 def test_report_of_two_models(engines: dict[str, Any], bright_cars: Path) -> None:
     data = f"kitti:{bright_cars}:val"
-    report = bench_run.run(models(engines), data, iterations=3, commands=["again"])
+    report = bench_run.benchmark(models(engines), data, iterations=3, commands=["again"])
     teacher, student = report.rows
     assert report.reference == "teacher"
     assert teacher.coco.ap == 1.0
@@ -80,13 +79,15 @@ def test_every_image_is_decoded_once(
     reads: list[int] = []
     original = FileDataset.image
     monkeypatch.setattr(FileDataset, "image", lambda self, i: reads.append(i) or original(self, i))
-    bench_run.run(models(engines), f"kitti:{bright_cars}:val", iterations=1)
+    bench_run.benchmark(models(engines), f"kitti:{bright_cars}:val", iterations=1)
     assert reads == [0, 1, 2, 3, 4, 5]
     assert engines["teacher"].seen[:6] == [10, 22, 34, 46, 58, 70]
 
 
 def test_limit_takes_images_spread_evenly(engines: dict[str, Any], bright_cars: Path) -> None:
-    report = bench_run.run(models(engines)[:1], f"kitti:{bright_cars}:val", limit=3, iterations=1)
+    report = bench_run.benchmark(
+        models(engines)[:1], f"kitti:{bright_cars}:val", limit=3, iterations=1
+    )
     assert report.rows[0].coco.images == 3
     assert report.rows[0].coco.ap == 1.0
     assert engines["teacher"].seen[:3] == [10, 34, 58]
@@ -121,7 +122,7 @@ def test_models_of_other_classes_are_not_compared(
     other = ClassMap(names=("Car", "Tram"), category_ids=(1, 7))
     student.info = student.info.model_copy(update={"classes": other})
     with pytest.raises(UserError) as caught:
-        bench_run.run(models(engines), f"kitti:{bright_cars}:val")
+        bench_run.benchmark(models(engines), f"kitti:{bright_cars}:val")
     assert caught.value.code == "bench-classes"
     assert "student.safetensors" in caught.value.message
     assert "Tram" in caught.value.message
@@ -130,7 +131,7 @@ def test_models_of_other_classes_are_not_compared(
 def test_the_same_model_twice(engines: dict[str, Any], bright_cars: Path) -> None:
     path = models(engines)[0]
     with pytest.raises(UserError) as caught:
-        bench_run.run([path, path], f"kitti:{bright_cars}:val")
+        bench_run.benchmark([path, path], f"kitti:{bright_cars}:val")
     assert caught.value.code == "bench-twice"
 
 
@@ -178,7 +179,7 @@ def invoke(command: list[str]) -> Any:
 
 
 def test_rows_carry_what_repeating_them_takes(engines: dict[str, Any], bright_cars: Path) -> None:
-    report = bench_run.run(models(engines)[:1], f"kitti:{bright_cars}:val", iterations=4)
+    report = bench_run.benchmark(models(engines)[:1], f"kitti:{bright_cars}:val", iterations=4)
     row = report.rows[0]
     assert len(row.latency.samples_ms) == row.latency.count == 4
     assert max(row.latency.samples_ms) >= row.latency.end_to_end.p50_ms
@@ -257,7 +258,7 @@ def test_a_sweep_refuses_models_of_different_classes(
 def test_where_the_report_cannot_lie_is_found_out_before_measuring(
     bright_cars: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(bench_run, "run", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(bench_run, "benchmark", lambda *_: pytest.fail("measured"))
     (tmp_path / "file").write_text("mine")
     (tmp_path / "s.bundle").mkdir()
     for out, code, said in (
@@ -312,7 +313,7 @@ def test_rebuild_calls_options_that_exist() -> None:
 def test_rows_say_what_the_parity_gate_said(tmp_path: Path) -> None:
     model = tmp_path / "model.engine"
     model.write_bytes(b"graph")
-    assert artefact.parity(model, "native") is None
+    assert parity_status(model, "native") is None
     evidence = Evidence(
         artefact="model.engine", sha256=sha256(model), bundle_sha256="0", backend="tensorrt",
         verdicts={"native": EngineVerdict(
@@ -320,8 +321,8 @@ def test_rows_say_what_the_parity_gate_said(tmp_path: Path) -> None:
             status="rejected",
         )},
     )  # fmt: skip
-    write_report(evidence, tmp_path)
-    assert artefact.parity(model, "native") == "rejected"
-    assert artefact.parity(model, "openvino") is None
+    evidence.write(tmp_path)
+    assert parity_status(model, "native") == "rejected"
+    assert parity_status(model, "openvino") is None
     model.write_bytes(b"another")
-    assert artefact.parity(model, "native") is None
+    assert parity_status(model, "native") is None

@@ -21,17 +21,17 @@ _FLOATS = {
 }
 
 
-def parameters(artefact: Path) -> int | None:
+def stored_parameters(artifact: Path) -> int | None:
     """Number of stored weights: what the file carries, folded constants and statistics included.
 
     Args:
-        artefact: An ONNX graph or a ``.safetensors`` file; ``None`` is returned for anything else.
+        artifact: An ONNX graph or a ``.safetensors`` file; ``None`` is returned for anything else.
     """
-    if artefact.suffix == ".onnx":
-        graph = onnx.load(str(artefact), load_external_data=False).graph
+    if artifact.suffix == ".onnx":
+        graph = onnx.load(str(artifact), load_external_data=False).graph
         return sum(int(math.prod(t.dims)) for t in graph.initializer if t.data_type in _FLOATS)
-    if artefact.suffix == ".safetensors":
-        return _safetensors(artefact)
+    if artifact.suffix == ".safetensors":
+        return _safetensors(artifact)
     return None
 
 
@@ -46,29 +46,29 @@ def _safetensors(path: Path) -> int | None:
     return sum(int(math.prod(v["shape"])) for k, v in header.items() if k != "__metadata__")
 
 
-def parity(artefact: Path, engine: str) -> str | None:
+def parity_status(artifact: Path, engine: str) -> str | None:
     """The parity gate's verdict on this very file in an engine, ``None`` where there is none."""
-    if not (artefact.parent / EVIDENCE).exists():
+    if not (artifact.parent / EVIDENCE).exists():
         return None
     evidence: Evidence | None
-    if is_bundle(artefact.parent):
-        evidence = graph_evidence(open_bundle(artefact.parent))
+    if is_bundle(artifact.parent):
+        evidence = graph_evidence(open_bundle(artifact.parent))
     else:
-        evidence = read_evidence(artefact.parent)
-        if evidence.sha256 != sha256(artefact):
+        evidence = read_evidence(artifact.parent)
+        if evidence.sha256 != sha256(artifact):
             evidence = None
-    if evidence is None or evidence.artefact != artefact.name:
+    if evidence is None or evidence.artefact != artifact.name:
         return None
     verdict = evidence.verdicts.get(engine)
     return None if verdict is None else verdict.status
 
 
-def origin(model: Path, artefact: Path) -> tuple[str, str]:
+def provenance(model: Path, artifact: Path) -> tuple[str, str]:
     """What a model says of itself: its precision, and the hash of the weights it was made from.
 
     A bundle's own words; a checkpoint is fp32 and its own origin.
     """
     if not is_bundle(model):
-        return "fp32", sha256(artefact)
+        return "fp32", sha256(artifact)
     info = open_bundle(model).info
     return info.precision, info.source.sha256

@@ -47,12 +47,14 @@ def samplers(model: ModelProto) -> Iterator[NodeProto]:
 
 
 def in_module(model: ModelProto, module: str, op_type: str) -> NodeProto:
-    return next(
+    nodes: Iterator[NodeProto] = (
         node
         for node in model.graph.node
         if node.op_type == op_type and node.name.rpartition("/")[0] == module
     )
+    return next(nodes)
 
 
 def weight(model: ModelProto, *endings: str) -> TensorProto:
-    return next(t for t in model.graph.initializer if t.name.endswith(endings))
+    tensors: Iterator[TensorProto] = iter(model.graph.initializer)
+    return next(t for t in tensors if t.name.endswith(endings))

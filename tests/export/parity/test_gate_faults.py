@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,7 @@ from export.bundle import export_bundle
 from export.parity.budget import default_budget
 from export.parity.engines import engine_verdicts
 from export.parity.samples import Samples
-
-sys.path.insert(0, str(Path(__file__).parent))
-from gate_faults import FAULTS, faulty_verdict, scenes
+from tools.gate_faults import FAULTS, faulty_verdict, scenes
 
 
 @pytest.fixture(scope="module")

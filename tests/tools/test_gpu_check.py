@@ -12,22 +12,15 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools/gpu_check.py"
+from tools import gpu_check
 
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    module = load_script()
-    monkeypatch.setattr(module, "machine", lambda: {"gpu": "a GPU"})
-    return module
+    monkeypatch.setattr(gpu_check, "machine", lambda: {"gpu": "a GPU"})
+    return gpu_check
 
 
 def test_without_a_gpu_it_says_so_in_one_line(
@@ -105,7 +98,7 @@ def test_all_passed_is_exit_status_0_and_overwrites_nothing(
 def test_a_runtime_that_is_not_installed_is_skipped(tmp_path: Path) -> None:
     part = ["--section", "tensorrt", "--part", "x.bundle gather", str(tmp_path / "x.bundle")]
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *part], capture_output=True, text=True, cwd=SCRIPT.parents[2]
+        [sys.executable, "-m", "tools.gpu_check", *part], capture_output=True, text=True, cwd=ROOT
     )
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("TensorRT is installed")
@@ -137,8 +130,10 @@ def test_what_was_found_before_a_failure_is_kept(
     assert answer["result"]["evidence"] == evidence
 
 
-def test_a_failing_part_says_why_and_where(script: ModuleType) -> None:
-    script.SECTIONS["kernel"] = lambda bundles: {"bad": lambda: 1 // 0}
+def test_a_failing_part_says_why_and_where(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(script.SECTIONS, "kernel", lambda bundles: {"bad": lambda: 1 // 0})
     answer = script.answer("kernel", "bad", [])
     assert answer["reason"] == "integer division or modulo by zero"
     assert any("ZeroDivisionError" in line for line in answer["traceback"])
@@ -146,7 +141,7 @@ def test_a_failing_part_says_why_and_where(script: ModuleType) -> None:
 
 def test_machine_tells_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cuda.bindings.runtime")
-    told = load_script().machine()
+    told = gpu_check.machine()
     assert (told["packages"]["numpy"] and "not read" in told["gpu"]) or told["gpu"]
     assert set(told) >= {"gpu", "compute_capability", "cuda_driver", "clocks"}
 
@@ -179,5 +174,5 @@ def test_commands_take_their_options(script: ModuleType, monkeypatch: pytest.Mon
 
 
 def test_make_runs_it() -> None:
-    text = (SCRIPT.parents[2] / "Makefile").read_text()
-    assert "gpu-check: install\n" in text and "tools/gpu_check.py $(BUNDLES)" in text
+    text = (ROOT / "Makefile").read_text()
+    assert "gpu-check: install\n" in text and "python -m tools.gpu_check $(BUNDLES)" in text
