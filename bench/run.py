@@ -23,7 +23,8 @@ from detr.data import Dataset, open_dataset
 from detr.data.coco_document import coco_ground_truth
 from detr.data.dataset import evenly_spaced
 from detr.data.draw import draw
-from detr.data.formats.kitti import KittiDataset, KittiObject
+from detr.data.formats.kitti import KittiDataset
+from detr.data.kitti_rows import KittiObject
 from detr.errors import UserError
 from detr.files import sha256
 from detr.metrics import coco_ap, kitti_ap

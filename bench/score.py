@@ -17,9 +17,10 @@ from bench.report.model import percent
 from detr.cli_support import progress
 from detr.data.coco_document import coco_ground_truth
 from detr.data.dataset import Dataset
-from detr.data.formats.kitti import KittiDataset, KittiObject, read_label_file
-from detr.data.formats.labelled import TEXT
+from detr.data.formats.kitti import KittiDataset
+from detr.data.kitti_rows import KittiObject, read_label_file
 from detr.errors import UserError
+from detr.files import TEXT
 from detr.metrics import coco_ap, kitti_ap
 from detr.metrics.coco_ap import CocoAp
 from detr.metrics.kitti_ap import KittiAp

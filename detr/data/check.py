@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from detr.cli_support import counted, progress
-from detr.data.formats.labelled import FileDataset, Row, Scan
+from detr.data.formats.base import FileDataset, Row, Scan
 from detr.data.images import read_image
 from detr.errors import UserError
 

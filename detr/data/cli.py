@@ -34,7 +34,7 @@ def check(data: str, as_json: bool) -> None:
     Example: detr data check kitti:/data/kitti:train --json
     """
     from detr.data.check import check as run_check
-    from detr.data.formats.labelled import FileDataset
+    from detr.data.formats.base import FileDataset
     from detr.data.open import open_dataset
 
     dataset = open_dataset(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from detr.data.dataset import Dataset
-from detr.data.formats.labelled import FileDataset, Row
+from detr.data.formats.base import FileDataset, Row
 
 
 def coco_ground_truth(dataset: Dataset) -> dict[str, Any]:

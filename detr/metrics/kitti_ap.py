@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from detr.data.formats.kitti import KittiDataset, KittiObject
+from detr.data.formats.kitti import KittiDataset
+from detr.data.kitti_rows import KittiObject
 
 OFFICIAL_CLASSES = ("Car", "Pedestrian", "Cyclist")
 

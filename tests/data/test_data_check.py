@@ -9,7 +9,7 @@ from PIL import Image
 
 from detr.data.check import check
 from detr.data.cli import data, parse_size
-from detr.data.formats.labelled import FileDataset
+from detr.data.formats.base import FileDataset
 from detr.data.open import open_dataset
 from detr.errors import UserError
 

@@ -10,7 +10,8 @@ from PIL import Image
 from detr.config import ClassMap
 from detr.data import open_dataset
 from detr.data.coco_document import coco_ground_truth
-from detr.data.formats.kitti import KITTI_CLASSES, KittiDataset, read_label_file
+from detr.data.formats.kitti import KITTI_CLASSES, KittiDataset
+from detr.data.kitti_rows import read_label_file
 from detr.errors import UserError
 
 TAIL = "1.5 1.6 3.9 1.0 1.6 20.0 0.1"

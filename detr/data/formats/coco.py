@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from detr.config import ClassMap
-from detr.data.formats.labelled import TEXT, FileDataset, Row, Scan, existing
+from detr.data.formats.base import FileDataset, Row, Scan, existing
 from detr.data.policy import IGNORE, ClassPolicy
 from detr.errors import UserError
+from detr.files import TEXT
 
 
 def annotation_file(root: Path, split: str | None) -> Path:

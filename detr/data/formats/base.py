@@ -13,9 +13,6 @@ from detr.data.images import read_image, read_size
 from detr.errors import UserError
 from detr.types import ImageArray
 
-# Windows editors put a byte order mark before the first word.
-TEXT = "utf-8-sig"
-
 Box = tuple[float, float, float, float]
 
 
