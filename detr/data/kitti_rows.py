@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from detr.errors import UserError
 from detr.files import TEXT
@@ -36,6 +37,16 @@ class KittiObject:
     box: tuple[float, float, float, float]
     score: float | None = None
     line: int = 0
+
+
+class KittiLabels(Protocol):
+    """The labels of a data set as KITTI's evaluation protocol needs them."""
+
+    def objects(self, i: int) -> list[KittiObject]:
+        """The rows of image ``i`` as they are, ``DontCare`` and classes that do not count too."""
+
+    def sources(self, name: str) -> set[str]:
+        """Names in the label files that make up a class; none where there is no such class."""
 
 
 def read_label_file(path: Path) -> list[KittiObject]:

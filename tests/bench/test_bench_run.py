@@ -315,7 +315,7 @@ def test_rows_say_what_the_parity_gate_said(tmp_path: Path) -> None:
         artefact="model.engine", sha256=sha256(model), bundle_sha256="0", backend="tensorrt",
         verdicts={"native": {"status": "rejected"}},
     )  # fmt: skip
-    write_report(evidence, tmp_path)
+    evidence.write(tmp_path)
     assert artefact.parity(model, "native") == "rejected"
     assert artefact.parity(model, "openvino") is None
     model.write_bytes(b"another")

@@ -1,51 +1,40 @@
-"""What the KITTI and COCO readers share: rows with their place in a file, and cached labels."""
+"""What a data format is, and what readers of files share: cached labels and sizes."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from detr.data.dataset import Dataset, Labels
+from detr.config import ClassMap
+from detr.data.dataset import Annotation, Dataset, Labels, Scan
 from detr.data.images import read_image, read_size
+from detr.data.spec import DataSpec
 from detr.errors import UserError
 from detr.types import ImageArray
 
-Box = tuple[float, float, float, float]
+SpecT = TypeVar("SpecT", bound=DataSpec)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One object as its label file has it.
+class DataFormat(Generic[SpecT]):
+    """A way to store a data set, as ``NAME:PATH[:SPLIT]`` or ``format: NAME`` in a YAML opens it.
 
     Attributes:
-        where: File and line, or file and annotation id.
-        box: x0 y0 x1 y1 pixels, not clipped.
-        area: Square pixels, of the mask where the file gives one.
-        label: Class index; -1 in a region that is ignored for every class.
-        ignore: Whether it is an ignore region.
+        name: Lower-case word before the colon.
+        spec: Keys of its YAML; :class:`~detr.data.spec.DataSpec` where path, split and classes say
+            all.
+        open: Opens a data set. Takes what the user gave, the class map to use (None for the data
+            set's own) and the name for messages.
     """
 
-    where: str
-    box: Box
-    area: float
-    label: int
-    ignore: bool
-
-    @property
-    def empty(self) -> bool:
-        """Whether the box has no area."""
-        return not (self.box[2] > self.box[0] and self.box[3] > self.box[1])
-
-
-@dataclass
-class Scan:
-    """All rows of one image that can be read, and what is wrong with the others."""
-
-    rows: list[Row] = field(default_factory=list)
-    errors: list[UserError] = field(default_factory=list)
+    name: str
+    spec: type[SpecT]
+    open: Callable[[SpecT, ClassMap | None, str], Dataset]
 
 
 class FileDataset(Dataset):
@@ -57,15 +46,7 @@ class FileDataset(Dataset):
 
     @abstractmethod
     def scan(self, i: int) -> Scan:
-        """Reads all label rows of image ``i`` and never raises for a bad one."""
-
-    @abstractmethod
-    def problems(self) -> list[UserError]:
-        """What is wrong with the set as a whole: pairs with one half missing, doubled ids."""
-
-    def bounds(self, i: int) -> tuple[int, int] | None:
-        """(height, width) that boxes are clipped to, where the labels themselves tell it."""
-        return None
+        """Reads all annotations of image ``i`` and never raises for a bad one."""
 
     def image_size(self, i: int) -> tuple[int, int]:
         """(height, width), from the file's header."""
@@ -87,19 +68,24 @@ class FileDataset(Dataset):
             scan = self.scan(i)
             if scan.errors:
                 raise scan.errors[0]
-            self._labels[i] = _to_labels(scan.rows, self.bounds(i))
+            self._labels[i] = _to_labels(scan.annotations, self.bounds(i))
         return self._labels[i]
 
 
-def _to_labels(rows: list[Row], bounds: tuple[int, int] | None) -> Labels:
-    boxes = np.array([row.box for row in rows], dtype=np.float32).reshape(-1, 4)
+def _to_labels(annotations: list[Annotation], bounds: tuple[int, int] | None) -> Labels:
+    boxes = np.array([a.box for a in annotations], dtype=np.float32).reshape(-1, 4)
     if bounds is not None:
         np.clip(boxes, 0, [bounds[1], bounds[0], bounds[1], bounds[0]], out=boxes)
-    labels = np.array([row.label for row in rows], dtype=np.int64)
-    ignore = np.array([row.ignore for row in rows], dtype=bool)
+    labels = np.array([a.label for a in annotations], dtype=np.int64)
+    ignore = np.array([a.ignore for a in annotations], dtype=bool)
     solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     kept, ignored = solid & ~ignore, solid & ignore
-    return Labels(boxes[kept], labels[kept], boxes[ignored], labels[ignored])
+    return Labels(
+        boxes=boxes[kept],
+        labels=labels[kept],
+        ignore=boxes[ignored],
+        ignore_labels=labels[ignored],
+    )
 
 
 def existing(folder: Path) -> Path:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from detr.config import ClassMap
-from detr.data.formats.base import FileDataset, Row, Scan, existing
+from detr.data.dataset import Annotation, Protocols, Scan
+from detr.data.formats.base import DataFormat, FileDataset, existing
 from detr.data.images import SUFFIXES
 from detr.data.kitti_rows import KittiObject, read_label_file, scan_label_file
 from detr.data.policy import IGNORE, ClassPolicy
+from detr.data.spec import DataSpec
 from detr.errors import UserError
 from detr.files import TEXT
 
@@ -67,6 +69,11 @@ class KittiDataset(FileDataset):
         """Path of the label file."""
         return self._label_folder / f"{self.frames[i]}.txt"
 
+    @property
+    def protocols(self) -> Protocols:
+        """KITTI's own besides COCO's."""
+        return Protocols(kitti=self)
+
     def objects(self, i: int) -> list[KittiObject]:
         """The rows of frame ``i`` as they are, ``DontCare`` included."""
         return read_label_file(self.label_path(i))
@@ -92,7 +99,7 @@ class KittiDataset(FileDataset):
                 found.errors.append(error)
                 continue
             area = max(0.0, o.box[2] - o.box[0]) * max(0.0, o.box[3] - o.box[1])
-            found.rows.append(Row(where, o.box, area, label, label == IGNORE))
+            found.annotations.append(Annotation(where, o.box, area, label, label == IGNORE))
         return found
 
     def problems(self) -> list[UserError]:
@@ -141,3 +148,14 @@ def _read_split(root: Path, split: str) -> list[str]:
         seen.add(stem)
         frames.append(stem)
     return frames
+
+
+def _open(source: DataSpec, classes: ClassMap | None, spec: str) -> KittiDataset:
+    if classes is None and source.classes is not None:
+        names = tuple(source.classes)
+        classes = ClassMap(names=names, category_ids=tuple(range(1, len(names) + 1)))
+    policy = source.policy(classes or KITTI_CLASSES, spec, ALWAYS_IGNORED)
+    return KittiDataset(source.path, source.split, policy, spec)
+
+
+KITTI = DataFormat(name="kitti", spec=DataSpec, open=_open)
