@@ -30,12 +30,18 @@ class DataSpec(Strict):
     ignore: tuple[str, ...] = ()
 
     def policy(
-        self, classes: ClassMap, where: str, always: frozenset[str] = frozenset()
+        self,
+        given: ClassMap | None,
+        own: ClassMap,
+        where: str,
+        always: frozenset[str] = frozenset(),
     ) -> ClassPolicy:
-        """What becomes of each source name.
+        """The classes to use, and what becomes of each source name.
 
         Args:
-            classes: The classes of the data set or of the model that looks at it.
+            given: The classes of the model that looks at the data, which win; None asks for the
+                YAML's, numbered from 1, or for ``own``.
+            own: The classes the files have.
             where: Names the data set in messages.
             always: Source names that the format ignores unless they are merged into a class.
 
@@ -43,7 +49,10 @@ class DataSpec(Strict):
             UserError: ``data-yaml`` where a source belongs to two classes.
         """
         merged = merge_map(self.classes or {}, where)
-        return ClassPolicy(classes, merged, frozenset(self.ignore) | (always - merged.keys()))
+        if given is None and self.classes is not None:
+            names = tuple(self.classes)
+            given = ClassMap(names=names, category_ids=tuple(range(1, len(names) + 1)))
+        return ClassPolicy(given or own, merged, frozenset(self.ignore) | (always - merged.keys()))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

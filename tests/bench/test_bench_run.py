@@ -18,7 +18,6 @@ from bench import artefact
 from bench.cli import main
 from bench.rebuild import commands, rebuild
 from bench.report.model import Report
-from bench.report.write import write_report
 from bench.sweep import sweep
 from detr.cli import main as detr
 from detr.config import ClassMap

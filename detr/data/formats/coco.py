@@ -221,10 +221,10 @@ class CocoDataset(FileDataset):
 
 def _open(source: DataSpec, classes: ClassMap | None, spec: str) -> CocoDataset:
     file = CocoFile(annotation_file(source.path, source.split))
-    if classes is None:
-        merged = source.classes
-        classes = file.default_classes() if merged is None else file.merged_classes(merged)
-    return CocoDataset(file, source.policy(classes, spec), spec)
+    own = file.default_classes()
+    if classes is None and source.classes is not None:
+        classes = file.merged_classes(source.classes)
+    return CocoDataset(file, source.policy(classes, own, spec), spec)
 
 
 COCO = DataFormat(name="coco", spec=DataSpec, open=_open)

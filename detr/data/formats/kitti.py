@@ -151,10 +151,7 @@ def _read_split(root: Path, split: str) -> list[str]:
 
 
 def _open(source: DataSpec, classes: ClassMap | None, spec: str) -> KittiDataset:
-    if classes is None and source.classes is not None:
-        names = tuple(source.classes)
-        classes = ClassMap(names=names, category_ids=tuple(range(1, len(names) + 1)))
-    policy = source.policy(classes or KITTI_CLASSES, spec, ALWAYS_IGNORED)
+    policy = source.policy(classes, KITTI_CLASSES, spec, ALWAYS_IGNORED)
     return KittiDataset(source.path, source.split, policy, spec)
 
 
