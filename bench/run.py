@@ -23,11 +23,11 @@ from detr.data import Dataset, open_dataset
 from detr.data.coco_document import coco_ground_truth
 from detr.data.dataset import evenly_spaced
 from detr.data.draw import draw
-from detr.data.formats.kitti import KittiDataset, KittiObject
+from detr.data.kitti_rows import KittiObject
 from detr.errors import UserError
 from detr.files import sha256
 from detr.metrics import coco_ap, kitti_ap
-from detr.metrics.outcomes import match, pack, truth_of
+from detr.metrics.outcomes import GroundTruth, match_detections, pack
 from detr.types import Detections, ImageArray
 from engines.base import Engine
 from engines.open import open_engine
@@ -131,7 +131,7 @@ def benchmark_artifacts(
             _row(artifact, dataset, indices, [images[i] for i in sorted(timed)], iterations)
         )
     truth = coco_ap.restrict(coco_ground_truth(dataset), [dataset.image_id(i) for i in indices])
-    outcome = truth_of(truth)
+    positives = GroundTruth.of(truth)
     examples = [_example(artifacts, dataset, i, indices.index(i), images[i]) for i in sorted(shown)]
     return Report(
         data=data,
@@ -140,9 +140,9 @@ def benchmark_artifacts(
         rows=rows,
         commands=list(commands),
         budget=budget,
-        truth_sha256=outcome.fingerprint,
+        truth_sha256=positives.fingerprint,
         examples=examples,
-        matches=pack(outcome, {a.name: match(truth, a.detections) for a in artifacts}),
+        matches=pack(positives, {a.name: match_detections(truth, a.detections) for a in artifacts}),
     )
 
 
@@ -238,9 +238,10 @@ def _row(
 
 def _kitti(artifact: Artifact, dataset: Dataset, indices: Sequence[int]) -> kitti_ap.KittiAp | None:
     """KITTI AP where data and classes have what it needs."""
-    if not isinstance(dataset, KittiDataset):
+    labels = dataset.protocols.kitti
+    if labels is None:
         return None
-    official = kitti_ap.evaluable(dataset)
+    official = kitti_ap.evaluable(labels)
     if not official:
         return None
     names = dataset.classes.names
@@ -253,13 +254,13 @@ def _kitti(artifact: Artifact, dataset: Dataset, indices: Sequence[int]) -> kitt
         ]
         for d in artifact.detections
     ]
-    return kitti_ap.evaluate([dataset.objects(i) for i in indices], found, official)
+    return kitti_ap.evaluate([labels.objects(i) for i in indices], found, official)
 
 
 def _example_indices(dataset: Dataset, indices: Sequence[int]) -> list[int]:
     """A few of the images that have boxes, spread evenly: chosen before anything is detected."""
-    labelled = [i for i in indices if len(dataset.labels(i).labels)]
-    return [labelled[k] for k in evenly_spaced(len(labelled), _EXAMPLES)]
+    labeled = [i for i in indices if len(dataset.labels(i).labels)]
+    return [labeled[k] for k in evenly_spaced(len(labeled), _EXAMPLES)]
 
 
 def _example(

@@ -17,12 +17,13 @@ from bench.report.model import percent
 from detr.cli_support import progress
 from detr.data.coco_document import coco_ground_truth
 from detr.data.dataset import Dataset
-from detr.data.formats.kitti import KittiDataset, KittiObject, read_label_file
-from detr.data.formats.labelled import TEXT
+from detr.data.kitti_rows import KittiLabels, KittiObject, read_label_file
 from detr.errors import UserError
+from detr.files import TEXT
 from detr.metrics import coco_ap, kitti_ap
 from detr.metrics.coco_ap import CocoAp
 from detr.metrics.kitti_ap import KittiAp
+from detr.types import is_image_id
 
 Protocol = Literal["coco", "kitti"]
 
@@ -64,13 +65,13 @@ def score(detections: Path, dataset: Dataset, protocol: Protocol | None = None) 
     """
     if not detections.exists():
         raise UserError("detections-missing", f"{detections}: no such file or folder")
-    is_kitti = isinstance(dataset, KittiDataset)
     folder = detections.is_dir()
-    chosen: Protocol = protocol or ("kitti" if folder and is_kitti else "coco")
+    chosen: Protocol = protocol or ("kitti" if folder and dataset.protocols.kitti else "coco")
     result = Score(detections=str(detections), data=dataset.spec, protocol=chosen)
     if chosen == "kitti":
-        truth = kitti_objects(dataset)
-        classes = kitti_classes(dataset)
+        labels = _kitti_labels(dataset)
+        classes = _kitti_classes(dataset, labels)
+        truth = [labels.objects(i) for i in range(len(dataset))]
         found = (
             read_kitti_folder(detections, dataset) if folder
             else _as_kitti(read_coco_results(detections, dataset), dataset)
@@ -85,29 +86,29 @@ def score(detections: Path, dataset: Dataset, protocol: Protocol | None = None) 
     return result
 
 
-def kitti_objects(dataset: Dataset) -> list[list[KittiObject]]:
-    """All label rows of a KITTI data set.
+def _kitti_labels(dataset: Dataset) -> KittiLabels:
+    """The labels as the KITTI protocol needs them.
 
     Raises:
-        UserError: ``protocol-data`` where the data set is another.
+        UserError: ``protocol-data`` where the data set has none.
     """
-    if not isinstance(dataset, KittiDataset):
+    labels = dataset.protocols.kitti
+    if labels is None:
         raise UserError(
             "protocol-data",
             f"{dataset.spec}: the KITTI protocol needs KITTI labels (occlusion, truncation, "
             "DontCare); use --protocol coco",
         )
-    return [dataset.objects(i) for i in range(len(dataset))]
+    return labels
 
 
-def kitti_classes(dataset: Dataset) -> list[str]:
+def _kitti_classes(dataset: Dataset, labels: KittiLabels) -> list[str]:
     """The benchmark's three classes as far as the data set has them.
 
     Raises:
         UserError: ``protocol-data`` where it has none.
     """
-    assert isinstance(dataset, KittiDataset)
-    classes = kitti_ap.evaluable(dataset)
+    classes = kitti_ap.evaluable(labels)
     if not classes:
         raise UserError(
             "protocol-data",
@@ -140,7 +141,7 @@ def read_coco_results(path: Path, dataset: Dataset) -> list[dict[str, Any]]:
         if entry["image_id"] not in image_ids:
             raise UserError(
                 "detections-image",
-                f"{path}: entry {number}: image_id {entry['image_id']} is not in {dataset.spec}",
+                f"{path}: entry {number}: image_id {entry['image_id']!r} is not in {dataset.spec}",
             )
         if entry["category_id"] not in categories:
             raise UserError(
@@ -189,9 +190,11 @@ def read_kitti_folder(folder: Path, dataset: Dataset) -> list[list[KittiObject]]
 def _check_entry(entry: Any, where: str) -> None:
     if not isinstance(entry, dict):
         raise UserError("detections-entry", f"{where}: not an object")
-    for key in ("image_id", "category_id"):
-        if not isinstance(entry.get(key), int) or isinstance(entry[key], bool):
-            raise UserError("detections-entry", f"{where}: {key} is not a whole number")
+    if not is_image_id(entry.get("image_id")):
+        raise UserError("detections-entry", f"{where}: image_id is no whole number and no text")
+    category = entry.get("category_id")
+    if not isinstance(category, int) or isinstance(category, bool):
+        raise UserError("detections-entry", f"{where}: category_id is not a whole number")
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         raise UserError("detections-entry", f"{where}: bbox is not [x, y, width, height]")

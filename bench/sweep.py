@@ -13,7 +13,7 @@ from bench.report.model import Report, ReportRow
 from bench.run import benchmark_artifacts, model_names, open_artifact, reference_name, same_classes
 from detr.config import ClassMap
 from detr.errors import UserError
-from detr.metrics.outcomes import Matches, Truth, pack, unpack
+from detr.metrics.outcomes import GroundTruth, Outcomes, pack, unpack
 from engines.open import check_name
 
 
@@ -44,8 +44,8 @@ def sweep(
         check_name(engine)
     rows: list[ReportRow] = []
     skipped: list[str] = []
-    outcomes: dict[str, Matches] = {}
-    truth: Truth | None = None
+    outcomes: dict[str, Outcomes] = {}
+    truth: GroundTruth | None = None
     classes: ClassMap | None = None
     for name, path in zip(model_names(models), models, strict=True):
         for engine in dict.fromkeys(engines):

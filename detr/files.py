@@ -11,6 +11,9 @@ from pathlib import Path
 
 from detr.errors import UserError
 
+# Of files people write: Windows editors put a byte order mark before the first word.
+TEXT = "utf-8-sig"
+
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 

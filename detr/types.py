@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 ImageArray = npt.NDArray[np.uint8]
+# COCO files in the wild name images by number or by text.
+ImageId = int | str
+
+
+def is_image_id(value: object) -> TypeGuard[ImageId]:
+    """Whether a value from a JSON file is an image id: a whole number or text."""
+    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

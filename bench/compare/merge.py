@@ -29,7 +29,7 @@ from bench.compare.statistics import (
 from bench.report.model import Report, ReportRow
 from detr.cli_support import progress
 from detr.errors import UserError
-from detr.metrics.outcomes import MATCHES, Matches, Truth, average_precision, unpack
+from detr.metrics.outcomes import MATCHES, GroundTruth, Outcomes, average_precision, unpack
 from detr.sidecar import SidecarError, read_sidecar
 
 _REPLICATES = 1000
@@ -43,8 +43,8 @@ class _Run:
     """A row with its outcomes, and where it came from."""
 
     row: ReportRow
-    matches: Matches | None
-    truth: Truth | None
+    outcomes: Outcomes | None
+    truth: GroundTruth | None
 
 
 def compare_reports(paths: Sequence[Path]) -> ReportComparison:
@@ -103,7 +103,7 @@ def _read(paths: Sequence[Path]) -> tuple[list[Report], list[_Run]]:
                 f"{reports[0].rows[0].coco.images}); APs of different data do not compare",
             )
         reports.append(report)
-        truth, outcomes = None, dict[str, Matches]()
+        truth, outcomes = None, dict[str, Outcomes]()
         if (file.parent / MATCHES).is_file():
             truth, outcomes = unpack(file.parent / MATCHES)
             if truth.fingerprint != report.truth_sha256:
@@ -259,7 +259,7 @@ def _ap_difference(
             "trainings; train both at least twice to compare them"
         )
         return None
-    both = ((a.matches, b.matches, b.truth) for a in base_runs for b in runs)
+    both = ((a.outcomes, b.outcomes, b.truth) for a in base_runs for b in runs)
     pair = next((found for found in both if None not in found), None)
     if pair is None or pair[0] is None or pair[1] is None or pair[2] is None:
         notes.append(
@@ -279,7 +279,7 @@ def _ap_difference(
     return difference
 
 
-def _resampled(base: Matches, other: Matches, truth: Truth) -> Interval:
+def _resampled(base: Outcomes, other: Outcomes, truth: GroundTruth) -> Interval:
     """AP difference over the same resamplings of the images for both."""
     count = len(truth.positives)
     generator = np.random.default_rng(_SEED)

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from detr.cli_support import counted, progress
-from detr.data.formats.labelled import FileDataset, Row, Scan
+from detr.data.dataset import Annotation, Dataset, Scan
 from detr.data.images import read_image
 from detr.errors import UserError
 
@@ -41,7 +41,7 @@ class ClassCount(BaseModel):
 
     Attributes:
         name: Class name.
-        objects: Labelled objects, ignore regions left out.
+        objects: Labeled objects, ignore regions left out.
         images: Images with at least one.
     """
 
@@ -55,7 +55,7 @@ class CheckReport(BaseModel):
 
     Attributes:
         data: The data set as typed.
-        images, objects, ignored, unlabelled: Images, labelled objects, ignore regions, and images
+        images, objects, ignored, unlabeled: Images, labeled objects, ignore regions, and images
             without an object.
         problems: All of them, in the order of the images.
         classes: Class balance, in class order.
@@ -67,7 +67,7 @@ class CheckReport(BaseModel):
     images: int
     objects: int
     ignored: int
-    unlabelled: int
+    unlabeled: int
     problems: list[Problem]
     classes: list[ClassCount]
     sizes: dict[str, int]
@@ -85,7 +85,7 @@ class CheckReport(BaseModel):
         lines += [""] if lines else []
         lines += [
             f"{self.data}: {self.images} images, {self.objects} objects, "
-            f"{self.ignored} ignore regions, {self.unlabelled} images without objects",
+            f"{self.ignored} ignore regions, {self.unlabeled} images without objects",
             "",
             "class balance (objects, images)",
             *_bars([(c.name, c.objects, f"{c.objects} in {c.images}") for c in self.classes]),
@@ -113,19 +113,19 @@ def _bars(rows: list[tuple[str, int, str]]) -> list[str]:
     return lines
 
 
-def check(dataset: FileDataset) -> CheckReport:
+def check(dataset: Dataset) -> CheckReport:
     """Decodes every image and reads every label row; collects all problems."""
     problems = [_problem(error) for error in dataset.problems()]
-    rows: list[list[Row]] = []
+    rows: list[list[Annotation]] = []
     with ThreadPoolExecutor() as pool:
         seen = pool.map(lambda i: _look(dataset, i), range(len(dataset)))
         for found, own_problems in progress(seen, "checking images", total=len(dataset)):
-            rows.append(found.rows)
+            rows.append(found.annotations)
             problems += own_problems
     return _report(dataset, rows, problems)
 
 
-def _look(dataset: FileDataset, i: int) -> tuple[Scan, list[Problem]]:
+def _look(dataset: Dataset, i: int) -> tuple[Scan, list[Problem]]:
     scan = dataset.scan(i)
     problems = [_problem(error) for error in scan.errors]
     size: tuple[int, int] | None = None
@@ -145,11 +145,11 @@ def _look(dataset: FileDataset, i: int) -> tuple[Scan, list[Problem]]:
             )
     except UserError as error:
         problems.append(_problem(error))
-    problems += _box_problems(scan.rows, size)
+    problems += _box_problems(scan.annotations, size)
     return scan, problems
 
 
-def _box_problems(rows: list[Row], size: tuple[int, int] | None) -> Iterator[Problem]:
+def _box_problems(rows: list[Annotation], size: tuple[int, int] | None) -> Iterator[Problem]:
     for row in rows:
         x0, y0, x1, y1 = row.box
         shown = f"[{x0:g}, {y0:g}, {x1:g}, {y1:g}]"
@@ -180,7 +180,7 @@ def _problem(error: UserError) -> Problem:
     return Problem(severity="error", code=error.code, message=error.message)
 
 
-def _nothing(dataset: FileDataset) -> Problem:
+def _nothing(dataset: Dataset) -> Problem:
     # Most often a misspelt source of a class, the rest ignored.
     return Problem(
         severity="error",
@@ -190,16 +190,16 @@ def _nothing(dataset: FileDataset) -> Problem:
     )
 
 
-def _report(dataset: FileDataset, rows: list[list[Row]], problems: list[Problem]) -> CheckReport:
+def _report(dataset: Dataset, rows: list[list[Annotation]], problems: list[Problem]) -> CheckReport:
     objects: Counter[int] = Counter()
     images: Counter[int] = Counter()
     sizes = {"small": 0, "medium": 0, "large": 0}
     heights: Counter[int] = Counter()
-    ignored = unlabelled = 0
+    ignored = unlabeled = 0
     for found in rows:
         kept = [row for row in found if not row.ignore and not row.empty]
         ignored += sum(row.ignore for row in found)
-        unlabelled += not kept
+        unlabeled += not kept
         objects.update(row.label for row in kept)
         images.update({row.label for row in kept})
         for row in kept:
@@ -215,7 +215,7 @@ def _report(dataset: FileDataset, rows: list[list[Row]], problems: list[Problem]
         images=len(dataset),
         objects=sum(objects.values()),
         ignored=ignored,
-        unlabelled=unlabelled,
+        unlabeled=unlabeled,
         problems=problems,
         classes=[
             ClassCount(name=name, objects=objects[k], images=images[k])

@@ -34,12 +34,9 @@ def check(data: str, as_json: bool) -> None:
     Example: detr data check kitti:/data/kitti:train --json
     """
     from detr.data.check import check as run_check
-    from detr.data.formats.labelled import FileDataset
     from detr.data.open import open_dataset
 
-    dataset = open_dataset(data)
-    assert isinstance(dataset, FileDataset)
-    report = run_check(dataset)
+    report = run_check(open_dataset(data))
     emit(report, as_json, report.text())
     if report.errors:
         raise UserError("data-check", f"{data}: {counted(report.errors, 'error')}, listed above")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from detr.data.dataset import Dataset
-from detr.data.formats.labelled import FileDataset, Row
+from detr.data.dataset import Annotation, Dataset
 
 
 def coco_ground_truth(dataset: Dataset) -> dict[str, Any]:
@@ -21,7 +20,7 @@ def coco_ground_truth(dataset: Dataset) -> dict[str, Any]:
     classes = dataset.classes
     annotations: list[dict[str, Any]] = []
     for i in range(len(dataset)):
-        for row in _rows(dataset, i):
+        for row in _annotations(dataset, i):
             x0, y0, x1, y1 = row.box
             labels = [row.label] if row.label >= 0 else range(len(classes))
             for label in labels:
@@ -44,19 +43,8 @@ def coco_ground_truth(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _rows(dataset: Dataset, i: int) -> list[Row]:
-    if isinstance(dataset, FileDataset):
-        scan = dataset.scan(i)
-        if scan.errors:
-            raise scan.errors[0]
-        return scan.rows
-    labels = dataset.labels(i)
-    where = f"{dataset.spec} image {i}"
-    return [
-        Row(where, (x0, y0, x1, y1), (x1 - x0) * (y1 - y0), int(label), ignore)
-        for boxes, indices, ignore in (
-            (labels.boxes, labels.labels, False),
-            (labels.ignore, labels.ignore_labels, True),
-        )
-        for (x0, y0, x1, y1), label in zip(boxes.tolist(), indices, strict=True)
-    ]
+def _annotations(dataset: Dataset, i: int) -> list[Annotation]:
+    scan = dataset.scan(i)
+    if scan.errors:
+        raise scan.errors[0]
+    return scan.annotations

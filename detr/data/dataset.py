@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from detr.config import ClassMap
-from detr.types import FloatArray, ImageArray, IntArray
+from detr.data.kitti_rows import KittiLabels
+from detr.errors import UserError
+from detr.types import FloatArray, ImageArray, ImageId, IntArray
+
+Box = tuple[float, float, float, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Labels:
     """Ground truth of one image, in pixels of the image as read.
 
@@ -28,6 +32,50 @@ class Labels:
     ignore_labels: IntArray
 
 
+@dataclass(frozen=True)
+class Annotation:
+    """One object or region as its label file has it.
+
+    Attributes:
+        where: File and line, or file and annotation id.
+        box: x0 y0 x1 y1 pixels, not clipped.
+        area: Square pixels, of the mask where the file gives one.
+        label: Class index; -1 in a region that is ignored for every class.
+        ignore: Whether it is an ignore region.
+    """
+
+    where: str
+    box: Box
+    area: float
+    label: int
+    ignore: bool
+
+    @property
+    def empty(self) -> bool:
+        """Whether the box has no area."""
+        return not (self.box[2] > self.box[0] and self.box[3] > self.box[1])
+
+
+@dataclass
+class Scan:
+    """All annotations of one image that can be read, and what is wrong with the others."""
+
+    annotations: list[Annotation] = field(default_factory=list)
+    errors: list[UserError] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Protocols:
+    """What a data set can be scored by beside COCO AP, which asks for boxes alone.
+
+    Attributes:
+        kitti: Labels as KITTI AP needs them (occlusion, truncation, ``DontCare``), or None where
+            the files do not tell.
+    """
+
+    kitti: KittiLabels | None = None
+
+
 class Dataset(ABC):
     """Images with labels, read lazily; index ``i`` runs over ``range(len(self))``.
 
@@ -43,8 +91,8 @@ class Dataset(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def image_id(self, i: int) -> int:
-        """COCO image id, or the frame number of a KITTI image."""
+    def image_id(self, i: int) -> ImageId:
+        """What results files call the image: COCO's id, a KITTI frame's number."""
 
     @abstractmethod
     def image_path(self, i: int) -> Path: ...
@@ -60,6 +108,38 @@ class Dataset(ABC):
     @abstractmethod
     def image(self, i: int) -> ImageArray:
         """``[h, w, 3]`` uint8 RGB; raises UserError ``image-unreadable`` naming the file."""
+
+    @property
+    def protocols(self) -> Protocols:
+        """Protocols that the labels are good for beside COCO's."""
+        return Protocols()
+
+    def scan(self, i: int) -> Scan:
+        """All annotations of image ``i``; never raises for a bad one.
+
+        Those of :meth:`labels`, unless the format knows what its files say before boxes are clipped
+        and skipped.
+        """
+        labels = self.labels(i)
+        where = f"{self.spec} image {i}"
+        return Scan(
+            [
+                Annotation(where, (x0, y0, x1, y1), (x1 - x0) * (y1 - y0), int(label), ignore)
+                for boxes, indices, ignore in (
+                    (labels.boxes, labels.labels, False),
+                    (labels.ignore, labels.ignore_labels, True),
+                )
+                for (x0, y0, x1, y1), label in zip(boxes.tolist(), indices, strict=True)
+            ]
+        )
+
+    def problems(self) -> list[UserError]:
+        """What is wrong with the set as a whole: pairs with one half missing, doubled ids."""
+        return []
+
+    def bounds(self, i: int) -> tuple[int, int] | None:
+        """(height, width) that boxes are clipped to, where the labels themselves tell it."""
+        return None
 
 
 def evenly_spaced(count: int, limit: int | None) -> list[int]:

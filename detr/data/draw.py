@@ -12,15 +12,15 @@ from PIL import Image, ImageDraw, ImageFont
 from detr.types import ImageArray
 
 
-def class_colour(label: int) -> tuple[int, int, int]:
-    """A colour that stays with a class; neighbours in the list are far apart in hue."""
+def class_color(label: int) -> tuple[int, int, int]:
+    """A color that stays with a class; neighbours in the list are far apart in hue."""
     hue = (label * 0.618034 + 0.12) % 1.0  # the golden ratio spreads any number of hues
     r, g, b = colorsys.hsv_to_rgb(hue, 0.85, 1.0)
     return int(r * 255), int(g * 255), int(b * 255)
 
 
 def _ink(ground: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Black or white, whichever is read more easily on a colour (contrast after WCAG 2)."""
+    """Black or white, whichever is read more easily on a color (contrast after WCAG 2)."""
     red, green, blue = ((c / 255) ** 2.2 for c in ground)
     light = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     return (0, 0, 0) if light > 0.179 else (255, 255, 255)
@@ -52,14 +52,14 @@ def draw(
     for k in reversed(range(len(boxes))):
         x0, y0, x1, y1 = (float(v) for v in boxes[k])
         label = int(labels[k])
-        colour = class_colour(label) if label >= 0 else (150, 150, 150)
+        color = class_color(label) if label >= 0 else (150, 150, 150)
         left, right, top, bottom = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
-        pen.rectangle((left, top, right, bottom), outline=colour, width=line)
+        pen.rectangle((left, top, right, bottom), outline=color, width=line)
         if label < 0:
             continue
         text = names[label] if scores is None else f"{names[label]} {float(scores[k]):.0%}"
         _, _, wide, high = pen.textbbox((0, 0), text, font=font)
         at = (min(max(0.0, left), max(0.0, canvas.width - wide - 3.0)), max(0.0, top - high - 2))
-        pen.rectangle((*at, at[0] + wide + 3, at[1] + high + 2), fill=colour)
-        pen.text((at[0] + 2, at[1]), text, fill=_ink(colour), font=font)
+        pen.rectangle((*at, at[0] + wide + 3, at[1] + high + 2), fill=color)
+        pen.text((at[0] + 2, at[1]), text, fill=_ink(color), font=font)
     return np.array(canvas)

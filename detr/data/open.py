@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from detr.config import ClassMap
 from detr.data.dataset import Dataset
-from detr.data.formats.coco import CocoDataset, CocoFile, annotation_file
-from detr.data.formats.kitti import ALWAYS_IGNORED, KITTI_CLASSES, KittiDataset
-from detr.data.policy import ClassPolicy, merge_map
-from detr.data.yaml_spec import DataSpec, read_data_spec
-from detr.errors import UserError
+from detr.data.formats.base import DataFormat
+from detr.data.formats.registry import find_format, format_names
+from detr.data.spec import DataSpec, read_yaml
+from detr.errors import UserError, first_problem
 
 
 def open_dataset(spec: str, classes: ClassMap | None = None) -> Dataset:
-    """Opens ``kitti:PATH[:split]``, ``coco:PATH[:split]`` or a YAML file.
+    """Opens ``FORMAT:PATH[:SPLIT]`` (``kitti:``, ``coco:``, ...) or a YAML file.
 
     Without a split, KITTI gives every frame, and COCO the only annotation file there is.
 
@@ -25,44 +27,45 @@ def open_dataset(spec: str, classes: ClassMap | None = None) -> Dataset:
 
     Raises:
         UserError: ``data-spec``, ``data-missing``, ``split-missing``, ``data-yaml``,
-            ``coco-json``. A class name that is not in ``classes`` is ``class-not-in-map`` when the
-            labels that hold it are read.
+            ``data-format``, ``coco-json``. A class name that is not in ``classes`` is
+            ``class-not-in-map`` when the labels that hold it are read.
     """
-    form, colon, rest = spec.partition(":")
-    if form in ("kitti", "coco") and colon and rest:
+    name, colon, rest = spec.partition(":")
+    form = find_format(name) if colon and rest else None
+    if form is not None:
         path, split = _split_of(rest)
-        parsed = DataSpec.model_validate({"format": form, "path": path, "split": split})
+        source = _validated(form, {"format": name, "path": path, "split": split}, spec)
     elif spec.endswith((".yaml", ".yml")):
-        parsed = read_data_spec(Path(spec).expanduser())
+        form, source = _read_spec(Path(spec).expanduser())
     else:
         raise UserError(
             "data-spec",
-            f"{spec!r}: expected kitti:PATH[:split], coco:PATH[:split] or a .yaml file",
+            f"{spec!r}: expected FORMAT:PATH[:SPLIT] or a .yaml file; formats are "
+            f"{', '.join(format_names())}",
         )
-    merged = merge_map(parsed.classes or {}, spec)
-    ignored = frozenset(parsed.ignore)
-    if parsed.format == "kitti":
-        if classes is None:
-            classes = (
-                KITTI_CLASSES
-                if parsed.classes is None
-                else ClassMap(
-                    names=tuple(parsed.classes),
-                    category_ids=tuple(range(1, len(parsed.classes) + 1)),
-                )
-            )
-        # Misc may be asked for by name; DontCare is never an object.
-        always = ALWAYS_IGNORED - (merged.keys() - {"DontCare"})
-        policy = ClassPolicy(classes, merged, ignored | always)
-        return KittiDataset(parsed.path, parsed.split, policy, spec)
-    file = CocoFile(annotation_file(parsed.path, parsed.split))
-    if classes is None:
-        classes = (
-            file.default_classes()
-            if parsed.classes is None
-            else file.merged_classes(parsed.classes)
-        )
-    return CocoDataset(file, ClassPolicy(classes, merged, ignored), spec)
+    return form.open(source, classes, spec)
+
+
+def _read_spec(path: Path) -> tuple[DataFormat[Any], DataSpec]:
+    """The format and the keys of a data YAML; its ``path`` counts from the YAML's folder."""
+    content = read_yaml(path)
+    name = content.get("format")
+    form = find_format(name) if isinstance(name, str) else None
+    if form is None:
+        given = f"{name!r} is none of" if "format" in content else "is missing; it is one of"
+        raise UserError("data-yaml", f"{path}: format {given} {', '.join(format_names())}")
+    source = _validated(form, content, str(path))
+    if source.classes is not None and not source.classes:
+        raise UserError("data-yaml", f"{path}: classes: is empty")
+    return form, source.model_copy(update={"path": path.parent / source.path.expanduser()})
+
+
+def _validated(form: DataFormat[Any], content: dict[str, Any], where: str) -> DataSpec:
+    try:
+        source: DataSpec = form.spec.model_validate(content)
+    except ValidationError as error:
+        raise UserError("data-yaml", f"{where}: {first_problem(error)}") from error
+    return source
 
 
 def _split_of(rest: str) -> tuple[Path, str | None]:

@@ -19,7 +19,7 @@ from detr.config import ClassMap
 from detr.data.coco_document import coco_ground_truth
 from detr.data.dataset import Dataset
 from detr.errors import UserError
-from detr.types import Detections
+from detr.types import Detections, ImageId
 
 _AREAS = ("all", "small", "medium", "large")
 
@@ -91,7 +91,7 @@ def evaluate(
     return evaluate_json(truth, results)
 
 
-def to_results(image_id: int, found: Detections, classes: ClassMap) -> list[dict[str, Any]]:
+def to_results(image_id: ImageId, found: Detections, classes: ClassMap) -> list[dict[str, Any]]:
     """The detections of one image as entries of a COCO results file (box x y w h in pixels)."""
     xywh = found.boxes.astype(np.float64)
     xywh[:, 2:] -= xywh[:, :2]
@@ -103,7 +103,7 @@ def to_results(image_id: int, found: Detections, classes: ClassMap) -> list[dict
     ]
 
 
-def restrict(ground_truth: dict[str, Any], image_ids: Sequence[int]) -> dict[str, Any]:
+def restrict(ground_truth: dict[str, Any], image_ids: Sequence[ImageId]) -> dict[str, Any]:
     """The same ground truth with only the given images and their annotations."""
     keep = set(image_ids)
     return {
@@ -134,15 +134,14 @@ def evaluate_json(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -
     if not any(counts.values()):
         raise UserError(
             "no-ground-truth",
-            f"the {len(ground_truth['images'])} images to evaluate on have no labelled box: "
+            f"the {len(ground_truth['images'])} images to evaluate on have no labeled box: "
             "average precision is undefined",
         )
     _check_finite(results)
 
-    # The evaluator writes into annotations and results (`ignore`, `area`, `id`): give it copies.
-    annotations = [dict(a) for a in ground_truth["annotations"]]
-    truth = COCO({**ground_truth, "annotations": annotations}, print_function=_quiet)
-    found = truth.loadRes([dict(r) for r in results])
+    truth = COCO(_numbered(ground_truth), print_function=_quiet)
+    number = _numbers(ground_truth)
+    found = truth.loadRes([{**r, "image_id": number[r["image_id"]]} for r in results])
     # The evaluator's default calls 32^2 the lower end of "small"; pycocotools starts at 0.
     ranges = {"small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e5**2]}
     evaluation = COCOeval_faster(truth, found, iouType="bbox", ranges=ranges, print_function=_quiet)
@@ -168,6 +167,30 @@ def evaluate_json(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -
         images=len(ground_truth["images"]),
         n_gt=sum(counts.values()),
     )
+
+
+def _numbers(ground_truth: dict[str, Any]) -> dict[ImageId, int]:
+    """A number for each image id: the evaluator knows no text.
+
+    In sorted order, as the evaluator goes through the images: it decides between equal scores.
+    """
+    ids: list[ImageId] = [image["id"] for image in ground_truth["images"]]
+    if not any(isinstance(i, str) for i in ids):
+        return {i: int(i) for i in ids}
+    ordered = sorted(ids, key=lambda i: (isinstance(i, str), i))
+    return {i: number for number, i in enumerate(ordered, start=1)}
+
+
+def _numbered(ground_truth: dict[str, Any]) -> dict[str, Any]:
+    """A copy for the evaluator, which writes into annotations and results."""
+    number = _numbers(ground_truth)
+    return {
+        "images": [{**row, "id": number[row["id"]]} for row in ground_truth["images"]],
+        "annotations": [
+            {**row, "image_id": number[row["image_id"]]} for row in ground_truth["annotations"]
+        ],
+        "categories": ground_truth["categories"],
+    }
 
 
 def _mean(precision: npt.NDArray[np.float64]) -> float | None:

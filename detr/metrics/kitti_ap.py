@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from detr.data.formats.kitti import KittiDataset, KittiObject
+from detr.data.kitti_rows import KittiLabels, KittiObject
 
 OFFICIAL_CLASSES = ("Car", "Pedestrian", "Cyclist")
 
@@ -124,7 +124,7 @@ class _Image:
     candidates: list[list[tuple[int, float]]]
 
 
-def evaluable(dataset: KittiDataset) -> list[str]:
+def evaluable(labels: KittiLabels) -> list[str]:
     """The benchmark's classes that mean in a data set what they mean in the benchmark.
 
     A class into which others were merged does not, but for the one that counts neither way.
@@ -132,7 +132,7 @@ def evaluable(dataset: KittiDataset) -> list[str]:
     found = []
     for name in OFFICIAL_CLASSES:
         allowed = {name.lower(), _NEIGHBOUR.get(name.lower())}
-        sources = dataset.sources(name)
+        sources = labels.sources(name)
         if name in sources and all(source.lower() in allowed for source in sources):
             found.append(name)
     return found

@@ -39,7 +39,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Matches:
+class Outcomes:
     """The detections of one model, best first within each class.
 
     Attributes:
@@ -58,7 +58,7 @@ class Matches:
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """What there was to find.
 
     Attributes:
@@ -70,21 +70,21 @@ class Truth:
     positives: Ints
     fingerprint: str
 
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> GroundTruth:
+        """Counts a COCO document's boxes by image and class, in the order of its lists."""
+        images = {image["id"]: k for k, image in enumerate(document["images"])}
+        classes = {category["id"]: k for k, category in enumerate(document["categories"])}
+        positives = np.zeros((len(images), len(classes)), dtype=np.int64)
+        digest = hashlib.sha256(repr([*images, *classes]).encode())
+        for entry in document["annotations"]:
+            position = images[entry["image_id"]], classes[entry["category_id"]]
+            positives[position] += not entry["iscrowd"]
+            digest.update(repr((position, entry["bbox"], entry["iscrowd"])).encode())
+        return cls(positives, digest.hexdigest())
 
-def truth_of(ground_truth: dict[str, Any]) -> Truth:
-    """Counts a COCO document's boxes by image and class, in the order of its lists."""
-    images = {image["id"]: k for k, image in enumerate(ground_truth["images"])}
-    classes = {category["id"]: k for k, category in enumerate(ground_truth["categories"])}
-    positives = np.zeros((len(images), len(classes)), dtype=np.int64)
-    digest = hashlib.sha256(repr([*images, *classes]).encode())
-    for entry in ground_truth["annotations"]:
-        position = images[entry["image_id"]], classes[entry["category_id"]]
-        positives[position] += not entry["iscrowd"]
-        digest.update(repr((position, entry["bbox"], entry["iscrowd"])).encode())
-    return Truth(positives, digest.hexdigest())
 
-
-def match(ground_truth: dict[str, Any], detections: Sequence[Detections]) -> Matches:
+def match_detections(ground_truth: dict[str, Any], detections: Sequence[Detections]) -> Outcomes:
     """Matches detections with a COCO document's boxes.
 
     Args:
@@ -111,11 +111,11 @@ def match(ground_truth: dict[str, Any], detections: Sequence[Detections]) -> Mat
             scores.append(found.scores[own][order].astype(np.float64))
     if not parts:
         none = np.zeros(0, dtype=np.int64)
-        return Matches(none, none, none.astype(np.float64), none, none)
+        return Outcomes(none, none, none.astype(np.float64), none, none)
     places, labels, right, ignored = (np.concatenate(column) for column in zip(*parts, strict=True))
     score = np.concatenate(scores)
     order = np.lexsort((-score, labels))  # stable: equal scores stay in the order of the images
-    return Matches(places[order], labels[order], score[order], right[order], ignored[order])
+    return Outcomes(places[order], labels[order], score[order], right[order], ignored[order])
 
 
 def _match(found: Floats, truth: Sequence[tuple[list[float], bool]]) -> tuple[Ints, Ints]:
@@ -157,11 +157,13 @@ def _iou(found: Floats, truth: Floats, crowd: Bools) -> Floats:
     return overlap
 
 
-def average_precision(matches: Matches, truth: Truth, weights: Ints | None = None) -> Floats:
+def average_precision(
+    outcomes: Outcomes, truth: GroundTruth, weights: Ints | None = None
+) -> Floats:
     """COCO AP where image ``i`` occurs ``weights[r, i]`` times.
 
     Args:
-        matches: Of one model.
+        outcomes: Of one model.
         truth: What there was to find.
         weights: ``[R, images]``; every image once by default.
 
@@ -174,13 +176,13 @@ def average_precision(matches: Matches, truth: Truth, weights: Ints | None = Non
     counted = np.zeros(len(weights))
     for label in range(truth.positives.shape[1]):
         positives = weights @ truth.positives[:, label]
-        own = matches.label == label
-        right = (matches.right[own][:, None] & _BITS) > 0
+        own = outcomes.label == label
+        right = (outcomes.right[own][:, None] & _BITS) > 0
         # What comes after the last right detection lowers no precision that is looked at.
         last = int(np.flatnonzero(right.any(axis=1))[-1]) + 1 if right.any() else 0
         right = right[:last].T
-        wrong = ~right & ~((matches.ignored[own][:last][:, None] & _BITS) > 0).T
-        image = matches.image[own][:last]
+        wrong = ~right & ~((outcomes.ignored[own][:last][:, None] & _BITS) > 0).T
+        image = outcomes.image[own][:last]
         for r in np.flatnonzero(positives):
             counted[r] += 1
             if last:
@@ -203,7 +205,7 @@ def _mean_precision(right: Bools, wrong: Bools, weight: Ints, positives: int) ->
     return total / (len(recall) * len(_RECALLS))
 
 
-def pack(truth: Truth, models: dict[str, Matches]) -> bytes:
+def pack(truth: GroundTruth, models: dict[str, Outcomes]) -> bytes:
     """The content of a ``matches.npz``."""
     arrays: dict[str, Any] = {
         "positives": truth.positives, "fingerprint": np.array(truth.fingerprint),
@@ -222,7 +224,7 @@ def pack(truth: Truth, models: dict[str, Matches]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(path: Path | io.BytesIO) -> tuple[Truth, dict[str, Matches]]:
+def unpack(path: Path | io.BytesIO) -> tuple[GroundTruth, dict[str, Outcomes]]:
     """Reads a ``matches.npz`` back, from its path or its content.
 
     Raises:
@@ -230,9 +232,9 @@ def unpack(path: Path | io.BytesIO) -> tuple[Truth, dict[str, Matches]]:
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            truth = Truth(arrays["positives"], str(arrays["fingerprint"]))
+            truth = GroundTruth(arrays["positives"], str(arrays["fingerprint"]))
             models = {
-                str(name): Matches(
+                str(name): Outcomes(
                     arrays[f"image_{k}"].astype(np.int64),
                     arrays[f"label_{k}"].astype(np.int64),
                     arrays[f"score_{k}"].astype(np.float64),

@@ -6,7 +6,7 @@ layers, M heads, P points, R reference size (2: centre, 4: cx cy w h).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -52,7 +52,8 @@ class Target:
     ignore: Tensor
 
     def to(self, device: torch.device | str) -> Target:
-        return Target(self.boxes.to(device), self.labels.to(device), self.ignore.to(device))
+        """The same on another device."""
+        return Target(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 @dataclass

@@ -73,10 +73,10 @@ class _Noise(Dataset):
         boxes = np.concatenate((corner, corner + sides), 1) * scale
         nothing = np.zeros((0, 4), dtype=np.float32)
         return Labels(
-            boxes.astype(np.float32),
-            rng.integers(0, len(self.classes), OBJECTS),
-            nothing,
-            np.zeros(0, dtype=np.int64),
+            boxes=boxes.astype(np.float32),
+            labels=rng.integers(0, len(self.classes), OBJECTS),
+            ignore=nothing,
+            ignore_labels=np.zeros(0, dtype=np.int64),
         )
 
     def image(self, i: int) -> ImageArray:

@@ -90,10 +90,10 @@ def augment(
     kept, cut = share >= _KEPT_SHARE, (share > 0) & (share < _KEPT_SHARE)
     seen = region_share > 0
     return np.asarray(picture), Labels(
-        boxes[kept],
-        labels.labels[kept],
-        np.concatenate((regions[seen], boxes[cut])),
-        np.concatenate((labels.ignore_labels[seen], labels.labels[cut])),
+        boxes=boxes[kept],
+        labels=labels.labels[kept],
+        ignore=np.concatenate((regions[seen], boxes[cut])),
+        ignore_labels=np.concatenate((labels.ignore_labels[seen], labels.labels[cut])),
     )
 
 

@@ -66,9 +66,9 @@ def _relative(boxes: FloatArray, size: tuple[int, ...]) -> Tensor:
 def target_of(labels: Labels, size: tuple[int, ...]) -> Target:
     """Labels in pixels of an image of a size (height, width), relative to it."""
     return Target(
-        _relative(labels.boxes, size),
-        torch.from_numpy(labels.labels),
-        _relative(labels.ignore, size),
+        boxes=_relative(labels.boxes, size),
+        labels=torch.from_numpy(labels.labels),
+        ignore=_relative(labels.ignore, size),
     )
 
 

@@ -22,7 +22,7 @@ from bench.sweep import sweep
 from detr.cli import main as detr
 from detr.config import ClassMap
 from detr.data.dataset import evenly_spaced
-from detr.data.formats.labelled import FileDataset
+from detr.data.formats.base import FileDataset
 from detr.errors import UserError
 from detr.files import sha256
 from engines.evidence import Evidence

@@ -128,7 +128,8 @@ def test_coco_results_by_the_kitti_protocol(
         ([entry(bbox=[1, 2, 3])], "detections-entry", "entry 0: bbox"),
         ([entry(score="0.5")], "detections-entry", "entry 0: score is not a number"),
         ([entry(score=float("nan"))], "detections-entry", "entry 0: score"),
-        ([entry(image_id="7")], "detections-entry", "entry 0: image_id is not a whole number"),
+        ([entry(image_id="7")], "detections-image", "entry 0: image_id '7' is not in coco:"),
+        ([entry(image_id=7.5)], "detections-entry", "entry 0: image_id is no whole number"),
         ([3], "detections-entry", "entry 0: not an object"),
         ({"annotations": []}, "detections-unreadable", "is a list of detections"),
         ("{", "detections-unreadable", "not JSON"),
@@ -189,3 +190,45 @@ def test_the_kitti_protocol_leaves_out_what_others_were_merged_into(
     spec.write_text(form % "Car: [Car, Van]")
     found = score(kitti_results, open_dataset(str(spec))).kitti
     assert found is not None and list(found.per_class) == ["Car"]
+
+
+def test_image_ids_may_be_text_from_the_file_to_the_score(tmp_path: Path) -> None:
+    names = ["frame_10", "frame_9", "a"]
+    box = {"area": 2000, "iscrowd": 0, "category_id": 1}
+    path = write(
+        tmp_path / "instances_val.json",
+        {
+            "images": [
+                {"id": n, "file_name": f"{n}.jpg", "width": 100, "height": 80} for n in names
+            ],
+            "categories": [{"id": 1, "name": "car"}],
+            "annotations": [
+                {"id": k, "image_id": n, "bbox": [10, 10, 50, 40 - k], **box}
+                for k, n in enumerate(names, start=1)
+            ],
+        },
+    )
+    data = open_dataset(f"coco:{path}")
+    right = [
+        entry(image_id=n, category_id=1, bbox=[10, 10, 50, 40 - k])
+        for k, n in enumerate(names, start=1)
+    ]
+    found = score(write(tmp_path / "r.json", right), data).coco
+    assert found is not None and found.ap == 1.0 and found.images == found.n_gt == 3
+    wrong = [{**r, "image_id": "a"} for r in right]
+    found = score(write(tmp_path / "w.json", wrong), data).coco
+    assert found is not None and found.ap < 0.5
+
+
+def test_equal_scores_rank_alike_whatever_the_ids_are(coco: Path, tmp_path: Path) -> None:
+    """The evaluator goes through images in the order of their ids, which breaks ties."""
+    document = json.loads(coco.read_text())
+    entries = [entry(bbox=[10, 10, 50, y]) for y in (40, 21)] + [entry(image_id=9)]
+    by_number = score(write(tmp_path / "n.json", entries), open_dataset(f"coco:{coco}")).coco
+    for row, key in [(r, "id") for r in document["images"]] + [
+        (r, "image_id") for r in [*document["annotations"], *entries]
+    ]:
+        row[key] = f"image {row[key]}"
+    write(coco, document)
+    by_text = score(write(tmp_path / "t.json", entries), open_dataset(f"coco:{coco}")).coco
+    assert by_text == by_number and by_text is not None and by_text.ap < 1

@@ -9,7 +9,7 @@ from PIL import Image
 
 from detr.data.check import check
 from detr.data.cli import data, parse_size
-from detr.data.formats.labelled import FileDataset
+from detr.data.formats.base import FileDataset
 from detr.data.open import open_dataset
 from detr.errors import UserError
 
@@ -64,7 +64,7 @@ def test_every_fault_is_listed_with_its_place(broken: Path) -> None:
     assert len(found) == len(wanted)
     for severity, code, place in wanted:
         assert any(s == severity and c == code and place in m for s, c, m in found), (code, found)
-    assert report.errors == 6 and report.images == 5 and report.unlabelled == 2
+    assert report.errors == 6 and report.images == 5 and report.unlabeled == 2
     cars = report.classes[0]
     assert (cars.name, cars.objects, cars.images) == ("Car", 5, 3)
     assert report.sizes == {"small": 0, "medium": 5, "large": 0} and report.heights == {32: 5}

@@ -10,7 +10,8 @@ from PIL import Image
 from detr.config import ClassMap
 from detr.data import open_dataset
 from detr.data.coco_document import coco_ground_truth
-from detr.data.formats.kitti import KITTI_CLASSES, KittiDataset, read_label_file
+from detr.data.formats.kitti import KITTI_CLASSES, KittiDataset
+from detr.data.kitti_rows import read_label_file
 from detr.errors import UserError
 
 TAIL = "1.5 1.6 3.9 1.0 1.6 20.0 0.1"
@@ -133,7 +134,8 @@ def test_yaml_merges_and_ignores(kitti: Maker) -> None:
     ("text", "says"),
     [
         ("format: kitti\npath: .\nclases: {}\n", "clases"),
-        ("format: voc\npath: .\n", "format"),
+        ("format: vocc\npath: .\n", "format 'vocc' is none of kitti, coco"),
+        ("path: .\n", "format is missing; it is one of kitti, coco"),
         ("format: kitti\npath: .\nclasses: {A: [Car], B: [Car]}\n", "'Car' is in both"),
         ("format: kitti\npath: .\nclasses: {}\n", "empty"),
         ("format: [\n", "data.yaml"),
@@ -179,7 +181,7 @@ def test_labels_alone_are_enough_to_score(kitti: Maker) -> None:
     ("spec", "code"),
     [
         ("kitti:", "data-spec"),
-        ("voc:/tmp", "data-spec"),
+        ("vocc:/tmp", "data-spec"),
         ("/tmp", "data-spec"),
         ("kitti:/nowhere/at/all:val", "data-missing"),
         ("coco:/nowhere/at/all", "data-missing"),

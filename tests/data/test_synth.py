@@ -10,8 +10,8 @@ from PIL import Image
 
 from detr.data import open_dataset
 from detr.data.check import check
-from detr.data.formats.kitti import read_label_file
-from detr.data.formats.labelled import FileDataset
+from detr.data.formats.base import FileDataset
+from detr.data.kitti_rows import read_label_file
 from detr.data.synth import CLASSES, generate, render
 from detr.errors import UserError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detr.data.formats.kitti import KittiObject, read_label_file
+from detr.data.kitti_rows import KittiObject, read_label_file
 from detr.metrics.kitti_ap import KittiClassAp, evaluate, sample_thresholds
 
 Objects = list[list[KittiObject]]

@@ -12,7 +12,7 @@ from detr.config import ClassMap
 from detr.errors import UserError
 from detr.metrics import coco_ap
 from detr.metrics.coco_ap import evaluate_json, to_results
-from detr.metrics.outcomes import average_precision, match, pack, truth_of, unpack
+from detr.metrics.outcomes import GroundTruth, average_precision, match_detections, pack, unpack
 from detr.types import Detections
 
 CLASSES = ClassMap(names=("a", "b", "c"), category_ids=(3, 7, 9))
@@ -71,9 +71,9 @@ def test_ap_is_the_evaluators(seed: int) -> None:
         for entry in to_results(image["id"], one, CLASSES)
     ]
     expected = evaluate_json(truth, results).ap
-    assert average_precision(match(truth, found), truth_of(truth))[0] == pytest.approx(
-        expected, abs=1e-9
-    )
+    assert average_precision(match_detections(truth, found), GroundTruth.of(truth))[
+        0
+    ] == pytest.approx(expected, abs=1e-9)
 
 
 def test_an_image_twice_counts_twice() -> None:
@@ -91,18 +91,22 @@ def test_an_image_twice_counts_twice() -> None:
         "categories": truth["categories"],
     }
     again = [found[i] for i in kept]
-    assert average_precision(match(truth, found), truth_of(truth), weights)[0] == pytest.approx(
-        average_precision(match(repeated, again), truth_of(repeated))[0], abs=1e-12
+    assert average_precision(match_detections(truth, found), GroundTruth.of(truth), weights)[
+        0
+    ] == pytest.approx(
+        average_precision(match_detections(repeated, again), GroundTruth.of(repeated))[0], abs=1e-12
     )
 
 
 def test_nothing_found_and_nothing_to_find() -> None:
     truth, _ = scene(4, 0)
     none = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
-    matches = match(truth, [none] * 4)
-    assert average_precision(matches, truth_of(truth))[0] == 0.0
+    matches = match_detections(truth, [none] * 4)
+    assert average_precision(matches, GroundTruth.of(truth))[0] == 0.0
     empty = {**truth, "annotations": []}
-    assert np.isnan(average_precision(match(empty, [none] * 4), truth_of(empty))[0])
+    assert np.isnan(
+        average_precision(match_detections(empty, [none] * 4), GroundTruth.of(empty))[0]
+    )
 
 
 def test_more_than_a_hundred_of_a_class_are_cut_as_coco_does() -> None:
@@ -113,23 +117,23 @@ def test_more_than_a_hundred_of_a_class_are_cut_as_coco_does() -> None:
     boxes = np.tile(np.array([100, 100, 120, 120], np.float32), (101, 1))
     boxes[100] = 0, 0, 50, 50
     found = Detections(boxes, np.linspace(1, 0.5, 101).astype(np.float32), np.zeros(101, np.int64))
-    assert average_precision(match(truth, [found]), truth_of(truth))[0] == 0.0
+    assert average_precision(match_detections(truth, [found]), GroundTruth.of(truth))[0] == 0.0
     assert coco_ap.evaluate_json(truth, to_results(10, found, CLASSES)).ap == 0.0
 
 
 def test_round_trip_and_fingerprint(tmp_path: Path) -> None:
     truth, found = scene(5, 2)
-    matches = match(truth, found)
+    matches = match_detections(truth, found)
     path = tmp_path / "matches.npz"
-    path.write_bytes(pack(truth_of(truth), {"a/x.bundle": matches}))
+    path.write_bytes(pack(GroundTruth.of(truth), {"a/x.bundle": matches}))
     back, models = unpack(path)
-    assert back.fingerprint == truth_of(truth).fingerprint
+    assert back.fingerprint == GroundTruth.of(truth).fingerprint
     np.testing.assert_array_equal(models["a/x.bundle"].right, matches.right)
     assert average_precision(models["a/x.bundle"], back)[0] == pytest.approx(
-        average_precision(matches, truth_of(truth))[0]
+        average_precision(matches, GroundTruth.of(truth))[0]
     )
     truth["annotations"][0]["bbox"][0] += 1
-    assert truth_of(truth).fingerprint != back.fingerprint
+    assert GroundTruth.of(truth).fingerprint != back.fingerprint
     path.write_bytes(b"junk")
     with pytest.raises(UserError) as caught:
         unpack(path)

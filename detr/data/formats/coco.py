@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from detr.config import ClassMap
-from detr.data.formats.labelled import TEXT, FileDataset, Row, Scan, existing
+from detr.data.dataset import Annotation, Scan
+from detr.data.formats.base import DataFormat, FileDataset, existing
 from detr.data.policy import IGNORE, ClassPolicy
+from detr.data.spec import DataSpec
 from detr.errors import UserError
+from detr.files import TEXT
+from detr.types import ImageId, is_image_id
 
 
 def annotation_file(root: Path, split: str | None) -> Path:
@@ -61,16 +65,16 @@ class CocoFile:
             self.categories = {int(c["id"]): str(c["name"]) for c in document["categories"]}
             self.images: list[dict[str, Any]] = [
                 {
-                    "id": int(row["id"]),
+                    "id": _image_id(row["id"]),
                     "file_name": str(row["file_name"]),
                     "height": int(row["height"]),
                     "width": int(row["width"]),
                 }
                 for row in document["images"]
             ]
-            self.annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
+            self.annotations: dict[ImageId, list[dict[str, Any]]] = defaultdict(list)
             for row in document["annotations"]:
-                self.annotations[int(row["image_id"])].append(row)
+                self.annotations[_image_id(row["image_id"])].append(row)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 "coco-json", f"{path}: not a COCO instances file ({type(error).__name__}: {error})"
@@ -99,6 +103,12 @@ class CocoFile:
                 )
             chosen.append(found[0])
         return ClassMap(names=tuple(classes), category_ids=tuple(chosen))
+
+
+def _image_id(value: object) -> ImageId:
+    if not is_image_id(value):
+        raise TypeError(f"image id {value!r} is no whole number and no text")
+    return value
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -133,9 +143,10 @@ class CocoDataset(FileDataset):
     def __len__(self) -> int:
         return len(self._file.images)
 
-    def image_id(self, i: int) -> int:
+    def image_id(self, i: int) -> ImageId:
         """The file's image id."""
-        return int(self._file.images[i]["id"])
+        found: ImageId = self._file.images[i]["id"]
+        return found
 
     def image_path(self, i: int) -> Path:
         """Path of the picture in ``SPLIT2017/``."""
@@ -154,12 +165,12 @@ class CocoDataset(FileDataset):
         found = Scan()
         for row in self._file.annotations.get(self.image_id(i), []):
             try:
-                found.rows.append(self._row(row))
+                found.annotations.append(self._annotation(row))
             except UserError as error:
                 found.errors.append(error)
         return found
 
-    def _row(self, row: dict[str, Any]) -> Row:
+    def _annotation(self, row: dict[str, Any]) -> Annotation:
         where = f"{self._file.path}: annotation {row.get('id', '?')}"
         try:
             category = int(row["category_id"])
@@ -179,7 +190,7 @@ class CocoDataset(FileDataset):
                 "category-unknown", f"{where}: category_id {category} is not in categories"
             )
         label = self._policy.index(self._file.categories[category], where)
-        return Row(where, (x, y, x + w, y + h), area, label, crowd or label == IGNORE)
+        return Annotation(where, (x, y, x + w, y + h), area, label, crowd or label == IGNORE)
 
     def problems(self) -> list[UserError]:
         """Annotations of images that are not listed, doubled annotation ids."""
@@ -188,7 +199,7 @@ class CocoDataset(FileDataset):
         found = [
             UserError(
                 "coco-annotation",
-                f"{path}: annotation {row.get('id', '?')}: image_id {image} is not in images",
+                f"{path}: annotation {row.get('id', '?')}: image_id {image!r} is not in images",
             )
             for image, rows in self._file.annotations.items()
             if image not in listed
@@ -206,3 +217,14 @@ class CocoDataset(FileDataset):
                     )
                 seen.add(number)
         return found
+
+
+def _open(source: DataSpec, classes: ClassMap | None, spec: str) -> CocoDataset:
+    file = CocoFile(annotation_file(source.path, source.split))
+    own = file.default_classes()
+    if classes is None and source.classes is not None:
+        classes = file.merged_classes(source.classes)
+    return CocoDataset(file, source.policy(classes, own, spec), spec)
+
+
+COCO = DataFormat(name="coco", spec=DataSpec, open=_open)

@@ -1,110 +1,24 @@
-"""KITTI 2-D object folders: ``training/image_2``, ``training/label_2``, ``ImageSets/SPLIT.txt``.
-
-Column layout after the devkit of the KITTI object benchmark (Geiger et al., CVPR 2012): type,
-truncated, occluded, alpha, x0 y0 x1 y1, height width length, x y z, rotation_y and, in results,
-score.
-"""
+"""KITTI 2-D object folders: ``training/image_2``, ``training/label_2``, ``ImageSets/SPLIT.txt``."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from pathlib import Path
 
 from detr.config import ClassMap
-from detr.data.formats.labelled import TEXT, FileDataset, Row, Scan, existing
+from detr.data.dataset import Annotation, Protocols, Scan
+from detr.data.formats.base import DataFormat, FileDataset, existing
 from detr.data.images import SUFFIXES
+from detr.data.kitti_rows import KittiObject, read_label_file, scan_label_file
 from detr.data.policy import IGNORE, ClassPolicy
+from detr.data.spec import DataSpec
 from detr.errors import UserError
+from detr.files import TEXT
 
 KITTI_CLASSES = ClassMap(
     names=("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram"),
     category_ids=(1, 2, 3, 4, 5, 6, 7),
 )
 ALWAYS_IGNORED = frozenset({"DontCare", "Misc"})
-
-
-@dataclass(frozen=True)
-class KittiObject:
-    """One row of a label or result file.
-
-    Attributes:
-        type: Class name as in the file.
-        truncated: 0..1 share outside the image; -1 unknown.
-        occluded: 0 visible, 1 partly, 2 largely hidden, 3 unknown; -1 in regions and results.
-        alpha: Observation angle in radians.
-        box: x0 y0 x1 y1 pixels.
-        score: Of a result row, else None.
-        line: Line of the file, from 1.
-    """
-
-    type: str
-    truncated: float
-    occluded: int
-    alpha: float
-    box: tuple[float, float, float, float]
-    score: float | None = None
-    line: int = 0
-
-
-def read_label_file(path: Path) -> list[KittiObject]:
-    """All objects of a label file (15 columns) or a result file (16, the last is the score).
-
-    Raises:
-        UserError: ``label-missing``, ``label-unreadable``, ``kitti-label-columns`` or
-            ``kitti-label-value`` for the first bad row, naming file and line.
-    """
-    objects, errors = scan_label_file(path)
-    if errors:
-        raise errors[0]
-    return objects
-
-
-def scan_label_file(path: Path) -> tuple[list[KittiObject], list[UserError]]:
-    """All objects of a file that can be read, and an error for every row that cannot."""
-    try:
-        lines = path.read_text(encoding=TEXT).splitlines()
-    except FileNotFoundError:
-        return [], [UserError("label-missing", f"{path}: no such label file")]
-    except UnicodeDecodeError:
-        return [], [UserError("label-unreadable", f"{path}: not a text file")]
-    except OSError as error:
-        return [], [UserError("label-unreadable", f"{path}: {error.strerror or error}")]
-    objects: list[KittiObject] = []
-    errors: list[UserError] = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                objects.append(_parse(line.split(), f"{path}:{number}", number))
-            except UserError as error:
-                errors.append(error)
-    return objects, errors
-
-
-def _parse(columns: list[str], where: str, line: int) -> KittiObject:
-    if len(columns) not in (15, 16):
-        raise UserError(
-            "kitti-label-columns",
-            f"{where}: {len(columns)} columns, expected 15 (or 16 with a score)",
-        )
-    values: list[float] = []
-    for k, text in enumerate(columns[1:], start=2):
-        try:
-            values.append(float(text))
-        except ValueError:
-            values.append(math.nan)
-        if not math.isfinite(values[-1]):
-            raise UserError("kitti-label-value", f"{where}: column {k} is {text!r}, not a number")
-    x0, y0, x1, y1 = values[3:7]
-    return KittiObject(
-        type=columns[0],
-        truncated=values[0],
-        occluded=int(values[1]),
-        alpha=values[2],
-        box=(x0, y0, x1, y1),
-        score=values[14] if len(values) == 15 else None,
-        line=line,
-    )
 
 
 class KittiDataset(FileDataset):
@@ -155,6 +69,11 @@ class KittiDataset(FileDataset):
         """Path of the label file."""
         return self._label_folder / f"{self.frames[i]}.txt"
 
+    @property
+    def protocols(self) -> Protocols:
+        """KITTI's own besides COCO's."""
+        return Protocols(kitti=self)
+
     def objects(self, i: int) -> list[KittiObject]:
         """The rows of frame ``i`` as they are, ``DontCare`` included."""
         return read_label_file(self.label_path(i))
@@ -180,7 +99,7 @@ class KittiDataset(FileDataset):
                 found.errors.append(error)
                 continue
             area = max(0.0, o.box[2] - o.box[0]) * max(0.0, o.box[3] - o.box[1])
-            found.rows.append(Row(where, o.box, area, label, label == IGNORE))
+            found.annotations.append(Annotation(where, o.box, area, label, label == IGNORE))
         return found
 
     def problems(self) -> list[UserError]:
@@ -229,3 +148,11 @@ def _read_split(root: Path, split: str) -> list[str]:
         seen.add(stem)
         frames.append(stem)
     return frames
+
+
+def _open(source: DataSpec, classes: ClassMap | None, spec: str) -> KittiDataset:
+    policy = source.policy(classes, KITTI_CLASSES, spec, ALWAYS_IGNORED)
+    return KittiDataset(source.path, source.split, policy, spec)
+
+
+KITTI = DataFormat(name="kitti", spec=DataSpec, open=_open)

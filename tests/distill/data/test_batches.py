@@ -19,10 +19,10 @@ CANVAS = (64, 128)
 def labels(boxes: list[list[float]], ignore: list[list[float]] | None = None) -> Labels:
     regions = np.array(ignore or [], dtype=np.float32).reshape(-1, 4)
     return Labels(
-        np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        np.arange(len(boxes), dtype=np.int64),
-        regions,
-        np.full(len(regions), -1, dtype=np.int64),
+        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        labels=np.arange(len(boxes), dtype=np.int64),
+        ignore=regions,
+        ignore_labels=np.full(len(regions), -1, dtype=np.int64),
     )
 
 

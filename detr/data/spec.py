@@ -1,0 +1,73 @@
+"""What a user says of a data set: format, folder, split and what becomes of its class names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detr.config import ClassMap, Strict
+from detr.data.policy import ClassPolicy, merge_map
+from detr.errors import UserError
+
+
+class DataSpec(Strict):
+    """A data set and its class policy; a format with further keys extends it.
+
+    Attributes:
+        format: Name of the format.
+        path: Folder, relative to the YAML file's.
+        split: As in ``kitti:PATH:split``.
+        classes: Class name to the source names merged into it; None keeps the format's classes.
+        ignore: Source names that become ignore regions; ``*`` for all that are in no class.
+    """
+
+    format: str
+    path: Path
+    split: str | None = None
+    classes: dict[str, list[str]] | None = None
+    ignore: tuple[str, ...] = ()
+
+    def policy(
+        self,
+        given: ClassMap | None,
+        own: ClassMap,
+        where: str,
+        always: frozenset[str] = frozenset(),
+    ) -> ClassPolicy:
+        """The classes to use, and what becomes of each source name.
+
+        Args:
+            given: The classes of the model that looks at the data, which win; None asks for the
+                YAML's, numbered from 1, or for ``own``.
+            own: The classes the files have.
+            where: Names the data set in messages.
+            always: Source names that the format ignores unless they are merged into a class.
+
+        Raises:
+            UserError: ``data-yaml`` where a source belongs to two classes.
+        """
+        merged = merge_map(self.classes or {}, where)
+        if given is None and self.classes is not None:
+            names = tuple(self.classes)
+            given = ClassMap(names=names, category_ids=tuple(range(1, len(names) + 1)))
+        return ClassPolicy(given or own, merged, frozenset(self.ignore) | (always - merged.keys()))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The content of a data YAML.
+
+    Raises:
+        UserError: ``data-missing`` or ``data-yaml``.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError("data-missing", f"{path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError("data-yaml", f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        keys = ", ".join(DataSpec.model_fields)
+        raise UserError("data-yaml", f"{path}: not a YAML mapping; its keys are {keys}")
+    return content
