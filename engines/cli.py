@@ -15,7 +15,7 @@ from detr.files import write_atomic
 from detr.types import Detections
 
 
-class Found(BaseModel):
+class Detection(BaseModel):
     """One detection.
 
     Attributes:
@@ -37,7 +37,7 @@ class Prediction(BaseModel):
     image: Path
     width: int
     height: int
-    detections: list[Found]
+    detections: list[Detection]
 
 
 class Predictions(BaseModel):
@@ -97,9 +97,9 @@ def predict(
 
 def _found(
     detections: Detections, category_ids: tuple[int, ...], names: tuple[str, ...]
-) -> list[Found]:
+) -> list[Detection]:
     return [
-        Found(
+        Detection(
             label=names[label],
             category_id=category_ids[label],
             score=float(score),

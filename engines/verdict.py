@@ -30,7 +30,7 @@ Place = Literal["", "alone", "feeding"]
 
 
 class Conditions(Strict):
-    """What must be seen; a condition that is empty always holds.
+    """When a mistake is recognized; a condition that is empty always holds.
 
     Attributes:
         symptoms, operators, precisions, engines: Any of these.
@@ -55,7 +55,7 @@ class Pitfall(Strict):
 
     Attributes:
         id: Stable name.
-        when: What must be seen.
+        when: When it is recognized.
         what: What it usually is, one sentence.
         instead: What to do.
         link: Where it was reported.

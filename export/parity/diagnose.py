@@ -1,6 +1,6 @@
 """Which of the field's known mistakes a rejected export looks like.
 
-The list is data (``known_pitfalls.yaml``): what must be seen, what it usually is, what to do,
+The list is data (``known_pitfalls.yaml``): the conditions, what it usually is, what to do,
 and where it was reported.
 """
 
@@ -80,7 +80,7 @@ def diagnose(
     """The known mistake with the most conditions met, or ``None``.
 
     Args:
-        symptoms: What is seen.
+        symptoms: What kind of difference it is.
         deviation: Where it begins.
         operators: Operator types in the stretch it begins in, function bodies included.
         info: Of the bundle; what it does already is not advised.
@@ -100,7 +100,7 @@ def diagnose(
         and pitfall.when.place in ("", place)
         and (not pitfall.when.layer or (layer and re.search(pitfall.when.layer, layer)))
     ]
-    # What is seen says more than where it is seen.
+    # What differs says more than where it begins to.
     best = max(fitting, key=lambda p: (bool(p.when.symptoms), p.when.count()), default=None)
     if best is None or not best.island:
         return best

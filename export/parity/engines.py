@@ -23,7 +23,7 @@ from engines.verdict import Deviation, EngineVerdict, Pitfall, Reference, Status
 from export.parity.compare import compare_detections
 from export.parity.diagnose import diagnose, input_symptoms, symptoms
 from export.parity.first_deviation import first_deviation
-from export.parity.outcome import average_precision, outcome
+from export.parity.outcome import outcome, samples_ap
 from export.parity.picture import comparison_picture
 from export.parity.samples import Samples
 
@@ -96,7 +96,7 @@ def engine_verdicts(
     name: Reference = "golden"
     if reference is not None:
         name = "torch" if reference.name == "torch" else "onnxruntime"
-    ap, ap_notes = average_precision(samples, expected)
+    ap, ap_notes = samples_ap(samples, expected)
     baseline = _Baseline(bundle, reference, name, samples, expected, ap, budget)
     return [_verdict(baseline, run, draw, ap_notes, tuple(notes)) for run in runs]
 

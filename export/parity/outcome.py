@@ -25,17 +25,17 @@ def outcome(
         samples: The images.
         reference: What must be reproduced, one per image.
         candidate: What the graph finds.
-        reference_ap: The reference's :func:`average_precision`; ``None`` leaves AP out.
+        reference_ap: The reference's :func:`samples_ap`; ``None`` leaves AP out.
         budget: Says which detections count.
     """
     parity = compare_detections(reference, candidate, budget)
     ap = None
     if reference_ap is not None and parity.not_finite == 0:
-        ap, _ = average_precision(samples, candidate)
+        ap, _ = samples_ap(samples, candidate)
     return Outcome(parity=parity, ap=ap, reference_ap=reference_ap)
 
 
-def average_precision(
+def samples_ap(
     samples: Samples, detections: Sequence[Detections]
 ) -> tuple[float | None, tuple[str, ...]]:
     """COCO AP, or why there is none."""

@@ -22,10 +22,10 @@ from engines.msda_function import Lowering
 from engines.open import open_engine
 from engines.precision_report import PrecisionComparison, PrecisionRow
 from export.parity.budget import default_budget
-from export.parity.outcome import average_precision, outcome
+from export.parity.outcome import outcome, samples_ap
 from export.parity.samples import Samples
 from export.precision.ranges import fill
-from export.precision.trial import detections
+from export.precision.trial import session_detections
 
 _MOST_IMAGES = 500
 _ROUNDS = 20
@@ -60,10 +60,10 @@ def compare_precisions(
         feed = preprocess(fill(images, batch), info.preprocess)
         feeds = [*feeds, feed][:_ROUNDS]
         for name, session in exact.items():
-            candidates[name] += detections(session, feed)[: len(images)]
+            candidates[name] += session_detections(session, feed)[: len(images)]
     engine, times = _times(variants, info, feeds, lowering)
     expected = next(iter(candidates.values()))
-    reference_ap, _ = average_precision(samples, expected)
+    reference_ap, _ = samples_ap(samples, expected)
     rows = []
     for name, model in variants.items():
         budget = default_budget(name.split()[0])

@@ -15,7 +15,7 @@ from engines.bundle import OUTPUTS
 from engines.half_emulation import half_session
 from engines.msda_function import Lowering
 from engines.parity import Budget, Outcome
-from export.parity.outcome import average_precision, outcome
+from export.parity.outcome import outcome, samples_ap
 from export.parity.samples import Samples
 from export.precision.half import Ranges, finish_half, to_half
 from export.precision.island_search import Comparator
@@ -49,19 +49,21 @@ def half_comparator(
         preprocess(fill(images[i : i + batch], batch), info.preprocess)
         for i in range(0, len(images), batch)
     ]
-    reference_ap, _ = average_precision(samples, reference)
+    reference_ap, _ = samples_ap(samples, reference)
 
     def compare(island: Collection[str]) -> Outcome:
         typed = to_half(model, island, ranges).model
         finish_half(typed, info.detector, lowering)
         session = half_session(typed)
-        candidate = [x for feed in feeds for x in detections(session, feed)][: len(reference)]
+        candidate = [x for feed in feeds for x in session_detections(session, feed)][
+            : len(reference)
+        ]
         return outcome(samples, reference, candidate, reference_ap, budget)
 
     return compare
 
 
-def detections(session: ort.InferenceSession, inputs: Inputs) -> list[Detections]:
+def session_detections(session: ort.InferenceSession, inputs: Inputs) -> list[Detections]:
     """What a loaded graph finds in a prepared batch."""
     raw = RawDetections(*session.run(list(OUTPUTS), vars(inputs)))
     return [Detections(*one) for one in zip(raw.boxes, raw.scores, raw.labels, strict=True)]

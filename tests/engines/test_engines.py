@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from PIL import Image
 from detr.data.images import read_image
 from detr.errors import UserError
 from detr.types import ImageArray
-from engines import open_engine
+from engines import open as open_module
+from engines import open_bundle, open_engine
 from engines.split import split
 
 MakeBundle = Callable[..., Path]
@@ -92,6 +95,32 @@ def test_default_engine_of_a_bundle(
 
 def test_default_engine_with_openvino(toy_bundle: MakeBundle) -> None:
     assert open_engine(toy_bundle()).name == "openvino"
+
+
+def test_engines_are_opened_in_one_place() -> None:
+    """Sessions of ONNX Runtime are made in one place, too, with the same options."""
+    root = Path(open_module.__file__).parents[1]
+    places: dict[str, set[str]] = {"engine": set(), "session": set()}
+    for path in [*root.glob("engines/**/*.py"), *root.glob("export/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func).rpartition(".")[2]
+                kind = "session" if called == "InferenceSession" else "engine"
+                if kind == "session" or re.fullmatch(r"[A-Z]\w*Engine|open_trt", called):
+                    places[kind].add(str(path.relative_to(root)))
+    places["engine"] -= {
+        "engines/trt/engine.py",  # open_trt, which only open_engine calls
+        "engines/trt/build.py",  # BuiltEngine, a file and no engine
+    }
+    assert places == {"engine": {"engines/open.py"}, "session": {"engines/ort_engine.py"}}
+
+
+def test_a_bundle_that_is_open_is_not_read_again(toy_bundle: MakeBundle) -> None:
+    bundle = open_bundle(toy_bundle())
+    (bundle.path / "bundle.json").unlink()
+    assert open_engine(bundle, "onnxruntime").artefact == bundle.model
+    with pytest.raises(ValueError, match="not onnxruntime"):
+        open_engine(bundle, "onnxruntime", built=bundle.path)
 
 
 def test_engine_names(toy_bundle: MakeBundle, tmp_path: Path) -> None:

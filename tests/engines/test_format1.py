@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from detr.sidecar import read_sidecar
 from engines.bundle import BundleInfo
@@ -85,6 +86,13 @@ def test_verdicts_are_typed(tmp_path: Path) -> None:
     assert verdict.deviation is not None and "value_proj" in verdict.deviation.layer
     assert verdict.pitfall is not None and verdict.pitfall.id == "other-weights"
     assert "first deviation: decoder.layers.0" in verdict.text()
+
+
+def test_a_verdict_does_not_change(tmp_path: Path) -> None:
+    verdict = evidence("stale-weight", tmp_path).verdicts["native"]
+    with pytest.raises(ValidationError, match="frozen"):
+        verdict.status = "accepted"  # type: ignore[misc]
+    assert isinstance(verdict.notes, tuple) and isinstance(verdict.reasons, tuple)
 
 
 def test_null_was_an_infinite_difference(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from export.precision.int8 import (
 )
 from export.precision.node_kinds import Network
 from export.precision.ranges import value_ranges
-from export.precision.trial import detections
+from export.precision.trial import session_detections
 from export.trace.torch_to_onnx import export_graph
 
 MakeCheckpoint = Callable[..., Path]
@@ -94,7 +94,7 @@ def test_int8_still_finds_the_objects(int8: ModelProto, engine: TorchEngine) -> 
     images = drawn_images(engine.info.preprocess.size)
     expected = engine(images)
     feed = preprocess(images, engine.info.preprocess)
-    found = detections(half_session(int8), feed)
+    found = session_detections(half_session(int8), feed)
     wide = Budget(score=0.5, score_median=0.05, box_px=60, box_px_median=3, missing=0.3, extra=0.3)
     parity = compare_detections(expected, found, wide)
     assert parity.violations(wide) == []

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from click.testing import CliRunner
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from detr import msda
@@ -26,15 +27,17 @@ from engines.parity import Budget
 from engines.torch_engine import TorchEngine
 from export import bundle as onnx_export
 from export.bundle import export_bundle
+from export.cli import main
 from export.golden import drawn_images
+from export.parity import gate as parity_gate
 from export.parity.budget import default_budget
 from export.parity.compare import compare_detections
-from export.precision import cost as verdict
+from export.precision import cost
 from export.precision.apply import PrecisionRequest, write_precision
 from export.precision.half import DEFAULT_ISLAND, finish_half, to_half
 from export.precision.node_kinds import Network, part_names
 from export.precision.ranges import value_ranges
-from export.precision.trial import detections
+from export.precision.trial import session_detections
 from export.trace.torch_to_onnx import export_graph
 
 MakeCheckpoint = Callable[..., Path]
@@ -118,7 +121,7 @@ def test_the_default_island_finds_what_torch_finds(traced: Traced, lowering: Low
             found: list[Detections] = []
             for start in range(0, 4, batch):
                 feed = preprocess(images[start : start + batch], engine.info.preprocess)
-                found += detections(session, vars(feed))
+                found += session_detections(session, feed)
             assert compare_detections(expected, found).violations(default_budget("fp16")) == []
 
 
@@ -160,6 +163,29 @@ def test_bundle_says_its_island_and_runs_in_our_engines(
         assert compare_detections(reference, found, close).violations(close) == []
 
 
+@pytest.mark.parametrize("traced", CASES[1:], indirect=True, ids=lambda case: case[0])
+def test_a_rejected_export_prints_what_was_measured(
+    traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tables took minutes; they are not only to be had from the rejected bundle.json."""
+    source, engine, model = traced
+    generate(tmp_path / "data", 2, engine.info.preprocess.size, seed=0, val_fraction=0.5)
+    data = f"kitti:{tmp_path / 'data'}"
+    monkeypatch.setattr(onnx_export, "export_graph", lambda *_: model)
+    monkeypatch.setattr(cost, "_ROUNDS", 1)
+    narrow = Budget(box_px_median=0.0, score_median=0.0)
+    monkeypatch.setattr(parity_gate, "default_budget", lambda _: narrow)
+    command = ["onnx", str(source), "--out", str(tmp_path / "x.bundle"), "--precision", "int8"]
+    command += ["--calibration", data, "--calibration-images", "1", "--data", data]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 3 and result.stderr.count("error[export-parity]") == 1
+    assert "--search-islands --data DATA; " in result.stderr
+    report = open_bundle(tmp_path / "x.rejected.bundle").info.precision_report
+    assert report.comparison is not None and report.comparison.table() in result.stdout
+    assert "half against torch, 1 golden images: rejected" in result.stdout
+    assert "over budget: " in result.stdout and "float32 island: " in result.stdout
+
+
 # Not of the DINO: with random weights its proposals nearly tie, and float32 itself swaps them.
 @pytest.mark.parametrize("traced", CASES[1:], indirect=True, ids=lambda case: case[0])
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -170,21 +196,22 @@ def test_a_searched_island_is_proved_on_the_data(
     generate(tmp_path / "data", 3, engine.info.preprocess.size, seed=0, val_fraction=0.34)
     data = open_dataset(f"kitti:{tmp_path / 'data'}", engine.info.classes)
     images = drawn_images(engine.info.preprocess.size)[:2]
-    monkeypatch.setattr(verdict, "_ROUNDS", 1)
+    monkeypatch.setattr(cost, "_ROUNDS", 1)
     request = PrecisionRequest(
         precision, calibration=images if precision == "int8" else (), search=True, data=data
     )
     written = write_precision(model, engine, "gather", 1, images, request)
-    assert written.search is not None and written.verdict is not None
-    assert written.verdict.images == len(data) == 3
-    rows = {row.name: row for row in written.verdict.rows}
+    search, comparison = written.report.search, written.report.comparison
+    assert search is not None and comparison is not None
+    assert comparison.images == len(data) == 3
+    rows = {row.name: row for row in comparison.rows}
     assert set(rows) >= {"fp32", f"{precision} default island", f"{precision} searched island"}
     # The data has none of the toy's classes, so there is no AP to compare.
-    assert all(row.ap is None for row in rows.values()) and not rows["fp32"].over
-    searched = not rows[f"{precision} searched island"].over
+    assert all(row.ap is None for row in rows.values()) and not rows["fp32"].violations
+    searched = not rows[f"{precision} searched island"].violations
     kept = f"{precision} {'searched' if searched else 'default'} island"
-    assert written.verdict.rows[-1].name == kept and "–" in written.verdict.table()
-    assert set(written.search.island if searched else DEFAULT_ISLAND) <= set(written.island)
+    assert comparison.rows[-1].name == kept and "–" in comparison.table()
+    assert set(search.island if searched else DEFAULT_ISLAND) <= set(written.island)
 
 
 def small_graph(

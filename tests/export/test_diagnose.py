@@ -1,0 +1,48 @@
+"""A remedy is advised only where the bundle does not have it yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detr.sidecar import read_sidecar
+from engines.bundle import BundleInfo
+from engines.precision_report import PrecisionReport
+from engines.verdict import Deviation, Pitfall
+from export.parity.diagnose import diagnose, known_pitfalls
+from export.precision.half import DEFAULT_ISLAND
+
+SEARCHED = Path(__file__).parents[1] / "engines" / "format1" / "fp16-bundle.json"
+NORM = Deviation(layer="encoder.layers.0.norm", operators=("ReduceMean",))
+
+
+def told(**changes: Any) -> str:
+    info = read_sidecar(SEARCHED, BundleInfo).model_copy(update=changes)
+    pitfall = diagnose(set(), NORM, NORM.operators, info, "half")
+    assert pitfall is not None and pitfall.id == "layernorm-in-half"
+    return pitfall.instead
+
+
+def test_an_island_that_has_it_is_not_advised() -> None:
+    default = told(island=DEFAULT_ISLAND, precision_report=PrecisionReport())
+    assert "norm are in the float32 island already" in default
+    assert "--search-islands --data DATA" in default
+
+
+def test_an_island_that_was_searched_is_not_searched_again_on_the_same_images() -> None:
+    searched = told()
+    assert "not all of norm is in the float32 island" in searched
+    assert "--search-islands" not in searched and "--precision fp32" in searched
+
+
+def test_a_float32_graph_is_advised_no_island() -> None:
+    assert "island" not in told(precision="fp32", island=())
+
+
+@pytest.mark.parametrize("pitfall", known_pitfalls(), ids=lambda pitfall: pitfall.id)
+def test_no_advice_speaks_of_an_island_of_its_own(pitfall: Pitfall) -> None:
+    """No option sets an island, so only the search can be advised, by what the bundle has."""
+    assert "island" not in pitfall.instead.lower()
+    assert set(pitfall.island) <= set(DEFAULT_ISLAND)
