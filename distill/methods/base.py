@@ -18,21 +18,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from detr.config import Strict
-from detr.models import Detector, QueryGroup
+from detr.models import Detector, QueryGroup, Teacher, TeacherPart
+from detr.models.protocol import EVERYTHING
 from distill.losses.detection import LossWeights
 from distill.methods.step import PairedGroup, Step
 
 TeacherKind = Literal["none", "frozen", "ema"]
-# What a teacher can give: answers to its own queries, maps, those queries themselves (with hidden
-# states), answers to any queries, and attention.
-TeacherPart = Literal["predictions", "backbone", "neck", "memory", "queries", "decode", "attention"]
-EVERYTHING: frozenset[str] = frozenset(get_args(TeacherPart))
 
 
 @dataclass(frozen=True)
@@ -48,12 +45,12 @@ class Setting:
     """
 
     student: Detector
-    teacher: Detector | None
+    teacher: Teacher | None
     loss: LossWeights = field(default_factory=LossWeights)
     steps: int = 0
     drops: tuple[int, ...] = ()
 
-    def need_teacher(self) -> Detector:
+    def need_teacher(self) -> Teacher:
         """The teacher of a method that cannot do without (:func:`build_methods` has checked)."""
         assert self.teacher is not None
         return self.teacher
@@ -78,7 +75,7 @@ class Method(nn.Module, ABC):
     reads_scores: ClassVar[bool] = True
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: Strict) -> frozenset[TeacherPart]:
         """Which parts of its teacher the method reads with these options."""
         return EVERYTHING
 

@@ -32,13 +32,13 @@ from detr.config import Strict
 from detr.errors import UserError
 from detr.models import (
     DenseAttention,
-    Detector,
+    Facts,
     GroupOutput,
     LevelShapes,
     QueryGroup,
     SampledAttention,
+    TeacherPart,
 )
-from detr.models.queries.sources import LearnedQueries
 from detr.models.structures import Attention
 from distill.losses.linear_assignment import assign
 from distill.methods.base import Method, Setting, float32
@@ -111,10 +111,12 @@ class D3etr(Method):
     Options: ClassVar[type[Strict]] = D3etrOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: Strict) -> frozenset[TeacherPart]:
         """Predictions always; queries for fixed groups."""
         options = cast(D3etrOptions, options)
-        needed = {"predictions"} | ({"queries"} if options.fixed else set())
+        needed: set[TeacherPart] = {"predictions"}
+        if options.fixed:
+            needed.add("queries")
         if options.self_attention or options.cross_attention:
             needed.add("attention")
         return frozenset(needed)
@@ -122,10 +124,9 @@ class D3etr(Method):
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()
         self.options = cast(D3etrOptions, options)
-        student, teacher = setting.student, setting.need_teacher()
-        ours, theirs = student.config, teacher.config
-        self._check(student, teacher)
-        self.layers = pair_decoders(student, teacher, self.options.layer_map, self.name)
+        ours, theirs = setting.student.facts, setting.need_teacher().facts
+        self._check(ours, theirs)
+        self.layers = pair_decoders(ours, theirs, self.options.layer_map, self.name)
         self.weights = PairWeights(
             self.options.class_weight,
             self.options.l1_weight,
@@ -140,13 +141,12 @@ class D3etr(Method):
         if self.options.adaptive > 1:
             # Where a detector learns its content this is a second table; two-stage queries get
             # theirs from the proposals, on top of which the table is added.
-            self.content = nn.Embedding(ours.queries * max(1, ours.patterns), ours.width)
-            if ours.query == "learned":
-                self.position = nn.Embedding(ours.queries, ours.width)
+            self.content = nn.Embedding(ours.num_queries, ours.width)
+            if ours.query_start == "points":
+                self.position = nn.Embedding(ours.num_queries, ours.width)
 
-    def _check(self, student: Detector, teacher: Detector) -> None:
-        ours, theirs = student.config, teacher.config
-        dense = [config.attention != "deformable" for config in (ours, theirs)]
+    def _check(self, ours: Facts, theirs: Facts) -> None:
+        dense = [facts.attention != "deformable" for facts in (ours, theirs)]
         if self.options.cross_attention and dense[0] != dense[1]:
             raise UserError(
                 "method-attention",
@@ -154,19 +154,19 @@ class D3etr(Method):
                 f"teacher's {theirs.attention}, whose maps are not alike; set "
                 "cross_attention: false",
             )
-        if ours.classification != theirs.classification:
+        if ours.scores != theirs.scores:
             raise UserError(
                 "method-scores",
-                f"methods.{self.name}: the student's scores are {ours.classification} and the "
-                f"teacher's {theirs.classification}; they must agree",
+                f"methods.{self.name}: the student's scores are {ours.scores} and the "
+                f"teacher's {theirs.scores}; they must agree",
             )
         if self.options.fixed:
-            check_same_kind(student, teacher, self.name)
-        if self.options.cross_attention and student.strides != teacher.strides:
+            check_same_kind(ours, theirs, self.name)
+        if self.options.cross_attention and ours.strides != theirs.strides:
             raise UserError(
                 "method-levels",
                 f"methods.{self.name}: cross-attention needs equal levels, but the student has "
-                f"strides {list(student.strides)} and the teacher {list(teacher.strides)}; set "
+                f"strides {list(ours.strides)} and the teacher {list(theirs.strides)}; set "
                 "cross_attention: false",
             )
         each = self.options.self_attention or (
@@ -179,11 +179,11 @@ class D3etr(Method):
                 f"{ours.heads} heads and the teacher {theirs.heads}; set self_attention: false "
                 "and heads: mean",
             )
-        if self.options.matching == "index" and ours.queries > theirs.queries:
+        if self.options.matching == "index" and ours.num_queries > theirs.num_queries:
             raise UserError(
                 "method-queries",
                 f"methods.{self.name}: matching: index needs at least as many teacher queries "
-                f"({theirs.queries}) as student queries ({ours.queries})",
+                f"({theirs.num_queries}) as student queries ({ours.num_queries})",
             )
 
     @property
@@ -203,12 +203,10 @@ class D3etr(Method):
         assert step.teacher is not None
         groups = []
         for role in self.fixed_roles:
-            group = specific_points(role, step.teacher_groups[0], step.teacher.config)
+            group = specific_points(role, step.teacher_groups[0], step.teacher.facts)
             group = self.for_student(group)
-            source = step.student.source
-            if group.position is not None and step.student.config.attention == "conditional":
-                assert isinstance(source, LearnedQueries)
-                group.reference = source.reference(group.position)
+            if group.position is not None and step.student.facts.attention == "conditional":
+                group.reference = step.student.reference_of(group.position)
             groups.append(PairedGroup(role, group, None))
         for role in self.adaptive_roles[1:]:
             groups.append(PairedGroup(role, self._second(role, step), None))
@@ -218,9 +216,9 @@ class D3etr(Method):
         """Student queries with learned halves of their own, from the student's anchors."""
         own = step.student_groups[0]
         content = self.content.weight[None].expand(len(own.content), -1, -1)
-        if isinstance(source := step.student.source, LearnedQueries):
+        if step.student.facts.query_start == "points":
             position = self.position.weight[None].expand_as(content)
-            reference = source.reference(position)
+            reference = step.student.reference_of(position)
             return QueryGroup(role, content, reference, position)
         if own.position is not None:
             content = own.content + content

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from detr.config import Strict
+from detr.models import TeacherPart
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.feature_pairs import FeaturePairs, Place
@@ -54,7 +55,7 @@ class Defeat(Method):
     Options: ClassVar[type[Strict]] = DefeatOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: Strict) -> frozenset[TeacherPart]:
         """The maps."""
         return frozenset({cast(DefeatOptions, options).on})
 
@@ -62,7 +63,7 @@ class Defeat(Method):
         super().__init__()
         self.options = cast(DefeatOptions, options)
         self.maps = FeaturePairs(
-            self.options.on, setting.student, setting.need_teacher(), self.name
+            self.options.on, setting.student.facts, setting.need_teacher().facts, self.name
         )
         self.adapters = nn.ModuleList(_identity(channels) for channels in self.maps.channels)
 

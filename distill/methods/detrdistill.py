@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor
 
 from detr.config import Strict
-from detr.models import GroupOutput, Target, cxcywh_to_xyxy
+from detr.models import GroupOutput, Target, TeacherPart, cxcywh_to_xyxy
 from distill.distributed import mean_over_processes
 from distill.losses.linear_assignment import assign
 from distill.losses.matcher import pad_targets
@@ -84,28 +84,30 @@ class DetrDistill(Method):
     Options: ClassVar[type[Strict]] = DetrDistillOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: Strict) -> frozenset[TeacherPart]:
         """Predictions always; maps for the features, queries for these and the further group."""
         options = cast(DetrDistillOptions, options)
-        needed = {"predictions"}
+        needed: set[TeacherPart] = {"predictions"}
         if options.features:
-            needed |= {options.on, "queries"}
-        return frozenset(needed | ({"queries"} if options.prior else set()))
+            needed.add(options.on)
+        if options.features or options.prior:
+            needed.add("queries")
+        return frozenset(needed)
 
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()
         self.options = cast(DetrDistillOptions, options)
-        student, teacher = setting.student, setting.need_teacher()
-        self.layers = pair_decoders(student, teacher, self.options.layer_map, self.name)
+        ours, theirs = setting.student.facts, setting.need_teacher().facts
+        self.layers = pair_decoders(ours, theirs, self.options.layer_map, self.name)
         self.weights = PairWeights(
             self.options.class_weight, self.options.l1_weight, self.options.giou_weight
         )
         self.loss = setting.loss
         if self.options.features:
-            self.maps = FeaturePairs(self.options.on, student, teacher, self.name)
+            self.maps = FeaturePairs(self.options.on, ours, theirs, self.name)
         if self.options.prior:
-            check_same_kind(student, teacher, self.name)
-            self.for_student = ForStudent(student.config, teacher.config)
+            check_same_kind(ours, theirs, self.name)
+            self.for_student = ForStudent(ours, theirs)
 
     def groups(self, step: Step) -> list[PairedGroup]:
         """The teacher's queries for the student."""
@@ -113,7 +115,7 @@ class DetrDistill(Method):
             return []
         assert step.teacher is not None
         role = f"{self.name}/prior"
-        group = specific_points(role, step.teacher_groups[0], step.teacher.config)
+        group = specific_points(role, step.teacher_groups[0], step.teacher.facts)
         return [PairedGroup(role, self.for_student(group), None)]
 
     def losses(self, step: Step) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from detr.config import Strict
+from detr.models import TeacherPart
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.feature_pairs import FeaturePairs, MapPair, Place
 from distill.methods.parts.masks import scale_masks
@@ -61,7 +62,7 @@ class Fgd(Method):
     Options: ClassVar[type[Strict]] = FgdOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: Strict) -> frozenset[TeacherPart]:
         """The maps."""
         return frozenset({cast(FgdOptions, options).on})
 
@@ -69,7 +70,7 @@ class Fgd(Method):
         super().__init__()
         self.options = cast(FgdOptions, options)
         self.maps = FeaturePairs(
-            self.options.on, setting.student, setting.need_teacher(), self.name
+            self.options.on, setting.student.facts, setting.need_teacher().facts, self.name
         )
         self.student_blocks = nn.ModuleList(GcBlock(c) for c in self.maps.channels)
         self.teacher_blocks = nn.ModuleList(GcBlock(c) for c in self.maps.channels)

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from detr.config import Strict
+from detr.models import TeacherPart
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting
 from distill.methods.parts.feature_pairs import FeaturePairs, Place
@@ -44,7 +45,7 @@ class FitNet(Method):
     Options: ClassVar[type[Strict]] = FitNetOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: Strict) -> frozenset[TeacherPart]:
         """The maps."""
         return frozenset({cast(FitNetOptions, options).on})
 
@@ -52,7 +53,7 @@ class FitNet(Method):
         super().__init__()
         self.options = cast(FitNetOptions, options)
         self.maps = FeaturePairs(
-            self.options.on, setting.student, setting.need_teacher(), self.name
+            self.options.on, setting.student.facts, setting.need_teacher().facts, self.name
         )
 
     def losses(self, step: Step) -> dict[str, Tensor]:

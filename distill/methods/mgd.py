@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from detr.config import Strict
+from detr.models import TeacherPart
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.feature_pairs import FeaturePairs, Place
 from distill.methods.step import Step
@@ -46,7 +47,7 @@ class Mgd(Method):
     Options: ClassVar[type[Strict]] = MgdOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: Strict) -> frozenset[TeacherPart]:
         """The maps."""
         return frozenset({cast(MgdOptions, options).on})
 
@@ -54,7 +55,7 @@ class Mgd(Method):
         super().__init__()
         self.options = cast(MgdOptions, options)
         self.maps = FeaturePairs(
-            self.options.on, setting.student, setting.need_teacher(), self.name
+            self.options.on, setting.student.facts, setting.need_teacher().facts, self.name
         )
         self.generators = nn.ModuleList(
             nn.Sequential(

@@ -30,7 +30,6 @@ from torch import Tensor
 
 from detr.config import Strict
 from detr.models import GroupOutput, Memory
-from detr.models.encoders.tokens import Encoder
 from distill.distributed import mean_over_processes, shared_statistic
 from distill.methods.base import Method, Setting, align, float32
 from distill.methods.parts.attended_cells import looked_at
@@ -144,9 +143,8 @@ class Qskd(Method):
     def __init__(self, options: Strict, setting: Setting) -> None:
         super().__init__()
         self.options = cast(QskdOptions, options)
-        student, teacher = setting.student, setting.need_teacher()
-        ours, theirs = student.config, teacher.config
-        self.layers = pair_decoders(student, teacher, self.options.layer_map, self.name)
+        ours, theirs = setting.student.facts, setting.need_teacher().facts
+        self.layers = pair_decoders(ours, theirs, self.options.layer_map, self.name)
         if self.options.layers == "last":
             self.layers = self.layers[-1:]
         loss = setting.loss
@@ -167,13 +165,12 @@ class Qskd(Method):
             self.options.pool,
         )
         if self.options.features:
-            self.levels = pair_levels(student, teacher, self.name)
+            self.levels = pair_levels(ours, theirs, self.name)
             self.align = align(ours.width, theirs.width)
             depth = self.options.adaptor_layers
             if depth is None:
                 depth = int(ours.encoder_layers < theirs.encoder_layers)
-            plain = {"encoder_layers": depth, "memory_fusion": None}
-            self.adaptor = Encoder(ours.model_copy(update=plain)) if depth else None
+            self.adaptor = setting.student.encoder_like(depth) if depth else None
 
     @property
     def needs_attention(self) -> bool:

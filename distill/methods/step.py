@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from detr.models import Detector, GroupOutput, Memory, QueryGroup, Target
+from detr.models import Detector, GroupOutput, Memory, QueryGroup, Target, Teacher
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Step:
     valid_sizes: Tensor
     targets: list[Target]
     student: Detector
-    teacher: Detector | None
+    teacher: Teacher | None
     student_memory: Memory
     teacher_memory: Memory | None
     student_groups: list[QueryGroup]
