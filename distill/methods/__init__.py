@@ -25,7 +25,7 @@ from distill.methods.od_detr import OdDetr
 from distill.methods.qskd import Qskd
 from distill.methods.stable_dino import StableDino
 
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, type[Method[Any]]] = {
     ClockDistill.name: ClockDistill,
     KdDetr.name: KdDetr,
     D3etr.name: D3etr,
@@ -52,7 +52,7 @@ def build_methods(
     loss: LossWeights | None = None,
     steps: int = 0,
     drops: Sequence[int] = (),
-) -> list[Method]:
+) -> list[Method[Any]]:
     """The methods of a recipe, with the modules they bring along on the student's device.
 
     Call it after the student and the teacher have their weights and before the optimiser is made.
@@ -91,7 +91,7 @@ def build_methods(
     return methods
 
 
-def _check_offers(kind: type[Method], options: Strict, teacher: Teacher) -> None:
+def _check_offers(kind: type[Method[Any]], options: Strict, teacher: Teacher) -> None:
     """Raises UserError ``method-teacher`` where the teacher does not offer what is needed."""
     missing = sorted(kind.needs(options) - teacher.offers)
     if missing:
@@ -103,7 +103,7 @@ def _check_offers(kind: type[Method], options: Strict, teacher: Teacher) -> None
         )
 
 
-def parse_methods(specs: Specs) -> list[tuple[type[Method], Strict]]:
+def parse_methods(specs: Specs) -> list[tuple[type[Method[Any]], Strict]]:
     """Names and options of methods, checked without any model.
 
     Raises:
@@ -133,7 +133,7 @@ def parse_methods(specs: Specs) -> list[tuple[type[Method], Strict]]:
     return parsed
 
 
-def _find(name: str) -> type[Method]:
+def _find(name: str) -> type[Method[Any]]:
     if name in METHODS:
         return METHODS[name]
     near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.4)
@@ -141,7 +141,7 @@ def _find(name: str) -> type[Method]:
     raise UserError("method-unknown", f"methods: no method {name!r}; {hint}")
 
 
-def _options(kind: type[Method], options: Mapping[str, Any]) -> Strict:
+def _options(kind: type[Method[Any]], options: Mapping[str, Any]) -> Strict:
     try:
         return kind.Options.model_validate(dict(options))
     except ValidationError as error:

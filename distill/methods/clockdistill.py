@@ -17,7 +17,7 @@ detection loss. With unequal decoder depths only the last layers are compared (s
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -79,7 +79,7 @@ class ClockDistillOptions(Strict):
     layer_map: LayerMap | None = None
 
 
-class ClockDistill(Method):
+class ClockDistill(Method[ClockDistillOptions]):
     """CLoCKDistill (2025): masked encoder memory, and shared queries that stand on the objects.
 
     Raises:
@@ -88,12 +88,10 @@ class ClockDistill(Method):
     """
 
     name: ClassVar[str] = "clockdistill"
-    Options: ClassVar[type[Strict]] = ClockDistillOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[TeacherPart]:
+    def needs(cls, options: ClockDistillOptions) -> frozenset[TeacherPart]:
         """The memory, and answers to whichever points are asked."""
-        options = cast(ClockDistillOptions, options)
         needed: set[TeacherPart] = {"predictions"}
         if options.memory != "off":
             needed.add("memory")
@@ -103,9 +101,8 @@ class ClockDistill(Method):
             needed.add("queries")
         return frozenset(needed)
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = cast(ClockDistillOptions, options)
+    def __init__(self, options: ClockDistillOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
         teacher = setting.need_teacher()
         ours, theirs = setting.student.facts, teacher.facts
         if self.options.memory != "off":

@@ -21,7 +21,7 @@ student's own map of their position. Inheriting is the recipe's ``inherit``.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,14 +41,19 @@ from detr.models import (
 )
 from detr.models.structures import Attention
 from distill.losses.linear_assignment import assign
+from distill.losses.matches import Matches
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.attended_cells import attended_cells, mean_heads, squared_distance
 from distill.methods.parts.attention_error import map_error
 from distill.methods.parts.pairing import LayerMap, Pairs, pair_decoders
 from distill.methods.parts.points import ForStudent, check_same_kind, specific_points
 from distill.methods.parts.prediction_pairs import PairWeights, Predictions, distances, pair_costs
-from distill.methods.parts.teacher_group import ground_truth_losses, teacher_assigned
-from distill.methods.step import PairedGroup, Step
+from distill.methods.parts.teacher_group import (
+    ground_truth_losses,
+    layer_matches,
+    teacher_assigned,
+)
+from distill.methods.step import PairedGroup, PerStep, Step
 
 Weight = Annotated[float, Field(ge=0)]
 _TINY = 1e-6
@@ -97,7 +102,7 @@ class D3etrOptions(Strict):
 Correspondence = tuple[Tensor | None, Tensor | None]
 
 
-class D3etr(Method):
+class D3etr(Method[D3etrOptions]):
     """D3ETR (2022): self-attention, cross-attention and predictions, by two ways of matching.
 
     Raises:
@@ -108,12 +113,10 @@ class D3etr(Method):
 
     name: ClassVar[str] = "d3etr"
     reads_scores: ClassVar[bool] = False
-    Options: ClassVar[type[Strict]] = D3etrOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[TeacherPart]:
+    def needs(cls, options: D3etrOptions) -> frozenset[TeacherPart]:
         """Predictions always; queries for fixed groups."""
-        options = cast(D3etrOptions, options)
         needed: set[TeacherPart] = {"predictions"}
         if options.fixed:
             needed.add("queries")
@@ -121,9 +124,8 @@ class D3etr(Method):
             needed.add("attention")
         return frozenset(needed)
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = cast(D3etrOptions, options)
+    def __init__(self, options: D3etrOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
         ours, theirs = setting.student.facts, setting.need_teacher().facts
         self._check(ours, theirs)
         self.layers = pair_decoders(ours, theirs, self.options.layer_map, self.name)
@@ -134,6 +136,10 @@ class D3etr(Method):
             self.options.class_mean,
         )
         self.loss = setting.loss
+        # Layers in which fixed groups keep the teacher's assignment.
+        layers: dict[str, Pairs] = {"none": (), "last": self.layers[-1:], "all": self.layers}
+        self.constrained = layers[options.constraint]
+        self.teacher_matches = PerStep(self._match_teacher)
         self.fixed_roles = [f"{self.name}/fixed{i + 1}" for i in range(self.options.fixed)]
         self.adaptive_roles = ["own", f"{self.name}/adaptive2"][: self.options.adaptive]
         if self.fixed_roles:
@@ -235,19 +241,21 @@ class D3etr(Method):
             for key, value in self._distill(step, output, teacher, by_index).items():
                 losses[f"{short}_{key}"] = value
             if self.options.ground_truth and role != "own":
-                for key, value in self._ground_truth(step, role, output, teacher).items():
+                for key, value in self._ground_truth(step, role, output).items():
                     losses[f"{short}_gt_{key}"] = value
         return losses
 
-    def _ground_truth(
-        self, step: Step, role: str, output: GroupOutput, teacher: GroupOutput
-    ) -> dict[str, Tensor]:
-        layers: Pairs = ()
-        if role in self.fixed_roles and self.options.constraint != "none":
-            layers = self.layers if self.options.constraint == "all" else self.layers[-1:]
-        cost = (self.loss.cost_class, self.loss.cost_l1, self.loss.cost_giou)
-        matches = teacher_assigned(output, teacher, layers, step.targets, cost)
+    def _ground_truth(self, step: Step, role: str, output: GroupOutput) -> dict[str, Tensor]:
+        layers = self.constrained if role in self.fixed_roles else ()
+        theirs = self.teacher_matches(step) if layers else None
+        numbers = [s for s, _ in layers]
+        matches = teacher_assigned(output, numbers, theirs, step.targets, self.loss.costs)
         return ground_truth_losses(output, step.targets, matches, step.normalizer, self.loss)
+
+    def _match_teacher(self, step: Step) -> Matches:
+        """The teacher's assignment in the constrained layers, in their order."""
+        layers = [t for _, t in self.constrained]
+        return layer_matches(step.teacher_outputs["own"], layers, step.targets, self.loss.costs)
 
     def _distill(
         self, step: Step, student: GroupOutput, teacher: GroupOutput, by_index: bool

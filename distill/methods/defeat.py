@@ -43,7 +43,7 @@ class DefeatOptions(Strict):
     background: Weight = 0.04
 
 
-class Defeat(Method):
+class Defeat(Method[DefeatOptions]):
     """DeFeat (CVPR 2021): maps follow the teacher's, objects and background apart.
 
     Raises:
@@ -52,16 +52,14 @@ class Defeat(Method):
 
     name: ClassVar[str] = "defeat"
     reads_scores: ClassVar[bool] = False
-    Options: ClassVar[type[Strict]] = DefeatOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[TeacherPart]:
+    def needs(cls, options: DefeatOptions) -> frozenset[TeacherPart]:
         """The maps."""
-        return frozenset({cast(DefeatOptions, options).on})
+        return frozenset({options.on})
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = cast(DefeatOptions, options)
+    def __init__(self, options: DefeatOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.maps = FeaturePairs(
             self.options.on, setting.student.facts, setting.need_teacher().facts, self.name
         )

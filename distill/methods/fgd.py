@@ -50,7 +50,7 @@ class FgdOptions(Strict):
     temperature: Annotated[float, Field(gt=0)] = 0.5
 
 
-class Fgd(Method):
+class Fgd(Method[FgdOptions]):
     """FGD (CVPR 2022): maps weighted by objects and by the teacher's attention, and relations.
 
     Raises:
@@ -59,16 +59,14 @@ class Fgd(Method):
 
     name: ClassVar[str] = "fgd"
     reads_scores: ClassVar[bool] = False
-    Options: ClassVar[type[Strict]] = FgdOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[TeacherPart]:
+    def needs(cls, options: FgdOptions) -> frozenset[TeacherPart]:
         """The maps."""
-        return frozenset({cast(FgdOptions, options).on})
+        return frozenset({options.on})
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = cast(FgdOptions, options)
+    def __init__(self, options: FgdOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.maps = FeaturePairs(
             self.options.on, setting.student.facts, setting.need_teacher().facts, self.name
         )

@@ -16,7 +16,7 @@ The released code departs from the paper in two places, each a switch:
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -70,7 +70,7 @@ class KdDetrOptions(Strict):
     giou_weight: Weight = 2.0
 
 
-class KdDetr(Method):
+class KdDetr(Method[KdDetrOptions]):
     """KD-DETR (CVPR 2024): random queries and the teacher's own, answered by both models.
 
     Raises:
@@ -79,12 +79,10 @@ class KdDetr(Method):
     """
 
     name: ClassVar[str] = "kd_detr"
-    Options: ClassVar[type[Strict]] = KdDetrOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[TeacherPart]:
+    def needs(cls, options: KdDetrOptions) -> frozenset[TeacherPart]:
         """Answers to random points, and to the teacher's own."""
-        options = cast(KdDetrOptions, options)
         needed: set[TeacherPart] = {"predictions"}
         if options.general:
             needed.add("decode")
@@ -92,9 +90,8 @@ class KdDetr(Method):
             needed.add("queries")
         return frozenset(needed)
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = cast(KdDetrOptions, options)
+    def __init__(self, options: KdDetrOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
         ours, theirs = setting.student.facts, setting.need_teacher().facts
         check_same_kind(ours, theirs, self.name)
         last = theirs.decoder_layers - 1

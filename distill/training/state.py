@@ -56,7 +56,7 @@ class State:
     classes: ClassMap
     student: Detector
     teacher: Teacher | None
-    methods: list[Method]
+    methods: list[Method[Any]]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: Ema | None

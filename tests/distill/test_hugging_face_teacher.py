@@ -20,7 +20,7 @@ from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models import Detector, TeacherPart
 from distill.distributed import join
-from distill.methods import METHODS, Method, Setting
+from distill.methods import METHODS, Method
 from distill.methods.step import PairedGroup, Step
 from distill.recipe import Recipe
 from distill.teachers.open import open_teacher, tell_ap
@@ -116,14 +116,10 @@ def test_its_facts_are_those_of_the_network(kind: str, folders: Any) -> None:
     assert "attention" not in teacher.offers and facts.heads == 0 and not answer.attention
 
 
-class Asking(Method):
+class Asking(Method[Strict]):
     """Asks the teacher queries of its own, and says that it does not."""
 
     name = "asking"
-    Options = Strict
-
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
 
     @classmethod
     def needs(cls, options: Strict) -> frozenset[TeacherPart]:

@@ -18,8 +18,8 @@ from detr.errors import UserError
 from detr.models import Facts, GroupOutput, QueryGroup, Target, Teacher, cxcywh_to_xyxy
 from detr.models.boxes import LOGIT_EPS
 from detr.models.layers import MLP
-from distill.losses.matcher import pad_targets
 from distill.losses.overlap import giou
+from distill.losses.targets import pad_targets
 from distill.methods.base import align, float32
 from distill.methods.parts.pairing import Pairs
 
