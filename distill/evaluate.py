@@ -11,7 +11,7 @@ from detr.cli_support import progress
 from detr.data.dataset import Dataset
 from detr.data.preprocess import PreprocessConfig, preprocess
 from detr.metrics.coco_ap import CocoAp, evaluate
-from detr.models import Detector
+from detr.models.protocol import ObjectDetector
 from detr.types import Detections
 
 _BATCH = 8
@@ -19,7 +19,7 @@ _BATCH = 8
 
 @torch.no_grad()
 def detect(
-    detector: Detector,
+    detector: ObjectDetector,
     dataset: Dataset,
     config: PreprocessConfig,
     indices: Sequence[int],
@@ -64,7 +64,7 @@ def suppress(
 
 
 def measure_ap(
-    detector: Detector,
+    detector: ObjectDetector,
     dataset: Dataset,
     config: PreprocessConfig,
     images: int | None = None,

@@ -19,7 +19,8 @@ from detr.data.preprocess import PreprocessConfig, preprocess
 from detr.models import Detector, GroupOutput, Memory, Target
 from distill.data.batches import target_of
 from distill.losses.detection import proposal_targets
-from distill.losses.matcher import Matches, match
+from distill.losses.matcher import match
+from distill.losses.matches import Matches
 
 # Images whose matches a run keeps, and the file they go to.
 KEPT_IMAGES, KEPT_FILE = 16, "matching.jsonl"

@@ -20,13 +20,14 @@ from scipy.optimize import linear_sum_assignment
 from torchvision.ops import generalized_box_iou
 
 from detr.models import Target, cxcywh_to_xyxy
+from distill.losses.costs import MatchingCosts
 from distill.methods.parts.prediction_pairs import PairWeights, Predictions
 from distill.methods.parts.query_selection import Alignment, global_pairs, local_pairs
 from distill.training.cpu import prepare_cpu
 
 QUERIES, CLASSES, OBJECTS, TURNS = 900, 80, 7, 3
 WEIGHTS = PairWeights(1.0, 5.0, 2.0)
-ALIGNMENT = Alignment(0.0, (2.0, 5.0, 2.0), WEIGHTS)
+ALIGNMENT = Alignment(0.0, MatchingCosts(), WEIGHTS)
 
 
 def scene(images: int, seed: int) -> list[Target]:

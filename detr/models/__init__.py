@@ -6,6 +6,7 @@ from detr.models.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from detr.models.checkpoint import load_model, save_model
 from detr.models.describe import parameters
 from detr.models.detector import Detector, build_detector, detections
+from detr.models.protocol import Facts, Teacher, TeacherPart
 from detr.models.structures import (
     Denoising,
     DenseAttention,
@@ -22,6 +23,7 @@ __all__ = [
     "Denoising",
     "DenseAttention",
     "Detector",
+    "Facts",
     "GroupOutput",
     "LevelShapes",
     "Memory",
@@ -29,6 +31,8 @@ __all__ = [
     "QueryGroup",
     "SampledAttention",
     "Target",
+    "Teacher",
+    "TeacherPart",
     "build_detector",
     "cxcywh_to_xyxy",
     "detections",

@@ -14,8 +14,9 @@ from detr.models.boxes import cxcywh_to_xyxy
 from detr.models.decoder import Decoder
 from detr.models.encoders.tokens import Encoder
 from detr.models.geometry import padding_mask, valid_ratios
+from detr.models.protocol import EVERYTHING, Facts
 from detr.models.queries.denoising import Denoiser
-from detr.models.queries.sources import query_source
+from detr.models.queries.sources import LearnedQueries, query_source
 from detr.models.structures import GroupOutput, Memory, QueryGroup, Target
 
 
@@ -29,7 +30,11 @@ class Detector(nn.Module):
     Attributes:
         config: The architecture.
         strides: Pixels per cell of each level.
+        facts: What methods pair it with another detector by.
+        offers: As a teacher, it shows everything.
     """
+
+    offers = EVERYTHING
 
     def __init__(self, config: DetectorConfig, pretrained: bool = True) -> None:
         super().__init__()
@@ -39,6 +44,7 @@ class Detector(nn.Module):
             strides.append(strides[-1] * 2)
         self.strides = tuple(strides)
         self.backbone = Backbone(config.backbone, pretrained)
+        self.facts = _facts(config, self.strides, self.backbone.channels)
         deformable = config.attention == "deformable"
         self.neck = Neck(self.backbone.channels, config.levels, config.width, deformable)
         self.encoder = Encoder(config)
@@ -133,6 +139,23 @@ class Detector(nn.Module):
         )
         return outputs
 
+    def class_contents(self) -> Tensor | None:
+        """Content ``[K, D]`` of a denoising query of each class; ``None`` without denoising."""
+        return None if self.denoiser is None else self.denoiser.contents()
+
+    def reference_of(self, position: Tensor) -> Tensor:
+        """Points ``[B, N, 2]`` at which queries of a position ``[B, N, D]`` start.
+
+        For detectors whose queries start from points (``facts.query_start``).
+        """
+        assert isinstance(self.source, LearnedQueries)
+        return self.source.reference(position)
+
+    def encoder_like(self, layers: int) -> Encoder:
+        """An encoder of that many new layers, otherwise shaped like this one."""
+        plain = {"encoder_layers": layers, "memory_fusion": None}
+        return Encoder(self.config.model_copy(update=plain))
+
     def forward(
         self, images: Tensor, valid_sizes: Tensor, original_sizes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,11 +173,46 @@ class Detector(nn.Module):
         """
         memory = self.encode(images, valid_sizes)
         output = self.decoder(memory, [self._own(memory)], self.source, final_only=True)[0]
-        return detections(output.logits[-1], output.boxes[-1], original_sizes, self.config)
+        return detections(
+            output.logits[-1],
+            output.boxes[-1],
+            original_sizes,
+            self.config.detections,
+            self.config.classification == "softmax",
+        )
+
+
+def _facts(
+    config: DetectorConfig, strides: tuple[int, ...], backbone_channels: tuple[int, ...]
+) -> Facts:
+    """What a config says about the detector made of it."""
+    learned, deformable = config.query == "learned", config.attention == "deformable"
+    return Facts(
+        family="DETR",
+        num_classes=config.num_classes,
+        width=config.width,
+        heads=config.heads,
+        attention=config.attention,
+        strides=strides,
+        backbone_strides=config.backbone.strides,
+        backbone_channels=backbone_channels,
+        encoder_layers=config.encoder_layers,
+        decoder_layers=config.decoder_layers,
+        num_queries=config.queries * max(1, config.patterns),
+        query_start="points" if learned else "boxes",
+        blank_content=not deformable
+        and config.query in ("learned", "anchors")
+        and not config.patterns,
+        scores=config.classification,
+    )
 
 
 def detections(
-    logits: Tensor, boxes: Tensor, original_sizes: Tensor, config: DetectorConfig
+    logits: Tensor,
+    boxes: Tensor,
+    original_sizes: Tensor,
+    limit: int,
+    softmax: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best candidates as boxes in pixels.
 
@@ -165,21 +223,23 @@ def detections(
         logits: ``[B, N, K]``, or ``[B, N, K + 1]`` with "no object" last.
         boxes: ``[B, N, 4]`` cx cy w h relative to the image.
         original_sizes: ``[B, 2]`` (height, width), pixels.
-        config: Gives the number of detections kept.
+        limit: Number of detections kept.
+        softmax: The logits are those of a softmax.
 
     Returns:
         As :meth:`Detector.forward`.
     """
-    if config.classification == "softmax":
+    if softmax:
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
-        best, query = scores.topk(min(config.detections, scores.shape[1]), dim=1)
+        best, query = scores.topk(min(limit, scores.shape[1]), dim=1)
         labels = labels.gather(1, query)
     else:
         # Ranking logits equals ranking scores, but large logits do not tie as saturated scores do.
-        count = min(config.detections, logits.shape[1] * config.num_classes)
+        classes = logits.shape[2]
+        count = min(limit, logits.shape[1] * classes)
         best, index = logits.flatten(1).topk(count, dim=1)
-        query = torch.div(index, config.num_classes, rounding_mode="floor")
-        labels = index - query * config.num_classes
+        query = torch.div(index, classes, rounding_mode="floor")
+        labels = index - query * classes
         best = best.sigmoid()
     chosen = boxes.gather(1, query[..., None].expand(-1, -1, 4))
     scale = original_sizes.flip(-1).repeat(1, 2)[:, None]

@@ -26,6 +26,8 @@ class Memory:
         positions: ``[B, S, D]`` sine position plus level embedding.
         features: Backbone maps, finest first, ``[B, C_v, H_v, W_v]``.
         layers: The encoder's input followed by each layer's output, ``[B, S, D]`` each.
+        answer: What the detector says to its own queries, where it says so while it looks; ours
+            wait for the decoder.
     """
 
     tokens: Tensor
@@ -35,6 +37,7 @@ class Memory:
     positions: Tensor
     features: list[Tensor] = field(default_factory=list)
     layers: list[Tensor] = field(default_factory=list)
+    answer: GroupOutput | None = None
 
 
 @dataclass

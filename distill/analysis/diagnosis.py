@@ -251,7 +251,7 @@ def _compare_with_teacher(models: Sequence[ModelDiagnosis], subjects: Sequence[S
     if teacher is None:
         return
     for model, subject in zip(models, subjects, strict=True):
-        same = subject.detector.config.queries == teacher.detector.config.queries
+        same = subject.detector.facts.num_queries == teacher.detector.facts.num_queries
         if subject is not teacher and same:
             model.consistency = consistency(subject.final, teacher.final)
 

@@ -287,7 +287,7 @@ def _state(
     optimizer = build_optimizer(student, torch.nn.ModuleList(methods), recipe.optimizer)
     for group in optimizer.param_groups:
         group["base_lr"] = 0.0
-    data = _Noise(size, student.config.num_classes)
+    data = _Noise(size, student.facts.num_classes)
     return State(
         recipe=recipe,
         world=world,

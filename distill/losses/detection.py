@@ -17,8 +17,11 @@ from torch import Tensor
 from detr.config import Strict
 from detr.models import GroupOutput, Proposals, Target, cxcywh_to_xyxy
 from distill.distributed import mean_over_processes
-from distill.losses.matcher import ALPHA, GAMMA, Matches, match
+from distill.losses.costs import ALPHA, GAMMA, MatchingCosts
+from distill.losses.matcher import match
+from distill.losses.matches import Matches
 from distill.losses.overlap import covered, giou
+from distill.losses.targets import JoinedTargets
 
 # A query this much inside an ignore region is not called background.
 IGNORED_SHARE = 0.5
@@ -47,6 +50,11 @@ class LossWeights(Strict):
     denoising: float = 1.0
     one_to_many: float = 1.0
     no_object: float = 0.1
+
+    @property
+    def costs(self) -> MatchingCosts:
+        """Weights of the matching cost."""
+        return MatchingCosts(self.cost_class, self.cost_l1, self.cost_giou)
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float = ALPHA) -> Tensor:
@@ -136,11 +144,7 @@ def set_losses(
     Returns:
         ``class``, ``l1`` and ``giou``, scalars.
     """
-    counts = [len(target.labels) for target in targets]
-    offsets = torch.tensor([0, *counts[:-1]], device=logits.device).cumsum(0)
-    flat = offsets[matches.image] + matches.box
-    labels = torch.cat([target.labels for target in targets])[flat]
-    true_boxes = torch.cat([target.boxes for target in targets])[flat]
+    _, labels = JoinedTargets.of(targets).of_pairs(matches)
     place = (matches.layer, matches.image, matches.query)
 
     silent = torch.zeros(logits.shape[:-1], dtype=torch.bool, device=logits.device)
@@ -157,12 +161,16 @@ def set_losses(
         class_loss = per_class.sum() / normalizer
     else:
         class_loss = softmax_loss(logits, place, labels, silent, no_object)
-    l1, overlap = box_losses(boxes[place], true_boxes)
-    return {
-        "class": class_loss,
-        "l1": l1 / normalizer,
-        "giou": overlap / normalizer,
-    }
+    return {"class": class_loss, **matched_box_losses(boxes, targets, matches, normalizer)}
+
+
+def matched_box_losses(
+    boxes: Tensor, targets: Sequence[Target], matches: Matches, normalizer: Tensor
+) -> dict[str, Tensor]:
+    """``l1`` and ``giou`` of :func:`set_losses`, which only the matched queries have."""
+    true_boxes, _ = JoinedTargets.of(targets).of_pairs(matches)
+    l1, overlap = box_losses(boxes[matches.layer, matches.image, matches.query], true_boxes)
+    return {"l1": l1 / normalizer, "giou": overlap / normalizer}
 
 
 def denoising_matches(output: GroupOutput, targets: Sequence[Target]) -> Matches:
@@ -209,11 +217,11 @@ def proposal_losses(
     proposals: Proposals,
     targets: Sequence[Target],
     normalizer: Tensor,
-    cost: tuple[float, float, float],
+    costs: MatchingCosts,
 ) -> dict[str, Tensor]:
     """Unweighted losses of encoder proposals, matched as queries are."""
     logits, boxes, wanted = proposal_targets(proposals, targets)
-    matches = match(logits, boxes, wanted, cost)
+    matches = match(logits, boxes, wanted, costs)
     return set_losses(logits, boxes, wanted, matches, normalizer)
 
 
@@ -238,10 +246,9 @@ def detection_losses(
         ``own/class``, ``own/l1``, ..., ``proposals/...``, ``denoising/...``, each summed
         over decoder layers.
     """
-    cost = (weights.cost_class, weights.cost_l1, weights.cost_giou)
     own = outputs["own"]
     logits, boxes = torch.stack(own.logits), torch.stack(own.boxes)
-    matches = match(logits, boxes, targets, cost, no_object=own.no_object)
+    matches = match(logits, boxes, targets, weights.costs, no_object=own.no_object)
     no_object = weights.no_object if own.no_object else None
     parts = set_losses(logits, boxes, targets, matches, normalizer, no_object=no_object)
     return weighted("own", parts, weights) | side_losses(outputs, targets, normalizer, weights)
@@ -254,10 +261,9 @@ def side_losses(
     weights: LossWeights,
 ) -> dict[str, Tensor]:
     """The part of :func:`detection_losses` that is not about the own queries."""
-    cost = (weights.cost_class, weights.cost_l1, weights.cost_giou)
     losses: dict[str, Tensor] = {}
     if (proposals := outputs["own"].group.proposals) is not None:
-        parts = proposal_losses(proposals, targets, normalizer, cost)
+        parts = proposal_losses(proposals, targets, normalizer, weights.costs)
         losses |= weighted("proposals", parts, weights, weights.proposals)
 
     losses |= one_to_many_losses(outputs, targets, normalizer, weights)
@@ -287,16 +293,16 @@ def one_to_many_losses(
     many = outputs.get("one_to_many")
     if many is None:
         return losses
-    cost = (weights.cost_class, weights.cost_l1, weights.cost_giou)
     # Every box once per query it is shared by; the divisor counts the copies, too.
     times = many.group.repeat
     shared = [Target(t.boxes.repeat(times, 1), t.labels.repeat(times), t.ignore) for t in targets]
     logits, boxes = torch.stack(many.logits), torch.stack(many.boxes)
-    matches = match(logits, boxes, shared, cost)
+    matches = match(logits, boxes, shared, weights.costs)
     parts = set_losses(logits, boxes, shared, matches, normalizer * times)
     losses |= weighted("one_to_many", parts, weights, weights.one_to_many)
     if many.group.proposals is not None:
-        parts = proposal_losses(many.group.proposals, shared, normalizer * times, cost)
+        divisor = normalizer * times
+        parts = proposal_losses(many.group.proposals, shared, divisor, weights.costs)
         factor = weights.proposals * weights.one_to_many
         losses |= weighted("one_to_many_proposals", parts, weights, factor)
     return losses

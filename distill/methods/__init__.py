@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from detr.config import Strict
 from detr.errors import UserError
-from detr.models import Detector
+from detr.models import Detector, Teacher
 from distill.losses.detection import LossWeights
 from distill.methods.base import Method, Setting
 from distill.methods.clockdistill import ClockDistill
@@ -24,9 +24,8 @@ from distill.methods.mgd import Mgd
 from distill.methods.od_detr import OdDetr
 from distill.methods.qskd import Qskd
 from distill.methods.stable_dino import StableDino
-from distill.teachers.transformers import FAMILIES, OFFERS, HuggingFaceTeacher
 
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, type[Method[Any]]] = {
     ClockDistill.name: ClockDistill,
     KdDetr.name: KdDetr,
     D3etr.name: D3etr,
@@ -48,12 +47,12 @@ __all__ = ["METHODS", "Method", "Setting", "build_methods", "parse_methods"]
 def build_methods(
     specs: Specs,
     student: Detector,
-    teacher: Detector | None,
+    teacher: Teacher | None,
     *,
     loss: LossWeights | None = None,
     steps: int = 0,
     drops: Sequence[int] = (),
-) -> list[Method]:
+) -> list[Method[Any]]:
     """The methods of a recipe, with the modules they bring along on the student's device.
 
     Call it after the student and the teacher have their weights and before the optimiser is made.
@@ -77,12 +76,13 @@ def build_methods(
     device = next(student.parameters()).device
     methods = []
     for kind, options in parsed:
-        if kind.teacher != "none" and teacher is None:
-            raise UserError("method-teacher", f"methods.{kind.name}: needs a teacher")
-        if kind.teacher == "frozen":
+        facts = [student.facts]
+        if kind.teacher != "none":
+            if teacher is None:
+                raise UserError("method-teacher", f"methods.{kind.name}: needs a teacher")
             _check_offers(kind, options, teacher)
-        models = [student] if teacher is None or kind.teacher == "none" else [student, teacher]
-        if kind.reads_scores and any(m.config.classification != "sigmoid" for m in models):
+            facts.append(teacher.facts)
+        if kind.reads_scores and any(model.scores != "sigmoid" for model in facts):
             raise UserError(
                 "method-scores",
                 f"methods.{kind.name}: compares sigmoid scores; classification: softmax has none",
@@ -91,21 +91,19 @@ def build_methods(
     return methods
 
 
-def _check_offers(kind: type[Method], options: Strict, teacher: Detector | None) -> None:
-    """Raises UserError ``method-teacher`` where a teacher from outside lacks what is needed."""
-    if not isinstance(teacher, HuggingFaceTeacher):
-        return
-    missing = sorted(kind.needs(options) - OFFERS)
+def _check_offers(kind: type[Method[Any]], options: Strict, teacher: Teacher) -> None:
+    """Raises UserError ``method-teacher`` where the teacher does not offer what is needed."""
+    missing = sorted(kind.needs(options) - teacher.offers)
     if missing:
         raise UserError(
             "method-teacher",
             f"methods.{kind.name}: needs the teacher's {', '.join(missing)}; a "
-            f"{FAMILIES[teacher.kind]} teacher offers {', '.join(sorted(OFFERS))} (other options "
-            "may need less: docs/weights.md)",
+            f"{teacher.facts.family} teacher offers {', '.join(sorted(teacher.offers))} (other "
+            "options may need less: docs/weights.md)",
         )
 
 
-def parse_methods(specs: Specs) -> list[tuple[type[Method], Strict]]:
+def parse_methods(specs: Specs) -> list[tuple[type[Method[Any]], Strict]]:
     """Names and options of methods, checked without any model.
 
     Raises:
@@ -135,7 +133,7 @@ def parse_methods(specs: Specs) -> list[tuple[type[Method], Strict]]:
     return parsed
 
 
-def _find(name: str) -> type[Method]:
+def _find(name: str) -> type[Method[Any]]:
     if name in METHODS:
         return METHODS[name]
     near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.4)
@@ -143,7 +141,7 @@ def _find(name: str) -> type[Method]:
     raise UserError("method-unknown", f"methods: no method {name!r}; {hint}")
 
 
-def _options(kind: type[Method], options: Mapping[str, Any]) -> Strict:
+def _options(kind: type[Method[Any]], options: Mapping[str, Any]) -> Strict:
     try:
         return kind.Options.model_validate(dict(options))
     except ValidationError as error:

@@ -18,21 +18,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Generic, Literal, TypeVar, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
 
 from detr.config import Strict
-from detr.models import Detector, QueryGroup
+from detr.models import Detector, QueryGroup, Teacher, TeacherPart
+from detr.models.protocol import EVERYTHING
 from distill.losses.detection import LossWeights
 from distill.methods.step import PairedGroup, Step
 
 TeacherKind = Literal["none", "frozen", "ema"]
-# What a teacher can give: answers to its own queries, maps, those queries themselves (with hidden
-# states), answers to any queries, and attention.
-TeacherPart = Literal["predictions", "backbone", "neck", "memory", "queries", "decode", "attention"]
-EVERYTHING: frozenset[str] = frozenset(get_args(TeacherPart))
+MethodOptions = TypeVar("MethodOptions", bound=Strict)
 
 
 @dataclass(frozen=True)
@@ -48,23 +46,29 @@ class Setting:
     """
 
     student: Detector
-    teacher: Detector | None
+    teacher: Teacher | None
     loss: LossWeights = field(default_factory=LossWeights)
     steps: int = 0
     drops: tuple[int, ...] = ()
 
-    def need_teacher(self) -> Detector:
+    def need_teacher(self) -> Teacher:
         """The teacher of a method that cannot do without (:func:`build_methods` has checked)."""
         assert self.teacher is not None
         return self.teacher
 
 
-class Method(nn.Module, ABC):
-    """A distillation paper.
+class Method(nn.Module, ABC, Generic[MethodOptions]):
+    """A distillation paper: ``class Qskd(Method[QskdOptions])``.
+
+    What several questions need of one step is computed in a :class:`distill.methods.step.PerStep`.
+
+    Args:
+        options: Of the recipe, validated.
+        setting: What the method may know when it is built.
 
     Attributes:
         name: What recipes call it; the first part of its roles and loss keys.
-        Options: Its options, one pydantic model per method.
+        Options: The class of its options, which names it in its base; ``Strict`` has none.
         teacher: ``frozen`` is the recipe's teacher, ``ema`` the running average of the student
             (``Step.teacher`` then holds it), ``none`` a method that needs neither.
         replaces_detection_loss: It answers :meth:`detection_losses`; one method of a run may.
@@ -72,13 +76,23 @@ class Method(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    Options: ClassVar[type[Strict]]
+    Options: ClassVar[type[Strict]] = Strict
     teacher: ClassVar[TeacherKind] = "frozen"
     replaces_detection_loss: ClassVar[bool] = False
     reads_scores: ClassVar[bool] = True
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            if get_origin(base) is Method:
+                (cls.Options,) = get_args(base)
+
+    def __init__(self, options: MethodOptions, setting: Setting) -> None:
+        super().__init__()
+        self.options = options
+
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: MethodOptions) -> frozenset[TeacherPart]:
         """Which parts of its teacher the method reads with these options."""
         return EVERYTHING
 

@@ -17,14 +17,14 @@ detection loss. With unequal decoder depths only the last layers are compared (s
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from detr.config import Strict
-from detr.models import GroupOutput
+from detr.models import GroupOutput, TeacherPart
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting, align, float32
 from distill.methods.parts.masks import scale_masks
@@ -79,7 +79,7 @@ class ClockDistillOptions(Strict):
     layer_map: LayerMap | None = None
 
 
-class ClockDistill(Method):
+class ClockDistill(Method[ClockDistillOptions]):
     """CLoCKDistill (2025): masked encoder memory, and shared queries that stand on the objects.
 
     Raises:
@@ -88,31 +88,32 @@ class ClockDistill(Method):
     """
 
     name: ClassVar[str] = "clockdistill"
-    Options: ClassVar[type[Strict]] = ClockDistillOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: ClockDistillOptions) -> frozenset[TeacherPart]:
         """The memory, and answers to whichever points are asked."""
-        options = cast(ClockDistillOptions, options)
-        needed = {"predictions"} | ({"memory"} if options.memory != "off" else set())
+        needed: set[TeacherPart] = {"predictions"}
+        if options.memory != "off":
+            needed.add("memory")
         if options.target_aware or options.general:
             needed.add("decode")
-        return frozenset(needed | ({"queries"} if options.specific else set()))
+        if options.specific:
+            needed.add("queries")
+        return frozenset(needed)
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = cast(ClockDistillOptions, options)
-        student, teacher = setting.student, setting.need_teacher()
-        ours, theirs = student.config, teacher.config
+    def __init__(self, options: ClockDistillOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
+        teacher = setting.need_teacher()
+        ours, theirs = setting.student.facts, teacher.facts
         if self.options.memory != "off":
-            self.levels = pair_levels(student, teacher, self.name)
+            self.levels = pair_levels(ours, theirs, self.name)
             self.adapter = align(ours.width, theirs.width)
         self.roles = [
             part for part in ("target_aware", "general", "specific") if getattr(self.options, part)
         ]
         if self.roles:
-            check_same_kind(student, teacher, self.name)
-            self.layers = pair_decoders(student, teacher, self.options.layer_map, self.name)
+            check_same_kind(ours, theirs, self.name)
+            self.layers = pair_decoders(ours, theirs, self.options.layer_map, self.name)
             self.for_student = ForStudent(ours, theirs)
         if self.options.target_aware:
             self.target_aware = TargetAware(teacher, self.options.copies, self.options.jitter)
@@ -124,18 +125,18 @@ class ClockDistill(Method):
         the others, so the specific points go to the student only.
         """
         assert step.teacher is not None
-        options, config = self.options, step.teacher.config
+        options, facts = self.options, step.teacher.facts
         groups = []
         for part in self.roles:
             role = f"{self.name}/{part}"
             if part == "target_aware":
                 group = self.target_aware(role, step.targets, step.generators)
             elif part == "general":
-                count = options.general_points or config.queries
+                count = options.general_points or facts.num_queries
                 own = step.teacher_groups[0]
-                group = general_points(role, own, count, config, step.generator)
+                group = general_points(role, own, count, facts, step.generator)
             else:
-                group = specific_points(role, step.teacher_groups[0], config)
+                group = specific_points(role, step.teacher_groups[0], facts)
             asked = None if part == "specific" else group
             groups.append(PairedGroup(role, self.for_student(group), asked))
         return groups

@@ -21,7 +21,7 @@ student's own map of their position. Inheriting is the recipe's ``inherit``.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,23 +32,28 @@ from detr.config import Strict
 from detr.errors import UserError
 from detr.models import (
     DenseAttention,
-    Detector,
+    Facts,
     GroupOutput,
     LevelShapes,
     QueryGroup,
     SampledAttention,
+    TeacherPart,
 )
-from detr.models.queries.sources import LearnedQueries
 from detr.models.structures import Attention
 from distill.losses.linear_assignment import assign
+from distill.losses.matches import Matches
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.attended_cells import attended_cells, mean_heads, squared_distance
 from distill.methods.parts.attention_error import map_error
 from distill.methods.parts.pairing import LayerMap, Pairs, pair_decoders
 from distill.methods.parts.points import ForStudent, check_same_kind, specific_points
 from distill.methods.parts.prediction_pairs import PairWeights, Predictions, distances, pair_costs
-from distill.methods.parts.teacher_group import ground_truth_losses, teacher_assigned
-from distill.methods.step import PairedGroup, Step
+from distill.methods.parts.teacher_group import (
+    ground_truth_losses,
+    layer_matches,
+    teacher_assigned,
+)
+from distill.methods.step import PairedGroup, PerStep, Step
 
 Weight = Annotated[float, Field(ge=0)]
 _TINY = 1e-6
@@ -97,7 +102,7 @@ class D3etrOptions(Strict):
 Correspondence = tuple[Tensor | None, Tensor | None]
 
 
-class D3etr(Method):
+class D3etr(Method[D3etrOptions]):
     """D3ETR (2022): self-attention, cross-attention and predictions, by two ways of matching.
 
     Raises:
@@ -108,24 +113,22 @@ class D3etr(Method):
 
     name: ClassVar[str] = "d3etr"
     reads_scores: ClassVar[bool] = False
-    Options: ClassVar[type[Strict]] = D3etrOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: D3etrOptions) -> frozenset[TeacherPart]:
         """Predictions always; queries for fixed groups."""
-        options = cast(D3etrOptions, options)
-        needed = {"predictions"} | ({"queries"} if options.fixed else set())
+        needed: set[TeacherPart] = {"predictions"}
+        if options.fixed:
+            needed.add("queries")
         if options.self_attention or options.cross_attention:
             needed.add("attention")
         return frozenset(needed)
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = cast(D3etrOptions, options)
-        student, teacher = setting.student, setting.need_teacher()
-        ours, theirs = student.config, teacher.config
-        self._check(student, teacher)
-        self.layers = pair_decoders(student, teacher, self.options.layer_map, self.name)
+    def __init__(self, options: D3etrOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
+        ours, theirs = setting.student.facts, setting.need_teacher().facts
+        self._check(ours, theirs)
+        self.layers = pair_decoders(ours, theirs, self.options.layer_map, self.name)
         self.weights = PairWeights(
             self.options.class_weight,
             self.options.l1_weight,
@@ -133,6 +136,10 @@ class D3etr(Method):
             self.options.class_mean,
         )
         self.loss = setting.loss
+        # Layers in which fixed groups keep the teacher's assignment.
+        layers: dict[str, Pairs] = {"none": (), "last": self.layers[-1:], "all": self.layers}
+        self.constrained = layers[options.constraint]
+        self.teacher_matches = PerStep(self._match_teacher)
         self.fixed_roles = [f"{self.name}/fixed{i + 1}" for i in range(self.options.fixed)]
         self.adaptive_roles = ["own", f"{self.name}/adaptive2"][: self.options.adaptive]
         if self.fixed_roles:
@@ -140,13 +147,12 @@ class D3etr(Method):
         if self.options.adaptive > 1:
             # Where a detector learns its content this is a second table; two-stage queries get
             # theirs from the proposals, on top of which the table is added.
-            self.content = nn.Embedding(ours.queries * max(1, ours.patterns), ours.width)
-            if ours.query == "learned":
-                self.position = nn.Embedding(ours.queries, ours.width)
+            self.content = nn.Embedding(ours.num_queries, ours.width)
+            if ours.query_start == "points":
+                self.position = nn.Embedding(ours.num_queries, ours.width)
 
-    def _check(self, student: Detector, teacher: Detector) -> None:
-        ours, theirs = student.config, teacher.config
-        dense = [config.attention != "deformable" for config in (ours, theirs)]
+    def _check(self, ours: Facts, theirs: Facts) -> None:
+        dense = [facts.attention != "deformable" for facts in (ours, theirs)]
         if self.options.cross_attention and dense[0] != dense[1]:
             raise UserError(
                 "method-attention",
@@ -154,19 +160,19 @@ class D3etr(Method):
                 f"teacher's {theirs.attention}, whose maps are not alike; set "
                 "cross_attention: false",
             )
-        if ours.classification != theirs.classification:
+        if ours.scores != theirs.scores:
             raise UserError(
                 "method-scores",
-                f"methods.{self.name}: the student's scores are {ours.classification} and the "
-                f"teacher's {theirs.classification}; they must agree",
+                f"methods.{self.name}: the student's scores are {ours.scores} and the "
+                f"teacher's {theirs.scores}; they must agree",
             )
         if self.options.fixed:
-            check_same_kind(student, teacher, self.name)
-        if self.options.cross_attention and student.strides != teacher.strides:
+            check_same_kind(ours, theirs, self.name)
+        if self.options.cross_attention and ours.strides != theirs.strides:
             raise UserError(
                 "method-levels",
                 f"methods.{self.name}: cross-attention needs equal levels, but the student has "
-                f"strides {list(student.strides)} and the teacher {list(teacher.strides)}; set "
+                f"strides {list(ours.strides)} and the teacher {list(theirs.strides)}; set "
                 "cross_attention: false",
             )
         each = self.options.self_attention or (
@@ -179,11 +185,11 @@ class D3etr(Method):
                 f"{ours.heads} heads and the teacher {theirs.heads}; set self_attention: false "
                 "and heads: mean",
             )
-        if self.options.matching == "index" and ours.queries > theirs.queries:
+        if self.options.matching == "index" and ours.num_queries > theirs.num_queries:
             raise UserError(
                 "method-queries",
                 f"methods.{self.name}: matching: index needs at least as many teacher queries "
-                f"({theirs.queries}) as student queries ({ours.queries})",
+                f"({theirs.num_queries}) as student queries ({ours.num_queries})",
             )
 
     @property
@@ -203,12 +209,10 @@ class D3etr(Method):
         assert step.teacher is not None
         groups = []
         for role in self.fixed_roles:
-            group = specific_points(role, step.teacher_groups[0], step.teacher.config)
+            group = specific_points(role, step.teacher_groups[0], step.teacher.facts)
             group = self.for_student(group)
-            source = step.student.source
-            if group.position is not None and step.student.config.attention == "conditional":
-                assert isinstance(source, LearnedQueries)
-                group.reference = source.reference(group.position)
+            if group.position is not None and step.student.facts.attention == "conditional":
+                group.reference = step.student.reference_of(group.position)
             groups.append(PairedGroup(role, group, None))
         for role in self.adaptive_roles[1:]:
             groups.append(PairedGroup(role, self._second(role, step), None))
@@ -218,9 +222,9 @@ class D3etr(Method):
         """Student queries with learned halves of their own, from the student's anchors."""
         own = step.student_groups[0]
         content = self.content.weight[None].expand(len(own.content), -1, -1)
-        if isinstance(source := step.student.source, LearnedQueries):
+        if step.student.facts.query_start == "points":
             position = self.position.weight[None].expand_as(content)
-            reference = source.reference(position)
+            reference = step.student.reference_of(position)
             return QueryGroup(role, content, reference, position)
         if own.position is not None:
             content = own.content + content
@@ -237,19 +241,21 @@ class D3etr(Method):
             for key, value in self._distill(step, output, teacher, by_index).items():
                 losses[f"{short}_{key}"] = value
             if self.options.ground_truth and role != "own":
-                for key, value in self._ground_truth(step, role, output, teacher).items():
+                for key, value in self._ground_truth(step, role, output).items():
                     losses[f"{short}_gt_{key}"] = value
         return losses
 
-    def _ground_truth(
-        self, step: Step, role: str, output: GroupOutput, teacher: GroupOutput
-    ) -> dict[str, Tensor]:
-        layers: Pairs = ()
-        if role in self.fixed_roles and self.options.constraint != "none":
-            layers = self.layers if self.options.constraint == "all" else self.layers[-1:]
-        cost = (self.loss.cost_class, self.loss.cost_l1, self.loss.cost_giou)
-        matches = teacher_assigned(output, teacher, layers, step.targets, cost)
+    def _ground_truth(self, step: Step, role: str, output: GroupOutput) -> dict[str, Tensor]:
+        layers = self.constrained if role in self.fixed_roles else ()
+        theirs = self.teacher_matches(step) if layers else None
+        numbers = [s for s, _ in layers]
+        matches = teacher_assigned(output, numbers, theirs, step.targets, self.loss.costs)
         return ground_truth_losses(output, step.targets, matches, step.normalizer, self.loss)
+
+    def _match_teacher(self, step: Step) -> Matches:
+        """The teacher's assignment in the constrained layers, in their order."""
+        layers = [t for _, t in self.constrained]
+        return layer_matches(step.teacher_outputs["own"], layers, step.targets, self.loss.costs)
 
     def _distill(
         self, step: Step, student: GroupOutput, teacher: GroupOutput, by_index: bool

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from detr.config import Strict
+from detr.models import TeacherPart
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.feature_pairs import FeaturePairs, Place
@@ -42,7 +43,7 @@ class DefeatOptions(Strict):
     background: Weight = 0.04
 
 
-class Defeat(Method):
+class Defeat(Method[DefeatOptions]):
     """DeFeat (CVPR 2021): maps follow the teacher's, objects and background apart.
 
     Raises:
@@ -51,18 +52,16 @@ class Defeat(Method):
 
     name: ClassVar[str] = "defeat"
     reads_scores: ClassVar[bool] = False
-    Options: ClassVar[type[Strict]] = DefeatOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: DefeatOptions) -> frozenset[TeacherPart]:
         """The maps."""
-        return frozenset({cast(DefeatOptions, options).on})
+        return frozenset({options.on})
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = cast(DefeatOptions, options)
+    def __init__(self, options: DefeatOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.maps = FeaturePairs(
-            self.options.on, setting.student, setting.need_teacher(), self.name
+            self.options.on, setting.student.facts, setting.need_teacher().facts, self.name
         )
         self.adapters = nn.ModuleList(_identity(channels) for channels in self.maps.channels)
 

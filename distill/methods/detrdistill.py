@@ -18,7 +18,7 @@ value is taken per image and level; the weight of the features (20) is from memo
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,17 +26,21 @@ from pydantic import Field
 from torch import Tensor
 
 from detr.config import Strict
-from detr.models import GroupOutput, Target, cxcywh_to_xyxy
+from detr.models import GroupOutput, Target, TeacherPart, cxcywh_to_xyxy
 from distill.distributed import mean_over_processes
 from distill.losses.linear_assignment import assign
-from distill.losses.matcher import pad_targets
 from distill.losses.overlap import iou
+from distill.losses.targets import pad_targets
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.feature_pairs import FeaturePairs
-from distill.methods.parts.pairing import LayerMap, Pairs, pair_decoders
+from distill.methods.parts.pairing import LayerMap, pair_decoders
 from distill.methods.parts.points import ForStudent, check_same_kind, specific_points
 from distill.methods.parts.prediction_pairs import PairWeights, Predictions, distances, pair_costs
-from distill.methods.parts.teacher_group import ground_truth_losses, teacher_assigned
+from distill.methods.parts.teacher_group import (
+    ground_truth_losses,
+    layer_matches,
+    teacher_assigned,
+)
 from distill.methods.step import PairedGroup, Step
 
 Weight = Annotated[float, Field(ge=0)]
@@ -72,7 +76,7 @@ class DetrDistillOptions(Strict):
     layer_map: LayerMap | None = None
 
 
-class DetrDistill(Method):
+class DetrDistill(Method[DetrDistillOptions]):
     """DETRDistill (ICCV 2023): assigned logits, target-aware features, the teacher's queries.
 
     Raises:
@@ -81,31 +85,30 @@ class DetrDistill(Method):
     """
 
     name: ClassVar[str] = "detrdistill"
-    Options: ClassVar[type[Strict]] = DetrDistillOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: DetrDistillOptions) -> frozenset[TeacherPart]:
         """Predictions always; maps for the features, queries for these and the further group."""
-        options = cast(DetrDistillOptions, options)
-        needed = {"predictions"}
+        needed: set[TeacherPart] = {"predictions"}
         if options.features:
-            needed |= {options.on, "queries"}
-        return frozenset(needed | ({"queries"} if options.prior else set()))
+            needed.add(options.on)
+        if options.features or options.prior:
+            needed.add("queries")
+        return frozenset(needed)
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = cast(DetrDistillOptions, options)
-        student, teacher = setting.student, setting.need_teacher()
-        self.layers = pair_decoders(student, teacher, self.options.layer_map, self.name)
+    def __init__(self, options: DetrDistillOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
+        ours, theirs = setting.student.facts, setting.need_teacher().facts
+        self.layers = pair_decoders(ours, theirs, self.options.layer_map, self.name)
         self.weights = PairWeights(
             self.options.class_weight, self.options.l1_weight, self.options.giou_weight
         )
         self.loss = setting.loss
         if self.options.features:
-            self.maps = FeaturePairs(self.options.on, student, teacher, self.name)
+            self.maps = FeaturePairs(self.options.on, ours, theirs, self.name)
         if self.options.prior:
-            check_same_kind(student, teacher, self.name)
-            self.for_student = ForStudent(student.config, teacher.config)
+            check_same_kind(ours, theirs, self.name)
+            self.for_student = ForStudent(ours, theirs)
 
     def groups(self, step: Step) -> list[PairedGroup]:
         """The teacher's queries for the student."""
@@ -113,7 +116,7 @@ class DetrDistill(Method):
             return []
         assert step.teacher is not None
         role = f"{self.name}/prior"
-        group = specific_points(role, step.teacher_groups[0], step.teacher.config)
+        group = specific_points(role, step.teacher_groups[0], step.teacher.facts)
         return [PairedGroup(role, self.for_student(group), None)]
 
     def losses(self, step: Step) -> dict[str, Tensor]:
@@ -147,39 +150,41 @@ class DetrDistill(Method):
     def _features(self, step: Step) -> Tensor:
         """Masked squared errors, see the head of the file."""
         output = step.teacher_outputs["own"]
+        # What the queries look like is the same for all levels.
+        queries = [
+            good_queries(output, layer, step.targets, self.options.entries)
+            for layer in range(len(output.logits))
+        ]
         total = []
         for pair in self.maps(step):
             error = (pair.student - pair.teacher).square().mean(1)
             valid = pair.valid[:, 0]
             cells = mean_over_processes(valid.sum().to(torch.float32)).clamp(min=1)
-            for layer in range(len(output.logits)):
-                mask = target_mask(output, layer, step.targets, pair.teacher, self.options.entries)
+            for mean_query in queries:
+                mask = target_mask(mean_query, pair.teacher)
                 total.append((mask * error * valid).sum() / cells)
         return torch.stack(total).sum()
 
     def _prior(self, step: Step) -> dict[str, Tensor]:
         """The detection loss of the teacher's queries under the teacher's assignment."""
         output = step.student_outputs[f"{self.name}/prior"]
-        kept: Pairs = self.layers if self.options.assignment == "teacher" else ()
-        cost = (self.loss.cost_class, self.loss.cost_l1, self.loss.cost_giou)
-        matches = teacher_assigned(output, step.teacher_outputs["own"], kept, step.targets, cost)
+        layers, costs, theirs = [s for s, _ in self.layers], self.loss.costs, None
+        if self.options.assignment == "teacher":
+            numbers = [t for _, t in self.layers]
+            theirs = layer_matches(step.teacher_outputs["own"], numbers, step.targets, costs)
+        matches = teacher_assigned(output, layers, theirs, step.targets, costs)
         parts = ground_truth_losses(output, step.targets, matches, step.normalizer, self.loss)
         return {f"prior_{k}": self.options.prior_weight * v for k, v in parts.items()}
 
 
 @torch.no_grad()
-def target_mask(
-    output: GroupOutput, layer: int, targets: list[Target], maps: Tensor, entries: int
-) -> Tensor:
-    """Where the teacher's best queries of a layer look like the map, ``[B, H, W]`` in (0, 1].
-
-    One everywhere in images without objects: no query is good there, so the floor is the maximum.
+def good_queries(output: GroupOutput, layer: int, targets: list[Target], entries: int) -> Tensor:
+    """The sum of a layer's queries, each by how good its best entries are, ``[B, D]``.
 
     Args:
         output: The teacher's own queries.
         layer: Decoder layer.
         targets: Ground truth per image.
-        maps: ``[B, D, H, W]`` the teacher's.
         entries: How many (query, class) entries count.
     """
     scores = float32(output.logits[layer]).sigmoid()
@@ -192,9 +197,19 @@ def target_mask(
     query = torch.div(index, scores.shape[2], rounding_mode="floor")
     # A query's entries share cosine and overlap, so their scores add up.
     quality = torch.zeros_like(overlap).scatter_add_(1, query, best) * overlap
-    # The cosines' weighted sum is one product with the weighted sum of the queries.
-    queries = torch.einsum(
-        "bn,bnd->bd", quality, F.normalize(float32(output.hidden[layer]), dim=-1)
-    )
+    return torch.einsum("bn,bnd->bd", quality, F.normalize(float32(output.hidden[layer]), dim=-1))
+
+
+@torch.no_grad()
+def target_mask(queries: Tensor, maps: Tensor) -> Tensor:
+    """Where a map looks like the teacher's best queries, ``[B, H, W]`` in (0, 1].
+
+    One everywhere in images without objects: no query is good there, so the floor is the maximum.
+    The cosines' weighted sum is one product with the weighted sum of the queries.
+
+    Args:
+        queries: ``[B, D]``, see :func:`good_queries`.
+        maps: ``[B, D, H, W]`` the teacher's.
+    """
     mask = torch.einsum("bd,bdhw->bhw", queries, F.normalize(maps, dim=1)).clamp(min=_LEAST)
     return mask / mask.amax((1, 2), keepdim=True)

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from detr.config import Strict
+from detr.models import TeacherPart
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.feature_pairs import FeaturePairs, MapPair, Place
 from distill.methods.parts.masks import scale_masks
@@ -49,7 +50,7 @@ class FgdOptions(Strict):
     temperature: Annotated[float, Field(gt=0)] = 0.5
 
 
-class Fgd(Method):
+class Fgd(Method[FgdOptions]):
     """FGD (CVPR 2022): maps weighted by objects and by the teacher's attention, and relations.
 
     Raises:
@@ -58,18 +59,16 @@ class Fgd(Method):
 
     name: ClassVar[str] = "fgd"
     reads_scores: ClassVar[bool] = False
-    Options: ClassVar[type[Strict]] = FgdOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: FgdOptions) -> frozenset[TeacherPart]:
         """The maps."""
-        return frozenset({cast(FgdOptions, options).on})
+        return frozenset({options.on})
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = cast(FgdOptions, options)
+    def __init__(self, options: FgdOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.maps = FeaturePairs(
-            self.options.on, setting.student, setting.need_teacher(), self.name
+            self.options.on, setting.student.facts, setting.need_teacher().facts, self.name
         )
         self.student_blocks = nn.ModuleList(GcBlock(c) for c in self.maps.channels)
         self.teacher_blocks = nn.ModuleList(GcBlock(c) for c in self.maps.channels)

@@ -7,13 +7,14 @@ channels, then over levels; the weight 10 is that of DETR distillation baselines
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from detr.config import Strict
+from detr.models import TeacherPart
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting
 from distill.methods.parts.feature_pairs import FeaturePairs, Place
@@ -32,7 +33,7 @@ class FitNetOptions(Strict):
     weight: Annotated[float, Field(ge=0)] = 10.0
 
 
-class FitNet(Method):
+class FitNet(Method[FitNetOptions]):
     """FitNets (ICLR 2015): feature maps follow the teacher's in the mean squared error.
 
     Raises:
@@ -41,18 +42,16 @@ class FitNet(Method):
 
     name: ClassVar[str] = "fitnet"
     reads_scores: ClassVar[bool] = False
-    Options: ClassVar[type[Strict]] = FitNetOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: FitNetOptions) -> frozenset[TeacherPart]:
         """The maps."""
-        return frozenset({cast(FitNetOptions, options).on})
+        return frozenset({options.on})
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = cast(FitNetOptions, options)
+    def __init__(self, options: FitNetOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.maps = FeaturePairs(
-            self.options.on, setting.student, setting.need_teacher(), self.name
+            self.options.on, setting.student.facts, setting.need_teacher().facts, self.name
         )
 
     def losses(self, step: Step) -> dict[str, Tensor]:

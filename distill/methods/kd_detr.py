@@ -16,12 +16,13 @@ The released code departs from the paper in two places, each a switch:
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from detr.config import Strict
+from detr.models import TeacherPart
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting
 from distill.methods.parts.pairing import LayerMap, Pairs, pair_decoders
@@ -69,7 +70,7 @@ class KdDetrOptions(Strict):
     giou_weight: Weight = 2.0
 
 
-class KdDetr(Method):
+class KdDetr(Method[KdDetrOptions]):
     """KD-DETR (CVPR 2024): random queries and the teacher's own, answered by both models.
 
     Raises:
@@ -78,41 +79,42 @@ class KdDetr(Method):
     """
 
     name: ClassVar[str] = "kd_detr"
-    Options: ClassVar[type[Strict]] = KdDetrOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: KdDetrOptions) -> frozenset[TeacherPart]:
         """Answers to random points, and to the teacher's own."""
-        options = cast(KdDetrOptions, options)
-        needed = {"predictions"} | ({"decode"} if options.general else set())
-        return frozenset(needed | ({"queries"} if options.specific else set()))
+        needed: set[TeacherPart] = {"predictions"}
+        if options.general:
+            needed.add("decode")
+        if options.specific:
+            needed.add("queries")
+        return frozenset(needed)
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = cast(KdDetrOptions, options)
-        student, teacher = setting.student, setting.need_teacher()
-        check_same_kind(student, teacher, self.name)
-        last = teacher.config.decoder_layers - 1
-        self.layers: Pairs = tuple((i, last) for i in range(student.config.decoder_layers))
+    def __init__(self, options: KdDetrOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
+        ours, theirs = setting.student.facts, setting.need_teacher().facts
+        check_same_kind(ours, theirs, self.name)
+        last = theirs.decoder_layers - 1
+        self.layers: Pairs = tuple((i, last) for i in range(ours.decoder_layers))
         if self.options.layers == "paired":
-            self.layers = pair_decoders(student, teacher, self.options.layer_map, self.name)
+            self.layers = pair_decoders(ours, theirs, self.options.layer_map, self.name)
         self.parts = [part for part in ("general", "specific") if getattr(self.options, part)]
-        self.for_student = ForStudent(student.config, teacher.config)
+        self.for_student = ForStudent(ours, theirs)
 
     def groups(self, step: Step) -> list[PairedGroup]:
         """The distillation points; the teacher has answered its own queries already."""
         assert step.teacher is not None
-        config = step.teacher.config
+        facts = step.teacher.facts
         groups = []
         if self.options.general:
             role = f"{self.name}/general"
-            count = self.options.general_points or config.queries
+            count = self.options.general_points or facts.num_queries
             own = step.teacher_groups[0]
-            group = general_points(role, own, count, config, step.generator)
+            group = general_points(role, own, count, facts, step.generator)
             groups.append(PairedGroup(role, self.for_student(group), group))
         if self.options.specific:
             role = f"{self.name}/specific"
-            group = specific_points(role, step.teacher_groups[0], config)
+            group = specific_points(role, step.teacher_groups[0], facts)
             groups.append(PairedGroup(role, self.for_student(group), None))
         return groups
 

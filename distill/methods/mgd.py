@@ -8,13 +8,14 @@ Each level has its own generator; padding is in no error.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from detr.config import Strict
+from detr.models import TeacherPart
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.feature_pairs import FeaturePairs, Place
 from distill.methods.step import Step
@@ -34,7 +35,7 @@ class MgdOptions(Strict):
     weight: Annotated[float, Field(ge=0)] = 2e-5
 
 
-class Mgd(Method):
+class Mgd(Method[MgdOptions]):
     """MGD (ECCV 2022): the teacher's maps are generated from a part of the student's.
 
     Raises:
@@ -43,18 +44,16 @@ class Mgd(Method):
 
     name: ClassVar[str] = "mgd"
     reads_scores: ClassVar[bool] = False
-    Options: ClassVar[type[Strict]] = MgdOptions
 
     @classmethod
-    def needs(cls, options: Strict) -> frozenset[str]:
+    def needs(cls, options: MgdOptions) -> frozenset[TeacherPart]:
         """The maps."""
-        return frozenset({cast(MgdOptions, options).on})
+        return frozenset({options.on})
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = cast(MgdOptions, options)
+    def __init__(self, options: MgdOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.maps = FeaturePairs(
-            self.options.on, setting.student, setting.need_teacher(), self.name
+            self.options.on, setting.student.facts, setting.need_teacher().facts, self.name
         )
         self.generators = nn.ModuleList(
             nn.Sequential(

@@ -20,7 +20,8 @@ of proposals and denoising queries stay as they are.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, cast
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,18 +30,24 @@ from torch import Tensor
 from detr.config import Strict
 from detr.models import GroupOutput, QueryGroup, cxcywh_to_xyxy
 from distill.losses.detection import side_losses, weighted
-from distill.losses.matcher import Matches, cost_matrix, join_matches, match, match_costs
+from distill.losses.matcher import match_costs
+from distill.losses.matches import Matches
 from distill.losses.overlap import giou
+from distill.losses.targets import JoinedTargets
 from distill.methods.base import Method, Setting, float32
-from distill.methods.parts.best_queries import best_queries, original_matches, stages
+from distill.methods.parts.best_queries import (
+    BestQueries,
+    best_queries,
+    original_matches,
+    stages,
+)
 from distill.methods.parts.two_matchings import (
     Rules,
-    Truth,
     matching_losses,
     pair_iou,
     quality_focal_loss,
 )
-from distill.methods.step import PairedGroup, Step
+from distill.methods.step import PairedGroup, PerStep, Step
 
 Exponent = Annotated[float, Field(ge=0)]
 
@@ -97,23 +104,40 @@ class OdDetrOptions(Strict):
     auxiliary_sum: Literal["sum", "mean"] = "sum"
 
 
-class OdDetr(Method):
+@dataclass(frozen=True)
+class TeacherAssignment:
+    """The teacher's own queries and the ground truth.
+
+    Attributes:
+        costs: ``[T, B, N, G]`` of every layer's queries with every (padded) box.
+        matches: The assignment of least cost.
+    """
+
+    costs: Tensor
+    matches: Matches
+
+
+class OdDetr(Method[OdDetrOptions]):
     """OD-DETR (2024): a running average of the student stabilises its matching and predictions."""
 
     name: ClassVar[str] = "od_detr"
-    Options: ClassVar[type[Strict]] = OdDetrOptions
     teacher: ClassVar[Literal["none", "frozen", "ema"]] = "ema"
     replaces_detection_loss: ClassVar[bool] = True
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = o = cast(OdDetrOptions, options)
+    def __init__(self, options: OdDetrOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.loss = setting.loss
-        self.cost = (setting.loss.cost_class, setting.loss.cost_l1, setting.loss.cost_giou)
-        self.learned = setting.student.config.query == "learned"
+        self.costs = setting.loss.costs
+        self.teacher_assignment = PerStep(self._assign_teacher)
+        self.best_queries = PerStep(self._best_queries)
+        self.learned = setting.student.facts.query_start == "points"
         self.first_drop = setting.drops[0] if setting.drops else None
         self.rules = Rules(
-            o.classification, o.least_iou, o.matching_boxes, o.down_weight, o.down_weight_classes
+            options.classification,
+            options.least_iou,
+            options.matching_boxes,
+            options.down_weight,
+            options.down_weight_classes,
         )
 
     def updates_teacher(self, index: int) -> bool:
@@ -149,27 +173,23 @@ class OdDetr(Method):
         """The auxiliary group: one block per teacher layer (section 3.4)."""
         if not self.options.auxiliary or not any(len(t.labels) for t in step.targets):
             return []
-        chosen = best_queries(
-            step.teacher_outputs["own"], step.targets, self.cost, self.options.auxiliary_queries
-        )
+        chosen = self.best_queries(step)
         return [chosen.group(f"{self.name}/auxiliary", self.learned)]
 
     def detection_losses(self, step: Step) -> dict[str, Tensor]:
         """``own/...`` by matching distillation; those of the other queries unchanged."""
-        own, teacher = step.student_outputs["own"], step.teacher_outputs["own"]
+        own = step.student_outputs["own"]
         logits, boxes = torch.stack(own.logits), torch.stack(own.boxes)
-        costs = cost_matrix(logits, boxes, step.targets, self.cost)
+        costs = self.costs.matrix(logits, boxes, step.targets)
         matches = match_costs(costs, step.targets)
         other = None
         if self.options.matching:
-            other = self._teacher_matches(step)
+            other = self.teacher_assignment(step).matches
             if self.options.matching_layers == "final":
                 layers = len(own.logits)
-                other = join_matches([other.at(layers - 1, to=i) for i in range(layers)])
+                other = other.layers([layers - 1] * layers)
         if self.options.cost_of == "teacher":
-            costs = cost_matrix(
-                torch.stack(teacher.logits), torch.stack(teacher.boxes), step.targets, self.cost
-            )
+            costs = self.teacher_assignment(step).costs
         parts = matching_losses(
             logits, boxes, step.targets, matches, other, costs, step.normalizer, self.rules
         )
@@ -193,11 +213,16 @@ class OdDetr(Method):
             for key, value in weighted("x", parts, self.loss).items()
         }
 
-    def _teacher_matches(self, step: Step) -> Matches:
+    def _assign_teacher(self, step: Step) -> TeacherAssignment:
         teacher = step.teacher_outputs["own"]
-        return match(
-            torch.stack(teacher.logits), torch.stack(teacher.boxes), step.targets, self.cost
-        )
+        predictions = torch.stack(teacher.logits), torch.stack(teacher.boxes)
+        costs = self.costs.matrix(*predictions, step.targets)
+        return TeacherAssignment(costs, match_costs(costs, step.targets))
+
+    def _best_queries(self, step: Step) -> BestQueries:
+        costs = self.teacher_assignment(step).costs
+        per_box = self.options.auxiliary_queries
+        return best_queries(step.teacher_outputs["own"], step.targets, costs, per_box)
 
     def _prediction(self, step: Step) -> dict[str, Tensor]:
         """Section 3.3 on all layers."""
@@ -206,7 +231,8 @@ class OdDetr(Method):
         teacher = step.teacher_outputs["own"]
         logits, boxes = torch.stack(student.logits), float32(torch.stack(student.boxes))
         their_boxes = float32(torch.stack(teacher.boxes)).detach()
-        matches, truth = self._teacher_matches(step), Truth.of(step.targets)
+        matches = self.teacher_assignment(step).matches
+        truth = JoinedTargets.of(step.targets)
         their_iou = pair_iou(their_boxes, matches, truth)
         scores = self._scores(teacher, matches, their_iou, truth)
         class_loss = quality_focal_loss(logits, scores).sum() / step.normalizer
@@ -229,7 +255,7 @@ class OdDetr(Method):
         }
 
     def _scores(
-        self, teacher: GroupOutput, matches: Matches, their_iou: Tensor, truth: Truth
+        self, teacher: GroupOutput, matches: Matches, their_iou: Tensor, truth: JoinedTargets
     ) -> Tensor:
         """The teacher's scores ``[L, B, N, K]``, those of matched queries by equation 5."""
         scores = float32(torch.stack(teacher.logits)).detach().sigmoid()
@@ -245,19 +271,18 @@ class OdDetr(Method):
         if output is None or not any(len(t.labels) for t in step.targets):
             nothing = 0.0 * step.student_outputs["own"].logits[-1].sum()
             return {"class": nothing, "l1": nothing, "giou": nothing}
-        chosen = best_queries(
-            step.teacher_outputs["own"], step.targets, self.cost, self.options.auxiliary_queries
-        )
+        chosen = self.best_queries(step)
         logits, boxes = (
             stages(torch.stack(x), chosen.stages) for x in (output.logits, output.boxes)
         )
-        costs = cost_matrix(logits, boxes, step.targets, self.cost)
+        costs = self.costs.matrix(logits, boxes, step.targets)
         kind = self.options.auxiliary_matching
         own = original = None
         if kind != "original":
-            own = match(logits, boxes, step.targets, self.cost, chosen.padding)
+            own = match_costs(costs, step.targets, chosen.padding)
         if kind != "rematch":
-            original = original_matches(chosen, step.targets, len(output.logits))
+            theirs = self.teacher_assignment(step).matches
+            original = original_matches(chosen, theirs, step.targets, len(output.logits))
         first, second = (own, original) if own is not None else (original, None)
         assert first is not None
         parts = matching_losses(

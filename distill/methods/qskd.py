@@ -22,7 +22,7 @@ of table 5) is the method ``fitnet`` on the memory.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -30,7 +30,6 @@ from torch import Tensor
 
 from detr.config import Strict
 from detr.models import GroupOutput, Memory
-from detr.models.encoders.tokens import Encoder
 from distill.distributed import mean_over_processes, shared_statistic
 from distill.methods.base import Method, Setting, align, float32
 from distill.methods.parts.attended_cells import looked_at
@@ -44,7 +43,7 @@ from distill.methods.parts.query_selection import (
     global_pairs,
     local_pairs,
 )
-from distill.methods.step import Step
+from distill.methods.step import PerStep, Step
 
 Weight = Annotated[float, Field(ge=0)]
 _TINY = 1e-6
@@ -130,7 +129,7 @@ def normalized(tokens: Tensor, kept: Tensor) -> Tensor:
     return ((part - mean) / (variance + _EPSILON).sqrt()).to(torch.float32)
 
 
-class Qskd(Method):
+class Qskd(Method[QskdOptions]):
     """QSKD (2024): features where the teacher's selected queries look, predictions per object.
 
     Raises:
@@ -139,14 +138,11 @@ class Qskd(Method):
     """
 
     name: ClassVar[str] = "qskd"
-    Options: ClassVar[type[Strict]] = QskdOptions
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = cast(QskdOptions, options)
-        student, teacher = setting.student, setting.need_teacher()
-        ours, theirs = student.config, teacher.config
-        self.layers = pair_decoders(student, teacher, self.options.layer_map, self.name)
+    def __init__(self, options: QskdOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
+        ours, theirs = setting.student.facts, setting.need_teacher().facts
+        self.layers = pair_decoders(ours, theirs, self.options.layer_map, self.name)
         if self.options.layers == "last":
             self.layers = self.layers[-1:]
         loss = setting.loss
@@ -161,19 +157,24 @@ class Qskd(Method):
         )
         self.alignment = Alignment(
             self.options.threshold,
-            (loss.cost_class, loss.cost_l1, loss.cost_giou),
+            loss.costs,
             self.weights,
             self.options.select,
             self.options.pool,
         )
+        # The teacher's layers whose queries are selected, each once.
+        layers = {t for _, t in self.layers} if options.predictions == "local" else set()
+        if options.features:
+            layers.add(theirs.decoder_layers - 1)
+        self.selected_layers = sorted(layers)
+        self.teacher_selection = PerStep(self._select_teacher)
         if self.options.features:
-            self.levels = pair_levels(student, teacher, self.name)
+            self.levels = pair_levels(ours, theirs, self.name)
             self.align = align(ours.width, theirs.width)
             depth = self.options.adaptor_layers
             if depth is None:
                 depth = int(ours.encoder_layers < theirs.encoder_layers)
-            plain = {"encoder_layers": depth, "memory_fusion": None}
-            self.adaptor = Encoder(ours.model_copy(update=plain)) if depth else None
+            self.adaptor = setting.student.encoder_like(depth) if depth else None
 
     @property
     def needs_attention(self) -> bool:
@@ -189,7 +190,8 @@ class Qskd(Method):
             student = _stacked(step.student_outputs["own"], [s for s, _ in self.layers])
             teacher = _stacked(step.teacher_outputs["own"], [t for _, t in self.layers]).detach()
             if self.options.predictions == "local":
-                pairs = local_pairs(step.targets, student, teacher, self.alignment)
+                theirs = self._selected(step, [t for _, t in self.layers])
+                pairs = local_pairs(step.targets, student, teacher, self.alignment, theirs)
             else:
                 pairs = global_pairs(student, teacher, self.weights)
             parts = self._paired(student, teacher, *pairs)
@@ -197,12 +199,21 @@ class Qskd(Method):
                 losses[f"{self.name}/{key}"] = self.options.prediction_weight * value
         return losses
 
+    def _select_teacher(self, step: Step) -> Selected:
+        """GQS on the teacher's queries, in the layers anything needs."""
+        predictions = _stacked(step.teacher_outputs["own"], self.selected_layers).detach()
+        return self.alignment.selection(step.targets, predictions)
+
+    def _selected(self, step: Step, layers: list[int]) -> Selected:
+        """The teacher's selected queries of some layers, in their order."""
+        places = [self.selected_layers.index(layer) for layer in layers]
+        return self.teacher_selection(step).layers(places)
+
     def _features(self, step: Step) -> Tensor:
         """AGFD (section 3.3): mean squared error of the masked, normalised memories."""
         output, memory = step.teacher_outputs["own"], step.teacher_memory
         assert memory is not None
-        last = _stacked(output, [len(output.logits) - 1]).detach()
-        selected, _ = self.alignment.selection(step.targets, last)
+        selected = self._selected(step, [len(output.logits) - 1])
         chosen = selected.mask(self.options.select)[0]
         mask = attention_mask(output, selected, chosen, memory, self.options.overlap_weights)
         kept = ~memory.padding & chosen.any(1, keepdim=True)

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, cast
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,27 +28,23 @@ from torch import Tensor
 
 from detr.config import Strict
 from detr.models import Target, cxcywh_to_xyxy
+from distill.losses.costs import ALPHA, GAMMA, MatchingCosts, pair_terms
 from distill.losses.detection import (
     LossWeights,
     denoising_matches,
     ignored,
+    matched_box_losses,
     one_to_many_losses,
     proposal_targets,
     set_losses,
     weighted,
 )
-from distill.losses.matcher import (
-    ALPHA,
-    GAMMA,
-    Matches,
-    match_costs,
-    pad_targets,
-    pair_scores,
-    total_cost,
-)
+from distill.losses.matcher import match_costs
+from distill.losses.matches import Matches
 from distill.losses.overlap import giou, iou
+from distill.losses.targets import JoinedTargets, pad_targets
 from distill.methods.base import Method, Setting, float32
-from distill.methods.parts.two_matchings import Truth, pair_iou
+from distill.methods.parts.two_matchings import pair_iou
 from distill.methods.step import Step
 from distill.profiler import timed
 
@@ -143,7 +140,7 @@ def position_supervised(
 ) -> Tensor:
     """Equation 3 with alpha, summed; ``[L, B, N, K]`` logits, a scalar comes back."""
     logits = float32(logits)
-    truth = Truth.of(targets)
+    truth = JoinedTargets.of(targets)
     entry = (matches.layer, matches.image, matches.query, truth.of_pairs(matches)[1])
     score = logits.detach().sigmoid()[entry]
     goal = positional_target(f1, pair_iou(boxes, matches, truth), score)
@@ -169,24 +166,25 @@ def modulated_cost(
     logits: Tensor,
     boxes: Tensor,
     targets: Sequence[Target],
-    weights: tuple[float, float, float],
+    costs: MatchingCosts,
     exponent: float,
     rescale: bool,
     class_scatter: bool,
 ) -> Tensor:
     """Matching cost ``[L, B, N, G]`` with equation 4's class term."""
-    scores, l1, overlap = pair_scores(logits, boxes, targets)
-    if exponent == 0 or overlap.shape[-1] == 0:
-        return total_cost(scores, l1, overlap, weights)
+    terms = pair_terms(logits, boxes, targets)
+    if exponent == 0 or terms.giou.shape[-1] == 0:
+        return costs.of_terms(terms)
     if class_scatter:
         position = _scattered(boxes, targets, rescale)
     else:
-        position = (overlap + 1) / 2
+        position = (terms.giou + 1) / 2
         if rescale:
             counts = torch.tensor([len(target.labels) for target in targets])
-            present = (torch.arange(overlap.shape[-1]) < counts[:, None]).to(boxes.device)
+            present = (torch.arange(terms.giou.shape[-1]) < counts[:, None]).to(boxes.device)
             position = _to_one(position, position * present[None, :, None])
-    return total_cost(scores * position.clamp(0, 1) ** exponent, l1, overlap, weights)
+    score = terms.score * position.clamp(0, 1) ** exponent
+    return costs.of_terms(replace(terms, score=score))
 
 
 def _to_one(position: Tensor, counted: Tensor) -> Tensor:
@@ -197,7 +195,7 @@ def _to_one(position: Tensor, counted: Tensor) -> Tensor:
 
 def _scattered(boxes: Tensor, targets: Sequence[Target], rescale: bool) -> Tensor:
     """Positional scores against the last box of each class in the batch, ``[L, B, N, G]``."""
-    truth = Truth.of(targets)
+    truth = JoinedTargets.of(targets)
     classes, place = torch.unique(truth.labels, return_inverse=True)
     number = torch.arange(len(place), device=place.device)
     last = torch.zeros_like(classes).scatter_reduce(0, place, number, "amax", include_self=False)
@@ -211,17 +209,15 @@ def _scattered(boxes: Tensor, targets: Sequence[Target], rescale: bool) -> Tenso
     return table.gather(-1, column[None, :, None].expand(layers, -1, queries, -1))
 
 
-class StableDino(Method):
+class StableDino(Method[StableDinoOptions]):
     """Stable-DINO (ICCV 2023): scores learn the IoU, matching prefers well-placed boxes."""
 
     name: ClassVar[str] = "stable_dino"
-    Options: ClassVar[type[Strict]] = StableDinoOptions
     teacher: ClassVar[Literal["none", "frozen", "ema"]] = "none"
     replaces_detection_loss: ClassVar[bool] = True
 
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
-        self.options = cast(StableDinoOptions, options)
+    def __init__(self, options: StableDinoOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.loss = setting.loss
         self.weights = self._weights(self.options.class_weight)
         self.noisy_weights = self._weights(self.options.denoising_class_weight)
@@ -264,12 +260,12 @@ class StableDino(Method):
         self, logits: Tensor, boxes: Tensor, targets: list[Target], step: Step
     ) -> dict[str, Tensor]:
         """Matches by the modulated cost, then the set's losses."""
-        options, loss = self.options, self.loss
+        options = self.options
         costs = modulated_cost(
             logits,
             boxes,
             targets,
-            (loss.cost_class, loss.cost_l1, loss.cost_giou),
+            self.loss.costs,
             options.cost_exponent,
             options.cost_rescale,
             options.class_scatter,
@@ -288,9 +284,9 @@ class StableDino(Method):
         f1: F1 | None,
     ) -> dict[str, Tensor]:
         """The usual losses of a set; with f1 the class loss is the position-supervised one."""
-        parts = set_losses(logits, boxes, targets, matches, normalizer, padding)
-        if f1 is not None:
-            rescale = self.options.rescale
-            summed = position_supervised(logits, boxes, targets, matches, f1, rescale, padding)
-            parts["class"] = summed / normalizer
-        return parts
+        if f1 is None:
+            return set_losses(logits, boxes, targets, matches, normalizer, padding)
+        rescale = self.options.rescale
+        summed = position_supervised(logits, boxes, targets, matches, f1, rescale, padding)
+        parts = matched_box_losses(boxes, targets, matches, normalizer)
+        return {"class": summed / normalizer, **parts}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from detr.models import Detector, GroupOutput, Memory, QueryGroup, Target
+from detr.models import Detector, GroupOutput, Memory, QueryGroup, Target, Teacher
+
+T = TypeVar("T")
 
 
-@dataclass
+@dataclass(eq=False)
 class Step:
     """State of one training step; filled by ``distill.training.loop`` in the order of the fields.
 
@@ -39,7 +44,7 @@ class Step:
     valid_sizes: Tensor
     targets: list[Target]
     student: Detector
-    teacher: Detector | None
+    teacher: Teacher | None
     student_memory: Memory
     teacher_memory: Memory | None
     student_groups: list[QueryGroup]
@@ -49,6 +54,31 @@ class Step:
     generators: list[torch.Generator]
     student_outputs: dict[str, GroupOutput] = field(default_factory=dict)
     teacher_outputs: dict[str, GroupOutput] = field(default_factory=dict)
+
+
+class PerStep(Generic[T]):
+    """What a method computes once in a step, whichever of its questions needs it first.
+
+    A method makes it in its constructor and calls it with the step; what was computed is kept as
+    long as the step lives::
+
+        self.teacher_matches = PerStep(self._match_teacher)  # PerStep[Matches]
+        ...
+        matches = self.teacher_matches(step)
+
+    Args:
+        compute: Makes it from a step in which everything it reads has been filled in.
+    """
+
+    def __init__(self, compute: Callable[[Step], T]) -> None:
+        self._compute = compute
+        self._values: WeakKeyDictionary[Step, T] = WeakKeyDictionary()
+
+    def __call__(self, step: Step) -> T:
+        """The step's value."""
+        if step not in self._values:
+            self._values[step] = self._compute(step)
+        return self._values[step]
 
 
 @dataclass

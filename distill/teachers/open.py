@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from detr.config import ClassMap
 from detr.data.dataset import Dataset
@@ -13,7 +16,8 @@ from detr.data.preprocess import PreprocessConfig
 from detr.errors import GateError, UserError
 from detr.metrics.coco_ap import CocoAp
 from detr.model_info import ModelInfo
-from detr.models import Detector, load_model
+from detr.models import Detector, Teacher, load_model
+from detr.models.protocol import ObjectDetector
 from detr.shipped import find_model
 from distill.evaluate import measure_ap
 from distill.recipe import Recipe
@@ -22,17 +26,31 @@ from distill.teachers.transformers import PREFIX, load
 # Images the teacher's AP is measured on: enough to tell a good teacher from a broken one.
 _SLICE = 64
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def open_teacher(recipe: Recipe, classes: ClassMap, device: torch.device) -> tuple[Detector, Path]:
+
+@dataclass(frozen=True)
+class OpenedTeacher:
+    """A frozen teacher and where it came from.
+
+    Attributes:
+        teacher: The network.
+        path: Its file or folder.
+        detector: The same network where it is one of ours, whose weights a student may start from.
+    """
+
+    teacher: Teacher
+    path: Path
+    detector: Detector | None = None
+
+
+def open_teacher(recipe: Recipe, classes: ClassMap, device: torch.device) -> OpenedTeacher:
     """Loads a recipe's teacher and checks that it fits the recipe.
 
     Args:
         recipe: With a teacher.
         classes: Of the training data.
         device: Where the teacher goes; its convolutions become channels-last, as the student's.
-
-    Returns:
-        The frozen teacher and its file.
 
     Raises:
         UserError: What :func:`load_teacher` and :func:`distill.teachers.transformers.load` raise.
@@ -41,21 +59,21 @@ def open_teacher(recipe: Recipe, classes: ClassMap, device: torch.device) -> tup
     if recipe.teacher.startswith(PREFIX):
         path = Path(recipe.teacher.removeprefix(PREFIX))
         outside = load(path, classes, recipe.input, recipe.teacher_classes)
-        return freeze(outside).to(device), path
+        return OpenedTeacher(freeze(outside).to(device), path)
     path = find_model(Path(recipe.teacher))
     teacher, _ = load_teacher(path, classes, recipe.input)
-    return teacher.to(device).to(memory_format=torch.channels_last), path
+    teacher = teacher.to(device).to(memory_format=torch.channels_last)
+    return OpenedTeacher(teacher, path, teacher)
 
 
 def tell_ap(
-    recipe: Recipe, teacher: Detector, path: Path, val: Dataset | None, say: Callable[[str], None]
+    recipe: Recipe, opened: OpenedTeacher, val: Dataset | None, say: Callable[[str], None]
 ) -> None:
     """Measures the teacher before anything is learned from it, and says what came out.
 
     Args:
         recipe: With a teacher.
-        teacher: As opened.
-        path: Its file, for messages.
+        opened: The teacher.
         val: Validation data; without it there is no AP to tell.
         say: Takes lines for the log.
 
@@ -63,7 +81,7 @@ def tell_ap(
         UserError: What :func:`check_ap` raises; ``teacher-unmeasured`` where the recipe wants a
             least AP and has no validation data.
     """
-    minimum = recipe.min_teacher_ap
+    minimum, path = recipe.min_teacher_ap, opened.path
     if val is None:
         if minimum is not None:
             raise UserError(
@@ -71,7 +89,7 @@ def tell_ap(
                 f"min_teacher_ap: {minimum}: there is no data.val to measure {path} on",
             )
         return
-    result = check_ap(path, teacher, val, recipe.input, _SLICE, minimum)
+    result = check_ap(path, opened.teacher, val, recipe.input, _SLICE, minimum)
     say(
         f"teacher {path.name}: AP {result.ap:.3f}, AP50 {result.ap50:.3f} on {result.images} "
         f"images of {val.spec}"
@@ -98,10 +116,10 @@ def load_teacher(
     """
     detector, info = load_model(path)
     check_classes(path, info.classes.names, classes.names)
-    if detector.config.num_classes != len(classes):
+    if detector.facts.num_classes != len(classes):
         raise UserError(
             "teacher-classes",
-            f"{path}: {detector.config.num_classes} class outputs for {len(classes)} classes",
+            f"{path}: {detector.facts.num_classes} class outputs for {len(classes)} classes",
         )
     if (info.preprocess.mean, info.preprocess.std) != (preprocess.mean, preprocess.std):
         raise UserError(
@@ -113,7 +131,7 @@ def load_teacher(
     return freeze(detector), info
 
 
-def freeze(detector: Detector) -> Detector:
+def freeze(detector: Network) -> Network:
     """Puts a detector into evaluation mode for good: no gradients, no denoising, no statistics."""
     return detector.requires_grad_(False).eval()
 
@@ -141,7 +159,7 @@ def check_classes(path: Path, teacher: Sequence[str], data: Sequence[str]) -> No
 
 def check_ap(
     path: Path,
-    teacher: Detector,
+    teacher: ObjectDetector,
     dataset: Dataset,
     preprocess: PreprocessConfig,
     images: int | None,

@@ -10,8 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +19,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detr.cli_support import missing_extra
-from detr.config import BackboneConfig, ClassMap, DetectorConfig
+from detr.config import ClassMap
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
-from detr.models import Detector, GroupOutput, LevelShapes, Memory, QueryGroup, detections
+from detr.models import (
+    Facts,
+    GroupOutput,
+    LevelShapes,
+    Memory,
+    QueryGroup,
+    TeacherPart,
+    detections,
+)
 from detr.models.geometry import padding_mask, token_centres, valid_ratios
 
 PREFIX = "hf:"
@@ -36,8 +43,6 @@ FAMILIES = {
     "rf_detr": "RF-DETR",
     "lw_detr": "LW-DETR",
 }
-# What such a teacher offers; see distill.methods.base.
-OFFERS = frozenset({"predictions", "memory", "queries"})
 # Those whose decoder takes boxes; the others' takes the boxes' logits.
 _BOX_REFERENCES = ("rf_detr", "lw_detr")
 
@@ -57,109 +62,116 @@ class ImageFormat(NamedTuple):
     std: tuple[float, ...]
 
 
-@dataclass
-class AnsweredMemory(Memory):
-    """A memory that knows what its detector says about it.
-
-    Attributes:
-        answer: Of the detector's own queries.
-    """
-
-    answer: GroupOutput | None = None
+# Detections of an image: most of these families have as many queries.
+_DETECTIONS = 300
 
 
-class HuggingFaceTeacher(Detector):
-    """A transformers detector with the three steps of ours.
+class HuggingFaceTeacher(nn.Module):
+    """A transformers detector as a :class:`detr.models.Teacher`.
 
-    Its config says what methods may ask: how many classes, queries, layers and channels, and the
-    strides of its maps on the student's canvas. Its queries start from boxes of its own encoder.
+    It answers its own queries while it looks at an image; they start from boxes of its own encoder.
+    The strides of its maps are those on the student's canvas.
 
     Args:
         model: The transformers model.
-        wanted: How it wants its images.
-        given: How the student's images are normalised.
+        image_format: How it wants its images.
+        student: How the student's images are normalised.
         columns: The class logit of each of the data's classes.
     """
 
+    offers: frozenset[TeacherPart] = frozenset({"predictions", "memory", "queries"})
+
     def __init__(
-        self, model: nn.Module, wanted: ImageFormat, given: PreprocessConfig, columns: list[int]
+        self,
+        model: nn.Module,
+        image_format: ImageFormat,
+        student: PreprocessConfig,
+        columns: list[int],
     ) -> None:
-        nn.Module.__init__(self)
-        self.model = model.eval()
-        self.wanted, self.kind = wanted, str(model.config.model_type)  # type: ignore[union-attr]
-        scale = torch.tensor(given.std) * wanted.scale / torch.tensor(wanted.std)
-        shift = torch.tensor(given.mean) * wanted.scale - torch.tensor(wanted.mean)
+        super().__init__()
+        self.model, self.image_format = model.eval(), image_format
+        config: Any = model.config
+        self.model_type = str(config.model_type)
+        std = torch.tensor(image_format.std)
+        scale = torch.tensor(student.std) * image_format.scale / std
+        shift = torch.tensor(student.mean) * image_format.scale - torch.tensor(image_format.mean)
         self.scale: Tensor
         self.shift: Tensor
         self.columns: Tensor
         self.register_buffer("scale", scale.view(3, 1, 1))
-        self.register_buffer("shift", (shift / torch.tensor(wanted.std)).view(3, 1, 1))
+        self.register_buffer("shift", (shift / std).view(3, 1, 1))
         self.register_buffer("columns", torch.tensor(columns))
-        self._seen: dict[str, Any] = {}
+        self._decoder_inputs: dict[str, Any] = {}
         decoder: nn.Module = model.model.decoder  # type: ignore[assignment, union-attr]
-        decoder.register_forward_pre_hook(self._look, with_kwargs=True)
-        answer, maps = self._ask(torch.zeros(1, 3, *wanted.size))
-        sides = [wanted.size[0] / x.shape[-2] for x in maps]
+        decoder.register_forward_pre_hook(self._keep_inputs, with_kwargs=True)
+        answer, maps = self._ask(torch.zeros(1, 3, *image_format.size))
+        sides = [image_format.size[0] / x.shape[-2] for x in maps]
         # The nearest power of two: a patch of 14 pixels stands where one of 16 does.
-        self.strides = tuple(2 ** round(math.log2(side)) for side in sides)
-        self.config = DetectorConfig(
+        self.facts = Facts(
+            family=FAMILIES[self.model_type],
             num_classes=len(columns),
-            backbone=BackboneConfig(name=self.kind, strides=self.strides),
-            levels=len(maps),
             width=maps[0].shape[1],
-            heads=1,
+            heads=0,
+            attention="deformable",
+            strides=tuple(2 ** round(math.log2(side)) for side in sides),
+            backbone_strides=(),
+            backbone_channels=(),
+            encoder_layers=int(getattr(config, "encoder_layers", 0)),
             decoder_layers=len(answer.logits),
-            queries=answer.logits[0].shape[1],
-            query="mixed",
-            refine="look_forward_twice",
-            detections=300,
+            num_queries=answer.logits[0].shape[1],
+            query_start="boxes",
+            blank_content=False,
+            scores="sigmoid",
         )
 
-    def encode(self, images: Tensor, valid_sizes: Tensor) -> AnsweredMemory:
-        """See the base class; the whole network runs here, and only once."""
+    def encode(self, images: Tensor, valid_sizes: Tensor) -> Memory:
+        """See :class:`detr.models.Teacher`; the whole network runs here, and only once."""
         answer, maps = self._ask(self._pictures(images, valid_sizes))
         canvas = (images.shape[-2], images.shape[-1])
         shapes: LevelShapes = tuple(
-            (math.ceil(canvas[0] / s), math.ceil(canvas[1] / s)) for s in self.strides
+            (math.ceil(canvas[0] / s), math.ceil(canvas[1] / s)) for s in self.facts.strides
         )
         ratios = valid_ratios(valid_sizes, shapes, canvas)
         centres = token_centres(ratios, shapes)
         parts = torch.split(centres, [h * w for h, w in shapes], 1)
         tokens = torch.cat([_sampled(m, p) for m, p in zip(maps, parts, strict=True)], 1)
         padding = padding_mask(ratios, shapes)
-        return AnsweredMemory(
-            tokens, shapes, padding, ratios, torch.zeros_like(tokens), answer=answer
-        )
+        positions = torch.zeros_like(tokens)
+        return Memory(tokens, shapes, padding, ratios, positions, answer=answer)
 
-    def queries(self, memory: Memory, *_: Any, **__: Any) -> list[QueryGroup]:
-        """See the base class; there are never any but the detector's own, in training or not."""
+    def queries(self, memory: Memory) -> list[QueryGroup]:
+        """See :class:`detr.models.Teacher`."""
         return [_answer_of(memory).group]
 
     def decode(
-        self, memory: Memory, groups: list[QueryGroup], *_: Any, **__: Any
+        self,
+        memory: Memory,
+        groups: list[QueryGroup],
+        attention: bool = False,
+        self_attention: Collection[str] = (),
     ) -> list[GroupOutput]:
-        """See the base class; there are no attention maps.
+        """See :class:`detr.models.Teacher`; ``decode`` and ``attention`` are not offered."""
+        answers = {group.role: _answer_of(memory) for group in self.queries(memory)}
+        return [answers[group.role] for group in groups]
 
-        Raises:
-            ValueError: For any other queries than the detector's own.
-        """
-        answer = _answer_of(memory)
-        if [group.role for group in groups] != [answer.group.role]:
-            raise ValueError(f"{FAMILIES[self.kind]} answers its own queries only")
-        return [answer]
+    def class_contents(self) -> None:
+        """See :class:`detr.models.Teacher`; nobody can ask it for a class."""
 
     def forward(
         self, images: Tensor, valid_sizes: Tensor, original_sizes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See the base class."""
+        """See :meth:`detr.models.Detector.forward`."""
         answer, _ = self._ask(self._pictures(images, valid_sizes))
-        return detections(answer.logits[-1], answer.boxes[-1], original_sizes, self.config)
+        return detections(answer.logits[-1], answer.boxes[-1], original_sizes, _DETECTIONS)
 
     def _pictures(self, images: Tensor, valid_sizes: Tensor) -> Tensor:
         """The images without their padding in the detector's size and normalisation."""
         cut = [
             functional.interpolate(
-                image[None, :, :height, :width], self.wanted.size, mode="bilinear", antialias=True
+                image[None, :, :height, :width],
+                self.image_format.size,
+                mode="bilinear",
+                antialias=True,
             )
             for image, (height, width) in zip(images, valid_sizes.long().tolist(), strict=True)
         ]
@@ -168,28 +180,28 @@ class HuggingFaceTeacher(Detector):
     @torch.no_grad()
     def _ask(self, pictures: Tensor) -> tuple[GroupOutput, list[Tensor]]:
         """What the detector says, and the maps ``[B, C, H, W]`` its decoder reads, finest first."""
-        said = self.model(pixel_values=pictures)
-        seen = self._seen
-        reference = seen["reference_points"]
-        if self.kind not in _BOX_REFERENCES:
+        output = self.model(pixel_values=pictures)
+        inputs = self._decoder_inputs
+        reference = inputs["reference_points"]
+        if self.model_type not in _BOX_REFERENCES:
             reference = reference.sigmoid()
-        shapes = [(int(h), int(w)) for h, w in seen["spatial_shapes_list"]]
-        levels = torch.split(seen["encoder_hidden_states"], [h * w for h, w in shapes], 1)
+        shapes = [(int(h), int(w)) for h, w in inputs["spatial_shapes_list"]]
+        levels = torch.split(inputs["encoder_hidden_states"], [h * w for h, w in shapes], 1)
         maps = [
             torch.unflatten(level.transpose(1, 2), 2, shape)
             for level, shape in zip(levels, shapes, strict=True)
         ]
         maps.sort(key=lambda m: -m.shape[-1])
-        group = QueryGroup("own", seen["inputs_embeds"], reference)
-        self._seen = {}
-        logits, boxes, hidden = _layers(said)
+        group = QueryGroup("own", inputs["inputs_embeds"], reference)
+        self._decoder_inputs = {}
+        logits, boxes, hidden = _layers(output)
         references = [reference, *boxes][: len(boxes)]
         logits = [x.index_select(-1, self.columns) for x in logits]
         return GroupOutput(group, logits, boxes, hidden, references), maps
 
-    def _look(self, module: nn.Module, positional: Any, named: Mapping[str, Any]) -> None:
+    def _keep_inputs(self, module: nn.Module, positional: Any, named: Mapping[str, Any]) -> None:
         """Keeps what the decoder is given."""
-        self._seen = dict(named)
+        self._decoder_inputs = dict(named)
 
 
 def load(
@@ -273,7 +285,7 @@ def _sampled(maps: Tensor, centres: Tensor) -> Tensor:
 
 
 def _answer_of(memory: Memory) -> GroupOutput:
-    assert isinstance(memory, AnsweredMemory) and memory.answer is not None
+    assert memory.answer is not None
     return memory.answer
 
 

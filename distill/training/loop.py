@@ -11,7 +11,7 @@ import math
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from detr.cli_support import progress
 from detr.errors import UserError
 from detr.metrics.coco_ap import CocoAp
+from detr.models import QueryGroup, Teacher
 from distill.data.batches import Batch
 from distill.distributed import World, join
 from distill.evaluate import measure_ap
@@ -72,7 +73,9 @@ def forward(state: State, batch: Batch, index: int) -> Step:
         with span("queries"):
             extra = [pair for method in methods for pair in method.groups(step)]
         if teacher is not None and step.teacher_memory is not None:
-            groups = step.teacher_groups + [p.teacher for p in extra if p.teacher is not None]
+            asked = [pair.teacher for pair in extra if pair.teacher is not None]
+            _check_answerable(asked, teacher)
+            groups = step.teacher_groups + asked
             with torch.no_grad(), span("teacher_decoder"):
                 outputs = teacher.decode(step.teacher_memory, groups, attention, maps)
             step.teacher_outputs = {output.group.role: output for output in outputs}
@@ -83,6 +86,16 @@ def forward(state: State, batch: Batch, index: int) -> Step:
             outputs = student.decode(memory, groups, attention, maps)
         step.student_outputs = {output.group.role: output for output in outputs}
     return step
+
+
+def _check_answerable(groups: Sequence[QueryGroup], teacher: Teacher) -> None:
+    """Raises UserError ``method-teacher`` for queries a teacher cannot be asked."""
+    if groups and "decode" not in teacher.offers:
+        raise UserError(
+            "method-teacher",
+            f"{groups[0].role}: a {teacher.facts.family} teacher answers its own queries only; the "
+            "method's needs() must name decode",
+        )
 
 
 def losses_of(state: State, step: Step) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from detr.data import Dataset, open_dataset
 from detr.errors import UserError
 from detr.metrics.coco_ap import CocoAp
 from detr.model_info import ModelInfo
-from detr.models import Detector, Target, build_detector, save_model
+from detr.models import Detector, Target, Teacher, build_detector, save_model
 from detr.models.inherit import inherit
 from distill.data.batches import Batches
 from distill.distributed import World
@@ -55,8 +55,8 @@ class State:
     world: World
     classes: ClassMap
     student: Detector
-    teacher: Detector | None
-    methods: list[Method]
+    teacher: Teacher | None
+    methods: list[Method[Any]]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: Ema | None
@@ -74,7 +74,7 @@ class State:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
-    def step_teacher(self) -> Detector | None:
+    def step_teacher(self) -> Teacher | None:
         """The teacher that methods see: the frozen network, or the student's own average."""
         if any(method.teacher == "ema" for method in self.methods):
             assert self.ema is not None
@@ -189,14 +189,18 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
     torch.manual_seed(recipe.seed)
     student = _placed(build_detector(recipe.detector.for_classes(len(data.classes))), world.device)
     _check_norm(student)
-    teacher = None
+    opened = None
     if recipe.teacher is not None:
-        teacher, path = open_teacher(recipe, data.classes, world.device)
+        opened = open_teacher(recipe, data.classes, world.device)
         if not run.checkpoint.exists():  # a run that goes on has measured it already
-            tell_ap(recipe, teacher, path, val, run.say)
+            tell_ap(recipe, opened, val, run.say)
         if recipe.inherit is not None:
-            report = inherit(student, teacher, recipe.inherit.encoder, recipe.inherit.decoder)
+            assert opened.detector is not None  # the recipe has said so
+            report = inherit(
+                student, opened.detector, recipe.inherit.encoder, recipe.inherit.decoder
+            )
             run.say(report.text())
+    teacher = None if opened is None else opened.teacher
     ema = None if recipe.ema is None else Ema(student, recipe.ema, recipe.ema_rising)
     drops = [round(share * recipe.steps) for share in recipe.optimizer.drops]
     online = any(kind.teacher == "ema" for kind, _ in parse_methods(recipe.methods))

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detr.models import GroupOutput, QueryGroup, Target
-from distill.losses.matcher import Matches, cost_matrix, match_costs
+from distill.losses.matches import Matches
 from distill.profiler import timed
 
 
@@ -68,13 +68,16 @@ class BestQueries:
 @timed("matching")
 @torch.no_grad()
 def best_queries(
-    teacher: GroupOutput,
-    targets: Sequence[Target],
-    cost: tuple[float, float, float],
-    per_box: int,
+    teacher: GroupOutput, targets: Sequence[Target], costs: Tensor, per_box: int
 ) -> BestQueries:
-    """The ``per_box`` queries of lowest matching cost for every box, of every teacher layer."""
-    costs = cost_matrix(torch.stack(teacher.logits), torch.stack(teacher.boxes), targets, cost)
+    """The ``per_box`` queries of lowest matching cost for every box, of every teacher layer.
+
+    Args:
+        teacher: Answers to its own queries.
+        targets: Ground truth per image.
+        costs: ``[T, B, N, G]`` matching costs of these answers.
+        per_box: Queries per box.
+    """
     per_box = min(per_box, costs.shape[2])
     index = costs.topk(per_box, dim=2, largest=False).indices
     counts = torch.tensor([len(target.labels) for target in targets])
@@ -95,17 +98,24 @@ def stages(stacked: Tensor, count: int) -> Tensor:
 
 @timed("matching")
 @torch.no_grad()
-def original_matches(chosen: BestQueries, targets: Sequence[Target], layers: int) -> Matches:
+def original_matches(
+    chosen: BestQueries, teacher: Matches, targets: Sequence[Target], layers: int
+) -> Matches:
     """The teacher's own matches among the chosen queries, the same in every student layer.
 
     Where the query the teacher matched to some box of an image is not among that box's chosen
     ones, the image's chosen queries are assigned anew by the teacher's costs, so that every box
     keeps one.
 
+    Args:
+        chosen: See :func:`best_queries`.
+        teacher: The teacher's matches, of all its queries.
+        targets: Ground truth per image.
+        layers: Number of the student's layers.
+
     Returns:
         Matches in the layers of :func:`stages`: student layer times T plus stage.
     """
-    teacher = match_costs(chosen.costs, targets)
     boxes = chosen.costs.shape[3]
     slots = torch.unflatten(chosen.index, 2, (boxes, chosen.per_box))
     same = slots[teacher.layer, teacher.image, teacher.box] == teacher.query[:, None]

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from detr.errors import UserError
-from detr.models import Detector, Memory
+from detr.models import Facts, Memory
 from distill.methods.base import float32
 from distill.methods.parts.pairing import pair_levels, split_levels
 from distill.methods.step import Step
@@ -36,8 +36,8 @@ class FeaturePairs(nn.Module):
 
     Args:
         place: ``backbone`` maps, ``neck`` (what enters the encoder) or ``memory`` (what leaves it).
-        student: The network to be trained.
-        teacher: The frozen network.
+        student: Of the network to be trained.
+        teacher: Of the frozen network.
         method: Name of the asking method, for messages.
 
     Attributes:
@@ -47,10 +47,10 @@ class FeaturePairs(nn.Module):
         UserError: ``method-levels`` where the models share no level there.
     """
 
-    def __init__(self, place: Place, student: Detector, teacher: Detector, method: str) -> None:
+    def __init__(self, place: Place, student: Facts, teacher: Facts, method: str) -> None:
         super().__init__()
         self.place = place
-        count = (len(student.config.backbone.strides), len(teacher.config.backbone.strides))
+        count = (len(student.backbone_strides), len(teacher.backbone_strides))
         self.levels = pair_levels(student, teacher, method)
         if place == "backbone":
             # Backbone maps are the leading levels; the others exist behind the neck only.
@@ -58,8 +58,8 @@ class FeaturePairs(nn.Module):
             if not self.levels:
                 raise UserError(
                     "method-levels",
-                    f"methods.{method}: student (strides {list(student.config.backbone.strides)}) "
-                    f"and teacher ({list(teacher.config.backbone.strides)}) share no backbone map",
+                    f"methods.{method}: student (strides {list(student.backbone_strides)}) "
+                    f"and teacher ({list(teacher.backbone_strides)}) share no backbone map",
                 )
         ours, theirs = _channels(student, place), _channels(teacher, place)
         self.channels = tuple(theirs[t] for _, t in self.levels)
@@ -89,10 +89,10 @@ class FeaturePairs(nn.Module):
         return [s for s, _ in self.levels]
 
 
-def _channels(detector: Detector, place: Place) -> tuple[int, ...]:
+def _channels(facts: Facts, place: Place) -> tuple[int, ...]:
     if place == "backbone":
-        return detector.backbone.channels
-    return (detector.config.width,) * len(detector.strides)
+        return facts.backbone_channels
+    return (facts.width,) * len(facts.strides)
 
 
 def _maps(memory: Memory, place: Place) -> list[Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detr.models import Memory, Target, cxcywh_to_xyxy
-from distill.losses.matcher import pad_targets
+from distill.losses.targets import pad_targets
 
 # Part of a cell a box may reach into the next one before that cell is its own: absorbs the
 # rounding of `relative coordinate x number of cells`.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from detr.errors import UserError
-from detr.models import Detector, Memory
+from detr.models import Facts, Memory
 
 LayerMap = tuple[int | None, ...]
 Pairs = tuple[tuple[int, int], ...]
@@ -46,15 +46,12 @@ def pair_layers(student: int, teacher: int, layer_map: LayerMap | None, method: 
     return tuple((i, layer) for i, layer in enumerate(layer_map) if layer is not None)
 
 
-def pair_decoders(
-    student: Detector, teacher: Detector, layer_map: LayerMap | None, method: str
-) -> Pairs:
+def pair_decoders(student: Facts, teacher: Facts, layer_map: LayerMap | None, method: str) -> Pairs:
     """:func:`pair_layers` of two models."""
-    ours, theirs = student.config.decoder_layers, teacher.config.decoder_layers
-    return pair_layers(ours, theirs, layer_map, method)
+    return pair_layers(student.decoder_layers, teacher.decoder_layers, layer_map, method)
 
 
-def pair_levels(student: Detector, teacher: Detector, method: str) -> Pairs:
+def pair_levels(student: Facts, teacher: Facts, method: str) -> Pairs:
     """(student, teacher) indices of the feature levels both models have: those of equal stride.
 
     Raises:

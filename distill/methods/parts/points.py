@@ -14,37 +14,36 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from detr.config import DetectorConfig
 from detr.errors import UserError
-from detr.models import Detector, GroupOutput, QueryGroup, Target, cxcywh_to_xyxy
+from detr.models import Facts, GroupOutput, QueryGroup, Target, Teacher, cxcywh_to_xyxy
 from detr.models.boxes import LOGIT_EPS
 from detr.models.layers import MLP
-from distill.losses.matcher import pad_targets
 from distill.losses.overlap import giou
+from distill.losses.targets import pad_targets
 from distill.methods.base import align, float32
 from distill.methods.parts.pairing import Pairs
 
 _SEED = 20240607
 
 
-def check_same_kind(student: Detector, teacher: Detector, method: str) -> None:
+def check_same_kind(student: Facts, teacher: Facts, method: str) -> None:
     """Raises UserError ``method-queries`` where the models cannot take each other's queries."""
-    kinds = student.config.query, teacher.config.query
-    if (kinds[0] == "learned") != (kinds[1] == "learned"):
+    if student.query_start != teacher.query_start:
         raise UserError(
             "method-queries",
-            f"methods.{method}: the student's queries are {kinds[0]} and the teacher's {kinds[1]}; "
-            "learned queries start from points, the others from boxes, so none can be shared",
+            f"methods.{method}: the student's queries start from {student.query_start} and the "
+            f"teacher's from {teacher.query_start}, so none can be shared; learned queries start "
+            "from points, all others from boxes",
         )
 
 
 class ForStudent(nn.Module):
     """Turns a teacher's query group into the same group for the student."""
 
-    def __init__(self, student: DetectorConfig, teacher: DetectorConfig) -> None:
+    def __init__(self, student: Facts, teacher: Facts) -> None:
         super().__init__()
         self.content = align(teacher.width, student.width)
-        learned = teacher.query == "learned"
+        learned = teacher.query_start == "points"
         self.position = align(teacher.width, student.width) if learned else nn.Identity()
 
     def forward(self, group: QueryGroup) -> QueryGroup:
@@ -54,7 +53,7 @@ class ForStudent(nn.Module):
 
 
 def general_points(
-    role: str, own: QueryGroup, count: int, config: DetectorConfig, generator: torch.Generator
+    role: str, own: QueryGroup, count: int, facts: Facts, generator: torch.Generator
 ) -> QueryGroup:
     """Random queries, new in every step (KD-DETR), the same for all images.
 
@@ -66,34 +65,33 @@ def general_points(
         role: Of the group.
         own: The teacher's own queries.
         count: Number of queries.
-        config: The teacher; gives width and kind.
+        facts: Of the teacher.
         generator: On the CPU and seeded alike in every process, so that all ask the same.
     """
-    learned = config.query == "learned"
-    blank = config.attention != "deformable" and config.query in ("learned", "anchors")
+    learned = facts.query_start == "points"
 
     def normal(channels: int) -> Tensor:
         drawn = torch.randn(1, count, channels, generator=generator)
         return drawn.to(own.content.device).expand(len(own.content), -1, -1)
 
-    if blank and not config.patterns:
+    if facts.blank_content:
         content = own.content[:, :1].detach().expand(-1, count, -1)
     else:
-        content = normal(config.width)
+        content = normal(facts.width)
     return QueryGroup(
         role,
         content=content,
         reference=normal(2 if learned else 4).sigmoid(),
-        position=normal(config.width) if learned else None,
+        position=normal(facts.width) if learned else None,
     )
 
 
-def specific_points(role: str, own: QueryGroup, config: DetectorConfig) -> QueryGroup:
+def specific_points(role: str, own: QueryGroup, facts: Facts) -> QueryGroup:
     """The teacher's own queries (KD-DETR), for the student.
 
     With two-stage teachers these are the anchors the teacher chose on this image, detached.
     """
-    position = own.position if config.query == "learned" else None
+    position = own.position if facts.query_start == "points" else None
     return QueryGroup(
         role,
         content=own.content.detach(),
@@ -118,19 +116,19 @@ class TargetAware(nn.Module):
             move by up to ``jitter`` half sizes and sizes); 0 repeats the box.
     """
 
-    def __init__(self, teacher: Detector, copies: int, jitter: float) -> None:
+    def __init__(self, teacher: Teacher, copies: int, jitter: float) -> None:
         super().__init__()
         self.copies, self.jitter = copies, jitter
-        config = teacher.config
+        facts = teacher.facts
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
-            table = torch.randn(config.num_classes, config.width)
-            mlp = MLP(4, config.width, config.width, config.width)
-        if teacher.denoiser is not None:
-            table = teacher.denoiser.contents().detach().clone()
+            table = torch.randn(facts.num_classes, facts.width)
+            mlp = MLP(4, facts.width, facts.width, facts.width)
+        if (contents := teacher.class_contents()) is not None:
+            table = contents.detach().clone()
         self.content: Tensor
         self.register_buffer("content", table)
-        self.position = mlp.requires_grad_(False) if config.query == "learned" else None
+        self.position = mlp.requires_grad_(False) if facts.query_start == "points" else None
 
     @torch.no_grad()
     def forward(

@@ -6,6 +6,7 @@ the paper's rival. Everything is indexed over layers and images at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from detr.models import Target
+from distill.losses.costs import MatchingCosts, pair_terms
 from distill.losses.linear_assignment import assign
-from distill.losses.matcher import Matches, match_costs, pair_scores, total_cost
+from distill.losses.matcher import match_costs
+from distill.losses.matches import Matches
 from distill.methods.parts.prediction_pairs import (
     PairWeights,
     Predictions,
@@ -38,6 +41,7 @@ class Selected:
         positive: Matched to a box.
         hard: Not matched, but overlapping some box by more than tau.
         easy: The rest.
+        matches: The assignment behind ``positive``.
     """
 
     overlap: Tensor
@@ -45,6 +49,19 @@ class Selected:
     positive: Tensor
     hard: Tensor
     easy: Tensor
+    matches: Matches
+
+    def layers(self, layers: Sequence[int]) -> Selected:
+        """Those of some layers, in that order."""
+        index = list(layers)
+        return Selected(
+            self.overlap[index],
+            self.owner[index],
+            self.positive[index],
+            self.hard[index],
+            self.easy[index],
+            self.matches.layers(layers),
+        )
 
     def mask(self, select: Selection) -> Tensor:
         """The queries of a selection."""
@@ -81,7 +98,8 @@ def select_queries(
     positive = torch.zeros(shape, dtype=torch.bool, device=device)
     positive[matches.layer, matches.image, matches.query] = True
     hard = ~positive & (overlap > threshold)
-    return Selected(overlap, owner, positive, hard, ~positive & ~hard & overlap.isfinite())
+    easy = ~positive & ~hard & overlap.isfinite()
+    return Selected(overlap, owner, positive, hard, easy, matches)
 
 
 @dataclass(frozen=True)
@@ -90,32 +108,34 @@ class Alignment:
 
     Attributes:
         threshold: Tau of the selection.
-        cost: Weights of the matching cost with the ground truth.
+        costs: Weights of the matching cost with the ground truth.
         weights: Of the distances between predictions.
         select: Which queries are paired.
         pool: Negatives are assigned per ``box`` or in one pool per ``image``.
     """
 
     threshold: float
-    cost: tuple[float, float, float]
+    costs: MatchingCosts
     weights: PairWeights
     select: Selection = "positive_hard"
     pool: Literal["box", "image"] = "box"
 
     @timed("matching")
-    def selection(
-        self, targets: list[Target], predictions: Predictions
-    ) -> tuple[Selected, Matches]:
-        """GQS on ``[L, B, N, ...]`` predictions, and their matches."""
-        scores, l1, overlap = pair_scores(predictions.logits, predictions.boxes, targets)
-        matches = match_costs(total_cost(scores, l1, overlap, self.cost), targets)
-        return select_queries(overlap, targets, matches, self.threshold), matches
+    def selection(self, targets: list[Target], predictions: Predictions) -> Selected:
+        """GQS on ``[L, B, N, ...]`` predictions."""
+        terms = pair_terms(predictions.logits, predictions.boxes, targets)
+        matches = match_costs(self.costs.of_terms(terms), targets)
+        return select_queries(terms.giou, targets, matches, self.threshold)
 
 
 @timed("matching")
 @torch.no_grad()
 def local_pairs(
-    targets: list[Target], student: Predictions, teacher: Predictions, how: Alignment
+    targets: list[Target],
+    student: Predictions,
+    teacher: Predictions,
+    how: Alignment,
+    theirs: Selected | None = None,
 ) -> Pairs:
     """LAPD's pairs (section 3.4): matched queries of one box, negatives of one box assigned.
 
@@ -124,13 +144,14 @@ def local_pairs(
         student: ``[L, B, N, ...]``.
         teacher: ``[L, B, M, ...]``, the layers to compare with.
         how: See :class:`Alignment`.
+        theirs: GQS on the teacher's predictions, where it is known.
     """
-    ours, our_matches = how.selection(targets, student)
-    theirs, their_matches = how.selection(targets, teacher)
+    ours = how.selection(targets, student)
+    theirs = theirs or how.selection(targets, teacher)
     boxes = max(1, *(len(target.labels) for target in targets))
     pairs: list[Pairs] = []
     if how.select in ("positive_hard", "positive"):
-        pairs.append(_same_box(our_matches, their_matches, student, teacher, boxes))
+        pairs.append(_same_box(ours.matches, theirs.matches, student, teacher, boxes))
     if how.select != "positive":
         kind: Selection = "easy" if how.select == "easy" else "hard"
         chosen = (ours.mask(kind), ours.owner), (theirs.mask(kind), theirs.owner)

@@ -11,44 +11,48 @@ from collections.abc import Sequence
 import torch
 
 from detr.models import GroupOutput, Target
+from distill.losses.costs import MatchingCosts
 from distill.losses.detection import LossWeights, set_losses
-from distill.losses.matcher import Matches, join_matches, match
-from distill.methods.parts.pairing import Pairs
+from distill.losses.matcher import match
+from distill.losses.matches import Matches, join_matches
+
+
+def layer_matches(
+    output: GroupOutput, layers: Sequence[int], targets: Sequence[Target], costs: MatchingCosts
+) -> Matches:
+    """The assignment of the ground truth in some layers, as layers 0, 1, ... in that order."""
+    return match(
+        torch.stack([output.logits[i] for i in layers]),
+        torch.stack([output.boxes[i] for i in layers]),
+        targets,
+        costs,
+        no_object=output.no_object,
+    )
 
 
 def teacher_assigned(
     student: GroupOutput,
-    teacher: GroupOutput,
-    layers: Pairs,
+    layers: Sequence[int],
+    teacher: Matches | None,
     targets: Sequence[Target],
-    cost: tuple[float, float, float],
+    costs: MatchingCosts,
 ) -> Matches:
     """The student's own assignment, replaced by the teacher's in some layers.
 
     Args:
         student: Answers to the teacher's queries.
-        teacher: The teacher's answers to the same queries, in the same order.
-        layers: (student, teacher) layers in which the teacher's assignment counts.
+        layers: Student layers in which the teacher's assignment counts.
+        teacher: That assignment of the same queries, in the same order: layer i is for the i-th of
+            the layers. ``None`` where there are none.
         targets: Ground truth per image.
-        cost: Weights of the matching cost.
+        costs: Weights of the matching cost.
     """
-    softmax = student.no_object
-    own = match(
-        torch.stack(student.logits), torch.stack(student.boxes), targets, cost, no_object=softmax
-    )
-    if not layers:
+    own = layer_matches(student, range(len(student.logits)), targets, costs)
+    if teacher is None:
         return own
-    theirs = match(
-        torch.stack([teacher.logits[t] for _, t in layers]),
-        torch.stack([teacher.boxes[t] for _, t in layers]),
-        targets,
-        cost,
-        no_object=softmax,
-    )
-    replaced = torch.tensor([s for s, _ in layers], device=own.layer.device)
-    kept = own.where(~torch.isin(own.layer, replaced))
-    parts = [theirs.at(i, to=s) for i, (s, _) in enumerate(layers)]
-    return join_matches([kept, *parts])
+    replaced = torch.tensor(layers, device=own.layer.device)
+    rest = own.where(~torch.isin(own.layer, replaced))
+    return join_matches([rest, *(teacher.at(i, to=s) for i, s in enumerate(layers))])
 
 
 def ground_truth_losses(

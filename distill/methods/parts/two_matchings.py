@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detr.models import Target, cxcywh_to_xyxy
+from distill.losses.costs import GAMMA
 from distill.losses.detection import focal_loss, ignored
-from distill.losses.matcher import GAMMA, Matches
+from distill.losses.matches import Matches
 from distill.losses.overlap import giou, iou
+from distill.losses.targets import JoinedTargets
 from distill.methods.base import float32
 
 
@@ -50,38 +52,7 @@ def quality_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return (targets - logits.sigmoid()).abs() ** GAMMA * entropy
 
 
-@dataclass
-class Truth:
-    """Ground truth of all images in one row.
-
-    Attributes:
-        boxes: ``[sum of G, 4]``.
-        labels: ``[sum of G]``.
-        offsets: ``[B]`` where each image begins.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    offsets: Tensor
-
-    @classmethod
-    def of(cls, targets: Sequence[Target]) -> Truth:
-        """Joins the images."""
-        counts = [len(target.labels) for target in targets]
-        device = targets[0].labels.device
-        return cls(
-            torch.cat([target.boxes for target in targets]),
-            torch.cat([target.labels for target in targets]),
-            torch.tensor([0, *counts[:-1]], device=device).cumsum(0),
-        )
-
-    def of_pairs(self, matches: Matches) -> tuple[Tensor, Tensor]:
-        """Box and label of every pair."""
-        flat = self.offsets[matches.image] + matches.box
-        return self.boxes[flat], self.labels[flat]
-
-
-def pair_iou(boxes: Tensor, matches: Matches, truth: Truth) -> Tensor:
+def pair_iou(boxes: Tensor, matches: Matches, truth: JoinedTargets) -> Tensor:
     """``[M]`` IoU of the matched predictions with their boxes, in [0, 1], without gradient."""
     found = boxes[matches.layer, matches.image, matches.query]
     overlap = iou(
@@ -117,7 +88,7 @@ def matching_losses(
     Returns:
         ``class``, ``l1`` and ``giou``, scalars.
     """
-    truth = Truth.of(targets)
+    truth = JoinedTargets.of(targets)
     if other is not None and rules.least_iou is not None:
         other = other.where(pair_iou(boxes, other, truth) > rules.least_iou)
     own_weight, other_weight = _weights(own, other, costs, rules.down_weight)
@@ -147,7 +118,7 @@ def matching_losses(
 def _class_loss(
     logits: Tensor,
     boxes: Tensor,
-    truth: Truth,
+    truth: JoinedTargets,
     own: Matches,
     other: Matches | None,
     pair_weights: tuple[Tensor, Tensor],
@@ -196,7 +167,7 @@ def _weights(
 
 
 def _regression(
-    boxes: Tensor, truth: Truth, matches: Matches, weights: Tensor
+    boxes: Tensor, truth: JoinedTargets, matches: Matches, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Weighted sums of L1 and ``1 - GIoU`` over the pairs."""
     found = float32(boxes[matches.layer, matches.image, matches.query])

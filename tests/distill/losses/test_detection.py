@@ -17,7 +17,7 @@ from distill.losses.detection import (
     focal_loss,
     set_losses,
 )
-from distill.losses.matcher import Matches
+from distill.losses.matches import Matches
 from distill.losses.overlap import covered, giou, iou
 
 LN2 = math.log(2)

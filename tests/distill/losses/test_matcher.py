@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from detr.models import Target
-from distill.losses.matcher import cost_matrix, match
+from distill.losses.costs import MatchingCosts
+from distill.losses.matcher import match
 
 
 def random_case(
@@ -32,7 +33,7 @@ def random_case(
 @pytest.mark.parametrize("counts", [[3, 0, 2], [1], [4, 4]])
 def test_assignment_is_the_cheapest_of_all(counts: list[int]) -> None:
     logits, boxes, targets = random_case(2, counts, 5, 3)
-    cost = cost_matrix(logits, boxes, targets, (2.0, 5.0, 2.0))
+    cost = MatchingCosts().matrix(logits, boxes, targets)
     matches = match(logits, boxes, targets)
     assert len(matches.query) == 2 * sum(counts)
     for layer in range(2):
@@ -54,7 +55,7 @@ def test_cost_of_one_pair_by_hand() -> None:
     # Boxes [0, 0, .4, .4] and [.2, 0, .6, .4]: L1 0.2, IoU 1/3, hull 0.24 = union: GIoU 1/3.
     targets = [Target(torch.tensor([[0.4, 0.2, 0.4, 0.4]]), torch.tensor([1]), torch.zeros(0, 4))]
     boxes = torch.tensor([[[[0.2, 0.2, 0.4, 0.4]]]])
-    cost = cost_matrix(torch.zeros(1, 1, 1, 2), boxes, targets, (2.0, 5.0, 2.0))
+    cost = MatchingCosts().matrix(torch.zeros(1, 1, 1, 2), boxes, targets)
     expected = 2 * (0.0625 - 0.1875) * 0.693147 + 5 * 0.2 - 2 / 3
     assert cost.item() == pytest.approx(expected, abs=1e-5)
 

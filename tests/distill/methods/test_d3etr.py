@@ -11,18 +11,23 @@ import torch
 
 from detr.errors import UserError
 from detr.models import Detector, GroupOutput, QueryGroup, Target
+from distill.losses.costs import MatchingCosts
 from distill.losses.matcher import match
 from distill.methods import Method
 from distill.methods.parts.attended_cells import attended_cells, dense
 from distill.methods.parts.prediction_pairs import Predictions, distances
-from distill.methods.parts.teacher_group import ground_truth_losses, teacher_assigned
+from distill.methods.parts.teacher_group import (
+    ground_truth_losses,
+    layer_matches,
+    teacher_assigned,
+)
 from distill.methods.step import Step
 
 Build = Callable[..., Detector]
 TakeStep = Callable[..., Step]
 MakeMethod = Callable[..., Method]
 Targets = Callable[..., Target]
-COST = (2.0, 5.0, 2.0)
+COSTS = MatchingCosts()
 
 
 @torch.no_grad()
@@ -141,13 +146,14 @@ def test_equation_7_by_hand(target: Targets) -> None:
     near, far = [0.3, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]
     truth = [target([near], [0])]
     student, teacher = output([[near, far], [near, far]]), output([[near, far], [far, near]])
-    none = teacher_assigned(student, teacher, (), truth, COST)
-    last = teacher_assigned(student, teacher, ((1, 1),), truth, COST)
+    theirs = layer_matches(teacher, [1], truth, COSTS)
+    none = teacher_assigned(student, [], None, truth, COSTS)
+    last = teacher_assigned(student, [1], theirs, truth, COSTS)
     assert dict(zip(none.layer.tolist(), none.query.tolist(), strict=True)) == {0: 0, 1: 0}
     assert dict(zip(last.layer.tolist(), last.query.tolist(), strict=True)) == {0: 0, 1: 1}
     # A shallower student's last layer takes the teacher's last.
     short = output([[near, far]])
-    mapped = teacher_assigned(short, teacher, ((0, 1),), truth, COST)
+    mapped = teacher_assigned(short, [0], theirs, truth, COSTS)
     assert mapped.layer.tolist() == [0] and mapped.query.tolist() == [1]
 
 
@@ -159,11 +165,12 @@ def test_fixed_group_learns_the_ground_truth_under_the_constraint(
     step = take_step(student, teacher, [d3])
     losses = d3.losses(step)
     ours, theirs = step.student_outputs["d3etr/fixed1"], step.teacher_outputs["own"]
-    kept = {"none": (), "last": ((1, 1),), "all": ((0, 0), (1, 1))}[constraint]
-    matches = teacher_assigned(ours, theirs, kept, step.targets, COST)
+    layers = {"none": [], "last": [1], "all": [0, 1]}[constraint]
+    kept = layer_matches(theirs, layers, step.targets, COSTS) if layers else None
+    matches = teacher_assigned(ours, layers, kept, step.targets, COSTS)
     if constraint == "all":
         expected_matches = match(
-            torch.stack(theirs.logits), torch.stack(theirs.boxes), step.targets, COST
+            torch.stack(theirs.logits), torch.stack(theirs.boxes), step.targets, COSTS
         )
         found = sorted(zip(*(x.tolist() for x in vars(matches).values()), strict=True))
         wanted = sorted(zip(*(x.tolist() for x in vars(expected_matches).values()), strict=True))

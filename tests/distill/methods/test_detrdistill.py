@@ -9,19 +9,24 @@ import pytest
 import torch
 
 from detr.models import Detector, GroupOutput, QueryGroup, Target, cxcywh_to_xyxy
+from distill.losses.costs import MatchingCosts
 from distill.losses.matcher import match
 from distill.losses.overlap import iou
 from distill.methods import Method
-from distill.methods.detrdistill import target_mask
+from distill.methods.detrdistill import good_queries, target_mask
 from distill.methods.parts.masks import scale_masks
-from distill.methods.parts.teacher_group import ground_truth_losses, teacher_assigned
+from distill.methods.parts.teacher_group import (
+    ground_truth_losses,
+    layer_matches,
+    teacher_assigned,
+)
 from distill.methods.step import Step
 
 Build = Callable[..., Detector]
 TakeStep = Callable[..., Step]
 MakeMethod = Callable[..., Method]
 Targets = Callable[..., Target]
-COST = (2.0, 5.0, 2.0)
+COSTS = MatchingCosts()
 
 
 def test_logits_are_qskds_global_alignment(
@@ -47,9 +52,10 @@ def test_mask_by_hand(target: Targets) -> None:
     maps = torch.tensor([[[[3.0, 0.0, 1.0]], [[0.0, 1.0, 1.0]]]])
     truth = [target([[0.2, 0.2, 0.4, 0.4]], [0])]
     # Quality 2 entries x 1/2 x IoU 1; cosines 1, 0 and 1 / sqrt 2.
-    found = target_mask(output, 0, truth, maps, 100)
+    found = target_mask(good_queries(output, 0, truth, 100), maps)
     torch.testing.assert_close(found, torch.tensor([[[1.0, 0.01, 0.5**0.5]]]))
-    assert target_mask(output, 0, [target([], [])], maps, 100).tolist() == [[[1.0, 1.0, 1.0]]]
+    nothing = good_queries(output, 0, [target([], [])], 100)
+    assert target_mask(nothing, maps).tolist() == [[[1.0, 1.0, 1.0]]]
 
 
 def test_features_in_loops(
@@ -96,10 +102,12 @@ def test_prior_group_keeps_or_makes_matches(
     step = take_step(student, teacher, [tested])
     output, theirs = step.student_outputs["detrdistill/prior"], step.teacher_outputs["own"]
     torch.testing.assert_close(output.group.content, theirs.group.content)
-    kept = ((0, 0), (1, 1)) if assignment == "teacher" else ()
-    matches = teacher_assigned(output, theirs, kept, step.targets, COST)
+    kept = None
+    if assignment == "teacher":
+        kept = layer_matches(theirs, [0, 1], step.targets, COSTS)
+    matches = teacher_assigned(output, [0, 1], kept, step.targets, COSTS)
     side = theirs if assignment == "teacher" else output
-    wanted = match(torch.stack(side.logits), torch.stack(side.boxes), step.targets, COST)
+    wanted = match(torch.stack(side.logits), torch.stack(side.boxes), step.targets, COSTS)
     assert sorted(zip(matches.layer.tolist(), matches.query.tolist(), strict=True)) == sorted(
         zip(wanted.layer.tolist(), wanted.query.tolist(), strict=True)
     )

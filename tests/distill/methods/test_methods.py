@@ -12,7 +12,7 @@ from detr.config import Strict
 from detr.errors import UserError
 from detr.models import Detector
 from distill import methods as package
-from distill.methods import METHODS, Method, Setting, build_methods, parse_methods
+from distill.methods import METHODS, Method, build_methods, parse_methods
 from distill.methods.step import Step
 
 Build = Callable[..., Detector]
@@ -22,15 +22,11 @@ class Nothing(Strict):
     pass
 
 
-class OwnLoss(Method):
+class OwnLoss(Method[Nothing]):
     """Replaces the detection loss and asks a question after the teacher has spoken."""
 
     name = "own_loss"
-    Options = Nothing
     replaces_detection_loss = True
-
-    def __init__(self, options: Strict, setting: Setting) -> None:
-        super().__init__()
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         return {}
@@ -40,6 +36,13 @@ class Online(OwnLoss):
     name = "online"
     replaces_detection_loss = False
     teacher = "ema"
+
+
+def test_options_are_those_the_base_names() -> None:
+    assert OwnLoss.Options is Online.Options is Nothing
+    assert Method.Options is Strict
+    for kind in METHODS.values():
+        assert kind.Options is not Strict and kind.Options.__module__ == kind.__module__
 
 
 def test_names_options_and_docstrings() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from detr.models import Detector, Target, cxcywh_to_xyxy
+from distill.losses.costs import MatchingCosts
 from distill.losses.detection import detection_losses
-from distill.losses.matcher import cost_matrix, match
+from distill.losses.matcher import match
 from distill.losses.overlap import giou, iou
 from distill.methods import METHODS, Method, Setting, build_methods
 from distill.methods.parts.best_queries import best_queries, original_matches
@@ -22,7 +23,7 @@ Build = Callable[..., Detector]
 TakeStep = Callable[..., Step]
 MakeMethod = Callable[..., Method]
 Targets = Callable[..., Target]
-COST = (2.0, 5.0, 2.0)
+COSTS = MatchingCosts()
 OFF = {"matching": False, "prediction": False, "auxiliary": False}
 
 
@@ -37,7 +38,7 @@ def equations_5_and_6(step: Step, listen: bool, aligned: bool) -> dict[str, floa
     ours, theirs = step.student_outputs["od_detr/prediction"], step.teacher_outputs["own"]
     sums = {"class": 0.0, "l1": 0.0, "giou": 0.0}
     for layer in range(len(ours.logits)):
-        matches = match(theirs.logits[layer][None], theirs.boxes[layer][None], step.targets, COST)
+        matches = match(theirs.logits[layer][None], theirs.boxes[layer][None], step.targets, COSTS)
         owner = {
             (i, q): b
             for i, q, b in zip(
@@ -123,7 +124,7 @@ def test_own_queries_learn_both_assignments(
     for layer in (0, 1):
         z, b, z_t, b_t = (x[layer][None] for x in stacked)
         side = stacked[:2] if cost_of == "student" else stacked[2:]
-        costs = cost_matrix(side[0][layer][None], side[1][layer][None], step.targets, COST)
+        costs = COSTS.matrix(side[0][layer][None], side[1][layer][None], step.targets)
         if layers == "final":
             z_t, b_t = stacked[2][1][None], stacked[3][1][None]
         parts = matching_losses(
@@ -164,21 +165,24 @@ def test_auxiliary_group_is_matched_per_stage(
     mean = method("od_detr", student, teacher, auxiliary_matching=kind, auxiliary_sum="mean")
     step = take_step(student, teacher, [od])
     output = step.student_outputs["od_detr/auxiliary"]
-    chosen = best_queries(step.teacher_outputs["own"], step.targets, COST, 2)
+    teacher_own = step.teacher_outputs["own"]
+    predictions = torch.stack(teacher_own.logits), torch.stack(teacher_own.boxes)
+    table = COSTS.matrix(*predictions, step.targets)
+    chosen = best_queries(teacher_own, step.targets, table, 2)
     assert output.group.blocks == 2 and output.group.content.shape[1] == 2 * 2 * 2
     assert output.group.padding is not None and output.group.padding[1].sum() == 4
-    original = original_matches(chosen, step.targets, 2)
+    original = original_matches(chosen, match(*predictions, step.targets), step.targets, 2)
     expected = 0.0
     for layer in (0, 1):
         for stage in (0, 1):
             part = slice(4 * stage, 4 * stage + 4)
             z, b = output.logits[layer][None, :, part], output.boxes[layer][None, :, part]
-            rematch = match(z, b, step.targets, COST, chosen.padding)
+            rematch = match(z, b, step.targets, COSTS, chosen.padding)
             kept = original.at(2 * layer + stage, to=0)
             own, other = {
                 "both": (rematch, kept), "original": (kept, None), "rematch": (rematch, None)
             }[kind]  # fmt: skip
-            costs = cost_matrix(z, b, step.targets, COST)
+            costs = COSTS.matrix(z, b, step.targets)
             parts = matching_losses(
                 z, b, step.targets, own, other, costs, step.normalizer, Rules(), chosen.padding
             )
@@ -232,7 +236,7 @@ def test_an_equal_student_has_no_boxes_to_learn_from_predictions(
         *(torch.stack(getattr(step.student_outputs["own"], n)) for n in ("logits", "boxes")),
         step.targets,
     )
-    theirs = od._teacher_matches(step)  # type: ignore[operator]
+    theirs = od.teacher_assignment(step).matches  # type: ignore[operator]
     assert matched.query.tolist() == theirs.query.tolist()
 
 

@@ -11,8 +11,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from detr.models import Detector, Target, cxcywh_to_xyxy
-from distill.losses.matcher import Matches, match, pad_targets
+from distill.losses.costs import MatchingCosts
+from distill.losses.matcher import match
+from distill.losses.matches import Matches
 from distill.losses.overlap import giou
+from distill.losses.targets import pad_targets
 from distill.methods import Method
 from distill.methods.parts.attended_cells import attended_cells, dense
 from distill.methods.parts.prediction_pairs import Predictions, distances
@@ -24,7 +27,7 @@ Build = Callable[..., Detector]
 TakeStep = Callable[..., Step]
 MakeMethod = Callable[..., Method]
 Targets = Callable[..., Target]
-COST = (2.0, 5.0, 2.0)
+COSTS = MatchingCosts()
 
 
 def pairs(rows: list[tuple[int, int, int, int]]) -> Matches:
@@ -79,7 +82,7 @@ def test_mask_is_equation_4(
     output, memory = step.teacher_outputs["own"], step.teacher_memory
     assert memory is not None
     logits, boxes = output.logits[-1][None], output.boxes[-1][None]
-    matches = match(logits, boxes, step.targets, COST)
+    matches = match(logits, boxes, step.targets, COSTS)
     selected = select_queries(overlaps(boxes, step.targets), step.targets, matches, -0.4)
     chosen = selected.mask("positive_hard")[0]
     assert selected.hard.any() and not chosen.all()
@@ -113,7 +116,7 @@ def test_features_follow_equation_5(
     output, memory = step.teacher_outputs["own"], step.teacher_memory
     assert memory is not None
     logits, boxes = output.logits[-1][None], output.boxes[-1][None]
-    matches = match(logits, boxes, step.targets, COST)
+    matches = match(logits, boxes, step.targets, COSTS)
     selected = select_queries(overlaps(boxes, step.targets), step.targets, matches, 0.0)
     mask = attention_mask(output, selected, selected.mask("positive_hard")[0], memory, True)
     kept = ~memory.padding
@@ -146,7 +149,7 @@ def equation_7(step: Step, layer: int, threshold: float) -> dict[str, float]:
     sides = []
     for output in (step.student_outputs["own"], step.teacher_outputs["own"]):
         logits, boxes = output.logits[layer], output.boxes[layer]
-        matches = match(logits[None], boxes[None], step.targets, COST)
+        matches = match(logits[None], boxes[None], step.targets, COSTS)
         sides.append((logits, boxes, matches))
 
     def distance(image: int, i: int, j: int) -> tuple[float, float, float]:

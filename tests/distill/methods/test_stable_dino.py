@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from detr.models import Detector, Target
+from distill.losses.costs import ALPHA, MatchingCosts
 from distill.losses.detection import LossWeights, detection_losses, focal_loss
-from distill.losses.matcher import ALPHA, Matches, cost_matrix
+from distill.losses.matches import Matches
 from distill.methods import Method, build_methods
 from distill.methods.stable_dino import (
     modulated_cost,
@@ -23,7 +24,8 @@ from distill.methods.step import Step
 TakeStep = Callable[..., Step]
 Targets = Callable[..., Target]
 LN2 = math.log(2)
-COST = (2.0, 5.0, 2.0)
+COSTS = MatchingCosts()
+CLASSES_ONLY = MatchingCosts(1.0, 0.0, 0.0)
 
 # Query 0 equals the first box, 1 overlaps it by a third, 2 lies apart.
 LEFT, SHIFTED, RIGHT = [0.2, 0.2, 0.4, 0.4], [0.4, 0.2, 0.4, 0.4], [0.8, 0.8, 0.2, 0.2]
@@ -108,7 +110,7 @@ def test_targets_carry_no_gradient(target: Targets) -> None:
 def test_equation_4_by_hand(target: Targets) -> None:
     truth = [target([LEFT], [0])]
     logits = torch.zeros(1, 1, 3, 1)
-    found = modulated_cost(logits, BOXES, truth, (1.0, 0.0, 0.0), 0.5, False, False)[0, 0, :, 0]
+    found = modulated_cost(logits, BOXES, truth, CLASSES_ONLY, 0.5, False, False)[0, 0, :, 0]
     # s' = (GIoU + 1) / 2: 1 for query 0, (1/3 + 1) / 2 for query 1.
     expected = []
     for s in (1.0, 2 / 3):
@@ -117,19 +119,19 @@ def test_equation_4_by_hand(target: Targets) -> None:
     assert found[:2].tolist() == pytest.approx(expected, rel=1e-4)
     # Without query 0, rescaling raises query 1's 2/3 to 1.
     raised = modulated_cost(
-        logits[:, :, 1:], BOXES[:, :, 1:], truth, (1.0, 0.0, 0.0), 0.5, True, False
+        logits[:, :, 1:], BOXES[:, :, 1:], truth, CLASSES_ONLY, 0.5, True, False
     )
     assert raised[0, 0, 0, 0].item() == pytest.approx(expected[0], rel=1e-4)
-    plain = modulated_cost(logits, BOXES, truth, COST, 0.0, True, False)
-    torch.testing.assert_close(plain, cost_matrix(logits, BOXES, truth, COST))
+    plain = modulated_cost(logits, BOXES, truth, COSTS, 0.0, True, False)
+    torch.testing.assert_close(plain, COSTS.matrix(logits, BOXES, truth))
 
 
 def test_rescaling_the_cost_ignores_filled_up_columns(target: Targets) -> None:
     truth = [target([SHIFTED], [0]), target([LEFT, SHIFTED], [0, 0])]
     boxes = BOXES[:, :, :1].expand(1, 2, 1, 4)
-    found = modulated_cost(torch.zeros(1, 2, 1, 1), boxes, truth, (1.0, 0.0, 0.0), 1.0, True, False)
+    found = modulated_cost(torch.zeros(1, 2, 1, 1), boxes, truth, CLASSES_ONLY, 1.0, True, False)
     alone = modulated_cost(
-        torch.zeros(1, 1, 1, 1), boxes[:, :1], truth[:1], (1.0, 0.0, 0.0), 1.0, True, False
+        torch.zeros(1, 1, 1, 1), boxes[:, :1], truth[:1], CLASSES_ONLY, 1.0, True, False
     )
     torch.testing.assert_close(found[0, 0, 0, 0], alone[0, 0, 0, 0])
 
@@ -138,17 +140,16 @@ def test_class_scatter_sees_the_last_box_of_a_class_in_the_batch(target: Targets
     truth = [target([LEFT], [1]), target([SHIFTED, RIGHT], [1, 0])]
     boxes = BOXES.expand(1, 2, 3, 4)
     logits = torch.zeros(1, 2, 3, 2)
-    weights = (1.0, 0.0, 0.0)
-    found = modulated_cost(logits, boxes, truth, weights, 1.0, False, True)
+    found = modulated_cost(logits, boxes, truth, CLASSES_ONLY, 1.0, False, True)
     # Image 0's box is measured at image 1's SHIFTED, the last of class 1.
     moved = modulated_cost(
-        logits, boxes, [target([SHIFTED], [1]), truth[1]], weights, 1.0, False, False
+        logits, boxes, [target([SHIFTED], [1]), truth[1]], CLASSES_ONLY, 1.0, False, False
     )
     torch.testing.assert_close(found[0, 0, :, 0], moved[0, 0, :, 0])
     torch.testing.assert_close(found[0, 1], moved[0, 1])
     # One box per class: nothing to mix up.
     single = [target([LEFT, RIGHT], [0, 1])]
-    args = (logits[:, :1], boxes[:, :1], single, COST, 0.5, True)
+    args = (logits[:, :1], boxes[:, :1], single, COSTS, 0.5, True)
     torch.testing.assert_close(modulated_cost(*args, True), modulated_cost(*args, False))
 
 

@@ -126,22 +126,23 @@ def test_ap_is_told_and_a_weak_teacher_refused(
 ) -> None:
     weights, val, said = write_teacher(), open_dataset(f"kitti:{scenes}:val"), list[str]()
     plain = recipe(scenes, weights)
-    teacher, path = open_teacher(plain, classes, torch.device("cpu"))
-    assert path == weights
+    opened = open_teacher(plain, classes, torch.device("cpu"))
+    teacher = opened.detector
+    assert opened.path == weights and teacher is opened.teacher
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
-    tell_ap(plain, teacher, path, val, said.append)
+    tell_ap(plain, opened, val, said.append)
     assert len(said) == 1
     assert f"on {len(val)} images" in said[0]
 
     demanding = recipe(scenes, weights, min_teacher_ap=0.9)
     with pytest.raises(UserError, match=r"AP 0\.0\d\d on .* at least 0\.900") as error:
-        tell_ap(demanding, teacher, path, val, said.append)
+        tell_ap(demanding, opened, val, said.append)
     assert (error.value.code, error.value.exit_status) == ("teacher-weak", 3)
 
     with pytest.raises(UserError) as error:
-        tell_ap(demanding, teacher, path, None, said.append)
+        tell_ap(demanding, opened, None, said.append)
     assert error.value.code == "teacher-unmeasured"
-    tell_ap(plain, teacher, path, None, said.append)
+    tell_ap(plain, opened, None, said.append)
     assert len(said) == 1
 
 

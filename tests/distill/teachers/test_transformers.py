@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from detr.config import ClassMap
+from detr.config import ClassMap, Strict
 from detr.data import open_dataset
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
+from detr.models import Detector, TeacherPart
 from distill.distributed import join
+from distill.methods import METHODS, Method
+from distill.methods.step import PairedGroup, Step
 from distill.recipe import Recipe
 from distill.teachers.open import open_teacher, tell_ap
-from distill.teachers.transformers import HuggingFaceTeacher, load
+from distill.teachers.transformers import FAMILIES, HuggingFaceTeacher, load
 from distill.training.loop import train_step
 from distill.training.run_dir import RunDir
 from distill.training.state import set_up
@@ -90,6 +94,55 @@ def test_what_it_cannot_teach_is_refused(
     assert "\n" not in error.value.message
 
 
+@pytest.mark.parametrize("kind", models.CONFIGS)
+def test_its_facts_are_those_of_the_network(kind: str, folders: Any) -> None:
+    teacher = load(folders[kind], KITTI, INPUT, {})
+    assert not isinstance(teacher, Detector) and not hasattr(teacher, "config")
+    memory = teacher.encode(torch.zeros(1, 3, *INPUT.size), torch.tensor([[64.0, 128.0]]))
+    groups = teacher.queries(memory)
+    assert [group.role for group in groups] == ["own"]
+    (answer,) = teacher.decode(memory, groups)
+    facts, published = teacher.facts, teacher.model.config
+    assert facts.family == FAMILIES[kind]
+    assert facts.num_classes == answer.logits[0].shape[-1] == 3
+    assert facts.num_queries == answer.boxes[0].shape[1] == published.num_queries
+    assert facts.width == memory.tokens.shape[-1] == published.d_model
+    assert facts.decoder_layers == len(answer.logits) == len(answer.boxes)
+    assert facts.encoder_layers == (1 if hasattr(published, "encoder_layers") else 0)
+    assert memory.shapes == tuple((math.ceil(64 / s), math.ceil(128 / s)) for s in facts.strides)
+    # What is not offered is empty.
+    assert "backbone" not in teacher.offers and not facts.backbone_strides and not memory.features
+    assert "neck" not in teacher.offers and not memory.layers
+    assert "attention" not in teacher.offers and facts.heads == 0 and not answer.attention
+
+
+class Asking(Method[Strict]):
+    """Asks the teacher queries of its own, and says that it does not."""
+
+    name = "asking"
+
+    @classmethod
+    def needs(cls, options: Strict) -> frozenset[TeacherPart]:
+        return frozenset({"predictions"})
+
+    def groups(self, step: Step) -> list[PairedGroup]:
+        return [PairedGroup("asking/x", None, replace(step.teacher_groups[0], role="asking/x"))]
+
+    def losses(self, step: Step) -> dict[str, torch.Tensor]:
+        return {}
+
+
+def test_a_method_that_hides_what_it_asks_is_stopped(
+    folders: Any, tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "asking", Asking)
+    recipe = lesson(tiny, folders["lw_detr"], ["asking"])
+    state = set_up(recipe, RunDir(tmp_path / "run", recipe), join())
+    with pytest.raises(UserError, match=r"asking/x: a LW-DETR .* needs\(\) must") as error:
+        train_step(state, state.batches.batch(0), 0)
+    assert error.value.code == "method-teacher"
+
+
 @pytest.mark.parametrize("kind", ["rt_detr", "lw_detr"])
 def test_it_sees_its_own_kind_of_image(kind: str, folders: Any) -> None:
     teacher = load(folders[kind], KITTI, INPUT, {})
@@ -114,8 +167,6 @@ def test_it_sees_its_own_kind_of_image(kind: str, folders: Any) -> None:
     torch.testing.assert_close(answer.boxes[-1], said.pred_boxes, atol=1e-4, rtol=0)
     boxes, _, labels = teacher(ours, sizes, 10 * sizes)
     assert boxes.max() > 10 and labels.max() < 3
-    with pytest.raises(ValueError, match="its own queries only"):
-        teacher.decode(memory, [*teacher.queries(memory)] * 2)
 
 
 def test_its_maps_lie_on_the_students_canvas(folders: Any) -> None:
@@ -148,10 +199,11 @@ def test_classes_are_matched_by_name(folders: Any) -> None:
 def test_it_is_measured_like_any_teacher(folders: Any, tiny: Recipe) -> None:
     data = open_dataset(tiny.data.train)
     recipe = lesson(tiny, folders["lw_detr"], ["fitnet"], min_teacher_ap=0.9)
-    teacher, path = open_teacher(recipe, data.classes, torch.device("cpu"))
+    opened = open_teacher(recipe, data.classes, torch.device("cpu"))
+    assert opened.detector is None
     val = open_dataset(str(tiny.data.val), data.classes)
     with pytest.raises(UserError, match=r"at least 0\.900") as error:
-        tell_ap(recipe, teacher, path, val, print)
+        tell_ap(recipe, opened, val, print)
     assert error.value.code == "teacher-weak"
 
 

@@ -94,16 +94,16 @@ def test_layers_pair_one_to_one_or_last_to_last() -> None:
 
 @pytest.mark.parametrize("query", ["mixed", "two_stage", "learned"])
 def test_general_points_are_shared_and_new_in_every_step(build: Build, query: str) -> None:
-    config = build(query=query).config
-    own = QueryGroup("own", torch.ones(2, 7, config.width), torch.zeros(2, 7, 4))
+    facts = build(query=query).facts
+    own = QueryGroup("own", torch.ones(2, 7, facts.width), torch.zeros(2, 7, 4))
 
     def points(seed: int) -> QueryGroup:
-        return general_points("g", own, 5, config, generator(seed))
+        return general_points("g", own, 5, facts, generator(seed))
 
     first, again, other = points(0), points(0), points(1)
     torch.testing.assert_close(first.content, again.content)
     assert not torch.equal(first.content, other.content)
-    assert first.content.shape == (2, 5, config.width)
+    assert first.content.shape == (2, 5, facts.width)
     torch.testing.assert_close(first.content[0], first.content[1])
     assert first.reference.shape == (2, 5, 2 if query == "learned" else 4)
     assert ((first.reference > 0) & (first.reference < 1)).all()
@@ -115,15 +115,15 @@ def test_general_points_have_content_only_where_the_models_queries_do(
     query: str, patterns: int, build: Build
 ) -> None:
     # Released KD-DETR asks DAB-DETR about random anchors whose content is what its own begin with.
-    config = build(
+    facts = build(
         query=query, attention="conditional", patterns=patterns, levels=1,
         refine="none" if query == "learned" else "detach",
         backbone=BackboneConfig(name="test_resnet", strides=(16,)),
-    ).config  # fmt: skip
-    own = QueryGroup("own", torch.full((2, 7, config.width), 3.0), torch.zeros(2, 7, 4))
-    group = general_points("g", own, 5, config, generator())
+    ).facts  # fmt: skip
+    own = QueryGroup("own", torch.full((2, 7, facts.width), 3.0), torch.zeros(2, 7, 4))
+    group = general_points("g", own, 5, facts, generator())
     assert (group.content == 3.0).all() == (patterns == 0)
-    assert group.content.shape == (2, 5, config.width) and group.reference.std() > 0.01
+    assert group.content.shape == (2, 5, facts.width) and group.reference.std() > 0.01
 
 
 def test_specific_points_are_the_teachers_queries_without_gradient(build: Build) -> None:
@@ -131,7 +131,7 @@ def test_specific_points_are_the_teachers_queries_without_gradient(build: Build)
         detector = build(query=query)
         memory = detector.encode(torch.randn(1, 3, 64, 96), torch.tensor([[64.0, 96.0]]))
         own = detector.queries(memory)[0]
-        points = specific_points("s", own, detector.config)
+        points = specific_points("s", own, detector.facts)
         torch.testing.assert_close(points.content, own.content)
         torch.testing.assert_close(points.reference, own.reference)
         assert not points.content.requires_grad
@@ -202,16 +202,16 @@ def test_no_objects_leave_one_filler_query(build: Build, target: Targets) -> Non
 
 def test_width_is_bridged_for_the_student_only(build: Build) -> None:
     teacher, student = build(width=32), build(width=16)
-    bridge = ForStudent(student.config, teacher.config)
-    own = QueryGroup("own", torch.zeros(1, 1, teacher.config.width), torch.zeros(1, 1, 4))
-    group = general_points("g", own, 5, teacher.config, generator())
+    bridge = ForStudent(student.facts, teacher.facts)
+    own = QueryGroup("own", torch.zeros(1, 1, teacher.facts.width), torch.zeros(1, 1, 4))
+    group = general_points("g", own, 5, teacher.facts, generator())
     assert bridge(group).content.shape == (1, 5, 16)
     assert sum(p.requires_grad for p in bridge.parameters()) == 2
-    assert not list(ForStudent(teacher.config, teacher.config).parameters())
+    assert not list(ForStudent(teacher.facts, teacher.facts).parameters())
 
 
 def test_points_and_boxes_cannot_be_mixed(build: Build) -> None:
-    check_same_kind(build(query="two_stage"), build(query="mixed"), "m")
+    check_same_kind(build(query="two_stage").facts, build(query="mixed").facts, "m")
     with pytest.raises(UserError) as error:
-        check_same_kind(build(query="learned"), build(query="mixed"), "m")
+        check_same_kind(build(query="learned").facts, build(query="mixed").facts, "m")
     assert error.value.code == "method-queries"

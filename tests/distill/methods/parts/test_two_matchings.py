@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from detr.models import GroupOutput, QueryGroup, Target
+from distill.losses.costs import MatchingCosts
 from distill.losses.detection import set_losses
-from distill.losses.matcher import Matches, match
+from distill.losses.matcher import match, match_costs
+from distill.losses.matches import Matches
 from distill.methods.parts.best_queries import best_queries, original_matches, stages
 from distill.methods.parts.two_matchings import Rules, matching_losses, quality_focal_loss
 
 Targets = Callable[..., Target]
 LN2 = math.log(2)
-COST = (2.0, 5.0, 2.0)
+COSTS = MatchingCosts()
 ONE = torch.tensor(1.0)
 
 # Four queries and two boxes: query 0 equals box 0; 1 overlaps it by a third; 2 and 3 equal box 1.
@@ -149,10 +151,14 @@ def output(boxes: list[list[list[float]]]) -> GroupOutput:
     return GroupOutput(group, [torch.zeros(1, count, 2) for _ in layers], layers, hidden, [])
 
 
+def costs_of(teacher: GroupOutput, truth: list[Target]) -> torch.Tensor:
+    return COSTS.matrix(torch.stack(teacher.logits), torch.stack(teacher.boxes), truth)
+
+
 def test_best_queries_by_hand(target: Targets) -> None:
     teacher = output([[LEFT, SHIFTED, RIGHT, [0.7, 0.8, 0.2, 0.2]], [RIGHT, RIGHT, LEFT, SHIFTED]])
     truth = [target([LEFT, RIGHT], [0, 1])]
-    chosen = best_queries(teacher, truth, COST, 2)
+    chosen = best_queries(teacher, truth, costs_of(teacher, truth), 2)
     assert sorted(chosen.index[0, 0, :2].tolist()) == [0, 1]
     assert sorted(chosen.index[0, 0, 2:].tolist()) == [2, 3]
     assert chosen.index[1, 0, :2].tolist() == [2, 3]
@@ -171,10 +177,10 @@ def test_fillers_of_images_with_fewer_boxes(target: Targets) -> None:
     for name in ("logits", "boxes", "hidden"):
         setattr(teacher, name, [torch.cat((x, x)) for x in getattr(teacher, name)])
     truth = [target([LEFT, RIGHT], [0, 1]), target([RIGHT], [1])]
-    chosen = best_queries(teacher, truth, COST, 2)
+    chosen = best_queries(teacher, truth, costs_of(teacher, truth), 2)
     assert chosen.padding.tolist() == [[False] * 4, [False, False, True, True]]
     logits, boxes = torch.randn(3, 2, 4, 2), torch.rand(3, 2, 4, 4)
-    matches = match(logits, boxes, truth, COST, chosen.padding)
+    matches = match(logits, boxes, truth, COSTS, chosen.padding)
     assert all(
         q < 2 for q, i in zip(matches.query.tolist(), matches.image.tolist(), strict=True) if i == 1
     )
@@ -184,8 +190,8 @@ def test_original_matches_stay_or_are_made_anew(target: Targets) -> None:
     # Two equal boxes: both have queries 0 and 1 as their best, so both keep a match.
     truth = [target([LEFT, LEFT], [0, 0])]
     teacher = output([[LEFT, LEFT, RIGHT, RIGHT]])
-    chosen = best_queries(teacher, truth, COST, 2)
-    found = original_matches(chosen, truth, layers=2)
+    chosen = best_queries(teacher, truth, costs_of(teacher, truth), 2)
+    found = original_matches(chosen, match_costs(chosen.costs, truth), truth, layers=2)
     assert found.layer.tolist() == [0, 0, 1, 1]
     for layer in (0, 1):
         here = found.layer == layer
@@ -196,9 +202,9 @@ def test_original_matches_stay_or_are_made_anew(target: Targets) -> None:
             slot // 2 == box for slot, box in zip(slots, found.box[here].tolist(), strict=True)
         )
     # With one query per box, both boxes chose the same one: the second match is lost and made anew.
-    chosen = best_queries(teacher, truth, COST, 1)
+    chosen = best_queries(teacher, truth, costs_of(teacher, truth), 1)
     if chosen.index[0, 0, 0] == chosen.index[0, 0, 1]:
-        found = original_matches(chosen, truth, layers=1)
+        found = original_matches(chosen, match_costs(chosen.costs, truth), truth, layers=1)
         assert sorted(found.box.tolist()) == [0, 1] and sorted(found.query.tolist()) == [0, 1]
 
 
