@@ -143,3 +143,25 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
     missing = [link for link in links if not (page.parent / link).exists()]
     missing += [path for path in paths if not (ROOT / path).exists()]
     assert not missing
+
+
+def test_the_table_of_methods_names_what_there_is() -> None:
+    """Files relative to the methods, and test functions, an ellipsis after the beginning of one."""
+    text = (ROOT / "docs/methods.md").read_text()
+    folders = [ROOT] + [
+        ROOT / f"{top}distill/methods{part}" for top in ("", "tests/") for part in ("", "/parts")
+    ]
+    tests = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+    missing = []
+    for token in sorted(set(re.findall(r"`([^`\n]+)`", text))):
+        if token.endswith((".py", ".cpp")) and not any((x / token).exists() for x in folders):
+            missing.append(token)
+        elif re.fullmatch(r"test_\w+(\.\.\.)?", token) and token not in tests:
+            start = token.removesuffix("...")
+            if start == token or not any(name.startswith(start) for name in tests):
+                missing.append(token)
+    assert not missing
