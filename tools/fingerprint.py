@@ -2,11 +2,13 @@
 
 python -m tools.fingerprint --out before.json
 python -m tools.fingerprint --out after.json --against before.json
+python -m tools.fingerprint --report runs/demo/report.json --against docs/measured/demo-6454fb6.json
 
 Trains every family's detector and every method's student for ten steps, on a few drawn scenes and
 one thread, and hashes the weights; exports the demo teacher in every precision and hashes the
-graph. Same machine, same libraries, same instruction set: equal hashes. The exit status is 1 where
-a hash differs from the file named by ``--against``.
+graph. Same machine, same libraries, same instruction set: equal hashes. With ``--report`` it takes
+the COCO and KITTI AP of each row of a report of ``bench run`` instead. The exit status is 1 where
+something differs from the file named by ``--against``.
 """
 
 from __future__ import annotations
@@ -24,14 +26,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
+from bench.report.model import Report
 from detr.cli import main as detr
 from detr.data.synth import generate
 from distill.methods import METHODS
 from distill.recipe import Recipe
 from distill.training.loop import train
 
-# One small detector of each family, in the form of the first version: what is hashed may not follow
-# the presets. A key that changes changes the hashes.
+# One small detector of each family, written down in the form of the first version: if they followed
+# the presets, a preset's change would look like a change of what is computed.
 DETECTORS = Path(__file__).with_name("fingerprint_detectors.json")
 SIZE = (64, 128)
 # The methods' students and teachers: DINO, but Stable-DINO's and OD-DETR's need no teacher.
@@ -104,14 +107,25 @@ def fingerprints(folder: Path) -> dict[str, str]:
     return result
 
 
+def accuracies(report: Path) -> dict[str, Any]:
+    """COCO and KITTI AP of every row of a report by the row's name."""
+    rows = Report.model_validate_json(report.read_text()).rows
+    return {row.name: row.model_dump(mode="json", include={"coco", "kitti"}) for row in rows}
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, help="JSON file for the hashes")
+    parser.add_argument("--report", type=Path, help="report.json to take AP from, nothing trained")
     parser.add_argument("--against", type=Path, help="JSON file of an earlier state")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = fingerprints(Path(folder))
+    result: dict[str, Any]
+    if options.report is not None:
+        result = accuracies(options.report)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            result = dict(fingerprints(Path(folder)))
     if options.out is not None:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     if options.against is not None:
