@@ -9,7 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from detr.config import Strict
-from detr.errors import UserError, first_problem
+from detr.errors import UserError
+from detr.problems import problem_line
 
 
 class DataSpec(Strict):
@@ -47,7 +48,7 @@ def read_data_spec(path: Path) -> DataSpec:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError("data-yaml", f"{path}: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        raise UserError("data-yaml", f"{path}: {first_problem(error)}") from error
+        raise UserError("data-yaml", f"{path}: {problem_line(error, DataSpec)}") from error
     if spec.classes is not None and not spec.classes:
         raise UserError("data-yaml", f"{path}: classes: is empty")
     return spec.model_copy(update={"path": path.parent / spec.path.expanduser()})

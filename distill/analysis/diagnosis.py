@@ -251,7 +251,8 @@ def _compare_with_teacher(models: Sequence[ModelDiagnosis], subjects: Sequence[S
     if teacher is None:
         return
     for model, subject in zip(models, subjects, strict=True):
-        same = subject.detector.config.queries == teacher.detector.config.queries
+        ours, theirs = (x.detector.config.queries for x in (subject, teacher))
+        same = ours.number == theirs.number
         if subject is not teacher and same:
             model.consistency = consistency(subject.final, teacher.final)
 

@@ -82,10 +82,10 @@ def build_methods(
         if kind.teacher == "frozen":
             _check_offers(kind, options, teacher)
         models = [student] if teacher is None or kind.teacher == "none" else [student, teacher]
-        if kind.reads_scores and any(m.config.classification != "sigmoid" for m in models):
+        if kind.reads_scores and any(m.config.heads.classes.no_object for m in models):
             raise UserError(
                 "method-scores",
-                f"methods.{kind.name}: compares sigmoid scores; classification: softmax has none",
+                f"methods.{kind.name}: compares sigmoid scores; heads.classes: softmax has none",
             )
         methods.append(kind(options, setting).to(device))
     return methods

@@ -131,7 +131,7 @@ class ClockDistill(Method):
             if part == "target_aware":
                 group = self.target_aware(role, step.targets, step.generators)
             elif part == "general":
-                count = options.general_points or config.queries
+                count = options.general_points or config.queries.number
                 own = step.teacher_groups[0]
                 group = general_points(role, own, count, config, step.generator)
             else:

@@ -140,25 +140,26 @@ class D3etr(Method):
         if self.options.adaptive > 1:
             # Where a detector learns its content this is a second table; two-stage queries get
             # theirs from the proposals, on top of which the table is added.
-            self.content = nn.Embedding(ours.queries * max(1, ours.patterns), ours.width)
-            if ours.query == "learned":
-                self.position = nn.Embedding(ours.queries, ours.width)
+            self.content = nn.Embedding(ours.queries.total, ours.width)
+            if ours.queries.learned_positions:
+                self.position = nn.Embedding(ours.queries.total, ours.width)
 
     def _check(self, student: Detector, teacher: Detector) -> None:
         ours, theirs = student.config, teacher.config
-        dense = [config.attention != "deformable" for config in (ours, theirs)]
-        if self.options.cross_attention and dense[0] != dense[1]:
+        looks = [config.decoder.cross_attention for config in (ours, theirs)]
+        if self.options.cross_attention and looks[0].samples != looks[1].samples:
             raise UserError(
                 "method-attention",
-                f"methods.{self.name}: the student's attention is {ours.attention} and the "
-                f"teacher's {theirs.attention}, whose maps are not alike; set "
+                f"methods.{self.name}: the student's attention is {looks[0].kind} and the "
+                f"teacher's {looks[1].kind}, whose maps are not alike; set "
                 "cross_attention: false",
             )
-        if ours.classification != theirs.classification:
+        classes = [config.heads.classes.kind for config in (ours, theirs)]
+        if classes[0] != classes[1]:
             raise UserError(
                 "method-scores",
-                f"methods.{self.name}: the student's scores are {ours.classification} and the "
-                f"teacher's {theirs.classification}; they must agree",
+                f"methods.{self.name}: the student's scores are {classes[0]} and the teacher's "
+                f"{classes[1]}; they must agree",
             )
         if self.options.fixed:
             check_same_kind(student, teacher, self.name)
@@ -172,18 +173,19 @@ class D3etr(Method):
         each = self.options.self_attention or (
             self.options.cross_attention and self.options.heads == "each"
         )
-        if each and ours.heads != theirs.heads:
+        if each and ours.attention_heads != theirs.attention_heads:
             raise UserError(
                 "method-heads",
                 f"methods.{self.name}: attention maps are compared per head, but the student has "
-                f"{ours.heads} heads and the teacher {theirs.heads}; set self_attention: false "
-                "and heads: mean",
+                f"{ours.attention_heads} heads and the teacher {theirs.attention_heads}; set "
+                "self_attention: false and heads: mean",
             )
-        if self.options.matching == "index" and ours.queries > theirs.queries:
+        counts = [config.queries.number for config in (ours, theirs)]
+        if self.options.matching == "index" and counts[0] > counts[1]:
             raise UserError(
                 "method-queries",
                 f"methods.{self.name}: matching: index needs at least as many teacher queries "
-                f"({theirs.queries}) as student queries ({ours.queries})",
+                f"({counts[1]}) as student queries ({counts[0]})",
             )
 
     @property
@@ -206,7 +208,10 @@ class D3etr(Method):
             group = specific_points(role, step.teacher_groups[0], step.teacher.config)
             group = self.for_student(group)
             source = step.student.source
-            if group.position is not None and step.student.config.attention == "conditional":
+            if (
+                group.position is not None
+                and step.student.config.decoder.cross_attention.separates_positions
+            ):
                 assert isinstance(source, LearnedQueries)
                 group.reference = source.reference(group.position)
             groups.append(PairedGroup(role, group, None))

@@ -92,8 +92,8 @@ class KdDetr(Method):
         self.options = cast(KdDetrOptions, options)
         student, teacher = setting.student, setting.need_teacher()
         check_same_kind(student, teacher, self.name)
-        last = teacher.config.decoder_layers - 1
-        self.layers: Pairs = tuple((i, last) for i in range(student.config.decoder_layers))
+        last = teacher.config.decoder.layers - 1
+        self.layers: Pairs = tuple((i, last) for i in range(student.config.decoder.layers))
         if self.options.layers == "paired":
             self.layers = pair_decoders(student, teacher, self.options.layer_map, self.name)
         self.parts = [part for part in ("general", "specific") if getattr(self.options, part)]
@@ -106,7 +106,7 @@ class KdDetr(Method):
         groups = []
         if self.options.general:
             role = f"{self.name}/general"
-            count = self.options.general_points or config.queries
+            count = self.options.general_points or config.queries.number
             own = step.teacher_groups[0]
             group = general_points(role, own, count, config, step.generator)
             groups.append(PairedGroup(role, self.for_student(group), group))

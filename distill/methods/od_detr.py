@@ -110,7 +110,7 @@ class OdDetr(Method):
         self.options = o = cast(OdDetrOptions, options)
         self.loss = setting.loss
         self.cost = (setting.loss.cost_class, setting.loss.cost_l1, setting.loss.cost_giou)
-        self.learned = setting.student.config.query == "learned"
+        self.learned = setting.student.config.queries.learned_positions
         self.first_drop = setting.drops[0] if setting.drops else None
         self.rules = Rules(
             o.classification, o.least_iou, o.matching_boxes, o.down_weight, o.down_weight_classes

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from detr.config import Strict
 from detr.models import GroupOutput, Memory
-from detr.models.encoders.tokens import Encoder
+from detr.models.encoders.build import build_encoder
 from distill.distributed import mean_over_processes, shared_statistic
 from distill.methods.base import Method, Setting, align, float32
 from distill.methods.parts.attended_cells import looked_at
@@ -171,9 +171,9 @@ class Qskd(Method):
             self.align = align(ours.width, theirs.width)
             depth = self.options.adaptor_layers
             if depth is None:
-                depth = int(ours.encoder_layers < theirs.encoder_layers)
-            plain = {"encoder_layers": depth, "memory_fusion": None}
-            self.adaptor = Encoder(ours.model_copy(update=plain)) if depth else None
+                depth = int(ours.encoder.layers < theirs.encoder.layers)
+            plain = {"layers": depth, "fusion": None}
+            self.adaptor = build_encoder(ours.replace(encoder=plain)) if depth else None
 
     @property
     def needs_attention(self) -> bool:
@@ -228,11 +228,7 @@ class Qskd(Method):
         memory = step.student_memory
         if self.adaptor is None:
             return memory.tokens
-        positions = self.adaptor.positions(memory.valid_ratios, memory.shapes)
-        adapted: Tensor = self.adaptor(
-            memory.tokens, positions, memory.padding, memory.valid_ratios, memory.shapes
-        )[0]
-        return adapted
+        return self.adaptor.encode(memory.levels()).tokens
 
     def _paired(
         self, student: Predictions, teacher: Predictions, rows: Tensor, columns: Tensor

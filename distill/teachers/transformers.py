@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detr.cli_support import missing_extra
-from detr.config import BackboneConfig, ClassMap, DetectorConfig
+from detr.config import (
+    BackboneConfig,
+    ClassMap,
+    DecoderConfig,
+    DetectorConfig,
+    LookForwardTwiceConfig,
+    MixedQueriesConfig,
+    NeckConfig,
+)
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models import Detector, GroupOutput, LevelShapes, Memory, QueryGroup, detections
@@ -104,14 +112,12 @@ class HuggingFaceTeacher(Detector):
         self.strides = tuple(2 ** round(math.log2(side)) for side in sides)
         self.config = DetectorConfig(
             num_classes=len(columns),
-            backbone=BackboneConfig(name=self.kind, strides=self.strides),
-            levels=len(maps),
             width=maps[0].shape[1],
-            heads=1,
-            decoder_layers=len(answer.logits),
-            queries=answer.logits[0].shape[1],
-            query="mixed",
-            refine="look_forward_twice",
+            attention_heads=1,
+            backbone=BackboneConfig(name=self.kind, strides=self.strides),
+            neck=NeckConfig(levels=len(maps)),
+            queries=MixedQueriesConfig(number=answer.logits[0].shape[1]),
+            decoder=DecoderConfig(layers=len(answer.logits), refinement=LookForwardTwiceConfig()),
             detections=300,
         )
 

@@ -50,7 +50,7 @@ def pair_decoders(
     student: Detector, teacher: Detector, layer_map: LayerMap | None, method: str
 ) -> Pairs:
     """:func:`pair_layers` of two models."""
-    ours, theirs = student.config.decoder_layers, teacher.config.decoder_layers
+    ours, theirs = student.config.decoder.layers, teacher.config.decoder.layers
     return pair_layers(ours, theirs, layer_map, method)
 
 

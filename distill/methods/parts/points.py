@@ -29,12 +29,13 @@ _SEED = 20240607
 
 def check_same_kind(student: Detector, teacher: Detector, method: str) -> None:
     """Raises UserError ``method-queries`` where the models cannot take each other's queries."""
-    kinds = student.config.query, teacher.config.query
-    if (kinds[0] == "learned") != (kinds[1] == "learned"):
+    ours, theirs = student.config.queries, teacher.config.queries
+    if ours.learned_positions != theirs.learned_positions:
         raise UserError(
             "method-queries",
-            f"methods.{method}: the student's queries are {kinds[0]} and the teacher's {kinds[1]}; "
-            "learned queries start from points, the others from boxes, so none can be shared",
+            f"methods.{method}: the student's queries are {ours.kind} and the teacher's "
+            f"{theirs.kind}; learned queries start from points, the others from boxes, so none can "
+            "be shared",
         )
 
 
@@ -44,7 +45,7 @@ class ForStudent(nn.Module):
     def __init__(self, student: DetectorConfig, teacher: DetectorConfig) -> None:
         super().__init__()
         self.content = align(teacher.width, student.width)
-        learned = teacher.query == "learned"
+        learned = teacher.queries.learned_positions
         self.position = align(teacher.width, student.width) if learned else nn.Identity()
 
     def forward(self, group: QueryGroup) -> QueryGroup:
@@ -69,22 +70,21 @@ def general_points(
         config: The teacher; gives width and kind.
         generator: On the CPU and seeded alike in every process, so that all ask the same.
     """
-    learned = config.query == "learned"
-    blank = config.attention != "deformable" and config.query in ("learned", "anchors")
+    queries = config.queries
 
     def normal(channels: int) -> Tensor:
         drawn = torch.randn(1, count, channels, generator=generator)
         return drawn.to(own.content.device).expand(len(own.content), -1, -1)
 
-    if blank and not config.patterns:
+    if queries.zero_content:
         content = own.content[:, :1].detach().expand(-1, count, -1)
     else:
         content = normal(config.width)
     return QueryGroup(
         role,
         content=content,
-        reference=normal(2 if learned else 4).sigmoid(),
-        position=normal(config.width) if learned else None,
+        reference=normal(4 if queries.has_boxes else 2).sigmoid(),
+        position=normal(config.width) if queries.learned_positions else None,
     )
 
 
@@ -93,7 +93,7 @@ def specific_points(role: str, own: QueryGroup, config: DetectorConfig) -> Query
 
     With two-stage teachers these are the anchors the teacher chose on this image, detached.
     """
-    position = own.position if config.query == "learned" else None
+    position = own.position if config.queries.learned_positions else None
     return QueryGroup(
         role,
         content=own.content.detach(),
@@ -130,7 +130,8 @@ class TargetAware(nn.Module):
             table = teacher.denoiser.contents().detach().clone()
         self.content: Tensor
         self.register_buffer("content", table)
-        self.position = mlp.requires_grad_(False) if config.query == "learned" else None
+        learned = config.queries.learned_positions
+        self.position = mlp.requires_grad_(False) if learned else None
 
     @torch.no_grad()
     def forward(
