@@ -82,8 +82,8 @@ def inherit(
     """
     ours, theirs = student.config, teacher.config
     maps = {
-        "encoder.layers": _checked(encoder, ours.encoder_layers, theirs.encoder_layers, "encoder"),
-        "decoder.layers": _checked(decoder, ours.decoder_layers, theirs.decoder_layers, "decoder"),
+        "encoder.layers": _checked(encoder, ours.encoder.layers, theirs.encoder.layers, "encoder"),
+        "decoder.layers": _checked(decoder, ours.decoder.layers, theirs.decoder.layers, "decoder"),
     }
     decoder_map = maps["decoder.layers"]
     for part in ("layers", "class_heads", "box_heads"):

@@ -23,7 +23,7 @@ from detr.data.dataset import Dataset, Labels
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models import Detector, build_detector
-from detr.models.presets import preset
+from detr.presets import preset
 from detr.types import ImageArray
 from distill.data.batches import Batches
 from distill.distributed import World, join

@@ -85,7 +85,7 @@ def build_methods(
         if kind.reads_scores and any(model.scores != "sigmoid" for model in facts):
             raise UserError(
                 "method-scores",
-                f"methods.{kind.name}: compares sigmoid scores; classification: softmax has none",
+                f"methods.{kind.name}: compares sigmoid scores; heads.classes: softmax has none",
             )
         methods.append(kind(options, setting).to(device))
     return methods

@@ -8,31 +8,44 @@ from typing import Any
 import pytest
 import torch
 
-from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig
+from detr.config import (
+    BackboneConfig,
+    ContrastiveDenoisingConfig,
+    DecoderConfig,
+    DeformableCrossAttentionConfig,
+    DeformableEncoderConfig,
+    DetachedRefinementConfig,
+    DetectorConfig,
+    LearnedQueriesConfig,
+    LookForwardTwiceConfig,
+    MixedQueriesConfig,
+    NeckConfig,
+)
 from detr.errors import UserError
 from detr.models import Detector, build_detector
 from detr.models.inherit import inherit, spread
 
 
 def detector(seed: int, **changes: Any) -> Detector:
-    settings: dict[str, Any] = {
-        "num_classes": 3,
-        "backbone": BackboneConfig(name="test_resnet", strides=(8, 16)),
-        "levels": 3,
-        "width": 32,
-        "heads": 4,
-        "points": 2,
-        "ffn": 32,
-        "encoder_layers": 3,
-        "decoder_layers": 3,
-        "queries": 5,
-        "query": "mixed",
-        "refine": "look_forward_twice",
-        "denoising": DenoisingConfig(number=4),
-    }
+    config = DetectorConfig(
+        num_classes=3,
+        width=32,
+        attention_heads=4,
+        backbone=BackboneConfig(name="test_resnet", strides=(8, 16)),
+        neck=NeckConfig(levels=3),
+        encoder=DeformableEncoderConfig(layers=3, ffn=32, points=2),
+        queries=MixedQueriesConfig(number=5, denoising=ContrastiveDenoisingConfig(number=4)),
+        decoder=DecoderConfig(
+            layers=3,
+            ffn=32,
+            cross_attention=DeformableCrossAttentionConfig(points=2),
+            refinement=LookForwardTwiceConfig(),
+            final_norm=True,
+        ),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_detector(DetectorConfig(**{**settings, **changes}))
+        model = build_detector(config.replace(**changes))
         for parameter in model.parameters():
             parameter.data += torch.randn_like(parameter)
     return model
@@ -80,7 +93,7 @@ def test_backbone_only_when_asked() -> None:
 
 def test_fewer_layers_follow_the_map() -> None:
     teacher = detector(1)
-    student = detector(2, encoder_layers=1, decoder_layers=2)
+    student = detector(2, **{"encoder.layers": 1, "decoder.layers": 2})
     inherit(student, teacher)
     ours, theirs = student.state_dict(), teacher.state_dict()
 
@@ -104,7 +117,7 @@ def test_fewer_layers_follow_the_map() -> None:
 
 
 def test_shared_heads_follow_the_last_layer_and_back() -> None:
-    own, shared = detector(1), detector(2, shared_heads=True)
+    own, shared = detector(1), detector(2, **{"decoder.refinement.shared_heads": True})
     inherit(shared, own)
     torch.testing.assert_close(
         shared.state_dict()["decoder.class_heads.0.weight"],
@@ -120,7 +133,12 @@ def test_shared_heads_follow_the_last_layer_and_back() -> None:
 
 
 def test_parts_of_another_shape_keep_all_their_weights() -> None:
-    teacher, student = detector(1), detector(2, levels=2, queries=4, ffn=48)
+    teacher, student = (
+        detector(1),
+        detector(
+            2, neck={"levels": 2}, queries={"number": 4}, encoder={"ffn": 48}, decoder={"ffn": 48}
+        ),
+    )
     before = copy.deepcopy(student.state_dict())
     report = inherit(student, teacher)
     after = student.state_dict()
@@ -143,10 +161,14 @@ def test_parts_of_another_shape_keep_all_their_weights() -> None:
 
 
 def test_no_encoder_and_other_query_kind() -> None:
-    teacher = detector(1, encoder_layers=0)
+    teacher = detector(1, encoder={"layers": 0})
     report = inherit(detector(2), teacher)
     assert report.skipped["encoder.layers.1.norm.weight"] == "the teacher has none"
-    learned = detector(3, query="learned", refine="detach", denoising=None)
+    learned = detector(
+        3,
+        queries=LearnedQueriesConfig(number=5),
+        decoder={"refinement": DetachedRefinementConfig(), "final_norm": False},
+    )
     assert inherit(learned, teacher).skipped["source.embedding.weight"] == "the teacher has none"
 
 

@@ -71,7 +71,7 @@ def test_a_run_leaves_a_usable_model_and_repeats_nothing(tiny: Recipe, tmp_path:
     detector, info = load_model(run)
     assert info.provenance["step"] == 6 and 0 <= info.provenance["ap"] <= 1
     assert detector.config.num_classes == len(info.classes) == 7
-    assert "queries: 12" in (run / "recipe.yaml").read_text()
+    assert "number: 12" in (run / "recipe.yaml").read_text()
     assert json.loads((run / "environment.json").read_text())["packages"]["torch"]
     before = model.stat().st_mtime_ns
     train(tiny, run)
