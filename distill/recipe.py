@@ -170,7 +170,8 @@ class Recipe(Strict):
             transformers library's detectors; needed by ``distill run``.
         teacher_classes: What an ``hf:`` teacher calls those of the data's classes that have another
             name there (``{Car: car}``).
-        methods: One ``{name: options}`` per distillation method; they add up.
+        methods: One ``{name: options}`` per distillation method; they add up. A method outside the
+            package is named by its place, ``my_package.my_module:MyMethod``.
         inherit: Start from the teacher's weights (true, or an explicit layer map).
         optimizer: Optimiser and schedule.
         steps: Length of the run.
@@ -227,15 +228,28 @@ class Recipe(Strict):
             raise ValueError("teacher_classes: is for hf: teachers; others know the data's names")
         return self
 
+    def without_teacher(self) -> Recipe:
+        """The same student trained on labels alone."""
+        return self.model_copy(
+            update={
+                "teacher": None,
+                "teacher_classes": {},
+                "methods": (),
+                "inherit": None,
+                "min_teacher_ap": None,
+            }
+        )
+
     @property
     def needs_teacher(self) -> bool:
         """Whether a method learns from a trained network; a name nobody knows counts as one."""
         if not self.methods:
             return False
         # Imported here: recipes without methods are read without the models.
-        from distill.methods import METHODS
+        from distill.methods import METHODS, find_method
 
-        kinds = [METHODS.get(name) for entry in self.methods for name in entry]
+        names = [name for entry in self.methods for name in entry]
+        kinds = [find_method(n) if n in METHODS or ":" in n else None for n in names]
         return any(kind is None or kind.teacher == "frozen" for kind in kinds)
 
     def to_yaml(self) -> str:
@@ -349,7 +363,9 @@ def _override(
         raise UserError("recipe-yaml", f"{here}: the value is not YAML") from error
     *parents, last = key.split(".")
     at: Any = content
-    for part in parents:
+    end = 0
+    while end < len(parents):
+        part, end = parents[end], end + 1
         if isinstance(at, list):
             index = _index(at, part, here)
             if isinstance(at[index], str):  # a method by its bare name
@@ -358,6 +374,11 @@ def _override(
         elif not isinstance(at, dict):
             raise UserError("recipe-key", f"{here}: there is nothing below {part!r}")
         else:
+            # The name of a method outside the package has dots of its own.
+            while part not in at and any(name.startswith(f"{part}.") for name in map(str, at)):
+                if end == len(parents):
+                    raise UserError("recipe-key", f"{here}: there is nothing at {part!r}")
+                part, end = f"{part}.{parents[end]}", end + 1
             if not isinstance(at.get(part), dict | list):
                 at[part] = {}
             at = at[part]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from detr.config import (
 )
 from detr.errors import UserError
 from detr.models import Detector, build_detector
-from detr.models.inherit import inherit, spread
+from detr.models.inherit import inherit, spread_layers
 
 
 def detector(seed: int, **changes: Any) -> Detector:
@@ -66,7 +67,7 @@ def detector(seed: int, **changes: Any) -> Detector:
 def test_layers_spread_from_first_to_last(
     student: int, teacher: int, expected: tuple[int, ...]
 ) -> None:
-    assert spread(student, teacher) == expected
+    assert spread_layers(student, teacher) == expected
 
 
 def test_equal_models_share_everything_but_the_backbone() -> None:
@@ -83,6 +84,25 @@ def test_equal_models_share_everything_but_the_backbone() -> None:
     assert set(report.skipped.values()) == {"backbones are not inherited"}
     for name, tensor in teacher.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_the_report_is_a_line_of_parts() -> None:
+    report = inherit(detector(2), detector(1))
+    own = len(report.skipped)
+    total = own + len(report.inherited)
+    assert report.text() == (
+        f"inherited {total - own} of {total} tensors: neck, encoder, queries, decoder, heads, "
+        "denoising; own: backbone"
+    )
+    assert "inherited neck.projections.0.0.weight" in report.details()
+    fewer = inherit(detector(2, encoder_layers=1, decoder_layers=2), detector(1))
+    assert (
+        "inherited decoder.layers.1.ffn.norm.weight from decoder.layers.2.ffn.norm.weight"
+        in fewer.details()
+    )
+    # Of six projections and levels some agree: a part in part is told with its share.
+    some = inherit(detector(2, ffn=48), detector(1)).text()
+    assert re.search(r"decoder \(\d+ of \d+\)", some) and len(some) < 200
 
 
 def test_backbone_only_when_asked() -> None:
@@ -157,7 +177,12 @@ def test_parts_of_another_shape_keep_all_their_weights() -> None:
     ):
         assert part in report.inherited
     assert report.text().startswith(f"inherited {len(report.inherited)} of {len(after)} tensors")
-    assert "decoder.layers.0" in report.text()
+    assert "encoder" in report.text().partition("; own: ")[2]
+    assert len(report.details()) == len(after)
+    assert any(
+        line.startswith("own decoder.layers.0.ffn.norm.weight: the rest of decoder.layers.0")
+        for line in report.details()
+    )
 
 
 def test_no_encoder_and_other_query_kind() -> None:
