@@ -114,7 +114,7 @@ def compare(
 
     Example: distill compare demo-student --methods qskd,fgd+mgd --seeds 2 --out runs/compare
     """
-    from distill.analysis.compare_methods import compare as compare_methods
+    from distill.analysis.compare_methods import compare_methods
 
     if data is not None:
         overrides = (f"data.train={data}:train", f"data.val={data}:val", *overrides)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detr.cli_support import progress
-from detr.data.dataset import Dataset
+from detr.data.dataset import Dataset, evenly_spaced
 from detr.data.preprocess import PreprocessConfig, preprocess
 from detr.metrics.coco_ap import CocoAp, evaluate
 from detr.models.protocol import ObjectDetector
@@ -71,6 +71,12 @@ def measure_ap(
     nms: float | None = None,
 ) -> CocoAp:
     """COCO AP on a data set, or on ``images`` of it spread evenly over its length."""
-    count = len(dataset) if images is None else min(images, len(dataset))
-    indices = [i * len(dataset) // count for i in range(count)]
+    indices = evenly_spaced(len(dataset), images)
     return evaluate(dataset, detect(detector, dataset, config, indices, nms), indices)
+
+
+def ap_values(result: CocoAp) -> dict[str, float]:
+    """The numbers of a measurement that exist: there may be no box of a size."""
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    values = {name: getattr(result, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}

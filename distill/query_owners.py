@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from detr.data.dataset import Dataset
+from detr.data.dataset import Dataset, evenly_spaced
 from detr.data.preprocess import PreprocessConfig, preprocess
 from detr.models import Detector, GroupOutput, Memory, Target
 from distill.data.batches import target_of
@@ -23,14 +23,14 @@ from distill.losses.matcher import match
 from distill.losses.matches import Matches
 
 # Images whose matches a run keeps, and the file they go to.
-KEPT_IMAGES, KEPT_FILE = 16, "matching.jsonl"
+RECORDED_IMAGES, OWNERS_FILE = 16, "matching.jsonl"
 _BATCH = 4
 
 # Query of every object of an image, -1 for an object without one.
 Owners = list[int]
 
 
-class Kept(BaseModel):
+class OwnerRecord(BaseModel):
     """Matches after some training steps.
 
     Attributes:
@@ -61,12 +61,6 @@ class Answer:
     valid_sizes: Tensor
     memory: Memory
     output: GroupOutput
-
-
-def spread_indices(dataset: Dataset, images: int) -> list[int]:
-    """At most so many images, spread evenly over a data set."""
-    count = min(images, len(dataset))
-    return [i * len(dataset) // count for i in range(count)]
 
 
 @torch.no_grad()
@@ -133,21 +127,21 @@ def final_owners(
     return found
 
 
-def kept_matches(
+def record_owners(
     step: int, models: Mapping[str, Detector], dataset: Dataset, config: PreprocessConfig
-) -> Kept:
-    """What a run keeps of ``student`` and, if given, ``average`` after some steps."""
-    indices = spread_indices(dataset, KEPT_IMAGES)
+) -> OwnerRecord:
+    """The record of ``student`` and, if given, ``average`` after some steps."""
+    indices = evenly_spaced(len(dataset), RECORDED_IMAGES)
     found = {name: final_owners(model, dataset, config, indices) for name, model in models.items()}
-    return Kept(step=step, student=found["student"], average=found.get("average"))
+    return OwnerRecord(step=step, student=found["student"], average=found.get("average"))
 
 
-def read_kept(path: Path) -> list[Kept]:
-    """What a run kept, by step; of repeated steps the last."""
+def read_owner_records(path: Path) -> list[OwnerRecord]:
+    """A run's records by step; of repeated steps the last."""
     if not path.exists():
         return []
     lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-    rows = [Kept.model_validate_json(line) for line in lines]
+    rows = [OwnerRecord.model_validate_json(line) for line in lines]
     by_step = {row.step: row for row in rows}
     return [by_step[step] for step in sorted(by_step)]
 

@@ -95,20 +95,20 @@ class MethodComparison(BaseModel):
         for method in dict.fromkeys(cell.method for cell in self.cells):
             cells = [c for c in self.cells if c.method == method]
             done = [c for c in cells if c.error is None]
-            values = [_spread([c.values.get(m) for c in done], 100) for m in METRICS]
+            values = [_mean_and_deviation([c.values.get(m) for c in done], 100) for m in METRICS]
             rows.append(
                 [
                     method,
                     *values,
-                    _spread([c.seconds for c in done], 1, 3),
-                    _spread([c.megabytes for c in done], 1, 0),
+                    _mean_and_deviation([c.seconds for c in done], 1, 3),
+                    _mean_and_deviation([c.megabytes for c in done], 1, 0),
                     f"{len(done)}/{len(cells)}",
                 ]
             )
         return rows
 
 
-def _spread(values: Sequence[float | None], factor: float, digits: int = 1) -> str:
+def _mean_and_deviation(values: Sequence[float | None], factor: float, digits: int = 1) -> str:
     """Mean, and standard deviation where there are several values; a dash without any."""
     known = [factor * v for v in values if v is not None and math.isfinite(v)]
     if not known:
@@ -153,7 +153,7 @@ def cell_recipe(recipe: Recipe, method: str, seed: int) -> Recipe:
     return found
 
 
-def compare(
+def compare_methods(
     recipe: Recipe, methods: Sequence[str], seeds: int, out: Path, run: Run | None = None
 ) -> MethodComparison:
     """Runs every method and the baseline with every seed and writes the table after each cell.

@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel
 
 from detr.data import Dataset, open_dataset
+from detr.data.dataset import evenly_spaced
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.files import write_atomic
@@ -26,15 +27,14 @@ from detr.models import Detector, cxcywh_to_xyxy, load_model
 from detr.shipped import find_model
 from distill.losses.overlap import pairwise_giou
 from distill.query_owners import (
-    KEPT_FILE,
+    OWNERS_FILE,
     Answer,
     Owners,
     answers,
     consistency,
     instability,
     layer_owners,
-    read_kept,
-    spread_indices,
+    read_owner_records,
 )
 
 # Generalised IoU above which QSKD's table 1 counts a query; the last counts all.
@@ -75,7 +75,7 @@ class Diagnosis(BaseModel):
         models: The student first.
         instability: By model (``student``, ``average``, ``baseline``): finished steps of a
             validation, and queries per image that changed their object since the one before.
-        kept_consistency: Finished steps, and percent of objects for which student and weight
+        average_consistency: Finished steps, and percent of objects for which student and weight
             average agree.
         ap: By model, finished steps and AP in percent.
         loss: The same of the training loss.
@@ -87,7 +87,7 @@ class Diagnosis(BaseModel):
     objects: int
     models: list[ModelDiagnosis]
     instability: dict[str, Curve]
-    kept_consistency: Curve
+    average_consistency: Curve
     ap: dict[str, Curve]
     loss: dict[str, Curve]
 
@@ -172,11 +172,11 @@ def diagnose(
     assert dataset is not None
     if len(dataset) == 0:
         raise UserError("data-empty", f"{data}: no images to look at")
-    indices = spread_indices(dataset, images)
-    models = [_measure(subject, dataset, indices) for subject in subjects]
+    indices = evenly_spaced(len(dataset), images)
+    models = [_diagnose_model(subject, dataset, indices) for subject in subjects]
     _compare_with_teacher(models, subjects)
     runs = {"student": run} | ({} if baseline is None else {"baseline": baseline})
-    kept = {name: read_kept(path / KEPT_FILE) for name, path in runs.items()}
+    kept = {name: read_owner_records(path / OWNERS_FILE) for name, path in runs.items()}
     changes = {name: [(k.step, k.student) for k in rows] for name, rows in kept.items()}
     changes["average"] = [(k.step, k.average) for k in kept["student"] if k.average is not None]
     result = Diagnosis(
@@ -186,7 +186,7 @@ def diagnose(
         objects=sum(len(owners) for owners in subjects[0].final),
         models=models,
         instability={name: c for name, rows in changes.items() if (c := _changes(rows))},
-        kept_consistency=[
+        average_consistency=[
             (k.step, consistency(k.student, k.average))
             for k in kept["student"]
             if k.average is not None
@@ -199,7 +199,7 @@ def diagnose(
     return result
 
 
-def _measure(subject: Subject, dataset: Dataset, indices: Sequence[int]) -> ModelDiagnosis:
+def _diagnose_model(subject: Subject, dataset: Dataset, indices: Sequence[int]) -> ModelDiagnosis:
     """Runs a model over the slice; the last answer of the first batch is kept for pictures."""
     changed: list[int] = []
     counts = torch.zeros(len(THRESHOLDS))

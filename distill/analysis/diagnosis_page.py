@@ -18,7 +18,7 @@ from detr.models import SampledAttention, cxcywh_to_xyxy
 from detr.plot import Axis
 from detr.types import ImageArray
 from distill.analysis.diagnosis import Curve, Diagnosis, Subject
-from distill.methods.parts.attended_cells import looked_at
+from distill.methods.parts.attended_cells import attended_map
 from distill.query_owners import Answer, layer_owners
 
 # Images shown; each is as wide as a third of the page.
@@ -73,7 +73,7 @@ def render(result: Diagnosis, subjects: Sequence[Subject], dataset: Dataset) -> 
         _section(
             "Student and its average",
             "Objects that both match with the same query, percent (OD-DETR, figure 5).",
-            curves({"average": result.kept_consistency}, "finished steps", "%")
+            curves({"average": result.average_consistency}, "finished steps", "%")
             or "<p>The run kept no matches of a weight average.</p>",
         ),
         _section(
@@ -203,7 +203,7 @@ def _attention(
     weights = torch.zeros(answer.output.boxes[-1].shape[:2])
     weights[shot, queries] = 1.0
     memory = answer.memory
-    looks = looked_at(answer.output.attention[-1], memory.shapes, weights)[shot]
+    looks = attended_map(answer.output.attention[-1], memory.shapes, weights)[shot]
     picture = _shown(image)
     valid = fit(image.shape[0], image.shape[1], canvas)
     heat = np.zeros((picture.height, picture.width), dtype=np.float32)

@@ -164,7 +164,7 @@ class StepCosts(BaseModel):
         return "\n".join(lines)
 
 
-def measure(
+def time_steps(
     student: DetectorConfig,
     teacher: DetectorConfig,
     methods: Sequence[str],
@@ -192,7 +192,7 @@ def measure(
     theirs = freeze(_built(teacher, world))
     names = (PLAIN, TAUGHT, *methods)
     states = {name: _state(name, ours, theirs, size, batch_size, world) for name in names}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in states}
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in states}
     batch = states[PLAIN].batches.batch(0).to(world.device)
     steps = [name for _ in range(turns + 1) for name in states]
     bar = progress(steps, "steps", len(steps))
@@ -200,20 +200,20 @@ def measure(
         with Clock(world.device) as clock:
             train_step(states[name], batch, i // len(states))
         if i >= len(states):
-            found[name].append(clock.seconds)
-    return rows_of(found)
+            seconds[name].append(clock.seconds)
+    return step_costs(seconds)
 
 
-def rows_of(found: Mapping[str, Sequence[Mapping[str, float]]]) -> list[StepCost]:
+def step_costs(seconds: Mapping[str, Sequence[Mapping[str, float]]]) -> list[StepCost]:
     """The table's rows.
 
     What a step's decoders take beyond the same network's without further queries belongs to the
     further queries.
 
     Args:
-        found: Seconds by part of every timed step of every method, PLAIN's and TAUGHT's included.
+        seconds: Seconds by part of every timed step of every method, PLAIN's and TAUGHT's included.
     """
-    ms = {name: _medians(steps) for name, steps in found.items()}
+    ms = {name: _medians(steps) for name, steps in seconds.items()}
     rows = []
     for name, parts in ms.items():
         students = ms[PLAIN]["student_decoder"] if _parts(name) else parts["student_decoder"]
@@ -251,11 +251,11 @@ def _parts(name: str) -> list[str]:
 
 def _medians(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Milliseconds of every part, and of the step."""
-    found = {
+    medians = {
         part: 1e3 * statistics.median(step.get(part, 0.0) for step in steps)
         for part in get_args(Part)
     }
-    return found | {"total": 1e3 * statistics.median(sum(step.values()) for step in steps)}
+    return medians | {"total": 1e3 * statistics.median(sum(step.values()) for step in steps)}
 
 
 def _built(config: DetectorConfig, world: World) -> Detector:
@@ -363,7 +363,7 @@ def command(
     canvas = canvas or (800, 1344)
     if threads is not None:
         torch.set_num_threads(threads)
-    rows = measure(ours, theirs, names, canvas, batch_size, turns)
+    rows = time_steps(ours, theirs, names, canvas, batch_size, turns)
     device = join().device
     table = StepCosts(
         student=config,

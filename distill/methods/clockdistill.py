@@ -32,8 +32,8 @@ from distill.methods.parts.pairing import LayerMap, pair_decoders, pair_levels, 
 from distill.methods.parts.points import (
     ForStudent,
     TargetAware,
+    answer_distances,
     check_same_kind,
-    compare,
     general_points,
     specific_points,
 )
@@ -186,7 +186,7 @@ class ClockDistill(Method[ClockDistillOptions]):
         """TCLD: all points of a layer share one normaliser, so confident ones lead."""
         options = self.options
         compared = [
-            compare(
+            answer_distances(
                 step.student_outputs[f"{self.name}/{part}"],
                 self._answers(step, part),
                 self.layers,

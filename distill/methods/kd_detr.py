@@ -27,10 +27,10 @@ from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting
 from distill.methods.parts.pairing import LayerMap, Pairs, pair_decoders
 from distill.methods.parts.points import (
-    Comparison,
+    AnswerDistances,
     ForStudent,
+    answer_distances,
     check_same_kind,
-    compare,
     general_points,
     specific_points,
 )
@@ -125,7 +125,7 @@ class KdDetr(Method[KdDetrOptions]):
         for part in self.parts:
             role = f"{self.name}/{part}"
             teacher = step.teacher_outputs["own" if part == "specific" else role]
-            compared = compare(
+            compared = answer_distances(
                 step.student_outputs[role], teacher, self.layers, options.temperature
             )
             weights = compared.confidence
@@ -139,7 +139,7 @@ class KdDetr(Method[KdDetrOptions]):
             losses[f"{role}_giou"] = options.giou_weight * giou
         return losses
 
-    def _class(self, compared: Comparison, total: Tensor, classes: int) -> Tensor:
+    def _class(self, compared: AnswerDistances, total: Tensor, classes: int) -> Tensor:
         """The class term, see ``class_sum``."""
         summed = (compared.confidence * compared.kl).sum((1, 2))
         if self.options.class_sum == "normalized":

@@ -32,7 +32,7 @@ from detr.config import Strict
 from detr.models import GroupOutput, Memory
 from distill.distributed import mean_over_processes, shared_statistic
 from distill.methods.base import Method, Setting, align, float32
-from distill.methods.parts.attended_cells import looked_at
+from distill.methods.parts.attended_cells import attended_map
 from distill.methods.parts.pairing import LayerMap, pair_decoders, pair_levels, split_levels
 from distill.methods.parts.prediction_pairs import PairWeights, Predictions, distances
 from distill.methods.parts.query_selection import (
@@ -110,19 +110,19 @@ def attention_mask(
     if overlap_weights:
         weights = weights * (1 + selected.overlap[-1].nan_to_num(0.0, 0.0, 0.0))
     weights = weights / chosen.sum(1, keepdim=True).clamp(min=1)
-    return looked_at(output.attention[0], memory.shapes, weights)
+    return attended_map(output.attention[0], memory.shapes, weights)
 
 
-def normalized(tokens: Tensor, kept: Tensor) -> Tensor:
-    """Batch norm without scale and shift over the kept tokens of all processes.
+def normalized(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Batch norm without scale and shift over the tokens in the mask, of all processes.
 
     Args:
         tokens: ``[B, S, D]``.
-        kept: ``[B, S]`` bool; the other tokens' values are meaningless.
+        mask: ``[B, S]`` bool; the other tokens' values are meaningless.
     """
     # Sums in double: a difference of two means of squares would cancel in single precision.
-    part = (tokens * kept[..., None]).double()
-    count = mean_over_processes(kept.sum().double()).clamp(min=_TINY)
+    part = (tokens * mask[..., None]).double()
+    count = mean_over_processes(mask.sum().double()).clamp(min=_TINY)
     mean = shared_statistic(part.sum((0, 1))) / count
     square = shared_statistic(part.square().sum((0, 1))) / count
     variance = (square - mean.square()).clamp(min=0)

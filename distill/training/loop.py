@@ -8,36 +8,30 @@ therefore ends with the very weights of a run that was never stopped.
 from __future__ import annotations
 
 import math
-import resource
-import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from detr.cli_support import progress
 from detr.errors import UserError
-from detr.metrics.coco_ap import CocoAp
 from detr.models import QueryGroup, Teacher
 from distill.data.batches import Batch
 from distill.distributed import World, join
-from distill.evaluate import measure_ap
+from distill.evaluate import ap_values, measure_ap
 from distill.losses.detection import detection_losses
 from distill.methods.step import Step
 from distill.profiler import span
-from distill.query_owners import KEPT_FILE, kept_matches
+from distill.query_owners import OWNERS_FILE, record_owners
 from distill.recipe import Recipe
+from distill.training.meter import Meter, peak_megabytes
 from distill.training.optim import rate, set_rate
 from distill.training.run_dir import RunDir
 from distill.training.state import State, set_up
 
 # Steps whose losses are averaged into one line of metrics.jsonl.
 LOG_EVERY = 20
-
-T = TypeVar("T")
 
 
 def forward(state: State, batch: Batch, index: int) -> Step:
@@ -213,20 +207,6 @@ def due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
 
 
-def ap_values(result: CocoAp) -> dict[str, float]:
-    """The numbers of a measurement that exist: there may be no box of a size."""
-    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-    values = {name: getattr(result, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def peak_megabytes(device: torch.device) -> float:
-    """Most memory this process ever held: on its GPU, or resident where it has none."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device)) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 def validate(state: State, run: RunDir, done: int, images: int | None = None) -> str:
     """Saves the model, with its AP where there is validation data; returns the AP as text."""
     result, text = None, ""
@@ -240,38 +220,7 @@ def validate(state: State, run: RunDir, done: int, images: int | None = None) ->
             models = {"student": state.student}
             if state.ema is not None:
                 models["average"] = state.ema.model
-            kept = kept_matches(done, models, state.val, recipe.input)
-            run.append(KEPT_FILE, kept.model_dump_json())
+            kept = record_owners(done, models, state.val, recipe.input)
+            run.append(OWNERS_FILE, kept.model_dump_json())
     state.save(run, done, result)
     return text
-
-
-class Meter:
-    """Means of what the steps report, and where the time goes."""
-
-    def __init__(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
-        self._steps, self._begin = 0, time.perf_counter()
-
-    def timed(self, wait: Callable[[], T]) -> T:
-        """Calls ``wait`` and counts its time as waiting for data."""
-        begin = time.perf_counter()
-        result = wait()
-        self._sums["wait_ms"] += (time.perf_counter() - begin) * 1e3
-        return result
-
-    def add(self, values: Mapping[str, float]) -> None:
-        """Counts one step."""
-        self._steps += 1
-        for name, value in values.items():
-            self._sums[name] += value
-
-    def means(self) -> dict[str, float]:
-        """Means per step since the last call, with the wall time ``ms``; starts afresh."""
-        self._sums["ms"] = (time.perf_counter() - self._begin) * 1e3
-        means = {name: value / self._steps for name, value in self._sums.items()}
-        self._start()
-        return means

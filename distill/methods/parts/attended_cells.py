@@ -60,7 +60,7 @@ def attended_cells(sampled: SampledAttention, shapes: LevelShapes) -> Cells:
     across, down = locations.flatten(-3, -2).unbind(-1)
     # Weight and place of either neighbour along one axis; what lies outside weighs nothing. Cells
     # are numbered in float32, which is exact up to 2^24 of them.
-    columns, rows = _neighbours(across, width), _neighbours(down, height)
+    columns, rows = _neighbors(across, width), _neighbors(down, height)
     index = torch.empty(
         (*weights.shape[:-1], 4, len(sizes)), dtype=torch.int64, device=sizes.device
     )
@@ -73,7 +73,7 @@ def attended_cells(sampled: SampledAttention, shapes: LevelShapes) -> Cells:
     return Cells(index.flatten(-2), torch.cat(values, -1), int(counts.sum()))
 
 
-def _neighbours(place: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _neighbors(place: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Cell and share of the lower and the upper neighbour along one axis of ``[..., V * P]``."""
     place = place * size - 0.5
     low = place.detach().floor().nan_to_num_(0.0)  # a cell must exist; its share says nan
@@ -97,7 +97,7 @@ def dense(cells: Cells) -> Tensor:
     return out.scatter_add(-1, cells.index, cells.value)
 
 
-def spread(cells: Cells, weights: Tensor) -> Tensor:
+def weighted_map(cells: Cells, weights: Tensor) -> Tensor:
     """Weighted sum of the queries' maps, averaged over heads.
 
     Args:
@@ -113,7 +113,7 @@ def spread(cells: Cells, weights: Tensor) -> Tensor:
     return out.scatter_add(1, pooled.index.flatten(1), values.flatten(1))
 
 
-def looked_at(attention: Attention, shapes: LevelShapes, weights: Tensor) -> Tensor:
+def attended_map(attention: Attention, shapes: LevelShapes, weights: Tensor) -> Tensor:
     """Weighted sum of the queries' maps, averaged over heads, of attention of either kind.
 
     Args:
@@ -125,7 +125,7 @@ def looked_at(attention: Attention, shapes: LevelShapes, weights: Tensor) -> Ten
         ``[B, S]``.
     """
     if isinstance(attention, SampledAttention):
-        return spread(attended_cells(attention, shapes), weights)
+        return weighted_map(attended_cells(attention, shapes), weights)
     return (
         torch.einsum("bn,bmns->bs", weights, float32(attention.weights))
         / (attention.weights.shape[1])

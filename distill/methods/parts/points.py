@@ -170,7 +170,7 @@ class TargetAware(nn.Module):
 
 
 @dataclass
-class Comparison:
+class AnswerDistances:
     """How far a student's answers are from a teacher's; ``[L, B, N]`` each, L layer pairs.
 
     Attributes:
@@ -186,9 +186,9 @@ class Comparison:
     confidence: Tensor
 
 
-def compare(
+def answer_distances(
     student: GroupOutput, teacher: GroupOutput, pairs: Pairs, temperature: float
-) -> Comparison:
+) -> AnswerDistances:
     """Compares the answers of both models to the same queries, in float32.
 
     Args:
@@ -204,7 +204,7 @@ def compare(
     confidence = their_logits.sigmoid().amax(-1)
     if student.group.padding is not None:
         confidence = confidence.masked_fill(student.group.padding, 0.0)
-    return Comparison(
+    return AnswerDistances(
         kl_divergence(logits, their_logits, temperature),
         (boxes - their_boxes).abs().sum(-1),
         1 - giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(their_boxes)),

@@ -15,7 +15,7 @@ from detr.models import GroupOutput, Memory, QueryGroup, Target
 from distill.analysis.diagnosis import _queries_above
 from distill.analysis.diagnosis_page import curves
 from distill.cli import main
-from distill.query_owners import Answer, consistency, instability, read_kept
+from distill.query_owners import Answer, consistency, instability, read_owner_records
 from distill.recipe import Recipe
 from distill.training.loop import train
 
@@ -64,11 +64,11 @@ def test_a_run_is_diagnosed(tiny: Recipe, tmp_path: Path) -> None:
     )
     for name in ("run", "baseline"):
         train(recipe, tmp_path / name)
-    kept = read_kept(tmp_path / "run" / "matching.jsonl")
+    kept = read_owner_records(tmp_path / "run" / "matching.jsonl")
     assert [row.step for row in kept] == [2, 4, 6]
     assert all(row.average is not None for row in kept)
     # The same seeds train the same weights, which match the same queries.
-    assert kept == read_kept(tmp_path / "baseline" / "matching.jsonl")
+    assert kept == read_owner_records(tmp_path / "baseline" / "matching.jsonl")
 
     command = ["diagnose", str(tmp_path / "run"), "--data", recipe.data.val or "", "--json"]
     command += ["--teacher", str(tmp_path / "baseline")]
@@ -86,7 +86,7 @@ def test_a_run_is_diagnosed(tiny: Recipe, tmp_path: Path) -> None:
     assert student["consistency"] == 100.0  # the teacher has the run's own weights
     assert student["unstable"] == teacher["unstable"]
     assert [step for step, _ in found["instability"]["average"]] == [4, 6]
-    assert len(found["kept_consistency"]) == 3
+    assert len(found["average_consistency"]) == 3
     page = (tmp_path / "run" / "diagnosis.html").read_text()
     assert page.count('src="data:image/jpeg;base64,') == 2 * 3 * 2
     assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page

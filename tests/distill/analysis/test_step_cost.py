@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from bench.cli import main
-from distill.analysis.step_cost import rows_of
+from distill.analysis.step_cost import step_costs
 from distill.profiler import Clock, span, timed
 from distill.recipe import Recipe
 
@@ -71,7 +71,7 @@ def test_rows_by_hand() -> None:
     found = {"none": plain, "teacher": taught, "kd_detr": points, "qskd": costly}
     found |= {"d3etr": costly, "fitnet": taught | {"losses": 0.55}, "od_detr": average}
     found |= {"stable_dino": plain | {"backward": 2.37}}
-    rows = {row.method: row for row in rows_of({name: [x] * 3 for name, x in found.items()})}
+    rows = {row.method: row for row in step_costs({name: [x] * 3 for name, x in found.items()})}
     assert rows["kd_detr"].student == pytest.approx(1500)
     assert rows["kd_detr"].teacher == pytest.approx(1300)
     assert rows["kd_detr"].extra_queries == pytest.approx(700)  # 0.4 + 0.2 decoding, 0.1 making

@@ -23,7 +23,7 @@ from detr.models import Detector, GroupOutput, QueryGroup, Target, build_detecto
 from detr.models.inherit import inherit
 from distill.methods import build_methods
 from distill.methods.d3etr import _predictions
-from distill.methods.parts.attended_cells import looked_at
+from distill.methods.parts.attended_cells import attended_map
 from distill.methods.parts.points import TargetAware
 
 BACKBONE = BackboneConfig(
@@ -87,7 +87,7 @@ def test_self_attention_maps_change_nothing(changes):
     assert not plain.self_attention
     weights = torch.tensor([[0.5, 0, 0, 0, 0, 2.0]])
     maps = asked.attention[0].weights.mean(1)
-    found = looked_at(asked.attention[0], memory.shapes, weights)
+    found = attended_map(asked.attention[0], memory.shapes, weights)
     torch.testing.assert_close(found, 0.5 * maps[:, 0] + 2 * maps[:, 5])
 
 

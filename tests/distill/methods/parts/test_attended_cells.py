@@ -13,8 +13,8 @@ from distill.methods.parts.attended_cells import (
     attended_cells,
     dense,
     mean_heads,
-    spread,
     squared_distance,
+    weighted_map,
 )
 
 SHAPES = ((2, 4), (1, 2))
@@ -68,7 +68,7 @@ def test_spread_is_the_weighted_mean_over_heads_of_the_dense_maps() -> None:
     cells = attended_cells(random(0), SHAPES)
     weights = torch.tensor([[1.0, 0.0, 2.0], [0.5, 3.0, 0.0]])
     expected = (dense(cells).mean(2) * weights[..., None]).sum(1)
-    torch.testing.assert_close(spread(cells, weights), expected)
+    torch.testing.assert_close(weighted_map(cells, weights), expected)
     torch.testing.assert_close(dense(mean_heads(cells)), dense(cells).mean(2))
 
 

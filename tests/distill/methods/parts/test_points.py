@@ -20,8 +20,8 @@ from distill.methods.parts.pairing import pair_layers
 from distill.methods.parts.points import (
     ForStudent,
     TargetAware,
+    answer_distances,
     check_same_kind,
-    compare,
     general_points,
     kl_divergence,
     specific_points,
@@ -69,7 +69,7 @@ def test_kl_divergence_survives_half_precision() -> None:
 def test_compare_by_hand() -> None:
     student = output([[0.0, 0.0]], [[0.5, 0.5, 0.2, 0.2]])
     teacher = output([[1.0, -1.0]], [[0.6, 0.5, 0.2, 0.2]])
-    found = compare(student, teacher, ((0, 0),), 1.0)
+    found = answer_distances(student, teacher, ((0, 0),), 1.0)
     # Boxes overlap on half their area: IoU = 1/3, and their hull has no empty part.
     torch.testing.assert_close(found.giou, torch.tensor([[[2 / 3]]]))
     torch.testing.assert_close(found.l1, torch.tensor([[[0.1]]]))
@@ -81,7 +81,7 @@ def test_padding_has_no_confidence() -> None:
         [[0.0], [0.0]], [[0.5, 0.5, 0.2, 0.2]] * 2, padding=torch.tensor([[False, True]])
     )
     teacher = output([[3.0], [3.0]], [[0.5, 0.5, 0.2, 0.2]] * 2)
-    weights = compare(student, teacher, ((0, 0),), 1.0).confidence
+    weights = answer_distances(student, teacher, ((0, 0),), 1.0).confidence
     assert weights[0, 0, 0] > 0.9
     assert weights[0, 0, 1] == 0
 
