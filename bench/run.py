@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+import click
 import numpy as np
 from PIL import Image
 
@@ -19,7 +20,7 @@ from bench.machine.clocks import Watch, read_clocks
 from bench.report.model import Budget, Example, Picture, Report, Row
 from detr.cli_support import progress
 from detr.config import ClassMap
-from detr.data import Dataset, open_dataset
+from detr.data import Dataset, inspect, open_dataset
 from detr.data.coco_document import coco_ground_truth
 from detr.data.dataset import evenly_spaced
 from detr.data.draw import draw
@@ -121,6 +122,10 @@ def measure(
     indices = evenly_spaced(len(dataset), limit)
     if not indices:
         raise UserError("data-empty", f"{data}: no images to measure on")
+    findings = inspect(dataset, indices)
+    findings.stop()
+    if findings.warnings:
+        click.echo(findings.summary(), err=True)
     shown = set(_example_indices(dataset, indices))
     timed = set(indices[i] for i in evenly_spaced(len(indices), _TIMED_IMAGES))
     images = _detect(artefacts, dataset, indices, keep=shown | timed)

@@ -39,7 +39,8 @@ def check(data: str, as_json: bool) -> None:
     report = run_check(open_dataset(data))
     emit(report, as_json, report.text())
     if report.errors:
-        raise UserError("data-check", f"{data}: {counted(report.errors, 'error')}, listed above")
+        errors = counted(len(report.errors), "error")
+        raise UserError("data-check", f"{data}: {errors}, listed above")
 
 
 def parse_size(text: str) -> tuple[int, int]:

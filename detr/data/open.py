@@ -8,10 +8,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from detr.config import ClassMap
+from detr.data.box_rules import left_out
 from detr.data.dataset import Dataset
 from detr.data.formats.base import DataFormat
 from detr.data.formats.registry import find_format, format_names
 from detr.data.spec import DataSpec, read_yaml
+from detr.data.subset import Subset
 from detr.errors import UserError, first_problem
 
 
@@ -43,7 +45,19 @@ def open_dataset(spec: str, classes: ClassMap | None = None) -> Dataset:
             f"{spec!r}: expected FORMAT:PATH[:SPLIT] or a .yaml file; formats are "
             f"{', '.join(format_names())}",
         )
-    return form.open(source, classes, spec)
+    dataset: Dataset = form.open(source, classes, spec)
+    return _without_missing(dataset) if "image-missing" in source.drop else dataset
+
+
+def _without_missing(dataset: Dataset) -> Dataset:
+    paths = [dataset.image_path(i) for i in range(len(dataset))]
+    there = [path.exists() for path in paths]
+    gone = [
+        left_out(UserError("image-missing", f"{path}: no such image"))
+        for path, found in zip(paths, there, strict=True)
+        if not found
+    ]
+    return Subset(dataset, [i for i, found in enumerate(there) if found], gone) if gone else dataset
 
 
 def _read_spec(path: Path) -> tuple[DataFormat[Any], DataSpec]:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from detr.config import ClassMap, Strict
+from detr.data.images import Exif
 from detr.data.policy import ClassPolicy, merge_map
 from detr.errors import UserError
 
@@ -21,6 +22,10 @@ class DataSpec(Strict):
         split: As in ``kitti:PATH:split``.
         classes: Class name to the source names merged into it; None keeps the format's classes.
         ignore: Source names that become ignore regions; ``*`` for all that are in no class.
+        exif: Which raster the labels mean where EXIF data turn an image: ``apply`` for the upright
+            one, ``ignore`` for the one as stored. Asked for where the labels do not tell.
+        drop: Codes of errors whose annotation (or, for ``image-missing`` and ``coco-image-twice``,
+            image) is left out instead of stopping.
     """
 
     format: str
@@ -28,6 +33,8 @@ class DataSpec(Strict):
     split: str | None = None
     classes: dict[str, list[str]] | None = None
     ignore: tuple[str, ...] = ()
+    exif: Exif | None = None
+    drop: frozenset[str] = frozenset()
 
     def policy(
         self,

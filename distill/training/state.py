@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detr.config import ClassMap
-from detr.data import Dataset, open_dataset
+from detr.data import Dataset, inspect, open_dataset
 from detr.errors import UserError
 from detr.metrics.coco_ap import CocoAp
 from detr.model_info import ModelInfo
@@ -186,6 +186,7 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
     val = None
     if recipe.data.val is not None:
         val = open_dataset(recipe.data.val, data.classes)
+    _inspect([data] if val is None else [data, val], run)
     torch.manual_seed(recipe.seed)
     student = _placed(build_detector(recipe.detector.for_classes(len(data.classes))), world.device)
     _check_norm(student)
@@ -233,6 +234,15 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
         ),
         val=val if world.main else None,
     )
+
+
+def _inspect(datasets: Sequence[Dataset], run: RunDir) -> None:
+    """Stops before the first step at what would stop, or spoil, a later one."""
+    for dataset in datasets:
+        found = inspect(dataset)
+        found.stop()
+        if found.warnings:
+            run.say(found.summary())
 
 
 def _check_norm(student: Detector) -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from detr.data.draw import draw
-from detr.data.images import read_image, read_size
+from detr.data.images import read_header, read_image
 from detr.errors import UserError
 
 
@@ -46,7 +46,7 @@ def test_exif_rotation_is_applied_to_pixels_and_size(tmp_path: Path) -> None:
     exif[0x0112] = 6  # shown turned clockwise: the left half is on top
     path = saved(tmp_path / "turned.jpg", image, exif=exif)
     pixels = read_image(path)
-    assert pixels.shape == (40, 20, 3) and read_size(path) == (40, 20)
+    assert pixels.shape == (40, 20, 3) and read_header(path).size() == (40, 20)
     assert pixels[5].mean() > 240 and pixels[35].mean() < 15
 
 
@@ -64,7 +64,7 @@ def test_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
 def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(content)
-    for read in (read_image, read_size):
+    for read in (read_image, read_header):
         with pytest.raises(UserError) as caught:
             read(path)
         assert caught.value.code == "image-unreadable"
@@ -87,7 +87,7 @@ def test_draw_leaves_its_input_alone_and_survives_odd_boxes() -> None:
 def test_a_picture_of_too_many_pixels_is_refused_in_plain_words(tmp_path: Path) -> None:
     huge = saved(tmp_path / "huge.png", Image.new("1", (20000, 20000)))
     with pytest.raises(UserError, match=r"huge.png: more than \d+ pixels$") as caught:
-        read_size(huge)
+        read_header(huge)
     assert caught.value.code == "image-unreadable"
 
 

@@ -25,8 +25,8 @@ class KittiDataset(FileDataset):
     """Frames of a KITTI folder, with or without a split file.
 
     Args:
-        root: Folder that holds ``training``.
-        split: Name of a file in ``ImageSets``; None takes every frame there is.
+        source: Its path holds ``training``, its split is the name of a file in ``ImageSets``; None
+            takes every frame there is.
         policy: What becomes of the names in the label files.
         spec: For messages.
 
@@ -34,11 +34,9 @@ class KittiDataset(FileDataset):
         UserError: ``data-missing``, ``split-missing`` or ``split-row``.
     """
 
-    def __init__(self, root: Path, split: str | None, policy: ClassPolicy, spec: str) -> None:
-        super().__init__()
-        self.spec = spec
-        self.classes = policy.classes
-        self._policy = policy
+    def __init__(self, source: DataSpec, policy: ClassPolicy, spec: str) -> None:
+        super().__init__(source, policy, spec)
+        root, split = source.path, source.split
         self._label_folder = existing(existing(root) / "training") / "label_2"
         self._image_folder = root / "training" / "image_2"
         self._images = _by_stem(self._image_folder, SUFFIXES)
@@ -75,18 +73,23 @@ class KittiDataset(FileDataset):
         return Protocols(kitti=self)
 
     def objects(self, i: int) -> list[KittiObject]:
-        """The rows of frame ``i`` as they are, ``DontCare`` included."""
-        return read_label_file(self.label_path(i))
+        """The rows of frame ``i``, ``DontCare`` included, but for boxes that do not count."""
+        path = self.label_path(i)
+        rows = read_label_file(path)
+        lost = {a.where for a in self.read(i).annotations} - {
+            a.where for a in self.scan(i).annotations
+        }
+        return [row for row in rows if f"{path}:{row.line}" not in lost]
 
     def sources(self, name: str) -> set[str]:
         """Names in the label files that make up a class; none where there is no such class."""
         if name not in self.classes.names:
             return set()
-        merged = {source for source, became in self._policy.merged.items() if became == name}
-        own = set() if name in self._policy.merged else {name}
-        return (merged | own) - self._policy.ignored
+        merged = {source for source, became in self.policy.merged.items() if became == name}
+        own = set() if name in self.policy.merged else {name}
+        return (merged | own) - self.policy.ignored
 
-    def scan(self, i: int) -> Scan:
+    def read(self, i: int) -> Scan:
         """The rows of frame ``i`` as class indices."""
         path = self.label_path(i)
         objects, errors = scan_label_file(path)
@@ -94,7 +97,7 @@ class KittiDataset(FileDataset):
         for o in objects:
             where = f"{path}:{o.line}"
             try:
-                label = self._policy.index(o.type, where)
+                label = self.policy.index(o.type, where)
             except UserError as error:
                 found.errors.append(error)
                 continue
@@ -102,7 +105,7 @@ class KittiDataset(FileDataset):
             found.annotations.append(Annotation(where, o.box, area, label, label == IGNORE))
         return found
 
-    def problems(self) -> list[UserError]:
+    def read_problems(self) -> list[UserError]:
         """Labels without a picture (a picture without labels shows when its labels are read)."""
         if not self._whole:
             return []
@@ -152,7 +155,7 @@ def _read_split(root: Path, split: str) -> list[str]:
 
 def _open(source: DataSpec, classes: ClassMap | None, spec: str) -> KittiDataset:
     policy = source.policy(classes, KITTI_CLASSES, spec, ALWAYS_IGNORED)
-    return KittiDataset(source.path, source.split, policy, spec)
+    return KittiDataset(source, policy, spec)
 
 
 KITTI = DataFormat(name="kitti", spec=DataSpec, open=_open)
