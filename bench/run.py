@@ -25,6 +25,7 @@ from detr.data.coco_document import coco_ground_truth
 from detr.data.dataset import evenly_spaced
 from detr.data.draw import draw
 from detr.data.kitti_rows import KittiObject
+from detr.data.value_range import to_bytes
 from detr.errors import UserError
 from detr.files import sha256
 from detr.metrics import coco_ap, kitti_ap
@@ -118,7 +119,8 @@ def measure(
     classes = artefacts[0].engine.info.classes
     for artefact in artefacts[1:]:
         same_classes(artefacts[0].path, classes, artefact)
-    dataset = open_dataset(data, classes)
+    ranges = {artefact.engine.info.preprocess.range for artefact in artefacts}
+    dataset = open_dataset(data, classes, ranges.pop() if len(ranges) == 1 else None)
     indices = evenly_spaced(len(dataset), limit)
     if not indices:
         raise UserError("data-empty", f"{data}: no images to measure on")
@@ -275,7 +277,9 @@ def _example(
     # Small pictures are enlarged, or the names on the boxes would cover them.
     scale = _EXAMPLE_WIDTH / image.shape[1]
     size = (_EXAMPLE_WIDTH, max(1, round(image.shape[0] * scale)))
-    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    small = np.asarray(
+        Image.fromarray(to_bytes(image, None)).resize(size, Image.Resampling.LANCZOS)
+    )
     truth = dataset.labels(i)
     boxes = np.concatenate([truth.boxes, truth.ignore]) * scale
     labels = np.concatenate([truth.labels, np.full(len(truth.ignore), -1)])

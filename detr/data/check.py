@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from detr.cli_support import counted, progress
 from detr.data.dataset import Annotation, Dataset
-from detr.data.findings import Finding, Findings, look, no_objects, of_the_set
+from detr.data.findings import Finding, Findings, Look, depth_findings, look, no_objects, of_the_set
 from detr.errors import UserError
 
 # COCO's own limits of "small" and "medium", in square pixels.
@@ -85,24 +85,23 @@ def _bars(rows: list[tuple[str, int, str]]) -> list[str]:
 
 def check(dataset: Dataset) -> CheckReport:
     """Decodes every image and reads every label row; collects all that is wrong."""
-    findings = of_the_set(dataset)
-    images: list[list[Annotation]] = []
     with ThreadPoolExecutor() as pool:
-        looks = pool.map(lambda i: _look(dataset, i), range(len(dataset)))
-        for scanned, own in progress(looks, "checking images", total=len(dataset)):
-            images.append(scanned)
-            findings += own
-    return _report(dataset, images, findings)
+        seen = pool.map(lambda i: _look(dataset, i), range(len(dataset)))
+        looks = list(progress(seen, "checking images", total=len(dataset)))
+    findings = of_the_set(dataset) + depth_findings(dataset, looks)
+    findings += [finding for one in looks for finding in one.findings]
+    return _report(dataset, [one.annotations for one in looks], findings)
 
 
-def _look(dataset: Dataset, i: int) -> tuple[list[Annotation], list[Finding]]:
-    annotations, findings = look(dataset, i)
+def _look(dataset: Dataset, i: int) -> Look:
+    one = look(dataset, i)
     try:
         dataset.image(i)
     except UserError as error:
-        if error.code not in {finding.code for finding in findings}:
-            findings.append(Finding(severity="error", code=error.code, message=error.message))
-    return annotations, findings
+        # A range that does not fit is told once, for all images.
+        if error.code not in {"image-range", *(finding.code for finding in one.findings)}:
+            one.findings.append(Finding(severity="error", code=error.code, message=error.message))
+    return one
 
 
 def _report(

@@ -113,7 +113,15 @@ class Dataset(ABC):
 
     @abstractmethod
     def image(self, i: int) -> ImageArray:
-        """``[h, w, 3]`` uint8 RGB; raises UserError ``image-unreadable`` naming the file."""
+        """``[h, w, 3]`` RGB; raises UserError ``image-unreadable`` naming the file.
+
+        uint8, or the values of a deeper picture for which the data set knows no range.
+        """
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """The values of deeper pictures that :meth:`image` makes 0 and 255, where it does."""
+        return None
 
     @property
     def protocols(self) -> Protocols:

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel
 
 from detr.cli_support import counted, progress
-from detr.data.dataset import Annotation, Dataset
-from detr.data.images import Exif, Header, read_header
+from detr.data.dataset import Annotation, Dataset, evenly_spaced
+from detr.data.images import Exif, Header, read_header, read_image
+from detr.data.value_range import measure
 from detr.errors import UserError
 
 # Of one kind, as many are shown: what is wrong fits one screen.
 _SHOWN = 5
+# Deep pictures that are decoded to see what values they have, and grey levels that are enough.
+_DEEP_SAMPLE, _LEVELS = 8, 64
 
 
 class Finding(BaseModel):
@@ -113,15 +118,22 @@ def inspect(
     """
     chosen = range(len(dataset)) if indices is None else indices
     found = Findings(data=dataset.spec, images=len(chosen))
-    found.findings += of_the_set(dataset)
+    looks = []
     with ThreadPoolExecutor() as pool:
-        looks = pool.map(lambda i: look(dataset, i, pictures), chosen)
-        for annotations, findings in progress(looks, f"labels of {dataset.spec}", len(chosen)):
-            objects = sum(not annotation.ignore for annotation in annotations)
+        seen = pool.map(lambda i: look(dataset, i, pictures), chosen)
+        for one in progress(seen, f"labels of {dataset.spec}", len(chosen)):
+            objects = sum(not annotation.ignore for annotation in one.annotations)
             found.objects += objects
             found.most_objects = max(found.most_objects, objects)
-            found.findings += findings
-    found.findings += no_objects(dataset, found.objects)
+            found.findings += one.findings
+            # Of large sets the annotations are too much to keep.
+            looks.append(replace(one, annotations=[], findings=[]))
+    found.findings = [
+        *of_the_set(dataset),
+        *depth_findings(dataset, looks),
+        *found.findings,
+        *no_objects(dataset, found.objects),
+    ]
     return found
 
 
@@ -130,17 +142,74 @@ def of_the_set(dataset: Dataset) -> list[Finding]:
     return _as_errors(dataset.problems()) + _as_warnings(dataset.warnings())
 
 
-def look(dataset: Dataset, i: int, pictures: bool = True) -> tuple[list[Annotation], list[Finding]]:
-    """The annotations of one image that count, and everything wrong with it but its pixels."""
+@dataclass(frozen=True)
+class Look:
+    """What a label file and an image's header say.
+
+    Attributes:
+        index: Of the image.
+        annotations: Those that count.
+        findings: Everything wrong with it but its pixels.
+        header: None where there is no picture.
+    """
+
+    index: int
+    annotations: list[Annotation]
+    findings: list[Finding]
+    header: Header | None = None
+
+
+def look(dataset: Dataset, i: int, pictures: bool = True) -> Look:
+    """Reads the labels and the header of one image."""
     scan = dataset.scan(i)
     findings = _as_errors(scan.errors) + _as_warnings(scan.warnings)
-    path = dataset.image_path(i)
+    path, header = dataset.image_path(i), None
     if pictures or path.exists():
         try:
-            findings += _as_errors(_size_errors(path, dataset.bounds(i), dataset.exif))
+            header = read_header(path)
+            findings += _as_errors(_size_errors(path, header, dataset.bounds(i), dataset.exif))
         except UserError as error:
             findings += _as_errors([error])
-    return scan.annotations, findings
+    return Look(i, scan.annotations, findings, header)
+
+
+def depth_findings(dataset: Dataset, looks: Sequence[Look]) -> list[Finding]:
+    """What is lost where pictures of more than 8 bits become such of 8."""
+    headers = {one.index: one.header for one in looks if one.header is not None}
+    cut = [i for i, header in headers.items() if header.cut]
+    deep = [i for i, header in headers.items() if header.deep]
+    of_all = f"of {counted(len(headers), 'image')}"
+    findings = []
+    if cut:
+        told = f"{len(cut)} {of_all} have colour of 16 bits, of which the upper 8 are read"
+        findings += _as_warnings(
+            [UserError("image-depth", f"{dataset.image_path(cut[0])}: {told}")]
+        )
+    try:
+        value_range = dataset.value_range
+    except UserError as error:
+        return findings + _as_errors([error])
+    flat = [i for i, header in headers.items() if not header.deep]
+    if flat and value_range is not None:
+        told = f"{len(flat)} {of_all} have 8 bits, but the range {list(value_range)} is given"
+        findings += _as_errors([UserError("image-range", f"{dataset.image_path(flat[0])}: {told}")])
+    if not deep or value_range is not None:
+        return findings
+    paths = [dataset.image_path(deep[k]) for k in evenly_spaced(len(deep), _DEEP_SAMPLE)]
+    try:
+        images = [read_image(path) for path in paths]
+        low, high = measure(images, (0.1, 99.9))
+    except UserError:  # a broken picture is a finding of its own
+        return findings
+    told = f"{paths[0]}: {len(deep)} {of_all} have values from {low:g} to {high:g}"
+    advice = f"say range: [{low:g}, {high:g}] in a data YAML"
+    if any(image.dtype == np.float32 for image in images):
+        return findings + _as_errors([UserError("image-range", f"{told}; {advice}")])
+    levels = round((high - low) / 257) + 1
+    if levels < _LEVELS:
+        told += f", which become {counted(levels, 'grey level')} of 256; {advice}"
+        findings += _as_warnings([UserError("image-depth", told)])
+    return findings
 
 
 def no_objects(dataset: Dataset, objects: int) -> list[Finding]:
@@ -167,9 +236,10 @@ def _as_warnings(errors: Iterable[UserError]) -> list[Finding]:
     return [Finding(severity="warning", code=e.code, message=e.message) for e in errors]
 
 
-def _size_errors(path: Path, claimed: tuple[int, int] | None, exif: Exif | None) -> list[UserError]:
+def _size_errors(
+    path: Path, header: Header, claimed: tuple[int, int] | None, exif: Exif | None
+) -> list[UserError]:
     """Labels of another raster than the one that would be read."""
-    header = read_header(path)
     if header.turned and exif is None:
         told = claimed is not None and header.upright != header.stored
         if claimed == header.stored if told else claimed in (None, header.stored):

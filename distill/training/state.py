@@ -180,12 +180,13 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
     """
     prepare_cpu()
     parse_methods(recipe.methods)  # a misspelt option is told before anything slow happens
-    data = open_dataset(recipe.data.train)
+    data = open_dataset(recipe.data.train, value_range=recipe.input.range)
+    recipe = _with_range_of(data, recipe)
     if len(data) == 0:
         raise UserError("data-empty", f"{recipe.data.train}: no images to train on")
     val = None
     if recipe.data.val is not None:
-        val = open_dataset(recipe.data.val, data.classes)
+        val = open_dataset(recipe.data.val, data.classes, recipe.input.range)
     _inspect([data] if val is None else [data, val], run)
     torch.manual_seed(recipe.seed)
     student = _placed(build_detector(recipe.detector.for_classes(len(data.classes))), world.device)
@@ -234,6 +235,20 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
         ),
         val=val if world.main else None,
     )
+
+
+def _with_range_of(data: Dataset, recipe: Recipe) -> Recipe:
+    """The recipe of a model that carries the range of its training data.
+
+    Raises:
+        UserError: ``recipe-value`` where recipe and data YAML differ.
+    """
+    given, own = recipe.input.range, data.value_range
+    if given not in (None, own):
+        raise UserError(
+            "recipe-value", f"input.range: {list(given)}, but {data.spec} says {list(own or ())}"
+        )
+    return recipe.model_copy(update={"input": recipe.input.model_copy(update={"range": own})})
 
 
 def _inspect(datasets: Sequence[Dataset], run: RunDir) -> None:

@@ -55,7 +55,9 @@ def verify(
     reference, note = _torch(bundle)
     samples = Samples.of_golden(golden, ask_again=True)
     if data is not None:
-        samples = Samples.of_dataset(open_dataset(data, bundle.info.model.classes), images)
+        model = bundle.info.model
+        dataset = open_dataset(data, model.classes, model.preprocess.range)
+        samples = Samples.of_dataset(dataset, images)
     names = [engine for engine in dict.fromkeys(engines) if engine != OrtEngine.name]
     opened, found = _open_all(bundle, [OrtEngine.name, *names], samples)
     if reference is not None:

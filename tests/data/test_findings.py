@@ -198,21 +198,21 @@ def test_images_told_twice_as_a_public_data_set_has_them(tmp_path: Path) -> None
     run = CliRunner().invoke(data, ["check", f"coco:{folder}"])
     assert run.exit_code == 2 and len(run.stdout.splitlines()) < 40
     assert "48 of 80 images share their id or file" in run.stdout
-    assert "32 images with 32 annotations can be used: drop: [coco-image-twice]" in run.stdout
+    assert "32 images with 32 annotations can be used: drop: [image-twice]" in run.stdout
     assert 'id "_semantic" is that of 30 entries; 30 annotations could be' in run.stdout
-    assert "[coco-image-twice] ... and 6 more" in run.stdout
+    assert "[image-twice] ... and 6 more" in run.stdout
     assert 'image_id "none" is not in images' in run.stdout
     with pytest.raises(UserError) as caught:
         dataset.labels(0)
-    assert caught.value.code == "coco-image-twice"
+    assert caught.value.code == "image-twice"
 
-    switches = {"drop": ["coco-image-twice", "coco-orphan", "image-missing"]}
+    switches = {"drop": ["image-twice", "coco-orphan", "image-missing"]}
     Image.new("RGB", (320, 240)).save(folder / "val2017/020.png")
     usable = open_dataset(with_switch(folder, **switches))
     assert [usable.image_id(i) for i in range(len(usable))] == ["020"]
     found = inspect(usable)
     assert not found.errors and found.objects == 1
-    assert {f.code for f in found.warnings} == {"coco-image-twice", "coco-orphan", "image-missing"}
+    assert {f.code for f in found.warnings} == {"image-twice", "coco-orphan", "image-missing"}
 
 
 def test_the_published_files_of_carla(shared_data: Path, tmp_path: Path) -> None:

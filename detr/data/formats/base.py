@@ -13,10 +13,12 @@ import numpy as np
 
 from detr.config import ClassMap
 from detr.data.box_rules import judge, left_out
-from detr.data.dataset import Annotation, Dataset, Labels, Scan
+from detr.data.dataset import Annotation, Dataset, Labels, Scan, evenly_spaced
+from detr.data.formats.writers import Writer
 from detr.data.images import Header, read_header, read_image
 from detr.data.policy import ClassPolicy
 from detr.data.spec import DataSpec
+from detr.data.value_range import SAMPLED_IMAGES, Percentiles, measure
 from detr.errors import UserError
 from detr.types import ImageArray
 
@@ -33,11 +35,15 @@ class DataFormat(Generic[SpecT]):
             all.
         open: Opens a data set. Takes what the user gave, the class map to use (None for the data
             set's own) and the name for messages.
+        write: Writes a data set in this format, if it can.
+        lists: Folder of the lists of images that make splits, where the format has such.
     """
 
     name: str
     spec: type[SpecT]
     open: Callable[[SpecT, ClassMap | None, str], Dataset]
+    write: Writer | None = None
+    lists: Callable[[SpecT], Path | None] = lambda _: None
 
 
 class FileDataset(Dataset):
@@ -57,6 +63,7 @@ class FileDataset(Dataset):
         self.classes = policy.classes
         self.policy = policy
         self.exif = source.exif
+        self._given_range = source.range
         self._drop = source.drop
         self._labels: dict[int, Labels] = {}
         self._headers: dict[int, Header] = {}
@@ -102,9 +109,27 @@ class FileDataset(Dataset):
         except UserError:
             return None
 
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """As the user gave it, or measured on images spread over the set."""
+        return self._range
+
+    @cached_property
+    def _range(self) -> tuple[float, float] | None:
+        given = self._given_range
+        if not isinstance(given, Percentiles):
+            return given
+        sample = evenly_spaced(len(self), SAMPLED_IMAGES)
+        paths = [self.image_path(i) for i in sample]
+        images = [read_image(path, self.exif or "apply") for path in paths]
+        for path, image in zip(paths, images, strict=True):
+            if image.dtype == np.uint8:
+                raise UserError("image-range", f"{path}: has 8 bits, but a range is given")
+        return measure(images, given.percentiles)
+
     def image(self, i: int) -> ImageArray:
-        """``[h, w, 3]`` uint8 RGB."""
-        return read_image(self.image_path(i), self.exif or "apply")
+        """``[h, w, 3]`` RGB: uint8, or deeper values where no range is given."""
+        return read_image(self.image_path(i), self.exif or "apply", self.value_range)
 
     def labels(self, i: int) -> Labels:
         """Labels of image ``i``.

@@ -12,24 +12,15 @@ from detr.data import json_fields as fields
 from detr.data.dataset import Annotation, Scan
 from detr.data.formats.base import DataFormat, FileDataset
 from detr.data.formats.coco_file import ROBOFLOW, CocoFile, annotation_file
+from detr.data.formats.writers import write_coco
 from detr.data.policy import IGNORE, ClassPolicy
-from detr.data.spec import DataSpec
+from detr.data.spec import PlacedSpec
 from detr.errors import UserError
 from detr.types import ImageId
 
 
-class CocoSpec(DataSpec):
-    """A COCO set, laid out as COCO or Roboflow do it or with its two parts named.
-
-    Attributes:
-        path: Folder of the layout, or where ``images`` and ``annotations`` count from.
-        images: Folder that the file names in the annotation file count from.
-        annotations: Annotation file.
-    """
-
-    path: Path = Path()
-    images: Path | None = None
-    annotations: Path | None = None
+class CocoSpec(PlacedSpec):
+    """A COCO set, laid out as COCO or Roboflow do it or with its two parts named."""
 
     @model_validator(mode="after")
     def _one_file(self) -> CocoSpec:
@@ -106,7 +97,7 @@ class CocoDataset(FileDataset):
 
 def _open(source: CocoSpec, classes: ClassMap | None, spec: str) -> CocoDataset:
     if source.annotations is not None:
-        path = source.path / source.annotations.expanduser()
+        path = source.placed(source.annotations)
     else:
         path = annotation_file(source.path, source.split)
     file = CocoFile(path)
@@ -120,7 +111,7 @@ def _open(source: CocoSpec, classes: ClassMap | None, spec: str) -> CocoDataset:
 def _image_folder(source: CocoSpec, file: CocoFile) -> Path:
     """Where the pictures lie: as told, as COCO has it, or beside the annotation file."""
     if source.images is not None:
-        return source.path / source.images.expanduser()
+        return source.placed(source.images)
     beside = file.path.parent
     if file.path.name == ROBOFLOW:
         return beside
@@ -129,4 +120,4 @@ def _image_folder(source: CocoSpec, file: CocoFile) -> Path:
     return beside if here else usual
 
 
-COCO = DataFormat(name="coco", spec=CocoSpec, open=_open)
+COCO = DataFormat(name="coco", spec=CocoSpec, open=_open, write=write_coco)

@@ -106,23 +106,23 @@ class CocoFile:
         if (total := self._ids.total()) > len(self.images):
             usable = sum(len(self.annotations.get(image.id, [])) for image in self.images)
             yield UserError(
-                "coco-image-twice",
+                "image-twice",
                 f"{self.path}: {total - len(self.images)} of {total} images share their id or file "
                 f"with another, as follows; {counted(len(self.images), 'image')} with "
-                f"{counted(usable, 'annotation')} can be used: drop: [coco-image-twice] in a data "
+                f"{counted(usable, 'annotation')} can be used: drop: [image-twice] in a data "
                 "YAML",
             )
         for name, count in self._ids.most_common():
             if count > 1:
                 yield UserError(
-                    "coco-image-twice",
+                    "image-twice",
                     f"{self.path}: images: id {fields.shown(name)} is that of {count} entries; "
                     f"{counted(len(self.annotations.get(name, [])), 'annotation')} could be of any",
                 )
         for name, count in self._files.most_common():
             if self._pairs[name] > 1:
                 yield UserError(
-                    "coco-image-twice",
+                    "image-twice",
                     f"{self.path}: images: file_name {fields.shown(name)} is that of {count} "
                     "entries; none of them has all its annotations",
                 )
