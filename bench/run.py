@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+import click
 import numpy as np
 from PIL import Image
 
@@ -19,11 +20,12 @@ from bench.machine.environment import assess_environment, read_machine
 from bench.report.model import Example, PerformanceBudget, Picture, Report, ReportRow
 from detr.cli_support import progress
 from detr.config import ClassMap
-from detr.data import Dataset, open_dataset
+from detr.data import Dataset, inspect, open_dataset
 from detr.data.coco_document import coco_ground_truth
 from detr.data.dataset import evenly_spaced
 from detr.data.draw import draw
 from detr.data.kitti_rows import KittiObject
+from detr.data.value_range import to_bytes
 from detr.errors import UserError
 from detr.files import sha256
 from detr.metrics import coco_ap, kitti_ap
@@ -117,10 +119,19 @@ def benchmark_artifacts(
     classes = artifacts[0].engine.info.classes
     for artifact in artifacts[1:]:
         same_classes(artifacts[0].path, classes, artifact)
-    dataset = open_dataset(data, classes)
+    ranges = {artifact.engine.info.preprocess.range for artifact in artifacts}
+    if len(ranges) > 1:
+        raise UserError(
+            "bench-range", "the models read images of different value ranges; measure them apart"
+        )
+    dataset = open_dataset(data, classes, ranges.pop())
     indices = evenly_spaced(len(dataset), limit)
     if not indices:
         raise UserError("data-empty", f"{data}: no images to measure on")
+    findings = inspect(dataset, indices)
+    findings.stop()
+    if findings.warnings:
+        click.echo(findings.summary(), err=True)
     shown = set(_example_indices(dataset, indices))
     timed = set(indices[i] for i in evenly_spaced(len(indices), _TIMED_IMAGES))
     images = _detect(artifacts, dataset, indices, keep=shown | timed)
@@ -270,7 +281,9 @@ def _example(
     # Small pictures are enlarged, or the names on the boxes would cover them.
     scale = _EXAMPLE_WIDTH / image.shape[1]
     size = (_EXAMPLE_WIDTH, max(1, round(image.shape[0] * scale)))
-    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    small = np.asarray(
+        Image.fromarray(to_bytes(image, None)).resize(size, Image.Resampling.LANCZOS)
+    )
     truth = dataset.labels(i)
     boxes = np.concatenate([truth.boxes, truth.ignore]) * scale
     labels = np.concatenate([truth.labels, np.full(len(truth.ignore), -1)])

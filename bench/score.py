@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from bench.report.model import percent
 from detr.cli_support import progress
+from detr.data import inspect
 from detr.data.coco_document import coco_ground_truth
 from detr.data.dataset import Dataset
 from detr.data.kitti_rows import KittiLabels, KittiObject, read_label_file
@@ -35,6 +36,7 @@ class Score(BaseModel):
         detections: Path as given.
         data: Data set as given.
         protocol: Which of the two fields is filled.
+        notes: What was left out of the labels.
     """
 
     detections: str
@@ -42,13 +44,16 @@ class Score(BaseModel):
     protocol: Protocol
     coco: CocoAp | None = None
     kitti: KittiAp | None = None
+    notes: list[str] = []
 
     def text(self) -> str:
         """A table for the terminal."""
         if self.coco is not None:
-            return coco_text(self.coco)
-        assert self.kitti is not None
-        return kitti_text(self.kitti)
+            table = coco_text(self.coco)
+        else:
+            assert self.kitti is not None
+            table = kitti_text(self.kitti)
+        return "\n".join([table, *self.notes])
 
 
 def score(detections: Path, dataset: Dataset, protocol: Protocol | None = None) -> Score:
@@ -67,7 +72,11 @@ def score(detections: Path, dataset: Dataset, protocol: Protocol | None = None) 
         raise UserError("detections-missing", f"{detections}: no such file or folder")
     folder = detections.is_dir()
     chosen: Protocol = protocol or ("kitti" if folder and dataset.protocols.kitti else "coco")
+    findings = inspect(dataset, pictures=False)
+    findings.stop()
     result = Score(detections=str(detections), data=dataset.spec, protocol=chosen)
+    if findings.warnings:
+        result.notes.append(findings.summary())
     if chosen == "kitti":
         labels = _kitti_labels(dataset)
         classes = _kitti_classes(dataset, labels)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
-ImageArray = npt.NDArray[np.uint8]
+# [h, w, 3] RGB: 8 bits, or the values of a deeper picture that has not been scaled to 8 bits yet.
+ImageArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 # COCO files in the wild name images by number or by text.
 ImageId = int | str
 

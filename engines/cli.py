@@ -76,7 +76,7 @@ def predict(
     names = engine.info.classes.names
     predictions = []
     for path in progress(images, "predict"):
-        image = read_image(path)
+        image = read_image(path, value_range=engine.info.preprocess.range)
         found = engine([image])[0].above(score)
         predictions.append(
             Prediction(

@@ -14,7 +14,7 @@ from detr.errors import UserError
 
 @click.group(cls=Group)
 def data() -> None:
-    """Check a data set, or make a synthetic one.
+    """Check, show, convert and split data sets, or make synthetic ones.
 
     Example: detr data check kitti:runs/scenes:val
     """
@@ -28,8 +28,9 @@ def check(data: str, as_json: bool) -> None:
 
     Decodes every image and reads every label row.
 
-    DATA is kitti:PATH[:SPLIT], coco:PATH[:SPLIT] or a YAML file. The exit status is 2 where there
-    are errors; warnings (boxes that are skipped or clipped) do not change it.
+    DATA is FORMAT:PATH[:SPLIT] (kitti, coco, yolo, voc, bdd100k) or a YAML file. The exit status is
+    2 where there are errors, which stop training and scoring too; warnings (what is left out or
+    clipped) do not change it.
 
     Example: detr data check kitti:/data/kitti:train --json
     """
@@ -39,7 +40,75 @@ def check(data: str, as_json: bool) -> None:
     report = run_check(open_dataset(data))
     emit(report, as_json, report.text())
     if report.errors:
-        raise UserError("data-check", f"{data}: {counted(report.errors, 'error')}, listed above")
+        errors = counted(len(report.errors), "error")
+        raise UserError("data-check", f"{data}: {errors}, listed above")
+
+
+@data.command()
+@click.argument("data", metavar="DATA")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The page, .html.")
+@click.option("--images", type=click.IntRange(1), default=24, show_default=True, help="How many.")
+@json_option
+def show(data: str, out: Path, images: int, as_json: bool) -> None:
+    """Write a page of pictures of DATA with their boxes.
+
+    The page needs no other file.
+
+    Example: detr data show yolo:/data/road/data.yaml:val --out road.html
+    """
+    from detr.data.open import open_dataset
+    from detr.data.show import show as write_page
+
+    page = write_page(open_dataset(data), out, images)
+    emit(page, as_json, f"{counted(page.images, 'image')} in {page.page}")
+
+
+@data.command()
+@click.argument("source", metavar="FROM")
+@click.argument("to", metavar="TO")
+@click.option("--link", is_flag=True, help="Link to the pictures instead of copying them.")
+@json_option
+def convert(source: str, to: str, link: bool, as_json: bool) -> None:
+    """Write the data set FROM in another format.
+
+    TO is FORMAT:FOLDER[:SPLIT] with coco, kitti, yolo or voc. Another split may lie in the folder
+    already; nothing is overwritten.
+
+    Example: detr data convert coco:/data/road:val yolo:/data/road_yolo:val
+    """
+    from detr.data.convert import convert as write
+
+    done = write(source, to, link)
+    for note in done.notes:
+        click.echo(f"note: {note}", err=True)
+    text = f"{counted(done.images, 'image')}, {counted(done.objects, 'object')} in {done.data}"
+    emit(done, as_json, text)
+
+
+@data.command()
+@click.argument("data", metavar="DATA")
+@click.option("--val", type=float, default=0.2, show_default=True, help="Share of the images.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same parts.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for the lists.  [default: DATA's own]"
+)
+@json_option
+def split(data: str, val: float, seed: int, out: Path | None, as_json: bool) -> None:
+    """Divide the images of DATA at random into train and val.
+
+    KITTI and VOC folders get lists train.txt and val.txt beside those they have; any other data set
+    gets train.yaml and val.yaml. No other file changes.
+
+    Example: detr data split kitti:/data/kitti --val 0.2 --seed 0
+    """
+    from detr.data.convert import split as divide
+
+    parts = divide(data, val, seed, out)
+    lines = [
+        f"{parts.train}: {counted(parts.train_images, 'image')}",
+        f"{parts.val}: {counted(parts.val_images, 'image')}",
+    ]
+    emit(parts, as_json, "\n".join(lines))
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from detr.data.dataset import Annotation, Dataset
+from detr.data.dataset import Dataset
 
 
 def coco_ground_truth(dataset: Dataset) -> dict[str, Any]:
     """The labels of a data set in COCO's instances format.
 
     Boxes and areas are those of the label files, unrounded and not clipped, so that a COCO set
-    scores exactly as its own file would. An ignore region becomes an ``iscrowd`` annotation of its
+    scores exactly as its own file would; boxes without area are left out, as in training. An ignore
+    region becomes an ``iscrowd`` annotation of its
     class, or one of every class. Image ids are the data set's, category ids its class map's.
 
     Raises:
@@ -20,7 +21,7 @@ def coco_ground_truth(dataset: Dataset) -> dict[str, Any]:
     classes = dataset.classes
     annotations: list[dict[str, Any]] = []
     for i in range(len(dataset)):
-        for row in _annotations(dataset, i):
+        for row in dataset.annotations(i):
             x0, y0, x1, y1 = row.box
             labels = [row.label] if row.label >= 0 else range(len(classes))
             for label in labels:
@@ -41,10 +42,3 @@ def coco_ground_truth(dataset: Dataset) -> dict[str, Any]:
             {"id": c, "name": n} for c, n in zip(classes.category_ids, classes.names, strict=True)
         ],
     }
-
-
-def _annotations(dataset: Dataset, i: int) -> list[Annotation]:
-    scan = dataset.scan(i)
-    if scan.errors:
-        raise scan.errors[0]
-    return scan.annotations

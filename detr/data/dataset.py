@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detr.config import ClassMap
+from detr.data.images import Exif
 from detr.data.kitti_rows import KittiLabels
 from detr.errors import UserError
 from detr.types import FloatArray, ImageArray, ImageId, IntArray
@@ -50,18 +51,20 @@ class Annotation:
     label: int
     ignore: bool
 
-    @property
-    def empty(self) -> bool:
-        """Whether the box has no area."""
-        return not (self.box[2] > self.box[0] and self.box[3] > self.box[1])
-
 
 @dataclass
 class Scan:
-    """All annotations of one image that can be read, and what is wrong with the others."""
+    """The annotations of one image, and what is wrong with them.
+
+    Attributes:
+        annotations: Those that count.
+        errors: What stops training and scoring.
+        warnings: What was left out or will be clipped.
+    """
 
     annotations: list[Annotation] = field(default_factory=list)
     errors: list[UserError] = field(default_factory=list)
+    warnings: list[UserError] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,13 @@ class Dataset(ABC):
     Attributes:
         spec: What the user typed (``kitti:PATH:val``), for messages.
         classes: Class names and category ids.
+        exif: Whether an image that its EXIF data turn is read upright (``apply``, ``None``) or as
+            stored (``ignore``); with ``None`` the labels have to tell which of the two they mean.
     """
 
     spec: str
     classes: ClassMap
+    exif: Exif | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -107,7 +113,15 @@ class Dataset(ABC):
 
     @abstractmethod
     def image(self, i: int) -> ImageArray:
-        """``[h, w, 3]`` uint8 RGB; raises UserError ``image-unreadable`` naming the file."""
+        """``[h, w, 3]`` RGB; raises UserError ``image-unreadable`` naming the file.
+
+        uint8, or the values of a deeper picture for which the data set knows no range.
+        """
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """The values of deeper pictures that :meth:`image` makes 0 and 255, where it does."""
+        return None
 
     @property
     def protocols(self) -> Protocols:
@@ -115,7 +129,7 @@ class Dataset(ABC):
         return Protocols()
 
     def scan(self, i: int) -> Scan:
-        """All annotations of image ``i``; never raises for a bad one.
+        """All annotations of image ``i``, and what is wrong with them; never raises for that.
 
         Those of :meth:`labels`, unless the format knows what its files say before boxes are clipped
         and skipped.
@@ -136,6 +150,21 @@ class Dataset(ABC):
     def problems(self) -> list[UserError]:
         """What is wrong with the set as a whole: pairs with one half missing, doubled ids."""
         return []
+
+    def warnings(self) -> list[UserError]:
+        """What was left out of the set as a whole."""
+        return []
+
+    def annotations(self, i: int) -> list[Annotation]:
+        """The annotations of image ``i`` that count, boxes as the files have them.
+
+        Raises:
+            UserError: The first thing wrong with the set or the image's labels.
+        """
+        scan = self.scan(i)
+        for error in (*self.problems(), *scan.errors):
+            raise error
+        return scan.annotations
 
     def bounds(self, i: int) -> tuple[int, int] | None:
         """(height, width) that boxes are clipped to, where the labels themselves tell it."""

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from detr.data.value_range import to_bytes
 from detr.types import ImageArray
 
 
@@ -36,7 +37,7 @@ def draw(
     """Draws boxes on a copy of a picture, the last box first so that the best is on top.
 
     Args:
-        image: ``[h, w, 3]`` uint8 RGB.
+        image: ``[h, w, 3]`` RGB.
         boxes: ``[N, 4]`` x0 y0 x1 y1 in pixels.
         labels: ``[N]`` indices into ``names``; -1 is drawn grey and without a name.
         names: Class names.
@@ -45,7 +46,7 @@ def draw(
     Returns:
         ``[h, w, 3]`` uint8 RGB.
     """
-    canvas = Image.fromarray(image)
+    canvas = Image.fromarray(to_bytes(image, None))
     pen = ImageDraw.Draw(canvas)
     line = max(1, round(min(image.shape[:2]) / 200))
     font = ImageFont.load_default(max(9, round(min(image.shape[:2]) / 28)))

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from detr.config import Strict
+from detr.data.value_range import ValueRange, to_bytes
 from detr.errors import UserError
 from detr.types import FloatArray, ImageArray
 
 Triple = tuple[float, float, float]
+
+_TYPES = (np.uint8, np.uint16, np.float32)
 
 
 class PreprocessConfig(Strict):
@@ -27,11 +30,22 @@ class PreprocessConfig(Strict):
     Attributes:
         size: Canvas (height, width) in pixels.
         mean, std: RGB, in units of 0..255 (ImageNet's by default).
+        range: The values of a deeper picture that become 0 and 255 before that; ``None`` for
+            pictures of 8 bits.
     """
 
     size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
     mean: Triple = (123.675, 116.28, 103.53)
     std: Triple = (58.395, 57.12, 57.375)
+    range: ValueRange | None = None
+
+    @model_serializer(mode="wrap")
+    def _unless_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Sidecars of models for 8 bits stay what they were, and older releases read them."""
+        content: dict[str, Any] = handler(self)
+        if content.get("range") is None:
+            content.pop("range", None)
+        return content
 
 
 @dataclass(frozen=True)
@@ -78,22 +92,27 @@ def place(image: ImageArray, out: FloatArray, config: PreprocessConfig) -> None:
 
 
 def preprocess(images: Sequence[ImageArray], config: PreprocessConfig) -> Inputs:
-    """Scales, normalises and pads RGB images ``[h, w, 3]`` uint8 onto the config's canvas.
+    """Scales, normalises and pads RGB images ``[h, w, 3]`` onto the config's canvas.
+
+    Images of uint8 are taken as they are; those of uint16 and float32 become 8 bits by the config's
+    range first.
 
     Raises:
-        UserError: ``image-shape`` where an array is not ``[h, w, 3]`` uint8.
+        UserError: ``image-shape`` where an array is not ``[h, w, 3]`` of these types,
+            ``image-range`` where one is float32 and the config has no range.
     """
     height, width = config.size
     batch = np.zeros((len(images), 3, height, width), dtype=np.float32)
     valid = np.zeros((len(images), 2), dtype=np.float32)
     original = np.zeros((len(images), 2), dtype=np.float32)
     for i, image in enumerate(images):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype not in _TYPES:
             raise UserError(
                 "image-shape",
                 f"image {i} of the batch is {image.dtype}{list(image.shape)}, "
-                "expected uint8 [height, width, 3] RGB",
+                "expected uint8 [height, width, 3] RGB (or uint16, float32)",
             )
+        image = to_bytes(image, config.range)
         h, w = fit(image.shape[0], image.shape[1], config.size)
         if (h, w) != image.shape[:2]:
             image = _resized(image, h, w)

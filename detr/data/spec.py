@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from detr.config import ClassMap, Strict
+from detr.data.images import Exif
 from detr.data.policy import ClassPolicy, merge_map
+from detr.data.value_range import Percentiles, ValueRange
 from detr.errors import UserError
 
 
@@ -21,6 +24,13 @@ class DataSpec(Strict):
         split: As in ``kitti:PATH:split``.
         classes: Class name to the source names merged into it; None keeps the format's classes.
         ignore: Source names that become ignore regions; ``*`` for all that are in no class.
+        exif: Which raster the labels mean where EXIF data turn an image: ``apply`` for the upright
+            one, ``ignore`` for the one as stored. Asked for where the labels do not tell.
+        range: Values of pictures of more than 8 bits that become black and white, ``[LOW, HIGH]``
+            or ``percentiles: [LOW, HIGH]`` of all values.
+        only: List of the images to use, one name a line, relative to the YAML file's folder.
+        drop: Codes of errors whose annotation (or, for ``image-missing`` and ``image-twice``,
+            image) is left out instead of stopping.
     """
 
     format: str
@@ -28,6 +38,10 @@ class DataSpec(Strict):
     split: str | None = None
     classes: dict[str, list[str]] | None = None
     ignore: tuple[str, ...] = ()
+    exif: Exif | None = None
+    range: ValueRange | Percentiles | None = None
+    only: Path | None = None
+    drop: frozenset[str] = frozenset()
 
     def policy(
         self,
@@ -55,8 +69,26 @@ class DataSpec(Strict):
         return ClassPolicy(given or own, merged, frozenset(self.ignore) | (always - merged.keys()))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The content of a data YAML.
+class PlacedSpec(DataSpec):
+    """A data set laid out as its format does it, or with its two parts named.
+
+    Attributes:
+        path: Folder of the layout, or where ``images`` and ``annotations`` count from.
+        images: Folder of the pictures.
+        annotations: Annotation file, or folder of label files.
+    """
+
+    path: Path = Path()
+    images: Path | None = None
+    annotations: Path | None = None
+
+    def placed(self, part: Path) -> Path:
+        """One of the two as a path of its own."""
+        return self.path / part.expanduser()
+
+
+def read_yaml(path: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """The content of a YAML file with some of these keys.
 
     Raises:
         UserError: ``data-missing`` or ``data-yaml``.
@@ -68,6 +100,5 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError("data-yaml", f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        keys = ", ".join(DataSpec.model_fields)
-        raise UserError("data-yaml", f"{path}: not a YAML mapping; its keys are {keys}")
+        raise UserError("data-yaml", f"{path}: not a YAML mapping; its keys are {', '.join(keys)}")
     return content

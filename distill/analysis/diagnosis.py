@@ -167,7 +167,7 @@ def diagnose(
         if path is None:
             continue
         detector, info = load_model(find_model(path))
-        dataset = dataset or open_dataset(data, info.classes)
+        dataset = dataset or open_dataset(data, info.classes, info.preprocess.range)
         subjects.append(Subject(name, path, detector.eval(), info.preprocess))
     assert dataset is not None
     if len(dataset) == 0:

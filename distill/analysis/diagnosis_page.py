@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detr.data import Dataset
 from detr.data.preprocess import fit
+from detr.data.value_range import to_bytes
 from detr.models import SampledAttention, cxcywh_to_xyxy
 from detr.plot import Axis
 from detr.types import ImageArray
@@ -192,7 +193,9 @@ def _pictures(subjects: Sequence[Subject], dataset: Dataset) -> str:
 
 def _shown(image: ImageArray) -> Image.Image:
     height = round(image.shape[0] * _WIDTH / image.shape[1])
-    return Image.fromarray(image).resize((_WIDTH, height), Image.Resampling.BILINEAR)
+    return Image.fromarray(to_bytes(image, None)).resize(
+        (_WIDTH, height), Image.Resampling.BILINEAR
+    )
 
 
 def _attention(

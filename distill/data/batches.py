@@ -20,6 +20,7 @@ from torch import Tensor
 
 from detr.data.dataset import Dataset, Labels
 from detr.data.preprocess import PreprocessConfig, place
+from detr.data.value_range import to_bytes
 from detr.models import Target
 from detr.types import FloatArray, ImageArray, IntArray
 from distill.data.augment import AugmentConfig, augment
@@ -117,7 +118,7 @@ class Batches:
 
     def _image(self, i: int) -> ImageArray:
         if (image := self._cache.get(i)) is None:
-            image = self.dataset.image(i)
+            image = to_bytes(self.dataset.image(i), self.preprocess.range)
             if self._cached_bytes + image.nbytes <= CACHE_BYTES:
                 self._cache[i] = image
                 self._cached_bytes += image.nbytes

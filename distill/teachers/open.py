@@ -121,6 +121,12 @@ def load_teacher(
             "teacher-classes",
             f"{path}: {detector.facts.num_classes} class outputs for {len(classes)} classes",
         )
+    if info.preprocess.range not in (None, preprocess.range):
+        raise UserError(
+            "teacher-input",
+            f"{path}: the teacher's images have values from {info.preprocess.range}, the student's "
+            f"from {preprocess.range}: give the training data the teacher's range",
+        )
     if (info.preprocess.mean, info.preprocess.std) != (preprocess.mean, preprocess.std):
         raise UserError(
             "teacher-input",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detr.config import ClassMap
-from detr.data import Dataset, open_dataset
+from detr.data import Dataset, inspect, open_dataset
 from detr.errors import UserError
 from detr.metrics.coco_ap import CocoAp
 from detr.model_info import ModelInfo
@@ -180,12 +180,14 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
     """
     prepare_cpu()
     parse_methods(recipe.methods)  # a misspelt option is told before anything slow happens
-    data = open_dataset(recipe.data.train)
+    data = open_dataset(recipe.data.train, value_range=recipe.input.range)
+    recipe = _with_range_of(data, recipe)
     if len(data) == 0:
         raise UserError("data-empty", f"{recipe.data.train}: no images to train on")
     val = None
     if recipe.data.val is not None:
-        val = open_dataset(recipe.data.val, data.classes)
+        val = open_dataset(recipe.data.val, data.classes, recipe.input.range)
+    _inspect([data] if val is None else [data, val], run)
     torch.manual_seed(recipe.seed)
     student = _placed(build_detector(recipe.detector.for_classes(len(data.classes))), world.device)
     _check_norm(student)
@@ -238,6 +240,29 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
         ),
         val=val if world.main else None,
     )
+
+
+def _with_range_of(data: Dataset, recipe: Recipe) -> Recipe:
+    """The recipe of a model that carries the range of its training data.
+
+    Raises:
+        UserError: ``recipe-value`` where recipe and data YAML differ.
+    """
+    given, own = recipe.input.range, data.value_range
+    if given not in (None, own):
+        raise UserError(
+            "recipe-value", f"input.range: {list(given)}, but {data.spec} says {list(own or ())}"
+        )
+    return recipe.model_copy(update={"input": recipe.input.model_copy(update={"range": own})})
+
+
+def _inspect(datasets: Sequence[Dataset], run: RunDir) -> None:
+    """Stops before the first step at what would stop, or spoil, a later one."""
+    for dataset in datasets:
+        found = inspect(dataset)
+        found.stop()
+        if found.warnings:
+            run.say(found.summary())
 
 
 def _check_norm(student: Detector) -> None:

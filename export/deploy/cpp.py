@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from detr.errors import UserError
 from detr.files import write_atomic
 from engines.bundle import MODEL, Bundle
 
@@ -25,9 +26,16 @@ def write_sample(bundle: Bundle, out: Path, runtime: str) -> list[Path]:
         The files written.
 
     Raises:
-        UserError: The folder is not writable or the disk is full.
+        UserError: ``cpp-range`` for a model of deeper pictures than the program reads; the folder
+            is not writable or the disk is full.
     """
     info = bundle.info.model
+    if info.preprocess.range is not None:
+        raise UserError(
+            "cpp-range",
+            f"{bundle.path}: its model is for pictures of more than 8 bits (range "
+            f"{list(info.preprocess.range)}), which the program does not read",
+        )
     templates = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         undefined=StrictUndefined,

@@ -55,7 +55,9 @@ def gate_bundle(
     notes = [*notes, *budget.wider_than(usual)]
     samples = Samples.of_golden(golden, with_detections=False)
     if data is not None:
-        samples = Samples.of_dataset(open_dataset(data, bundle.info.model.classes), images)
+        model = bundle.info.model
+        dataset = open_dataset(data, model.classes, model.preprocess.range)
+        samples = Samples.of_dataset(dataset, images)
     names = [engine for engine in dict.fromkeys(engines) if engine != OrtEngine.name]
     opened, verdicts = _open_all(bundle, [OrtEngine.name, *names], samples, budget, notes)
     if reference is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from detr.data.draw import draw
+from detr.data.value_range import to_bytes
 from detr.types import Detections, ImageArray
 
 # Small images are enlarged, or the names on the boxes would cover them.
@@ -32,7 +33,9 @@ def comparison_picture(
     """
     scale = max(1.0, _WIDTH / image.shape[1])
     size = (round(image.shape[1] * scale), max(1, round(image.shape[0] * scale)))
-    large = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    large = np.asarray(
+        Image.fromarray(to_bytes(image, None)).resize(size, Image.Resampling.BILINEAR)
+    )
     sheet = Image.new("RGB", (size[0], 2 * (size[1] + _TITLE)), "white")
     pen = ImageDraw.Draw(sheet)
     for row, (title, detections) in enumerate((reference, candidate)):

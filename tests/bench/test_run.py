@@ -324,3 +324,21 @@ def test_rows_say_what_the_parity_gate_said(tmp_path: Path) -> None:
     assert parity_status(model, "openvino") is None
     model.write_bytes(b"another")
     assert parity_status(model, "native") is None
+
+
+def test_what_the_doctor_calls_an_error_stops_before_anything_is_measured(
+    engines: dict[str, Any], bright_cars: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = bright_cars / "training/label_2"
+    flat = "Car 0.00 0 0.0 5 5 5 20 1.5 1.6 3.9 0 1.6 20 0\n"
+    (labels / "000002.txt").write_text((labels / "000002.txt").read_text() + flat)
+    report = bench_run.benchmark(models(engines), f"kitti:{bright_cars}:val", iterations=1)
+    assert "1 warning (box-empty 1)" in capsys.readouterr().err
+    kitti = report.rows[0].kitti
+    assert report.rows[0].coco.n_gt == 6
+    assert kitti is not None and kitti.per_class["Car"].easy.count == 6
+    engines["teacher"].seen.clear()
+    (labels / "000003.txt").write_text(flat.replace("5 5 5 20", "500 5 520 20"))
+    with pytest.raises(UserError) as caught:
+        bench_run.benchmark(models(engines), f"kitti:{bright_cars}:val", iterations=1)
+    assert caught.value.code == "box-outside" and engines["teacher"].seen == []

@@ -69,7 +69,6 @@ def test_crowds_are_regions_boxes_are_clipped_and_flat_ones_skipped(coco: Maker)
                 annotation(1, 7, iscrowd=1),
                 annotation(2, bbox=[70, 50, 30, 30]),
                 annotation(3, bbox=[5, 5, 0, 9]),
-                annotation(4, bbox=[90, 5, 5, 5]),
             )
         )
     )
@@ -84,7 +83,16 @@ def test_crowds_are_regions_boxes_are_clipped_and_flat_ones_skipped(coco: Maker)
         (annotation(9, 4), "category-unknown", "category_id 4"),
         (annotation(9, bbox=[1, 2, 3]), "coco-annotation", "bbox"),
         (annotation(9, bbox=[1, 2, float("nan"), 3]), "coco-annotation", "not finite"),
-        (annotation(9, category_id=None), "coco-annotation", "category_id"),
+        (annotation(9, category_id=None), "coco-annotation", "category_id is null"),
+        (annotation(9, category_id=1.7), "coco-annotation", "category_id is 1.7, not a whole"),
+        (annotation(9, category_id="dog"), "coco-annotation", 'category_id is "dog"'),
+        (annotation(9, category_id=True), "coco-annotation", "category_id is true"),
+        (annotation(9, bbox=["1", "2", "3", "4"]), "coco-annotation", "in numbers"),
+        (annotation(9, iscrowd="0"), "coco-annotation", 'iscrowd is "0", not 0 or 1'),
+        (annotation(9, iscrowd=2), "coco-annotation", "iscrowd is 2"),
+        (annotation(9, area="150"), "coco-annotation", 'area is "150", not a number'),
+        (annotation(9, bbox=[90, 5, 5, 5]), "box-outside", "outside the image (80x60)"),
+        (annotation(9, bbox=[30, 5, -5, 5]), "box-inverted", "negative size"),
     ],
 )
 def test_a_bad_annotation_is_named(coco: Maker, row: dict[str, Any], code: str, says: str) -> None:

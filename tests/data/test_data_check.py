@@ -50,7 +50,7 @@ def test_every_fault_is_listed_with_its_place(broken: Path) -> None:
     dataset = open_dataset(f"kitti:{broken}")
     assert isinstance(dataset, FileDataset)
     report = check(dataset)
-    found = [(p.severity, p.code, p.message) for p in report.problems]
+    found = [(p.severity, p.code, p.message) for p in report.findings]
     wanted = [
         ("error", "image-missing", "000009.txt"),
         ("error", "kitti-label-columns", "000000.txt:2:"),
@@ -64,16 +64,16 @@ def test_every_fault_is_listed_with_its_place(broken: Path) -> None:
     assert len(found) == len(wanted)
     for severity, code, place in wanted:
         assert any(s == severity and c == code and place in m for s, c, m in found), (code, found)
-    assert report.errors == 6 and report.images == 5 and report.unlabeled == 2
+    assert len(report.errors) == 6 and report.images == 5 and report.unlabeled == 2
     cars = report.classes[0]
-    assert (cars.name, cars.objects, cars.images) == ("Car", 5, 3)
-    assert report.sizes == {"small": 0, "medium": 5, "large": 0} and report.heights == {32: 5}
+    assert (cars.name, cars.objects, cars.images) == ("Car", 4, 3)
+    assert report.sizes == {"small": 0, "medium": 4, "large": 0} and report.heights == {32: 4}
 
 
 def test_the_command_prints_all_and_fails_in_one_line(broken: Path) -> None:
     run = CliRunner().invoke(data, ["check", f"kitti:{broken}", "--json"])
     assert run.exit_code == 2
-    assert len(json.loads(run.stdout)["problems"]) == 8
+    assert len(json.loads(run.stdout)["findings"]) == 8
     assert run.stderr.splitlines()[-1].startswith("error[data-check]: ")
     text = CliRunner().invoke(data, ["check", f"kitti:{broken}"]).stdout
     assert "[image-unreadable]" in text and "Car █" in text and "6 errors, 2 warnings" in text
@@ -100,11 +100,11 @@ def test_coco_faults(tmp_path: Path) -> None:
     (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(document))
     dataset = open_dataset(f"coco:{tmp_path}:val")
     assert isinstance(dataset, FileDataset)
-    codes = sorted(p.code for p in check(dataset).problems)
+    codes = sorted(p.code for p in check(dataset).findings)
     assert codes == [
         "category-unknown",
         "coco-annotation",
-        "coco-annotation",
+        "coco-orphan",
         "image-missing",
         "image-size",
     ]
@@ -114,7 +114,7 @@ def test_real_frames_are_clean(shared_data: Path) -> None:
     dataset = open_dataset(f"kitti:{shared_data / 'kitti_tiny'}")
     assert isinstance(dataset, FileDataset)
     report = check(dataset)
-    assert report.problems == [] and report.objects == 308
+    assert report.findings == [] and report.objects == 308
     assert sum(report.sizes.values()) == sum(report.heights.values()) == 308
 
 
@@ -139,5 +139,5 @@ def test_a_set_in_which_nothing_is_an_object_is_an_error(broken: Path, tmp_path:
     spec.write_text(f"format: kitti\npath: {broken}\nclasses: {{Auto: [Carr]}}\nignore: ['*']\n")
     dataset = open_dataset(str(spec))
     assert isinstance(dataset, FileDataset)
-    last = check(dataset).problems[-1]
+    last = check(dataset).findings[-1]
     assert (last.severity, last.code) == ("error", "no-ground-truth") and "Auto" in last.message

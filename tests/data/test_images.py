@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from detr.data.draw import draw
-from detr.data.images import read_image, read_size
+from detr.data.images import read_header, read_image
+from detr.data.value_range import to_bytes
 from detr.errors import UserError
 
 
@@ -30,7 +31,9 @@ def test_grey_palette_and_cmyk_become_rgb(tmp_path: Path) -> None:
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     deep = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     path = saved(tmp_path / "deep.png", Image.fromarray(deep))
-    assert read_image(path)[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert to_bytes(read_image(path), None)[0, :, 0].tolist() == [0, 1, 128, 255]
+    every = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
+    np.testing.assert_array_equal(to_bytes(every, None), np.rint(every / 257))
 
 
 def test_transparent_pixels_lie_over_black(tmp_path: Path) -> None:
@@ -44,10 +47,13 @@ def test_exif_rotation_is_applied_to_pixels_and_size(tmp_path: Path) -> None:
     image.paste((255, 255, 255), (0, 0, 20, 20))  # left half white
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned clockwise: the left half is on top
-    path = saved(tmp_path / "turned.jpg", image, exif=exif)
-    pixels = read_image(path)
-    assert pixels.shape == (40, 20, 3) and read_size(path) == (40, 20)
-    assert pixels[5].mean() > 240 and pixels[35].mean() < 15
+    for name in ("turned.jpg", "turned.png"):
+        path = saved(tmp_path / name, image, exif=exif)
+        pixels = read_image(path)
+        assert pixels.shape == (40, 20, 3) and read_header(path).size() == (40, 20)
+        assert pixels[5].mean() > 240 and pixels[35].mean() < 15
+        assert read_image(path, "ignore").shape == (20, 40, 3)
+        assert read_header(path).size("ignore") == (20, 40)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -64,7 +70,7 @@ def test_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
 def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(content)
-    for read in (read_image, read_size):
+    for read in (read_image, read_header):
         with pytest.raises(UserError) as caught:
             read(path)
         assert caught.value.code == "image-unreadable"
@@ -87,7 +93,7 @@ def test_draw_leaves_its_input_alone_and_survives_odd_boxes() -> None:
 def test_a_picture_of_too_many_pixels_is_refused_in_plain_words(tmp_path: Path) -> None:
     huge = saved(tmp_path / "huge.png", Image.new("1", (20000, 20000)))
     with pytest.raises(UserError, match=r"huge.png: more than \d+ pixels$") as caught:
-        read_size(huge)
+        read_header(huge)
     assert caught.value.code == "image-unreadable"
 
 

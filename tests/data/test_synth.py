@@ -63,7 +63,7 @@ def test_both_formats_check_clean_and_hold_the_same(tmp_path: Path) -> None:
         ]
         assert len(b.ignore) == len(a.ignore) * len(CLASSES)
     for data in (kitti, coco):
-        assert isinstance(data, FileDataset) and check(data).problems == []
+        assert isinstance(data, FileDataset) and check(data).findings == []
 
 
 def test_scenes_are_what_a_detector_needs() -> None:

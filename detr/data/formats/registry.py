@@ -10,12 +10,15 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from detr.data.formats.base import DataFormat
+from detr.data.formats.bdd100k import BDD100K
 from detr.data.formats.coco import COCO
 from detr.data.formats.kitti import KITTI
+from detr.data.formats.voc import VOC
+from detr.data.formats.yolo import YOLO
 from detr.errors import UserError
 
 GROUP = "detr_distillery.formats"
-OURS: tuple[DataFormat[Any], ...] = (KITTI, COCO)
+OURS: tuple[DataFormat[Any], ...] = (KITTI, COCO, YOLO, VOC, BDD100K)
 
 
 def format_names() -> list[str]:

@@ -1,0 +1,202 @@
+"""Writing a data set in a format: labels as the format has them, pictures copied or linked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import yaml
+
+from detr.cli_support import counted, progress
+from detr.data.coco_document import coco_ground_truth
+from detr.data.dataset import Annotation, Dataset
+from detr.errors import UserError
+from detr.files import output_error, write_atomic
+
+TAIL = "-1 -1 -1 -1000 -1000 -1000 -10"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a data set goes.
+
+    Attributes:
+        root: Folder, made where it is missing; another split may lie in it already.
+        split: Name of the split.
+        link: Link to the pictures instead of copying them.
+    """
+
+    root: Path
+    split: str
+    link: bool = False
+
+
+# Returns what the format could not hold, one line each.
+Writer = Callable[[Dataset, Target], list[str]]
+
+
+def write_coco(dataset: Dataset, target: Target) -> list[str]:
+    """``SPLIT/`` and ``annotations/instances_SPLIT.json``."""
+    path = target.root / "annotations" / f"instances_{target.split}.json"
+    document = coco_ground_truth(dataset)
+    pictures = _pictures(dataset, target, target.root / target.split, path)
+    for i, (row, picture) in enumerate(zip(document["images"], pictures, strict=True)):
+        height, width = _size(dataset, i)
+        row |= {"file_name": picture.name, "height": height, "width": width}
+    write_atomic(path, json.dumps(document) + "\n")
+    return []
+
+
+def write_yolo(dataset: Dataset, target: Target) -> list[str]:
+    """``images/SPLIT``, ``labels/SPLIT`` and an entry in ``data.yaml``."""
+    path = target.root / "data.yaml"
+    names = list(dataset.classes.names)
+    content = yaml.safe_load(path.read_text()) if path.exists() else {"path": ".", "names": names}
+    if not isinstance(content, dict) or content.get("names") != names:
+        raise UserError("output-exists", f"{path}: is of another data set, with other classes")
+    if target.split in content:
+        raise UserError("output-exists", f"{path}: has a split {target.split!r} already")
+    labels = target.root / "labels" / target.split
+    pictures = _pictures(dataset, target, target.root / "images" / target.split, labels)
+    ignored = 0
+    for i, picture in enumerate(pictures):
+        height, width = _size(dataset, i)
+        rows = []
+        for a in dataset.annotations(i):
+            x0, y0, x1, y1 = a.box
+            relative = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width,
+                        (y1 - y0) / height)  # fmt: skip
+            if not a.ignore:
+                rows.append(f"{a.label} {' '.join(map(repr, relative))}\n")
+            ignored += a.ignore
+        write_atomic(labels / f"{picture.stem}.txt", "".join(rows))
+    content[target.split] = f"images/{target.split}"
+    write_atomic(path, yaml.safe_dump(content, sort_keys=False))
+    return [f"{counted(ignored, 'ignore region')} left out: YOLO has none"] if ignored else []
+
+
+def write_voc(dataset: Dataset, target: Target) -> list[str]:
+    """``JPEGImages``, ``Annotations``, ``ImageSets/Main/SPLIT.txt``; boxes as corners, from 0."""
+    path = target.root / "ImageSets" / "Main" / f"{target.split}.txt"
+    pictures = _pictures(dataset, target, target.root / "JPEGImages", path)
+    lost = 0
+    for i, picture in enumerate(pictures):
+        annotations = dataset.annotations(i)
+        lost += sum(a.label < 0 for a in annotations)
+        text = _voc_xml(
+            picture.name, _size(dataset, i), [a for a in annotations if a.label >= 0],
+            dataset.classes.names,
+        )  # fmt: skip
+        write_atomic(target.root / "Annotations" / f"{picture.stem}.xml", text)
+    write_atomic(path, "".join(f"{picture.stem}\n" for picture in pictures))
+    if not lost:
+        return []
+    return [f"{counted(lost, 'ignore region')} left out: VOC has none for every class"]
+
+
+def _voc_xml(
+    name: str, size: tuple[int, int], annotations: Sequence[Annotation], names: Sequence[str]
+) -> str:
+    lines = [
+        "<annotation>",
+        f"  <filename>{escape(name)}</filename>",
+        "  <source><database>Unknown</database></source>",
+        f"  <size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>",
+    ]
+    for a in annotations:
+        corners = zip(("xmin", "ymin", "xmax", "ymax"), a.box, strict=True)
+        lines += [
+            "  <object>",
+            f"    <name>{escape(names[a.label])}</name>",
+            f"    <difficult>{int(a.ignore)}</difficult>",
+            f"    <bndbox>{''.join(f'<{tag}>{v!r}</{tag}>' for tag, v in corners)}</bndbox>",
+            "  </object>",
+        ]
+    return "\n".join([*lines, "</annotation>", ""])
+
+
+def write_kitti(dataset: Dataset, target: Target) -> list[str]:
+    """``training/image_2``, ``training/label_2`` and ``ImageSets/SPLIT.txt``.
+
+    Occlusion is written as unknown (3), which KITTI AP counts at no difficulty.
+    """
+    for name in dataset.classes.names:
+        if len(name.split()) != 1:
+            raise UserError(
+                "convert-name",
+                f"class {name!r}: a KITTI row ends a name at a space; give it another in a data "
+                f"YAML: classes: {{{'_'.join(name.split())}: [{name!r}]}}",
+            )
+    path = target.root / "ImageSets" / f"{target.split}.txt"
+    training = target.root / "training"
+    pictures = _pictures(dataset, target, training / "image_2", path)
+    for i, picture in enumerate(pictures):
+        rows = [
+            f"{'DontCare -1 -1' if a.ignore else f'{dataset.classes.names[a.label]} -1 3'} -10 "
+            f"{' '.join(map(repr, a.box))} {TAIL}\n"
+            for a in dataset.annotations(i)
+        ]
+        write_atomic(training / "label_2" / f"{picture.stem}.txt", "".join(rows))
+    write_atomic(path, "".join(f"{picture.stem}\n" for picture in pictures))
+    return [
+        "occlusion and truncation are written as unknown: KITTI AP will find no object to count"
+    ]
+
+
+def _size(dataset: Dataset, i: int) -> tuple[int, int]:
+    return dataset.bounds(i) or dataset.image_size(i)
+
+
+def _pictures(dataset: Dataset, target: Target, folder: Path, mark: Path) -> list[Path]:
+    """Copies or links all pictures into a folder.
+
+    Args:
+        dataset: Whose pictures.
+        target: Copy or link.
+        folder: Where to.
+        mark: What is there once the split has been written.
+
+    Raises:
+        UserError: ``output-exists``, ``disk-full`` or ``output-unwritable``.
+    """
+    if mark.exists():
+        raise UserError(
+            "output-exists", f"{mark}: is there already; choose another folder or split"
+        )
+    sources = [dataset.image_path(i) for i in range(len(dataset))]
+    copies = [folder / name for name in _names(sources)]
+    taken = {path.stem for path in folder.iterdir()} if folder.is_dir() else set()
+    for copy in copies:
+        if copy.stem in taken:
+            raise UserError(
+                "output-exists", f"{copy}: an image of this name is in {folder} already"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for source, copy in progress(
+            list(zip(sources, copies, strict=True)), f"pictures of {dataset.spec}"
+        ):
+            if target.link:
+                os.symlink(source.resolve(), copy)
+            else:
+                shutil.copyfile(source, copy)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    return copies
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """A name for each picture, as much of its path as tells it from the others."""
+    depth = 1
+    while True:
+        names = ["_".join(path.parts[1:][-depth:]) for path in paths]
+        if len({Path(name).stem for name in names}) == len(names):
+            return names
+        if depth > max(len(path.parts) for path in paths):
+            return [f"{i:06d}{path.suffix}" for i, path in enumerate(paths)]
+        depth += 1
