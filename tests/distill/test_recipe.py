@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from detr.config import DetectorConfig, TwoStageQueriesConfig
 from detr.errors import UserError
+from detr.presets import FAMILIES, preset
+from detr.upgrade import MOVED
 from distill.recipe import Recipe, find_recipe, load_recipe, shipped
 
 MINIMAL = """\
@@ -62,6 +65,88 @@ def test_mistakes_name_file_and_line(
     assert caught.value.code == code
     assert told in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("detector", "code", "told"),
+    [
+        ("preset: dinor18", "recipe-value", "5: detector.preset: no detector is called 'dinor18'"),
+        ("presets: dino-r18", "recipe-key", "5: no such key 'detector.presets'; did you mean 'pre"),
+        (
+            "preset: dino-r18\n  encodr: {}",
+            "recipe-key",
+            "6: no such key 'detector.encodr'; did",
+        ),
+        (
+            "preset: dino-r18\n  queries:\n    numbr: 5",
+            "recipe-key",
+            "7: no such key 'detector.queries.numbr'; did you mean 'number'?",
+        ),
+        (
+            "preset: dino-r18\n  queries:\n    kind: learned\n    denoising: {number: 3}",
+            "recipe-key",
+            "8: no such key 'detector.queries.denoising'; kind: learned has none, anchors and",
+        ),
+        (
+            "preset: dino-r18\n  decoder:\n    cross_attention: {kind: deformble}",
+            "recipe-value",
+            "7: detector.decoder.cross_attention.kind: no such kind 'deformble'; did you mean def",
+        ),
+        (
+            "preset: dino-r18\n  queries:\n    denoising: {number: 0}",
+            "recipe-value",
+            "7: detector.queries.denoising.number: Input should be greater",
+        ),
+        ("preset: dino-r18\n  neck: 4", "recipe-value", "6: detector.neck: expected a mapping"),
+        ("preset: detr-r18\n  neck: {levels: 4}", "recipe-value", "4: detector: encoder: dense wo"),
+    ],
+)
+def test_mistakes_in_parts_name_the_key_that_was_typed(
+    tmp_path: Path, detector: str, code: str, told: str
+) -> None:
+    text = MINIMAL.replace(
+        "  queries: {number: 10}\n  backbone:\n    name: resnet18", "  " + detector
+    )
+    with pytest.raises(UserError) as caught:
+        load_recipe(write(tmp_path, text))
+    assert caught.value.code == code
+    assert f"recipe.yaml:{told}" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("key", MOVED)
+def test_keys_of_the_first_release_are_told_where_they_went(tmp_path: Path, key: str) -> None:
+    now = " and ".join(f"detector.{place}" for place in MOVED[key])
+    without = MINIMAL.replace("  queries: {number: 10}\n", "")
+    typed = without.replace("  backbone:", f"  {key}: 3\n  backbone:")
+    for text, changes in ((typed, []), (without, [f"detector.{key}=3"])):
+        with pytest.raises(UserError) as caught:
+            load_recipe(write(tmp_path, text), changes)
+        assert caught.value.code == "recipe-key"
+        assert f": detector.{key} is now {now}" in caught.value.message
+    for place in MOVED[key]:
+        found: list[object] = list(FAMILIES.values())
+        for part in place.split("."):
+            found = [getattr(one, part) for one in found if hasattr(one, part)]
+        assert found, f"no detector has {place}"
+
+
+def test_a_preset_is_changed_key_by_key(tmp_path: Path) -> None:
+    text = MINIMAL.replace("detector:\n", "detector:\n  preset: dino-r18\n  encoder: {layers: 3}\n")
+    recipe = load_recipe(write(tmp_path, text), ["detector.decoder.layers=2"])
+    wanted = preset("dino-r18", 7).replace(
+        **{"encoder.layers": 3, "decoder.layers": 2, "queries.number": 10}
+    )
+    assert recipe.detector.for_classes(7) == wanted
+    # Another kind has its own options, none of the preset's.
+    recipe = load_recipe(
+        write(tmp_path, text), ["detector.queries.kind=two_stage", "detector.queries.number=5"]
+    )
+    assert recipe.detector.queries == TwoStageQueriesConfig(number=5)
+    # Without a preset, what the config says by default is changed.
+    assert load_recipe(write(tmp_path, MINIMAL)).detector.for_classes(7) == DetectorConfig(
+        num_classes=7
+    ).replace(**{"queries.number": 10, "backbone.name": "resnet18"})
 
 
 def test_off_is_a_word_and_true_is_not(tmp_path: Path) -> None:

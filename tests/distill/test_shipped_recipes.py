@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from detr.config import DetectorConfig
 from detr.errors import UserError
 from detr.models import Detector, build_detector
+from detr.presets import preset
 from distill.methods import Method, build_methods
 from distill.recipe import Recipe, find_recipe, load_recipe, shipped
 
@@ -65,6 +68,41 @@ def test_every_recipe_loads_freezes_and_builds(name: str, tmp_path: Path) -> Non
         assert teacher_of(recipe).config.width == recipe.detector.width  # type: ignore[union-attr]
     if any(m.teacher == "ema" for m in methods):
         assert recipe.ema is not None and not recipe.ema_rising
+
+
+def written(name: str) -> list[dict[str, Any]]:
+    """The ``detector`` sections of a recipe and of those it builds on, the recipe's first."""
+    content = yaml.safe_load(find_recipe(name).read_text())
+    below = written(content["base"]) if "base" in content else []
+    return [content.get("detector", {}), *below]
+
+
+def leaves(content: dict[str, Any], key: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """The values of a nested mapping by their whole key."""
+    found: dict[tuple[str, ...], Any] = {}
+    for name, value in content.items():
+        inner = leaves(value, (*key, name)) if isinstance(value, dict) else {(*key, name): value}
+        found |= inner
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_detector_is_its_preset_and_what_the_recipe_says(name: str) -> None:
+    sections = written(name)
+    names = [section["preset"] for section in sections if "preset" in section]
+    assert names, "no preset"
+    before = leaves(preset(names[0], 7).model_dump(mode="json"))
+    after = leaves(loaded(name).detector.for_classes(7).model_dump(mode="json"))
+    told: dict[tuple[str, ...], Any] = {}
+    for section in reversed(sections):
+        told |= leaves({key: value for key, value in section.items() if key != "preset"})
+    assert after == before | told
+    # Nothing is said twice: each line changes the preset, or what the recipe below said.
+    below: dict[tuple[str, ...], Any] = {}
+    for section in reversed(sections[1:]):
+        below |= leaves({key: value for key, value in section.items() if key != "preset"})
+    own = leaves({key: value for key, value in sections[0].items() if key != "preset"})
+    assert [key for key, value in own.items() if {**before, **below}.get(key) == value] == []
 
 
 def ablations() -> list[tuple[str, str]]:

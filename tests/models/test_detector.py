@@ -253,6 +253,39 @@ def test_parameter_counts_are_the_published_ones(name, published):
     assert counts["total"] == sum(p.numel() for p in detector.parameters())
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encoder": {"kind": "dense", "layers": 1, "ffn": 64, "scaled_positions": True}},
+        {"decoder.cross_attention": {"kind": "conditional"}, "decoder.refinement.kind": "none"},
+        {
+            "queries": {"kind": "anchors", "number": 6, "learned_content": False, "patterns": 2},
+        },
+        {"queries.reference": "mlp"},
+    ],
+    ids=["dense encoder", "conditional decoder", "patterns, sampled", "mlp reference"],
+)
+def test_parts_go_together_as_no_family_has_them(changes, make, batch):
+    one_map = {"backbone.strides": (32,), "neck.levels": 1}
+    detector = make("refine", **one_map, **changes)
+    memory = detector.encode(*batch[:2])
+    output = detector.decode(memory, detector.queries(memory))[0]
+    sum(x.sum() for x in (*output.logits, *output.boxes)).backward()
+    assert all(x.isfinite().all() for x in (*output.logits, *output.boxes))
+    assert [name for name, p in detector.named_parameters() if p.grad is None] == []
+    with torch.no_grad():
+        assert detector(*batch)[0].shape == (2, 20, 4)
+
+
+def test_memory_as_maps_and_back(make, batch):
+    with torch.no_grad():
+        memory = make("plain").encode(*batch[:2])
+    levels = memory.levels()
+    assert levels.shapes == memory.shapes
+    assert [tuple(x.shape[-2:]) for x in levels.maps] == list(memory.shapes)
+    assert torch.equal(levels.tokens(), memory.tokens)
+
+
 def test_forward_exports_with_a_dynamic_batch(make, batch):
     detector = make("dino")
     dynamic = torch.export.Dim("batch", min=1, max=8)
