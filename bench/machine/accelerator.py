@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from bench.machine.sysfs import Unreadable, number, text
+from bench.machine.sysfs import Unreadable, read_number, read_text
 
 # Bits of nvmlDeviceGetCurrentClocksEventReasons that mean "slower than asked for". Left out are
 # idle (nothing runs) and clocks somebody set on purpose, which is how one benchmarks.
@@ -87,12 +87,12 @@ def read_tegra(root: Path = Path("/")) -> Accelerator | None:
     if gpu is None:
         return None
     return Accelerator(
-        name=text(root / "sys/firmware/devicetree/base/model") or "Jetson",
+        name=read_text(root / "sys/firmware/devicetree/base/model") or "Jetson",
         source="sysfs",
         driver=_jetson_linux(root / "etc/nv_tegra_release"),
-        clock_mhz=_mega(number(gpu / "cur_freq")),
-        max_clock_mhz=_mega(number(gpu / "max_freq")),
-        memory_clock_mhz=_mega(number(root / "sys/kernel/debug/bpmp/debug/clk/emc/rate")),
+        clock_mhz=_mega(read_number(gpu / "cur_freq")),
+        max_clock_mhz=_mega(read_number(gpu / "max_freq")),
+        memory_clock_mhz=_mega(read_number(root / "sys/kernel/debug/bpmp/debug/clk/emc/rate")),
         power_mode=_nvpmodel(root),
         throttling=_alerts(root / "sys/class/thermal"),
         throttle_events=_over_current(root / "sys/class/hwmon"),
@@ -103,24 +103,24 @@ def read_tegra(root: Path = Path("/")) -> Accelerator | None:
 
 def _tegra_gpu(devfreq: Path) -> Path | None:
     for device in sorted(devfreq.glob("*")):
-        if text(device / "device/of_node/name") in _TEGRA_GPUS:
+        if read_text(device / "device/of_node/name") in _TEGRA_GPUS:
             return device
     return None
 
 
 def _jetson_linux(path: Path) -> str:
     """The release from its first line, ``# R36 (release), REVISION: 4.3, GCID: …``."""
-    found = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text(path) or "")
+    found = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", read_text(path) or "")
     return f"Jetson Linux {found[1]}.{found[2]}" if found else "unreadable"
 
 
 def _nvpmodel(root: Path) -> str:
     """The mode nvpmodel has set (``pmode:0002``), with its name from nvpmodel's configuration."""
-    status = re.match(r"pmode:(\d+)", text(root / "var/lib/nvpmodel/status") or "")
+    status = re.match(r"pmode:(\d+)", read_text(root / "var/lib/nvpmodel/status") or "")
     if status is None:
         return "unreadable"
     mode = int(status[1])
-    models = text(root / "etc/nvpmodel.conf") or ""
+    models = read_text(root / "etc/nvpmodel.conf") or ""
     name = re.search(rf"<\s*POWER_MODEL\s+ID={mode}\s+NAME=(\S+?)\s*>", models)
     return f"{name[1]} (nvpmodel {mode})" if name else f"nvpmodel {mode}"
 
@@ -128,9 +128,9 @@ def _nvpmodel(root: Path) -> str:
 def _alerts(thermal: Path) -> list[str] | Unreadable:
     """Throttle alerts that are on; a fan or a frequency governor's cooling device is not one."""
     alerts = [
-        (kind, number(device / "cur_state"))
+        (kind, read_number(device / "cur_state"))
         for device in sorted(thermal.glob("cooling_device*"))
-        if (kind := text(device / "type") or "").endswith("-alert")
+        if (kind := read_text(device / "type") or "").endswith("-alert")
     ]
     if not alerts or any(state is None for _, state in alerts):
         return "unreadable"
@@ -139,9 +139,9 @@ def _alerts(thermal: Path) -> list[str] | Unreadable:
 
 def _over_current(hwmon: Path) -> dict[str, int] | Unreadable:
     for device in sorted(hwmon.glob("hwmon*")):
-        if text(device / "name") == "soctherm_oc":
+        if read_text(device / "name") == "soctherm_oc":
             counts = {
-                name: number(device / f"oc{channel}_event_cnt")
+                name: read_number(device / f"oc{channel}_event_cnt")
                 for channel, name in _OVER_CURRENT.items()
             }
             known = {name: count for name, count in counts.items() if count is not None}
@@ -152,8 +152,8 @@ def _over_current(hwmon: Path) -> dict[str, int] | Unreadable:
 def _gpu_temperature(thermal: Path) -> float | Unreadable:
     for zone in sorted(thermal.glob("thermal_zone*")):
         # "GPU-therm" up to JetPack 5.0, "gpu-thermal" since. A gated GPU's sensor does not answer.
-        if (text(zone / "type") or "").lower().startswith("gpu-therm"):
-            value = number(zone / "temp")
+        if (read_text(zone / "type") or "").lower().startswith("gpu-therm"):
+            value = read_number(zone / "temp")
             return value / 1000 if value is not None else "unreadable"
     return "unreadable"
 

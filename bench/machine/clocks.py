@@ -15,7 +15,7 @@ from statistics import median
 from pydantic import BaseModel
 
 from bench.machine.accelerator import Accelerator, read_accelerator
-from bench.machine.sysfs import Unreadable, number, text
+from bench.machine.sysfs import Unreadable, read_number, read_text
 
 CPU_ROOT = Path("/sys/devices/system/cpu")
 STAT = Path("/proc/stat")
@@ -153,11 +153,11 @@ def read_clocks(
 ) -> Clocks:
     """Reads processor and accelerator from Linux's sysfs and procfs, and from NVML."""
     cores = sorted(root.glob("cpu[0-9]*"), key=lambda core: int(core.name[3:]))
-    governors = [text(core / "cpufreq/scaling_governor") for core in cores]
-    frequencies = [number(core / "cpufreq/scaling_cur_freq") for core in cores]
-    throttles = [number(core / "thermal_throttle/core_throttle_count") for core in cores]
+    governors = [read_text(core / "cpufreq/scaling_governor") for core in cores]
+    frequencies = [read_number(core / "cpufreq/scaling_cur_freq") for core in cores]
+    throttles = [read_number(core / "thermal_throttle/core_throttle_count") for core in cores]
     clocks = Clocks(
-        cpu_time=_cpu_time(stat), power_profile=text(profile), accelerator=accelerator()
+        cpu_time=_cpu_time(stat), power_profile=read_text(profile), accelerator=accelerator()
     )
     # One silent core is enough: it may be the one that was slowed down.
     if cores and all(governors):
@@ -174,7 +174,7 @@ def _cpu_time(stat: Path) -> CpuTime | Unreadable:
 
     The virtual machines' time in the fields after them is already part of user and nice.
     """
-    fields = (text(stat) or "").split("\n", 1)[0].split()
+    fields = (read_text(stat) or "").split("\n", 1)[0].split()
     if len(fields) < 9 or fields[0] != "cpu" or not all(f.isdigit() for f in fields[1:9]):
         return "unreadable"
     user, nice, system, idle, iowait, irq, softirq, steal = (int(f) for f in fields[1:9])

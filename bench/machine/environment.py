@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from bench.machine.accelerator import Accelerator
 from bench.machine.clocks import ClockRange, Clocks, CpuTime, Drift
-from bench.machine.sysfs import Unreadable, text
+from bench.machine.sysfs import Unreadable, read_text
 from detr.cores import usable_cores
 
 # A frequency this far below the start is throttling or power saving, not jitter.
@@ -228,7 +228,7 @@ def _disturbances(before: CpuTime, after: CpuTime) -> list[str]:
 
 
 def _cpu_name() -> str:
-    for line in (text(Path("/proc/cpuinfo")) or "").splitlines():
+    for line in (read_text(Path("/proc/cpuinfo")) or "").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Model"):
             return value.strip()
@@ -244,7 +244,7 @@ def _memory_gb() -> float | Unreadable:
 
 
 def _os_name() -> str:
-    for line in (text(Path("/etc/os-release")) or "").splitlines():
+    for line in (read_text(Path("/etc/os-release")) or "").splitlines():
         if line.startswith("PRETTY_NAME="):
             name = line.partition("=")[2].strip('"')
             return f"{name}, {platform.system()} {platform.release()} {platform.machine()}"

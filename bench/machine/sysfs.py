@@ -9,7 +9,7 @@ from typing import Literal
 Unreadable = Literal["unreadable"]
 
 
-def text(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
     """Content without white space around it, ``None`` where it is empty or cannot be read."""
     try:
         # A device-tree string ends in a NUL.
@@ -18,7 +18,7 @@ def text(path: Path) -> str | None:
         return None
 
 
-def number(path: Path) -> int | None:
+def read_number(path: Path) -> int | None:
     """A file that holds one natural number."""
-    content = text(path)
+    content = read_text(path)
     return int(content) if content is not None and content.isdigit() else None

@@ -126,7 +126,7 @@ def test_what_was_found_before_a_failure_is_kept(
     monkeypatch.setattr(script, "load", lambda backend: None)
     monkeypatch.setattr(script, "detr", lambda *_: evidence)
     answer = script.answer("tensorrt-rtx", "gone.bundle", [Path("gone.bundle")])
-    assert answer["status"] == "failed" and "bundle-missing" in answer["reason"]
+    assert answer["status"] == "failed" and "model-missing" in answer["reason"]
     assert answer["result"]["evidence"] == evidence
 
 
