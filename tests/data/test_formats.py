@@ -11,6 +11,7 @@ from PIL import Image
 
 from detr.data import open_dataset
 from detr.data.cli import data
+from detr.data.formats.registry import OURS
 from detr.errors import UserError
 
 RECIPE = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text()
@@ -72,3 +73,13 @@ def test_a_format_that_does_not_plug_in(
     with pytest.raises(UserError, match=says) as caught:
         open_dataset(f"{point.split()[0]}:{tmp_path}")
     assert caught.value.code == "data-format" and "\n" not in caught.value.message
+
+
+def test_the_docs_list_every_format_and_every_key_of_its_yaml() -> None:
+    docs = (Path(__file__).resolve().parents[2] / "docs/data.md").read_text()
+    for form in OURS:
+        assert f"| `{form.name}:PATH[:SPLIT]` |" in docs
+        for key in form.spec.model_fields:
+            assert re.search(rf"^\| .*`{key}`.* \|", docs, re.M), (form.name, key)
+    assert "coco, kitti, yolo, voc" in docs
+    assert {form.name for form in OURS if form.write} == {"coco", "kitti", "yolo", "voc"}

@@ -109,15 +109,16 @@ def _open(source: CocoSpec, classes: ClassMap | None, spec: str) -> CocoDataset:
 
 
 def _image_folder(source: CocoSpec, file: CocoFile) -> Path:
-    """Where the pictures lie: as told, as COCO has it, or beside the annotation file."""
+    """Where the pictures lie: as told, as COCO, CVAT or Roboflow have it, or beside the file."""
     if source.images is not None:
         return source.placed(source.images)
-    beside = file.path.parent
+    beside, name = file.path.parent, file.path.stem.removeprefix("instances_")
     if file.path.name == ROBOFLOW:
         return beside
-    usual = beside.parent / file.path.stem.removeprefix("instances_")
-    here = not usual.is_dir() and file.images and (beside / file.images[0].file_name).is_file()
-    return beside if here else usual
+    usual = beside.parent / name
+    places = [usual, beside.parent / "images" / name, beside.parent / "images", beside]
+    first = file.images[0].file_name if file.images else ""
+    return next((place for place in places if (place / first).is_file()), usual)
 
 
 COCO = DataFormat(name="coco", spec=CocoSpec, open=_open, write=write_coco)

@@ -191,7 +191,7 @@ class CocoFile:
 
     def _groups(self) -> set[int]:
         """Roboflow's category 0: the name of the whole, in which nothing is annotated."""
-        above = {row.get("supercategory") for row in self._categories}
+        above = [row.get("supercategory") for row in self._categories]
         groups = {
             int(row["id"]) for row in self._categories
             if row["id"] == 0 and row["name"] in above
