@@ -24,7 +24,7 @@ def lowered_model(bundle: Bundle, lowering: BuildLowering) -> onnx.ModelProto:
         return model
     detector = bundle.info.model.detector
     head = HeadShape(detector.heads, detector.width // detector.heads, detector.points)
-    set_lowering(model, head, lowering)
+    set_lowering(model, head, lowering, gather_sum="reduce")
     function = next(f for f in model.functions if f.domain == DOMAIN and f.name == OP_TYPE)
     nodes = [
         inner

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from detr.errors import UserError
 from engines import msda_plugin
 from engines.bundle import SIDECAR, Bundle, open_bundle
 from engines.evidence import trusted_artefact
-from engines.msda_function import is_attention
+from engines.msda_function import HeadShape, is_attention, make_node, set_lowering
 from engines.trt import build as builder
 from engines.trt.backend import BACKENDS, BuildLowering
 from engines.trt.build import BuildOptions, BuiltEngine, build_engine
@@ -101,6 +102,36 @@ def test_builds_for_gpus_that_are_not_here(bundle: Bundle, lowering: BuildLoweri
     conv = next(layer for layer in report["layers"] if layer["kind"] == "CONVOLUTION")
     assert conv["inputs"] == ["FLOAT"] and conv["shape"] == [-1, 8, 4, 6]
     open_bundle(bundle.path)  # an engine in its folder does not spoil a bundle
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+def test_an_attention_writes_no_samples_out(bundle: Bundle, half: bool) -> None:
+    """One encoder attention of KITTI's size needs no more than twice its output beside it."""
+    pytest.importorskip("tensorrt_rtx")
+    shapes = ((51, 167), (26, 84), (13, 42), (7, 21))
+    tokens = sum(h * w for h, w in shapes)
+    kind = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [make_node("value", "locations", "weights", "out", shapes, "attention")],
+        "one_attention",
+        [
+            info("value", kind, [1, tokens, 8, 32]),
+            info("locations", onnx.TensorProto.FLOAT, [1, tokens, 8, 4, 4, 2]),
+            info("weights", onnx.TensorProto.FLOAT, [1, tokens, 8, 4, 4]),
+        ],
+        [info("out", kind, [1, tokens, 256])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    set_lowering(model, HeadShape(8, 32, 4), "gather")
+    onnx.save_model(model, str(bundle.model))
+    detector = bundle.info.model.detector.model_copy(update={"width": 256, "heads": 8, "points": 4})
+    info_ = bundle.info.model_copy(
+        update={"model": bundle.info.model.model_copy(update={"detector": detector}), "batch": 1}
+    )
+    built = build_engine(replace(bundle, info=info_), RTX, BuildOptions(compute_capabilities=(86,)))
+    assert built.evidence.build["memory_bytes"]["activation"] <= 2 * 4 * tokens * 256
 
 
 @pytest.mark.usefixtures("no_gpu")
