@@ -35,8 +35,8 @@ PLUGIN_VERSION = "1"
 OPSETS = (17, 18)
 
 Lowering = Literal["gridsample", "gather"]
-# How the ``gather`` body sums. A runtime that runs operator after operator reads the samples once for
-# a ``matmul``, four times for products and sums. A compiler such as TensorRT's puts look-ups,
+# How the ``gather`` body sums. A runtime that runs operator after operator reads the samples once
+# for a ``matmul``, four times for products and sums. A compiler such as TensorRT's puts look-ups,
 # products and sums into one kernel and writes no sample out (``reduce``), but stops at a MatMul,
 # whose operands then lie in memory: 849 MB instead of 12 for one encoder attention of KITTI's size.
 GatherSum = Literal["matmul", "reduce"]

@@ -34,8 +34,9 @@ def _bindings() -> tuple[ModuleType, ModuleType]:
     except (ImportError, RuntimeError) as reason:
         raise UserError(
             "cuda-bindings-missing",
-            "the CUDA kernel needs cuda-bindings and NVRTC: pip install 'detr-distillery[gpu]' "
-            f"({reason})",
+            "the CUDA kernel needs cuda-bindings and NVRTC: pip install 'detr-distillery[gpu]', or "
+            "with CUDA 12 cuda-bindings 12 and nvidia-cuda-nvrtc-cu12 "
+            f"({' '.join(str(reason).split())})",
         ) from reason
     return driver, nvrtc
 

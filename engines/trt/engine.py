@@ -14,8 +14,8 @@ from engines.base import Engine, RawDetections, filled
 from engines.bundle import INPUTS, OUTPUTS, Bundle
 from engines.evidence import trusted_artefact
 from engines.trt.backend import Backend, capturable, load
-from engines.trt.check import Here, find_engine, plugin_hash, rebuild_command
-from engines.trt.cuda import Device, Graph, HostArray, compute_capability
+from engines.trt.check import Here, find_engine, here_platform, plugin_hash, rebuild_command
+from engines.trt.cuda import Device, Graph, HostArray, compute_capability, no_device
 from engines.trt.log import Log, make_logger, make_profiler
 
 
@@ -41,9 +41,9 @@ def open_trt(
     if capability is None:
         raise UserError(
             "device-missing",
-            f"engine {backend.name} runs on a GPU and there is no CUDA device here",
+            f"engine {backend.name} runs on a GPU: {no_device()}",
         )
-    here = Here(trt.__version__, capability, plugin_hash())
+    here = Here(trt.__version__, capability, plugin_hash(), here_platform())
     folder = built or find_engine(bundle, backend, here, allow_rejected)[0]
     trusted = trusted_artefact(folder)
     evidence = trusted.evidence
