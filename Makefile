@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNEL := $(shell find detr/msda distill/losses/native -name '*.hpp' -o -name '*.cpp')
 
-.PHONY: install demo test lint lock gpu-check clean
+.PHONY: install bindings demo test lint lock gpu-check clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -23,7 +23,12 @@ demo: install
 	$(BIN)/detr demo
 
 test: install lint
+	-$(MAKE) bindings
 	$(BIN)/python -m pytest -q --durations=15
+
+# Bindings of every TensorRT release, to look names up in (8 MB each); their tests skip without them.
+bindings: install
+	$(BIN)/python tools/tensorrt_bindings.py
 
 lint: install
 	$(BIN)/ruff check .

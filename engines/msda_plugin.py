@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,27 +21,21 @@ from detr.msda.cuda_kernels import compile_ptx
 from detr.msda.cuda_source import FORWARD, Attention
 from engines.msda_function import OP_TYPE, PLUGIN_NAMESPACE
 
-# What this module uses of TensorRT; a test holds it to the lists of the releases it must work with.
-TENSORRT_NAMES = (
-    "DataType.BF16",
-    "DataType.FLOAT",
-    "DataType.HALF",
-    "NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS",
-    "plugin.AutoTuneCombination",
-    "plugin.KernelLaunchParams",
-    "plugin.ShapeExprs",
-    "plugin.SymInt32",
-    "plugin.SymIntExprs",
-    "plugin.TensorDesc",
-    "plugin.aot_impl",
-    "plugin.autotune",
-    "plugin.cdiv",
-    "plugin.register",
-)
+if TYPE_CHECKING:
+    IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
+else:
 
-# Written out: TensorRT 10 wants a class or a generic alias of one, and numpy's short ``NDArray`` is
-# neither from numpy 2.5 on.
-IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
+    class IntArray:
+        """Stands for an array of int32 in an annotation.
+
+        TensorRT 10 wants annotations to be classes. numpy's own ``NDArray[np.int32]`` is taken for
+        one up to Python 3.12, unless numpy is 2.5 or newer; from then on it is none. What TensorRT
+        reads of it are these two attributes.
+        """
+
+        __origin__ = np.ndarray
+        __args__ = (tuple[int, ...], np.dtype[np.int32])
+
 
 PLUGIN_ID = f"{PLUGIN_NAMESPACE}::{OP_TYPE}"
 

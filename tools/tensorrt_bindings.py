@@ -1,16 +1,20 @@
 """Lays out TensorRT's Python bindings, release by release, for the tests that look names up.
 
-    python tools/tensorrt_bindings.py [--python PYTHON] [--out build/tensorrt-bindings]
+    python tools/tensorrt_bindings.py [--out build/tensorrt-bindings]
 
 TensorRT itself comes from NVIDIA's own index and needs a GPU; its bindings are small wheels, and
 with empty libraries in place of TensorRT's they import anywhere: every class, enum and method can
 then be looked up and a plugin's declarations be checked, though nothing runs. Each folder gets
 ``tensorrt_bindings`` and, in ``stub``, the libraries. What is there already is left alone.
+
+``newest-numpy`` gets the same for a Python of 3.12 or newer, if there is one on the path or among
+pyenv's, with the newest numpy, whose types TensorRT 10 reads; an older Python has no such numpy.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -30,6 +34,7 @@ RELEASES = {
     "10.16.1.11": "tensorrt-cu13-bindings",
     "11.4.0.106": "tensorrt-cu13-bindings",
 }
+WITHOUT_PLUGINS = ("10.3.0", "10.8.0.43")
 
 # What the bindings take from TensorRT's libraries by name when they are loaded.
 _SYMBOLS = (
@@ -76,16 +81,52 @@ def _compile_libraries(folder: Path, major: str) -> None:
         )  # fmt: skip
 
 
+def newer_python() -> str | None:
+    """The newest Python on the path or of pyenv's that is 3.12 or newer."""
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    names = [f"python3.{minor}" for minor in range(15, 11, -1)]
+    found = [shutil.which(name) for name in names]
+    found += [str(p) for name in names for p in sorted(root.glob(f"versions/*/bin/{name}"))]
+    for python in filter(None, found):
+        # A shim is on the path whatever stands behind it.
+        done = subprocess.run([python, "-c", "import venv, ensurepip"], capture_output=True)
+        if done.returncode == 0:
+            return python
+    return None
+
+
+def with_newest_numpy(folder: Path) -> None:
+    """A virtual environment with what our plugin's module imports, and its bindings."""
+    python = newer_python()
+    if python is None:
+        print("no Python 3.12 or newer: the plugin is not tried with the newest numpy")
+        return
+    own = folder / "bin" / "python"
+    if not own.exists():
+        subprocess.run([python, "-m", "venv", str(folder)], check=True)
+    subprocess.run(
+        [own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "numpy>=2.5",
+         "click", "onnx", "onnxruntime", "pillow", "pydantic", "pyyaml", "tqdm"],
+        check=True,
+    )  # fmt: skip
+    for release, package in RELEASES.items():
+        if release in WITHOUT_PLUGINS:  # and not for every newer Python
+            continue
+        if not (folder / "bindings" / release).exists():
+            lay_out(release, package, folder / "bindings" / release, str(own))
+    print(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--python", default=sys.executable, help="whose wheels; with pip")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     for release, package in RELEASES.items():
         folder = options.out / release
         if not folder.exists():
-            lay_out(release, package, folder, options.python)
+            lay_out(release, package, folder, sys.executable)
         print(folder)
+    with_newest_numpy(options.out / "newest-numpy")
 
 
 if __name__ == "__main__":

@@ -120,31 +120,3 @@ def release(version: str) -> tuple[int, int, int]:
     numbers = [int(part) for part in version.split(".")[:3] if part.isdigit()]
     major, minor, patch = (numbers + [0, 0, 0])[:3]
     return major, minor, patch
-
-
-def check_targets(trt: Any, capabilities: tuple[int, ...]) -> None:
-    """Refuses GPUs that TensorRT-RTX cannot build for.
-
-    Raises:
-        UserError: ``compute-capability``.
-    """
-    known = sorted(int(name[2:]) for name in dir(trt.ComputeCapability) if name.startswith("SM"))
-    unknown = sorted(set(capabilities) - set(known))
-    if unknown:
-        raise UserError(
-            "compute-capability",
-            f"tensorrt-rtx {trt.__version__} does not build for compute capability {unknown[0]}; "
-            f"it does for {', '.join(map(str, known))}",
-        )
-
-
-def set_targets(trt: Any, config: Any, capabilities: tuple[int, ...]) -> None:
-    """Tells a TensorRT-RTX builder which GPUs the engine is for."""
-    config.num_compute_capabilities = len(capabilities)
-    for index, capability in enumerate(capabilities):
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), index)
-
-
-def capturable(backend: Backend, context: Any, stream: int) -> bool:
-    """Whether a context's work can be recorded in a CUDA graph; TensorRT-RTX may still compile."""
-    return backend.name != "tensorrt-rtx" or bool(context.is_stream_capturable(stream))

@@ -20,7 +20,8 @@ from detr.files import sha256, write_atomic
 from engines.bundle import MODEL, Bundle
 from engines.evidence import Evidence
 from engines.external_weights import save_with_weights
-from engines.trt.backend import Backend, BuildLowering, check_targets, load, set_targets
+from engines.trt import rtx
+from engines.trt.backend import Backend, BuildLowering, load
 from engines.trt.check import here_platform, plugin_hash
 from engines.trt.cuda import compute_capability, no_device
 from engines.trt.layers import LayerReport, network_layers, with_engine, with_log
@@ -88,7 +89,7 @@ def build_engine(
     trt = load(backend)
     capabilities = _targets(backend, options)
     if backend.names_targets:
-        check_targets(trt, capabilities)
+        rtx.check_targets(trt, capabilities)
     lowering = options.lowering or backend.lowering(trt.__version__)
     if lowering == "plugin" and not backend.takes_plugins(trt.__version__):
         raise UserError(
@@ -311,7 +312,7 @@ class _Build:
         # FP32 shall be FP32, as in every other runtime; who wants speed takes FP16.
         config.clear_flag(trt.BuilderFlag.TF32)
         if self.backend.names_targets:
-            set_targets(trt, config, capabilities)
+            rtx.configure(trt, config, capabilities)
         if options.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         if options.hardware_compatible:

@@ -104,7 +104,7 @@ class LayerReport(Strict):
         told: Sequence[Layer | EngineLayer] = (
             self.layers if self.source == "network" else self.engine_layers
         )
-        return dict(Counter((layer.outputs or ("none",))[0] for layer in told).most_common())
+        return dict(Counter((one.outputs or ("none",))[0] for one in told).most_common())
 
 
 def network_layers(network: Any) -> LayerReport:
@@ -165,22 +165,22 @@ def with_engine(report: LayerReport, trt: Any, engine: Any) -> LayerReport:
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     try:
         told = json.loads(text)
-        layers = tuple(_inspected(layer) for layer in told["Layers"])
+        layers = tuple(_inspected(one) for one in told["Layers"])
     except (ValueError, KeyError, TypeError, AttributeError):
         # An engine is not to be lost over its description.
         return report.model_copy(update={"engine": {"not understood": text}})
     return report.model_copy(update={"source": "engine", "engine_layers": layers, "engine": told})
 
 
-def _inspected(layer: Any) -> EngineLayer:
-    if isinstance(layer, str):  # an engine built to tell names only
-        return EngineLayer(name=layer, kind="")
-    types = (out.get("Datatype") or out["Format/Datatype"] for out in layer.get("Outputs", ()))
+def _inspected(told: Any) -> EngineLayer:
+    if isinstance(told, str):  # an engine built to tell names only
+        return EngineLayer(name=told, kind="")
+    types = (out.get("Datatype") or out["Format/Datatype"] for out in told.get("Outputs", ()))
     return EngineLayer(
-        name=layer["Name"],
-        kind=layer.get("LayerType", ""),
+        name=told["Name"],
+        kind=told.get("LayerType", ""),
         outputs=tuple(_type(text) for text in types),
-        nodes=_nodes(layer.get("Metadata", "")),
+        nodes=_nodes(told.get("Metadata", "")),
     )
 
 
