@@ -26,9 +26,9 @@ test: install lint
 	-$(MAKE) bindings
 	$(BIN)/python -m pytest -q --durations=15
 
-# Bindings of every TensorRT release, to look names up in (8 MB each); their tests skip without them.
+# Python bindings of TensorRT and CUDA by release (100 MB); the tests that need them skip without.
 bindings: install
-	$(BIN)/python tools/tensorrt_bindings.py
+	$(BIN)/python tools/bindings.py
 
 lint: install
 	$(BIN)/ruff check .

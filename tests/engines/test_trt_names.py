@@ -25,7 +25,7 @@ from engines.trt.backend import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = Path(__file__).with_name("tensorrt_names.json")
-BINDINGS = ROOT / "build" / "tensorrt-bindings"
+BINDINGS = ROOT / "build" / "bindings"
 PLUGIN = ROOT / "engines/msda_plugin.py"
 # The one module that may use what only TensorRT-RTX has.
 RTX = ROOT / "engines/trt/rtx.py"
@@ -98,7 +98,9 @@ def present(module: Any, names: set[str]) -> list[str]:
 
 
 def folders() -> list[Path]:
-    return sorted(path for path in BINDINGS.glob("*") if (path / "tensorrt_bindings").is_dir())
+    return sorted(
+        path for path in (BINDINGS / "tensorrt").glob("*") if (path / "tensorrt_bindings").is_dir()
+    )
 
 
 def ask(folder: Path, code: str, python: str = sys.executable) -> str:

@@ -1,11 +1,12 @@
-"""Lays out TensorRT's Python bindings, release by release, for the tests that look names up.
+"""Lays out the Python bindings of TensorRT and CUDA, release by release, for the tests.
 
-    python tools/tensorrt_bindings.py [--out build/tensorrt-bindings]
+    python tools/bindings.py [--out build/bindings]
 
 TensorRT itself comes from NVIDIA's own index and needs a GPU; its bindings are small wheels, and
 with empty libraries in place of TensorRT's they import anywhere: every class, enum and method can
 then be looked up and a plugin's declarations be checked, though nothing runs. Each folder gets
-``tensorrt_bindings`` and, in ``stub``, the libraries. What is there already is left alone.
+``tensorrt_bindings`` and, in ``stub``, the libraries. cuda-bindings come as they are, and call a
+stand-in for the driver. What is there already is left alone.
 
 ``newest-numpy`` gets the same for a Python of 3.12 or newer, if there is one on the path or among
 pyenv's, with the newest numpy, whose types TensorRT 10 reads; an older Python has no such numpy.
@@ -23,7 +24,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "build" / "tensorrt-bindings"
+OUT = ROOT / "build" / "bindings"
 
 # One of each kind of docs/tensorrt.md's table; 10.8 is the last without ahead-of-time plugins.
 RELEASES = {
@@ -35,6 +36,9 @@ RELEASES = {
     "11.4.0.106": "tensorrt-cu13-bindings",
 }
 WITHOUT_PLUGINS = ("10.3.0", "10.8.0.43")
+
+# The oldest we take, the last of CUDA 12, the first of 13; tests take the installed one, too.
+CUDA_RELEASES = ("12.8.0", "12.9.10", "13.0.3")
 
 # What the bindings take from TensorRT's libraries by name when they are loaded.
 _SYMBOLS = (
@@ -52,7 +56,7 @@ _SYMBOLS = (
 
 
 def lay_out(release: str, package: str, folder: Path, python: str) -> None:
-    """Downloads one release's wheel, unpacks it and compiles its libraries."""
+    """Downloads one release's wheel, unpacks it and, for TensorRT's, compiles its libraries."""
     with tempfile.TemporaryDirectory() as scratch:
         subprocess.run(
             [python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
@@ -63,7 +67,8 @@ def lay_out(release: str, package: str, folder: Path, python: str) -> None:
         unpacked = Path(scratch) / "unpacked"
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(unpacked)
-        _compile_libraries(unpacked / "stub", release.split(".")[0])
+        if package.startswith("tensorrt"):
+            _compile_libraries(unpacked / "stub", release.split(".")[0])
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(unpacked, folder)
 
@@ -121,8 +126,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    for release, package in RELEASES.items():
-        folder = options.out / release
+    wanted = [(options.out / "tensorrt" / r, r, package) for r, package in RELEASES.items()]
+    wanted += [(options.out / "cuda" / r, r, "cuda-bindings") for r in CUDA_RELEASES]
+    for folder, release, package in wanted:
         if not folder.exists():
             lay_out(release, package, folder, sys.executable)
         print(folder)
