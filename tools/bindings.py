@@ -6,7 +6,8 @@ TensorRT itself comes from NVIDIA's own index and needs a GPU; its bindings are 
 with empty libraries in place of TensorRT's they import anywhere: every class, enum and method can
 then be looked up and a plugin's declarations be checked, though nothing runs. Each folder gets
 ``tensorrt_bindings`` and, in ``stub``, the libraries. cuda-bindings come as they are, and call a
-stand-in for the driver. What is there already is left alone.
+stand-in for the driver; an old assembler takes the plugin's PTX. What is there already is left
+alone.
 
 ``newest-numpy`` gets the same for a Python of 3.12 or newer, if there is one on the path or among
 pyenv's, with the newest numpy, whose types TensorRT 10 reads; an older Python has no such numpy.
@@ -122,6 +123,15 @@ def with_newest_numpy(folder: Path) -> None:
     print(folder)
 
 
+def with_assembler(folder: Path) -> None:
+    """The assembler of an old CUDA 12, as the drivers of that time have it."""
+    if not folder.exists():
+        lay_out(folder.name, "nvidia-cuda-nvcc-cu12", folder, sys.executable)
+        for program in folder.glob("nvidia/*/bin/ptxas"):
+            program.chmod(0o755)
+    print(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=OUT)
@@ -132,6 +142,7 @@ def main() -> None:
         if not folder.exists():
             lay_out(release, package, folder, sys.executable)
         print(folder)
+    with_assembler(options.out / "ptxas" / "12.0.140")
     with_newest_numpy(options.out / "newest-numpy")
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import shutil
+import subprocess
 import sys
 import types
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +21,8 @@ from detr.errors import UserError
 from engines import msda_plugin
 from engines.msda_function import make_node
 
+ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)
 FLAT = np.array([51, 167, 26, 84, 13, 42, 7, 21], np.int32)
 
 
@@ -143,7 +148,37 @@ def test_gives_ptx_and_its_launch(registered: dict[str, Any], dtype: str, groups
     assert kinds == [".u64", ".u64", ".u64", ".u32", ".u32", ".u64"]
     assert scalars == ["Q", "B*Q*M"]
     assert launch.grid_x == f"cdiv(B*Q*M, {groups})" and launch.block_x == 128
-    assert ".target sm_75" in text
+    assert ".target sm_75" in text and text.splitlines().count(".version 6.3") == 1
+
+
+def assemblers() -> dict[Path, tuple[int, ...]]:
+    """Each ptxas at hand, laid out or on the path, and the architectures of ours it knows."""
+    laid_out = sorted((ROOT / "build/bindings/ptxas").glob("*/nvidia/*/bin/ptxas"))
+    found = [*laid_out, *filter(None, [shutil.which("ptxas")])]
+    result = {}
+    for path in map(Path, found):
+        told = subprocess.run([path, "--help"], capture_output=True, text=True, check=True).stdout
+        result[path] = tuple(sm for sm in ARCHITECTURES if f"'sm_{sm}'" in told)
+    return result
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_embedded_ptx_is_what_old_drivers_take(dtype: str, tmp_path: Path) -> None:
+    """Assembled by the oldest toolkit at hand, whose PTX is older than the compiler's."""
+    pytest.importorskip("cuda.bindings.nvrtc")
+    if not assemblers():
+        pytest.skip("no ptxas: make bindings")
+    kind = msda_plugin.attention_of(dtype, (-1, 11394, 8, 32), (-1, 900, 8, 4, 4), FLAT)
+    ptx = msda_plugin.plugin_ptx(kind)
+    compiled, embedded = (tuple(map(int, version.split("."))) for version in ptx.versions)
+    assert embedded == (6, 3) < compiled
+    (tmp_path / "kernel.ptx").write_bytes(ptx.code)
+    for assembler, architectures in assemblers().items():
+        assert {75, 80, 86, 89, 90} & set(architectures)
+        for sm in architectures:
+            command = [assembler, f"-arch=sm_{sm}", tmp_path / "kernel.ptx", "-o", tmp_path / "out"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
 
 
 def test_unknown_or_too_wide_heads_are_refused() -> None:
