@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNEL := $(shell find detr/msda distill/losses/native -name '*.hpp' -o -name '*.cpp')
 
-.PHONY: install demo check test lint lock gpu-check clean
+.PHONY: install bindings demo check test lint lock gpu-check clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -30,7 +30,12 @@ check: install lint
 	$(PYTEST) -m "not slow"
 
 test: install lint
+	-$(MAKE) bindings
 	$(PYTEST) --durations=25
+
+# Python bindings of TensorRT and CUDA by release (100 MB); the tests that need them skip without.
+bindings: install
+	$(BIN)/python tools/bindings.py
 
 lint: install
 	$(BIN)/ruff check .

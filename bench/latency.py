@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from time import perf_counter_ns
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,8 @@ class Latency(BaseModel):
     Attributes:
         engine: The forward pass alone, inputs prepared, outputs not yet interpreted.
         end_to_end: Preprocessing, forward pass and post-processing.
+        device: The forward pass on the device's own clock, copies to and fro not counted; ``None``
+            where the engine has no such clock.
         count: Calls timed; all of them count, none is discarded.
         warmup: Calls before the first timed one.
         batch: Images per call.
@@ -54,6 +57,7 @@ class Latency(BaseModel):
     batch: int
     images: int
     samples_ms: list[float] = []
+    device: Timing | None = None
 
 
 def measure_latency(
@@ -100,6 +104,7 @@ def measure_latency(
         times[call] = done - ready, finished - began
         if between is not None:
             between()
+    on_device = engine.device_times(inputs, iterations)
     return Latency(
         engine=summarize(times[:, 0], batch),
         end_to_end=summarize(times[:, 1], batch),
@@ -108,6 +113,7 @@ def measure_latency(
         batch=batch,
         images=min(len(images), iterations * batch),
         samples_ms=[round(ns / 1e6, 4) for ns in times[:, 1].tolist()],
+        device=None if on_device is None else summarize(1e6 * np.array(on_device), batch),
     )
 
 
@@ -116,7 +122,7 @@ def _turn(images: Sequence[ImageArray], call: int, batch: int) -> list[ImageArra
     return [images[(call * batch + k) % len(images)] for k in range(batch)]
 
 
-def summarize(nanoseconds: npt.NDArray[np.int64], batch: int) -> Timing:
+def summarize(nanoseconds: npt.NDArray[Any], batch: int) -> Timing:
     """Mean, percentiles (linear between neighbours) and minimum of call times in nanoseconds."""
     ms = nanoseconds / 1e6
     p50, p90, p99 = np.percentile(ms, [50, 90, 99])

@@ -123,6 +123,18 @@ class Engine(ABC):
         """
         return None
 
+    def device_times(self, inputs: Inputs, runs: int) -> list[float] | None:
+        """Milliseconds of each of some runs on the device's own clock, without copies to and fro.
+
+        Args:
+            inputs: A batch of a size the engine takes.
+            runs: How often to run it.
+
+        Returns:
+            ``None`` from an engine that computes where the data already is.
+        """
+        return None
+
     @abstractmethod
     def _infer(self, inputs: Inputs) -> RawDetections:
         """Runs a batch whose size the engine can take."""

@@ -28,6 +28,7 @@ from detr.types import Detections, ImageArray
 from engines.msda_function import Lowering
 from engines.parity import Parity
 from engines.precision_report import PrecisionReport
+from engines.signature import check_trusted
 
 SIDECAR = "bundle.json"
 MODEL = "model.onnx"
@@ -172,17 +173,25 @@ def is_bundle(path: Path) -> bool:
     )
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path, trusted: bool = True) -> Bundle:
     """Reads a bundle and checks every file in it.
+
+    Args:
+        path: Its folder.
+        trusted: Whether to ask for a signature where the environment does; a bundle about to be
+            signed has none.
 
     Raises:
         UserError: ``bundle-missing`` (no such folder), ``bundle-sidecar`` (no or bad
             ``bundle.json``), ``bundle-missing-file``, ``bundle-changed`` (hash differs),
             ``bundle-outside`` (a file outside the folder is named), ``bundle-external-data`` (the
-            graph takes weights from a file the sidecar does not name).
+            graph takes weights from a file the sidecar does not name). Where a signature is asked
+            for, what :func:`engines.signature.check` raises.
     """
     if not path.is_dir():
         raise UserError("bundle-missing", f"{path}: no such bundle folder")
+    if trusted:
+        check_trusted(path)
     try:
         info = read_sidecar(path / SIDECAR, BundleInfo)
     except SidecarError as error:

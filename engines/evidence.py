@@ -23,7 +23,7 @@ from engines.verdict import EngineVerdict
 
 EVIDENCE = "evidence.json"
 EVIDENCE_FORMAT: Literal[2] = 2
-LayerSource = Literal["engine", "network"]
+LayerSource = Literal["engine", "builder", "network"]
 
 
 class LayerCount(Strict):
@@ -38,15 +38,30 @@ class LayerCount(Strict):
     count: int
 
 
+class PtxVersions(Strict):
+    """Versions of PTX of the plugin's kernels.
+
+    Attributes:
+        compiled: What the compiler wrote.
+        embedded: What the engine holds, which older drivers take, too.
+    """
+
+    compiled: str
+    embedded: str
+
+
 class EngineBuild(Strict):
     """How an engine was built.
 
     Attributes:
         version: Of the runtime that built it.
+        platform: Operating system and processor it was built on; ``None`` where nobody wrote it
+            down, which fits no platform.
         compute_capabilities: GPUs it is for, 86 for 8.6.
         precision: Types of the graph.
         lowering: How it computes deformable attention.
         plugin_sha256: Hash of our plugin's code, where it is in the engine.
+        ptx: Of the plugin, where it is in the engine.
         version_compatible: Whether it runs in later releases of the same major version.
         hardware_compatible: Whether it runs on any GPU from Ampere on.
         batch: Smallest, usual and largest batch.
@@ -59,10 +74,12 @@ class EngineBuild(Strict):
     """
 
     version: str
+    platform: str | None = None
     compute_capabilities: tuple[int, ...]
     precision: Precision
     lowering: BuildLowering
     plugin_sha256: str | None
+    ptx: PtxVersions | None = None
     version_compatible: bool
     hardware_compatible: bool
     batch: tuple[int, int, int]

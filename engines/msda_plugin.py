@@ -8,40 +8,43 @@ TensorRT reads the types of the functions below when it is given them, so they m
 strings: this module does without ``from __future__ import annotations``.
 """
 
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from detr.errors import UserError
 from detr.msda.cuda_kernels import compile_ptx
 from detr.msda.cuda_source import FORWARD, Attention
 from engines.msda_function import OP_TYPE, PLUGIN_NAMESPACE
 
-# What this module uses of TensorRT; a test holds it to the lists of the releases it must work with.
-TENSORRT_NAMES = (
-    "DataType.BF16",
-    "DataType.FLOAT",
-    "DataType.HALF",
-    "NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS",
-    "plugin.AutoTuneCombination",
-    "plugin.KernelLaunchParams",
-    "plugin.ShapeExprs",
-    "plugin.SymInt32",
-    "plugin.SymIntExprs",
-    "plugin.TensorDesc",
-    "plugin.aot_impl",
-    "plugin.autotune",
-    "plugin.cdiv",
-    "plugin.register",
-)
+if TYPE_CHECKING:
+    IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
+else:
+
+    class IntArray:
+        """Stands for an array of int32 in an annotation.
+
+        TensorRT 10 wants annotations to be classes. numpy's own ``NDArray[np.int32]`` is taken for
+        one up to Python 3.12, unless numpy is 2.5 or newer; from then on it is none. What TensorRT
+        reads of it are these two attributes.
+        """
+
+        __origin__ = np.ndarray
+        __args__ = (tuple[int, ...], np.dtype[np.int32])
+
 
 PLUGIN_ID = f"{PLUGIN_NAMESPACE}::{OP_TYPE}"
 
 # PTX for the oldest architecture TensorRT still serves: the driver compiles it for any newer one,
-# and the forward kernel uses nothing that came later.
+# and the forward kernel uses nothing that came later. NVRTC writes the newest version of PTX it
+# knows, which a driver older than it refuses whatever the text holds; this is the first version
+# with that architecture, and every driver TensorRT runs on takes it.
 _VIRTUAL_ARCHITECTURE = "compute_75"
+_PTX_VERSION = "6.3"
 
 
 def network_flags(trt: Any) -> int:
@@ -49,8 +52,34 @@ def network_flags(trt: Any) -> int:
     return 1 << int(trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS)
 
 
+@dataclass(frozen=True)
+class Ptx:
+    """A kernel as it is embedded.
+
+    Attributes:
+        code: Its text.
+        versions: The version of PTX the compiler wrote and the one the text now names.
+    """
+
+    code: bytes
+    versions: tuple[str, str]
+
+
+def plugin_ptx(attention: Attention) -> Ptx:
+    """Compiles the kernel TensorRT embeds.
+
+    Raises:
+        UserError: ``cuda-bindings-missing``.
+    """
+    text = compile_ptx(attention, _VIRTUAL_ARCHITECTURE).rstrip(b"\0")
+    found = re.search(rb"^\.version (\d+\.\d+)$", text, re.M)
+    assert found is not None, "PTX begins with its version"
+    code = text[: found.start(1)] + _PTX_VERSION.encode() + text[found.end(1) :]
+    return Ptx(code, (found[1].decode(), _PTX_VERSION))
+
+
 def attention_of(
-    dtype: str, value: Any, weights: Any, spatial_shapes: npt.NDArray[np.int32]
+    dtype: str, value: Sequence[int], weights: Sequence[int], spatial_shapes: Iterable[int]
 ) -> Attention:
     """The kernel for tensors of these shapes; batch and number of queries may be unknown (-1).
 
@@ -108,7 +137,7 @@ def register() -> str:
         value: trtp.TensorDesc,
         locations: trtp.TensorDesc,
         weights: trtp.TensorDesc,
-        spatial_shapes: npt.NDArray[np.int32],
+        spatial_shapes: IntArray,
     ) -> trtp.TensorDesc:
         out = value.like()
         batch, _, heads, channels = value.shape_expr
@@ -134,7 +163,7 @@ def register() -> str:
         value: trtp.TensorDesc,
         locations: trtp.TensorDesc,
         weights: trtp.TensorDesc,
-        spatial_shapes: npt.NDArray[np.int32],
+        spatial_shapes: IntArray,
         outputs: tuple[trtp.TensorDesc],
         tactic: int,
     ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:
@@ -148,8 +177,7 @@ def register() -> str:
         scalars = trtp.SymIntExprs(2)
         scalars[0] = trtp.SymInt32(queries)
         scalars[1] = trtp.SymInt32(groups)
-        ptx = compile_ptx(attention, _VIRTUAL_ARCHITECTURE).rstrip(b"\0")
-        return FORWARD, ptx, launch, scalars
+        return FORWARD, plugin_ptx(attention).code, launch, scalars
 
     # TensorRT holds on to the functions; naming them keeps linters from calling them unused.
     _ = (describe, formats, compile_kernel)

@@ -30,6 +30,7 @@ from engines.bundle import (
     is_bundle,
     open_bundle,
 )
+from engines.external_weights import save_with_weights
 from engines.msda_function import Lowering
 from engines.open import open_engine
 from engines.torch_engine import TorchEngine
@@ -177,8 +178,7 @@ def _write_model(model: ModelProto, folder: Path) -> dict[str, str]:
         if model.ByteSize() < _EMBED_BYTES:
             onnx.save_model(model, str(folder / MODEL))
             return {MODEL: sha256(folder / MODEL)}
-        weights = f"{MODEL}.data"
-        onnx.save_model(model, str(folder / MODEL), save_as_external_data=True, location=weights)
+        weights = save_with_weights(model, folder / MODEL)
         return {name: sha256(folder / name) for name in (MODEL, weights)}
     except OSError as error:
         raise output_error(folder / MODEL, error) from error

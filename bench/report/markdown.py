@@ -144,6 +144,9 @@ def _environment(report: Report) -> str:
         reasons = f" ({'; '.join(environment.reasons)})" if environment.reasons else ""
         gpu = environment.after.accelerator
         device = f"; {gpu.name}, driver {gpu.driver}, {gpu.power_mode}" if gpu else ""
+        alone = row.latency.device
+        if alone is not None:
+            device += f", {alone.p50_ms:.2f} ms on its own clock, copies not counted"
         lines.append(f"- {row.name}: {environment.run}{reasons}{device}; sha256 `{row.sha256}`")
     machine = report.rows[0].environment.machine
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())

@@ -34,8 +34,9 @@ def _bindings() -> tuple[ModuleType, ModuleType]:
     except (ImportError, RuntimeError) as reason:
         raise UserError(
             "cuda-bindings-missing",
-            "the CUDA kernel needs cuda-bindings and NVRTC: pip install 'detr-distillery[gpu]' "
-            f"({reason})",
+            "the CUDA kernel needs cuda-bindings and NVRTC: pip install 'detr-distillery[gpu]', or "
+            "with CUDA 12 cuda-bindings 12 and nvidia-cuda-nvrtc-cu12 "
+            f"({' '.join(str(reason).split())})",
         ) from reason
     return driver, nvrtc
 
@@ -49,8 +50,8 @@ def require() -> None:
     _bindings()
 
 
-def _checked(result: tuple[Any, ...]) -> Any:
-    """The value of a binding's (error, value...) tuple.
+def _values(result: tuple[Any, ...]) -> list[Any]:
+    """The values of a binding's (error, value...) tuple.
 
     Raises:
         RuntimeError: The call failed.
@@ -58,6 +59,12 @@ def _checked(result: tuple[Any, ...]) -> Any:
     error, *values = result
     if int(error) != 0:
         raise RuntimeError(f"{type(error).__name__} {error.name}")
+    return values
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    """The one value of such a tuple, or nothing where there is none."""
+    values = _values(result)
     return values[0] if values else None
 
 
@@ -105,10 +112,12 @@ def compile_ptx(attention: Attention, architecture: str) -> bytes:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The two kernels in the driver."""
+    """The two kernels in the driver, and the geometry of their launches."""
 
     forward: Any
     backward: Any
+    threads: int
+    groups_per_block: int
 
 
 @cache
@@ -152,18 +161,41 @@ def _current(device: int) -> Iterator[None]:
         _checked(driver.cuCtxPopCurrent())
 
 
+def _code(attention: Attention, capability: tuple[int, int]) -> bytes:
+    """Both kernels for a GPU: its machine code, or PTX where the GPU is newer than the compiler.
+
+    Raises:
+        UserError: ``compute-capability`` where the compiler has dropped the GPU.
+    """
+    _, nvrtc = _bindings()
+    wanted = 10 * capability[0] + capability[1]
+    known = sorted(int(number) for number in _checked(nvrtc.nvrtcGetSupportedArchs()))
+    if wanted in known:
+        return _compile_text(attention.source, f"sm_{wanted}", "CUBIN")
+    older = [number for number in known if number < wanted]
+    if not older:
+        version = ".".join(map(str, _values(nvrtc.nvrtcVersion())))
+        raise UserError(
+            "compute-capability",
+            f"this GPU has compute capability {wanted}, NVRTC {version} compiles for {known[0]} "
+            "and newer; install the NVRTC of an older CUDA",
+        )
+    # The driver compiles PTX of an older architecture for any newer GPU.
+    return compile_ptx(attention, f"compute_{older[-1]}")
+
+
 @cache
 def _load(attention: Attention, capability: tuple[int, int]) -> _Loaded:
     driver, _ = _bindings()
-    major, minor = capability
-    code = np.frombuffer(_compile_text(attention.source, f"sm_{major}{minor}", "CUBIN"), np.uint8)
+    code = np.frombuffer(_code(attention, capability), np.uint8)
     # A library, unlike a module, serves every device and context of its kind.
     library = _checked(driver.cuLibraryLoadData(code.ctypes.data, [], [], 0, [], [], 0))
     kernels = [
         _checked(driver.cuLibraryGetKernel(library, name.encode()))
         for name in (cuda_source.FORWARD, cuda_source.BACKWARD)
     ]
-    return _Loaded(*[driver.CUfunction(int(kernel)) for kernel in kernels])
+    forward, backward = (driver.CUfunction(int(kernel)) for kernel in kernels)
+    return _Loaded(forward, backward, attention.threads, attention.groups_per_block)
 
 
 def _arguments(
@@ -197,14 +229,15 @@ def _launch(
             f"{groups} images x queries x heads: the kernel counts at most {_MOST_GROUPS} of them"
         )
     pointers = (ctypes.c_void_p * len(arguments))(*[ctypes.addressof(a) for a in arguments])
-    grid, block = attention.blocks(groups), attention.threads
     with _current(device):
-        function = getattr(_load(attention, _capability(device)), kernel)
+        loaded = _load(attention, _capability(device))
+        grid = -(-groups // loaded.groups_per_block)
         _checked(
             driver.cuLaunchKernel(
-                function, grid, 1, 1, block, 1, 1, 0, stream, ctypes.addressof(pointers), 0
+                getattr(loaded, kernel), grid, 1, 1, loaded.threads, 1, 1, 0, stream,
+                ctypes.addressof(pointers), 0,
             )
-        )
+        )  # fmt: skip
 
 
 def forward(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -57,7 +57,7 @@ class Attention:
     shapes: tuple[tuple[int, int], ...] | None = None
     forward_only: bool = False
 
-    @property
+    @cached_property
     def lane_channels(self) -> int:
         """Channels one thread reads at once, at most 16 bytes unless the head is very wide."""
         size = _TYPES[self.dtype][1]
@@ -68,13 +68,13 @@ class Attention:
             lane *= 2
         return lane
 
-    @property
+    @cached_property
     def lanes(self) -> int:
         """Threads of one head: a power of two."""
         needed = max(1, self.channels // self.lane_channels)
         return 1 << (needed - 1).bit_length()
 
-    @property
+    @cached_property
     def threads(self) -> int:
         """Threads of a block: as many as its samples' shared memory allows."""
         fitting = [n for n in _THREADS if n // self.lanes * self._group_bytes <= _SHARED_BYTES]
@@ -86,14 +86,14 @@ class Attention:
         coordinate = 8 if self.dtype == "float64" else 4
         return (self.levels * self.points | 1) * (7 * coordinate + 8)
 
-    @property
+    @cached_property
     def supported(self) -> bool:
         """Whether there is something to do, a head fits a warp, and its samples shared memory."""
         if min(self.heads, self.channels, self.levels, self.points) < 1:
             return False
         return self.lanes <= _WARP and self.groups_per_block * self._group_bytes <= _SHARED_BYTES
 
-    @property
+    @cached_property
     def groups_per_block(self) -> int:
         """(image, query, head) triples one block computes."""
         return self.threads // self.lanes

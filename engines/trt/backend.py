@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from detr.errors import UserError
 from engines.msda_function import Lowering
+
+# On a Jetson, and nowhere else.
+TEGRA = Path("/etc/nv_tegra_release")
 
 BackendName = Literal["tensorrt", "tensorrt-rtx"]
 BuildLowering = Literal["plugin"] | Lowering
@@ -27,8 +31,8 @@ class Backend:
         module: Python module of the runtime.
         extra: Our extra that installs it.
         minimum: Oldest release that reads the graphs we write.
-        lowering: How deformable attention is computed unless asked otherwise.
-        plugins: Whether it takes our quick plugin.
+        plugins: First release that takes our quick plugin compiled ahead of time; ``None`` where
+            none does.
         names_targets: Whether it builds for compute capabilities by number and without a GPU; the
             other one builds for the GPU of the machine.
         timing_cache: Whether measured tactics can be kept for the next build.
@@ -39,11 +43,18 @@ class Backend:
     module: str
     extra: str
     minimum: tuple[int, int]
-    lowering: BuildLowering
-    plugins: bool
+    plugins: tuple[int, int] | None
     names_targets: bool
     timing_cache: bool
     compatibility: bool
+
+    def takes_plugins(self, version: str) -> bool:
+        """Whether a release embeds our kernel."""
+        return self.plugins is not None and release(version)[:2] >= self.plugins
+
+    def lowering(self, version: str) -> BuildLowering:
+        """How deformable attention is computed in a release unless asked otherwise."""
+        return "plugin" if self.takes_plugins(version) else "gather"
 
 
 BACKENDS: dict[str, Backend] = {
@@ -53,9 +64,8 @@ BACKENDS: dict[str, Backend] = {
             "tensorrt",
             module="tensorrt",
             extra="trt",
-            minimum=(10, 13),
-            lowering="plugin",
-            plugins=True,
+            minimum=(10, 3),
+            plugins=(10, 9),
             names_targets=False,
             timing_cache=True,
             compatibility=True,
@@ -65,8 +75,7 @@ BACKENDS: dict[str, Backend] = {
             module="tensorrt_rtx",
             extra="rtx",
             minimum=(1, 7),
-            lowering="gather",
-            plugins=False,
+            plugins=None,
             names_targets=True,
             timing_cache=False,
             compatibility=False,
@@ -94,9 +103,16 @@ def load(backend: Backend) -> Any:
         raise UserError(
             "tensorrt-version",
             f"engine {backend.name}: {backend.module} {trt.__version__} is too old, it must be "
-            f"{oldest} or newer: pip install -U 'detr-distillery[{backend.extra}]'",
+            f"{oldest} or newer: {_way_to_newer(backend)}",
         )
     return trt
+
+
+def _way_to_newer(backend: Backend) -> str:
+    """How a newer release is had; a Jetson's comes with its system and not from an index."""
+    if TEGRA.exists():
+        return "JetPack 6.1 has 10.3, JetPack 7 a newer one"
+    return f"pip install -U 'detr-distillery[{backend.extra}]'"
 
 
 def release(version: str) -> tuple[int, int, int]:
@@ -104,31 +120,3 @@ def release(version: str) -> tuple[int, int, int]:
     numbers = [int(part) for part in version.split(".")[:3] if part.isdigit()]
     major, minor, patch = (numbers + [0, 0, 0])[:3]
     return major, minor, patch
-
-
-def check_targets(trt: Any, capabilities: tuple[int, ...]) -> None:
-    """Refuses GPUs that TensorRT-RTX cannot build for.
-
-    Raises:
-        UserError: ``compute-capability``.
-    """
-    known = sorted(int(name[2:]) for name in dir(trt.ComputeCapability) if name.startswith("SM"))
-    unknown = sorted(set(capabilities) - set(known))
-    if unknown:
-        raise UserError(
-            "compute-capability",
-            f"tensorrt-rtx {trt.__version__} does not build for compute capability {unknown[0]}; "
-            f"it does for {', '.join(map(str, known))}",
-        )
-
-
-def set_targets(trt: Any, config: Any, capabilities: tuple[int, ...]) -> None:
-    """Tells a TensorRT-RTX builder which GPUs the engine is for."""
-    config.num_compute_capabilities = len(capabilities)
-    for index, capability in enumerate(capabilities):
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), index)
-
-
-def capturable(backend: Backend, context: Any, stream: int) -> bool:
-    """Whether a context's work can be recorded in a CUDA graph; TensorRT-RTX may still compile."""
-    return backend.name != "tensorrt-rtx" or bool(context.is_stream_capturable(stream))

@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from detr.cli_support import progress
 from detr.errors import UserError
 from detr.files import sha256, write_atomic
 from engines.bundle import MODEL, Bundle
-from engines.evidence import EngineBuild, Evidence, LayerCount
-from engines.trt.backend import Backend, BuildLowering, check_targets, load, set_targets
-from engines.trt.check import plugin_hash
-from engines.trt.cuda import compute_capability
-from engines.trt.layers import LayerReport, network_layers, with_engine
+from engines.evidence import EngineBuild, Evidence, LayerCount, PtxVersions
+from engines.external_weights import save_with_weights
+from engines.trt import rtx
+from engines.trt.backend import Backend, BuildLowering, load
+from engines.trt.check import here_platform, plugin_hash
+from engines.trt.cuda import compute_capability, no_device
+from engines.trt.layers import LayerReport, network_layers, with_engine, with_log
 from engines.trt.log import Log, Progress, make_logger, make_monitor
-from engines.trt.lowering import lowered_model
+from engines.trt.lowering import attentions, lowered_model
 
 ENGINE = "model.engine"
 BUILD_LOG = "build.log"
@@ -88,14 +88,22 @@ def build_engine(
     Raises:
         UserError: ``tensorrt-missing``, ``tensorrt-version``, ``tensorrt-parse``,
             ``tensorrt-build``, ``engine-option`` (an option this backend lacks),
-            ``compute-capability``, ``timing-cache``.
+            ``compute-capability``, ``timing-cache``, ``plugin-shape`` and
+            ``cuda-bindings-missing`` (our plugin cannot be compiled).
     """
     _check_options(backend, options)
     trt = load(backend)
     capabilities = _targets(backend, options)
     if backend.names_targets:
-        check_targets(trt, capabilities)
-    lowering = options.lowering or backend.lowering
+        rtx.check_targets(trt, capabilities)
+    lowering = options.lowering or backend.lowering(trt.__version__)
+    if lowering == "plugin" and not backend.takes_plugins(trt.__version__):
+        raise UserError(
+            "engine-option",
+            f"--lowering plugin: {backend.name} {trt.__version__} does not compile plugins ahead "
+            "of time; take --lowering gather",
+        )
+    ptx = _compiled_plugin(bundle) if lowering == "plugin" else None
     folder = engine_folder(bundle, backend, capabilities, options.hardware_compatible)
     log = Log()
     start = time.perf_counter()
@@ -119,17 +127,19 @@ def build_engine(
         backend=backend.name,
         build=EngineBuild(
             version=trt.__version__,
+            platform=here_platform(),
             compute_capabilities=capabilities,
             precision=bundle.info.precision,
             lowering=lowering,
             plugin_sha256=plugin_hash() if lowering == "plugin" else None,
+            ptx=ptx,
             version_compatible=options.version_compatible,
             hardware_compatible=options.hardware_compatible,
             batch=build.batch,
             seconds=round(seconds, 1),
             bytes=len(data),
             memory_bytes=memory,
-            layers=LayerCount(source=layers.source, count=len(layers.layers)),
+            layers=LayerCount(source=layers.source, count=layers.count),
             not_run_because=_not_run_because(capabilities),
         ),
     )
@@ -157,7 +167,7 @@ def _check_options(backend: Backend, options: BuildOptions) -> None:
     """
     faults = {
         f"--lowering plugin: {backend.name} takes no plugins of ours; take --lowering gather": (
-            options.lowering == "plugin" and not backend.plugins
+            options.lowering == "plugin" and backend.plugins is None
         ),
         f"--compute-capability: {backend.name} builds for the GPU it runs on; leave it out, or "
         "take --backend tensorrt-rtx": (
@@ -189,20 +199,40 @@ def _targets(backend: Backend, options: BuildOptions) -> tuple[int, ...]:
     if here is None:
         raise UserError(
             "device-missing",
-            "no CUDA device here: name the target's compute capability, such as "
+            f"{no_device()}: name the target's compute capability, such as "
             "--compute-capability 86,89"
             if backend.names_targets
-            else "no CUDA device here, and tensorrt builds on the target only; "
+            else f"{no_device()}, and tensorrt builds on the target only; "
             "--backend tensorrt-rtx --compute-capability 86,89 builds here",
         )
     return (here,)
+
+
+def _compiled_plugin(bundle: Bundle) -> PtxVersions | None:
+    """Compiles every kernel the graph needs, and says in which versions of PTX.
+
+    TensorRT asks for them in the middle of a build, from C++, where a reason would be lost.
+
+    Raises:
+        UserError: ``plugin-shape`` or ``cuda-bindings-missing``.
+    """
+    from engines.msda_plugin import attention_of, plugin_ptx
+
+    found = {
+        plugin_ptx(attention_of(dtype, value, weights, shapes)).versions
+        for dtype, value, weights, shapes in attentions(bundle)
+    }
+    if not found:
+        return None
+    (versions,) = found
+    return PtxVersions(compiled=versions[0], embedded=versions[1])
 
 
 def _not_run_because(capabilities: tuple[int, ...]) -> str | None:
     """Why an engine that was just built cannot run on this machine, ``None`` where it can."""
     here = compute_capability()
     if here is None:
-        return "no CUDA device on the machine that built it"
+        return f"on the machine that built it: {no_device()}"
     if here not in capabilities:
         return f"the GPU of the machine that built it has compute capability {here}"
     return None
@@ -232,7 +262,7 @@ class _Build:
             bar.set_postfix_str("parsing the graph")
             # A file, with the weights beside it: no message of protobuf's is larger than 2 GiB.
             path = Path(scratch) / MODEL
-            onnx.save_model(model, str(path), save_as_external_data=True, location=f"{MODEL}.data")
+            save_with_weights(model, path)
             parser = trt.OnnxParser(network, self.logger)
             if not parser.parse_from_file(str(path)):
                 raise self._parse_error(parser)
@@ -288,7 +318,7 @@ class _Build:
         # FP32 shall be FP32, as in every other runtime; who wants speed takes FP16.
         config.clear_flag(trt.BuilderFlag.TF32)
         if self.backend.names_targets:
-            set_targets(trt, config, capabilities)
+            rtx.configure(trt, config, capabilities)
         if options.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         if options.hardware_compatible:
@@ -339,11 +369,12 @@ def _batch(bundle: Bundle, options: BuildOptions) -> tuple[int, int, int]:
 def _opened(trt: Any, build: _Build, data: bytes) -> tuple[LayerReport, int | None]:
     """The layer report and the device memory, from the engine where there is a GPU to open it."""
     assert build.layers is not None
+    told = with_log(build.layers, build.log.layers)
     if compute_capability() is None:
-        return build.layers, None
+        return told, None
     runtime = trt.Runtime(build.logger)
     runtime.engine_host_code_allowed = build.options.version_compatible
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:  # it is for another GPU
-        return build.layers, None
-    return with_engine(build.layers, trt, engine), int(engine.device_memory_size_v2)
+        return told, None
+    return with_engine(told, trt, engine), int(engine.device_memory_size_v2)

@@ -7,13 +7,15 @@ fit gives an obscure message at best. Its evidence says what it was built for.
 from __future__ import annotations
 
 import hashlib
+import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from detr.errors import UserError
 from engines.bundle import Bundle
 from engines.evidence import EVIDENCE, EngineBuild, Evidence, read_evidence
-from engines.trt.backend import Backend, release
+from engines.trt.backend import TEGRA, Backend, release
 
 # First capability of the generation that hardware-compatible engines are built for.
 _AMPERE = 80
@@ -27,11 +29,13 @@ class Here:
         version: Of the runtime.
         capability: Of the GPU, 86 for 8.6.
         plugin_sha256: Hash of our plugin's code.
+        platform: As :func:`here_platform` gives it.
     """
 
     version: str
     capability: int
     plugin_sha256: str
+    platform: str
 
 
 def find_engine(
@@ -47,7 +51,8 @@ def find_engine(
 
     Raises:
         UserError: ``engine-not-built``, or why none of those there fits: ``engine-stale``,
-            ``engine-version``, ``engine-architecture``, ``engine-plugin``, ``engine-rejected``,
+            ``engine-version``, ``engine-platform``, ``engine-architecture``, ``engine-plugin``,
+            ``engine-rejected``,
             ``evidence-unreadable``.
     """
     command = rebuild_command(bundle, backend, here.capability)
@@ -94,14 +99,25 @@ def rebuild_command(bundle: Bundle, backend: Backend, capability: int) -> str:
     return command + (f" --compute-capability {capability}" if backend.names_targets else "")
 
 
+def here_platform() -> str:
+    """Operating system and processor, with ``-tegra`` on a Jetson.
+
+    An engine holds code for the host, too; one that fits other GPUs still fits no other platform.
+    """
+    return f"{sys.platform}-{platform.machine()}{'-tegra' if TEGRA.exists() else ''}"
+
+
 def plugin_hash() -> str:
-    """Hash of the plugin's device code and of the code that launches it."""
-    from detr.msda import cuda_source
+    """Hash of everything the plugin's code in an engine follows from."""
+    from detr.msda import cuda_kernels, cuda_source
     from engines import msda_plugin
 
+    modules = (cuda_source, cuda_kernels, msda_plugin)
+    files = [cuda_source.HEADER, cuda_source.KERNELS]
+    files += [Path(str(module.__file__)) for module in modules]
     digest = hashlib.sha256()
-    for path in (cuda_source.HEADER, Path(cuda_source.__file__), Path(msda_plugin.__file__)):
-        digest.update(path.read_bytes())
+    for file in files:
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
@@ -125,6 +141,12 @@ def _refusal(
             "engine-version",
             f"{folder}: built with {backend.name} {build.version}, this is {here.version}; "
             f"build it again: {command}",
+        )
+    if build.platform != here.platform:
+        return UserError(
+            "engine-platform",
+            f"{folder}: built on {build.platform or 'an unknown platform'}, this is "
+            f"{here.platform}; build it again: {command}",
         )
     fits = here.capability in build.compute_capabilities or (
         build.hardware_compatible and here.capability >= _AMPERE

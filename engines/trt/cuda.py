@@ -50,7 +50,7 @@ def checked(result: tuple[Any, ...]) -> Any:
 
 
 def compute_capability() -> int | None:
-    """The first GPU's compute capability as one number (86), ``None`` without a GPU."""
+    """The first GPU's compute capability as one number (86), ``None`` where none can be used."""
     cudart = runtime()
     try:
         if not checked(cudart.cudaGetDeviceCount()):
@@ -63,9 +63,30 @@ def compute_capability() -> int | None:
                 attribute.cudaDevAttrComputeCapabilityMinor,
             )
         )
-    except CudaError:  # no driver, or one that is too old
+    except RuntimeError:  # no driver, an old one; cuda-bindings 12.8 raises one that is not ours
         return None
     return 10 * int(major) + int(minor)
+
+
+def no_device() -> str:
+    """Why :func:`compute_capability` found no GPU to use, one phrase."""
+    cudart = runtime()
+    try:
+        error, *_ = cudart.cudaGetDeviceCount()
+        driver = int(checked(cudart.cudaDriverGetVersion()))
+    except RuntimeError:
+        return "no CUDA device here"
+    if error.name == "cudaErrorInsufficientDriver" and driver:  # 0 where there is no driver
+        from cuda.bindings import __version__
+
+        return (
+            f"the NVIDIA driver here is too old: it serves CUDA {driver // 1000}."
+            f"{driver % 1000 // 10}, cuda-bindings {__version__} is newer; update the driver or "
+            f"pip install 'cuda-bindings<{driver // 1000 + 1}'"
+        )
+    if error.name not in ("cudaSuccess", "cudaErrorNoDevice", "cudaErrorInsufficientDriver"):
+        return f"no CUDA device can be used here ({error.name})"
+    return "no CUDA device here"
 
 
 class Device:
@@ -123,6 +144,23 @@ class Device:
     def wait(self) -> None:
         """Returns when everything queued is done."""
         checked(self._cudart.cudaStreamSynchronize(self._stream))
+
+    def milliseconds(self, work: Callable[[], None], runs: int) -> list[float]:
+        """Times each run of what ``work`` queues, on the device's own clock."""
+        cudart = self._cudart
+        events = [checked(cudart.cudaEventCreate()) for _ in range(2)]
+        try:
+            times = []
+            for _ in range(runs):
+                checked(cudart.cudaEventRecord(events[0], self._stream))
+                work()
+                checked(cudart.cudaEventRecord(events[1], self._stream))
+                checked(cudart.cudaEventSynchronize(events[1]))
+                times.append(float(checked(cudart.cudaEventElapsedTime(*events))))
+            return times
+        finally:
+            for event in events:
+                cudart.cudaEventDestroy(event)
 
     def capture(self, work: Callable[[], None]) -> Graph:
         """Records what ``work`` queues instead of doing it.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from detr.errors import UserError
 from engines.base import Engine, RawDetections, filled
 from engines.bundle import INPUTS, OUTPUTS, Bundle
 from engines.evidence import trusted_artefact
-from engines.trt.backend import Backend, capturable, load
-from engines.trt.check import Here, find_engine, plugin_hash, rebuild_command
-from engines.trt.cuda import Device, Graph, HostArray, compute_capability
+from engines.trt import rtx
+from engines.trt.backend import Backend, load
+from engines.trt.check import Here, find_engine, here_platform, plugin_hash, rebuild_command
+from engines.trt.cuda import Device, Graph, HostArray, compute_capability, no_device
 from engines.trt.log import Log, make_logger, make_profiler
 
 
@@ -40,9 +43,9 @@ def open_trt(
     if capability is None:
         raise UserError(
             "device-missing",
-            f"engine {backend.name} runs on a GPU and there is no CUDA device here",
+            f"engine {backend.name} runs on a GPU: {no_device()}",
         )
-    here = Here(trt.__version__, capability, plugin_hash())
+    here = Here(trt.__version__, capability, plugin_hash(), here_platform())
     folder = built or find_engine(bundle, backend, here, ungated)[0]
     trusted = trusted_artefact(folder)
     evidence = trusted.evidence
@@ -115,7 +118,8 @@ class TrtEngine(Engine):
         self._engine = engine
         self._least, self._most = _batches(engine)
         self.batch_size = self._most if self._least == self._most else None
-        self._context = engine.create_execution_context()
+        self._cache = rtx.RuntimeCache(sha256(data).hexdigest()) if backend.names_targets else None
+        self._context = self._new_context()
         if self._context is None:
             raise UserError(
                 "engine-unloadable", f"{path}: not enough GPU memory ({self._last_error()})"
@@ -142,7 +146,7 @@ class TrtEngine(Engine):
         """
         times: dict[str, list[float]] = {}
         # A context of its own: the profiler stays with it and slows every run.
-        context = self._engine.create_execution_context()
+        context = self._new_context()
         if context is None:
             raise RuntimeError(f"{self.artefact}: no second context: {self._last_error()}")
         profiler = make_profiler(self._trt, times)
@@ -154,6 +158,18 @@ class TrtEngine(Engine):
             self._enqueue(context, batch)
             self._device.wait()
         return {name: float(np.mean(found[1:] or found)) for name, found in times.items()}
+
+    def device_times(self, inputs: Inputs, runs: int) -> list[float] | None:
+        """Milliseconds of the engine alone, replayed from a CUDA graph where :meth:`run` does so.
+
+        Raises:
+            RuntimeError: CUDA or TensorRT refused.
+        """
+        self.run(inputs)
+        execute: Callable[[], None] = self._execute
+        if self._graph is not None:
+            execute = self._device.capture(self._execute).launch
+        return self._device.milliseconds(execute, runs)
 
     def _infer(self, inputs: Inputs) -> RawDetections:
         count = len(inputs.images)
@@ -179,6 +195,11 @@ class TrtEngine(Engine):
             scores.astype(np.float32, copy=False),
             labels.astype(np.int64, copy=False),
         )
+
+    def _new_context(self) -> Any:
+        if self._cache is None:
+            return self._engine.create_execution_context()
+        return rtx.create_context(self._trt, self._engine, self._device, self._cache)
 
     def _allocate(self) -> None:
         """Buffers for the largest batch; smaller ones use the front of them."""
@@ -210,8 +231,10 @@ class TrtEngine(Engine):
         self._enqueue(self._context, batch)
         self._device.wait()
         self.no_cuda_graph = ""
-        if not capturable(self._backend, self._context, self._device.stream):
-            self.no_cuda_graph = "the runtime may still compile"
+        if self._cache is not None:
+            self._cache.save()
+        if self._cache is not None and not rtx.capturable(self._context, self._device.stream):
+            self.no_cuda_graph = "the runtime may still compile or allocate"
         else:
             try:
                 self._graph = self._device.capture(lambda: self._enqueue(self._context, batch))
@@ -230,10 +253,14 @@ class TrtEngine(Engine):
         """Queues the copies and the engine."""
         for name in INPUTS:
             self._device.upload(self._pointers[name], self._host[name][:batch])
-        if not context.execute_async_v3(self._device.stream):
-            raise RuntimeError(f"{self.artefact}: {self._last_error()}")
+        self._execute(context)
         for name in OUTPUTS:
             self._device.download(self._host[name][:batch], self._pointers[name])
+
+    def _execute(self, context: Any = None) -> None:
+        context = self._context if context is None else context
+        if not context.execute_async_v3(self._device.stream):
+            raise RuntimeError(f"{self.artefact}: {self._last_error()}")
 
     def _last_error(self) -> str:
         return self._log.last_error()

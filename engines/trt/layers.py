@@ -1,14 +1,17 @@
 """The layer report of an engine: what each layer is and in which precision it computes.
 
-A GPU's engine inspector tells the fused layers as they run. Without a GPU an engine cannot even be
-opened; the report then lists the network the builder was given, whose types are binding because
-networks are strongly typed.
+An engine's layers are not the network's: TensorRT fuses dozens of operators into one kernel. A
+GPU's engine inspector tells them as they run; without a GPU some releases tell them in the log of
+the build. Where neither does, the report lists the network the builder was given, whose types are
+binding because networks are strongly typed.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,21 @@ from detr.files import write_atomic
 from engines.evidence import LayerSource
 
 LAYERS = "layers.json"
+
+# How the inspector and the log name types, by a word in it; the network's own names.
+_TYPES = (
+    ("FP32", "FLOAT"),
+    ("FP16", "HALF"),
+    ("BF16", "BF16"),
+    ("BFloat16", "BF16"),
+    ("Float", "FLOAT"),
+    ("Half", "HALF"),
+    ("FP8", "FP8"),
+    ("Int8", "INT8"),
+    ("Int32", "INT32"),
+    ("Int64", "INT64"),
+    ("Bool", "BOOL"),
+)
 
 
 class Layer(Strict):
@@ -38,22 +56,40 @@ class Layer(Strict):
     shape: tuple[int, ...]
 
 
+class EngineLayer(Strict):
+    """One layer of the engine.
+
+    Attributes:
+        name: TensorRT's.
+        kind: Likewise: ``kgen`` for a kernel generated from fused operators, ``gemm``, ...
+        outputs: Types of its outputs.
+        nodes: ONNX nodes it computes, as far as TensorRT says.
+    """
+
+    name: str
+    kind: str
+    outputs: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+
+
 class LayerReport(Strict):
     """The file ``layers.json``.
 
     Attributes:
-        source: ``engine``: fused layers, told by the inspector; ``network``: as handed to the
-            builder.
-        counts: Number of layers by kind and type of the first output.
+        source: Who told of the engine's layers: ``engine`` its inspector, ``builder`` the log of
+            the build; ``network`` where nobody did, and only the network's layers are known.
+        counts: Number of the network's layers by kind and type of the first output.
         layers: The network's layers, constants left out.
+        engine_layers: The engine's layers.
         engine: The inspector's own JSON, where the engine could be opened; its keys are the
             release's.
-        milliseconds: Mean time per layer, where it was profiled.
+        milliseconds: Mean time per layer of the engine, where it was profiled.
     """
 
     source: LayerSource = "network"
     counts: dict[str, dict[str, int]]
     layers: tuple[Layer, ...]
+    engine_layers: tuple[EngineLayer, ...] = ()
     engine: dict[str, JsonValue] | None = None
     milliseconds: dict[str, float] | None = None
 
@@ -62,12 +98,17 @@ class LayerReport(Strict):
         write_atomic(folder / LAYERS, self.model_dump_json(indent=1) + "\n")
 
     @property
+    def count(self) -> int:
+        """Number of layers of what ``source`` told of."""
+        return len(self.layers if self.source == "network" else self.engine_layers)
+
+    @property
     def types(self) -> dict[str, int]:
-        """Number of layers by type of their first output."""
-        total: Counter[str] = Counter()
-        for kinds in self.counts.values():
-            total.update(kinds)
-        return dict(total.most_common())
+        """Number of those layers by type of their first output."""
+        told: Sequence[Layer | EngineLayer] = (
+            self.layers if self.source == "network" else self.engine_layers
+        )
+        return dict(Counter((one.outputs or ("none",))[0] for one in told).most_common())
 
 
 def network_layers(network: Any) -> LayerReport:
@@ -99,12 +140,58 @@ def network_layers(network: Any) -> LayerReport:
     )
 
 
+def with_log(report: LayerReport, lines: Iterable[str]) -> LayerReport:
+    """Adds the engine's layers as the builder listed them, one a line; unchanged without any."""
+    told = tuple(_logged(line) for line in lines)
+    if not told:
+        return report
+    return report.model_copy(update={"source": "builder", "engine_layers": told})
+
+
+def _logged(line: str) -> EngineLayer:
+    """``Name: N, LayerType: K, Inputs: [...], Outputs: [...], ..., Metadata: [ONNX Layer: a]``."""
+    name, _, rest = line.removeprefix("Name: ").partition(", LayerType: ")
+    kind = re.match(r"\w*", rest)
+    outputs = re.search(r", Outputs: \[ (\{.*?\})\]", rest)
+    types = re.findall(r"Datatype: ([^,}]+)", outputs[1]) if outputs else []
+    nodes = re.search(r"Metadata: (.*)$", rest)
+    return EngineLayer(
+        name=name,
+        kind=kind[0] if kind else "",
+        outputs=tuple(_type(text) for text in types),
+        nodes=_nodes(nodes[1]) if nodes else (),
+    )
+
+
 def with_engine(report: LayerReport, trt: Any, engine: Any) -> LayerReport:
     """Adds what the inspector tells of an opened engine."""
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     try:
-        inspected = json.loads(text)
-    except ValueError:  # an engine is not to be lost over its description
-        inspected = {"not JSON": text}
-    return report.model_copy(update={"source": "engine", "engine": inspected})
+        told = json.loads(text)
+        layers = tuple(_inspected(one) for one in told["Layers"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # An engine is not to be lost over its description.
+        return report.model_copy(update={"engine": {"not understood": text}})
+    return report.model_copy(update={"source": "engine", "engine_layers": layers, "engine": told})
+
+
+def _inspected(told: Any) -> EngineLayer:
+    if isinstance(told, str):  # an engine built to tell names only
+        return EngineLayer(name=told, kind="")
+    types = (out.get("Datatype") or out["Format/Datatype"] for out in told.get("Outputs", ()))
+    return EngineLayer(
+        name=told["Name"],
+        kind=told.get("LayerType", ""),
+        outputs=tuple(_type(text) for text in types),
+        nodes=_nodes(told.get("Metadata", "")),
+    )
+
+
+def _type(text: str) -> str:
+    return next((name for word, name in _TYPES if word.lower() in text.lower()), text.strip())
+
+
+def _nodes(metadata: str) -> tuple[str, ...]:
+    """The nodes of ``[ONNX Layer: a][ONNX Layer: b]``, whatever stands between."""
+    return tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", metadata))

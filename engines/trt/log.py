@@ -20,15 +20,19 @@ class Log:
     Attributes:
         lines: Seconds since the start, severity and message of everything but the verbose.
         errors: The messages of severity ERROR and INTERNAL_ERROR.
+        layers: The builder's own list of the engine's layers, which some releases tell.
     """
 
     lines: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
     _start: float = field(default_factory=time.perf_counter)
 
     def add(self, severity: str, message: str) -> None:
-        """Takes a message; verbose ones are dropped."""
+        """Takes a message; verbose ones are dropped but for the layers of the engine."""
         if severity == "VERBOSE":
+            if message.startswith("Layers:\n"):
+                self.layers = [line for line in message.split("\n") if line.startswith("Name: ")]
             return
         self.lines.append(f"{time.perf_counter() - self._start:9.3f} {severity}: {message}")
         if "ERROR" in severity:

@@ -7,11 +7,21 @@ earlier in the process takes their place.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
 import onnx
 from onnx import FunctionProto, NodeProto
 
 from engines.bundle import Bundle
-from engines.msda_function import DOMAIN, OP_TYPE, head_shape, is_attention, set_lowering
+from engines.msda_function import (
+    DOMAIN,
+    OP_TYPE,
+    head_shape,
+    is_attention,
+    node_shapes,
+    set_lowering,
+)
 from engines.trt.backend import BuildLowering
 
 
@@ -22,7 +32,7 @@ def lowered_model(bundle: Bundle, lowering: BuildLowering) -> onnx.ModelProto:
         # A parser that does not find the plugin must say so, not fall back on a body.
         _drop_function(model)
         return model
-    set_lowering(model, head_shape(bundle.info.model.detector), lowering)
+    set_lowering(model, head_shape(bundle.info.model.detector), lowering, gather_sum="reduce")
     function = next(f for f in model.functions if f.domain == DOMAIN and f.name == OP_TYPE)
     nodes = [
         inner
@@ -33,6 +43,38 @@ def lowered_model(bundle: Bundle, lowering: BuildLowering) -> onnx.ModelProto:
     model.graph.node.extend(nodes)
     _drop_function(model)
     return model
+
+
+Shape = tuple[int, ...]
+
+
+def attentions(bundle: Bundle) -> Iterator[tuple[str, Shape, Shape, list[int]]]:
+    """What each attention of a bundle's graph works on, as far as the graph says it.
+
+    Yields:
+        Type of the values, shapes of values and weights (-1 where only a run knows a size), and the
+        sizes of the levels, one after the other.
+    """
+    graph = onnx.load(str(bundle.model), load_external_data=False)
+    known = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
+    kinds = {info.name: info.type.tensor_type for info in (*known.value_info, *known.input)}
+
+    def shape(name: str, rank: int) -> Shape:
+        dims = kinds[name].shape.dim if name in kinds else ()
+        sizes = [d.dim_value if d.HasField("dim_value") else -1 for d in dims]
+        return tuple(sizes) if len(sizes) == rank else (-1,) * rank
+
+    for node in graph.graph.node:
+        if is_attention(node):
+            value, _, weights = node.input
+            kind = kinds[value].elem_type if value in kinds else onnx.TensorProto.FLOAT
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).name
+            yield (
+                dtype,
+                shape(value, 4),
+                shape(weights, 5),
+                [s for p in node_shapes(node) for s in p],
+            )
 
 
 def _drop_function(model: onnx.ModelProto) -> None:

@@ -43,8 +43,9 @@ class KnownBad(Strict):
         backends: Runtimes, as ``open_engine`` takes them.
         versions: Range of the runtime's versions, comparisons with commas between; empty for all.
         opset: Range of ONNX operator sets, likewise.
-        ops: Operators, any of which is affected; those of function bodies count.
+        ops: Operators, any of which is affected; those of function bodies count. Empty for all.
         precisions: ``fp32``, ``fp16``, ``int8``; empty for all.
+        capabilities: Compute capabilities of the GPUs (87); empty for all.
         what: What goes wrong, one sentence.
         instead: What to do about it.
         links: Public reports.
@@ -56,17 +57,24 @@ class KnownBad(Strict):
     opset: str
     ops: tuple[str, ...]
     precisions: tuple[str, ...]
+    capabilities: tuple[int, ...] = ()
     what: str
     instead: str
     links: tuple[str, ...]
 
     def text(self) -> str:
         """One line for a person."""
-        return f"{', '.join(self.ops)}: {self.what}; {self.instead} ({', '.join(self.links)})"
+        ops = ", ".join(self.ops) or "any operator"
+        return f"{ops}: {self.what}; {self.instead} ({', '.join(self.links)})"
 
 
 def known_bad(
-    backend: str, version: str, opset: int, ops: Collection[str], precision: str
+    backend: str,
+    version: str,
+    opset: int,
+    ops: Collection[str],
+    precision: str,
+    capabilities: Collection[int] = (),
 ) -> list[KnownBad]:
     """What is known to go wrong with a build.
 
@@ -77,6 +85,7 @@ def known_bad(
         ops: Operator types that reach the runtime (:func:`used_ops`); without the body of the
             attention function where a plugin takes its place.
         precision: ``fp32``, ``fp16`` or ``int8``.
+        capabilities: Compute capabilities of the GPUs it is for.
 
     Returns:
         The entries that apply, in the order of the list; usually none.
@@ -87,8 +96,9 @@ def known_bad(
         if backend in entry.backends
         and in_range(version, entry.versions)
         and in_range(str(opset), entry.opset)
-        and not set(entry.ops).isdisjoint(ops)
+        and (not entry.ops or not set(entry.ops).isdisjoint(ops))
         and (not entry.precisions or precision in entry.precisions)
+        and (not entry.capabilities or not set(entry.capabilities).isdisjoint(capabilities))
     ]
 
 

@@ -13,13 +13,14 @@ from engines.evidence import Evidence, read_evidence
 from engines.open import open_engine
 from engines.trt.backend import BACKENDS, Backend, BuildLowering, load
 from engines.trt.build import BuildOptions, BuiltEngine, build_engine
+from engines.trt.cuda import compute_capability
 from engines.trt.engine import TrtEngine
 from engines.trt.lowering import lowered_model
 from export.deploy.known_bad import known_bad, used_ops
 from export.parity.evidence import refuse_rejected
 
 
-def refuse_known_bad(bundle: Bundle, backend: Backend, lowering: BuildLowering) -> None:
+def refuse_known_bad(bundle: Bundle, backend: Backend, options: BuildOptions) -> None:
     """Stops a build that is publicly reported to give wrong answers.
 
     Raises:
@@ -27,8 +28,12 @@ def refuse_known_bad(bundle: Bundle, backend: Backend, lowering: BuildLowering) 
         UserError: ``tensorrt-missing``, ``tensorrt-version``.
     """
     version = load(backend).__version__
-    ops = used_ops(lowered_model(bundle, lowering))
-    entries = known_bad(backend.name, version, bundle.info.opset, ops, bundle.info.precision)
+    ops = used_ops(lowered_model(bundle, options.lowering or backend.lowering(version)))
+    here = compute_capability()
+    capabilities = options.compute_capabilities or (() if here is None else (here,))
+    entries = known_bad(
+        backend.name, version, bundle.info.opset, ops, bundle.info.precision, capabilities
+    )
     if entries:
         raise GateError(
             "known-bad", f"{bundle.path}: {backend.name} {version}: {entries[0].text()}"
@@ -106,7 +111,7 @@ def trt(
     )
     opened, backend = open_bundle(bundle), BACKENDS[backend_name]
     refuse_rejected(opened)
-    refuse_known_bad(opened, backend, lowering or backend.lowering)
+    refuse_known_bad(opened, backend, options)
     built = build_engine(opened, backend, options)
     verdict = None
     if not no_verify and built.build.not_run_because is None:
@@ -162,5 +167,5 @@ def _text(built: BuiltEngine, evidence: Evidence) -> str:
         f"{built.folder / evidence.artefact}: {status or evidence.status}; "
         f"{build.precision}, {build.lowering}, batch {'-'.join(map(str, build.batch))}, "
         f"{build.bytes / 2**20:.1f} MiB{memory}, built in {build.seconds:.0f} s\n"
-        f"{len(built.layers.layers)} layers of the {built.layers.source}: {types}"
+        f"{built.layers.count} layers, told by the {built.layers.source}: {types}"
     )

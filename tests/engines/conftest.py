@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from detr.data.preprocess import PreprocessConfig
 from detr.files import sha256
 from detr.model_info import ModelInfo
 from detr.types import Detections
-from engines.bundle import GOLDEN, MODEL, SIDECAR, BundleInfo, Golden, Source
+from engines.bundle import GOLDEN, MODEL, SIDECAR, Bundle, BundleInfo, Golden, Source, open_bundle
 from engines.msda_function import HeadShape, Lowering, make_node, set_lowering
 
 SIZE = (32, 48)
@@ -155,3 +156,16 @@ def toy_bundle(tmp_path: Path) -> MakeBundle:
         return folder
 
     return make
+
+
+@pytest.fixture
+def sized_bundle(toy_bundle: MakeBundle) -> Bundle:
+    """Of a detector with the sizes the hand-written graph has."""
+    folder = toy_bundle()
+    sidecar = json.loads((folder / SIDECAR).read_text())
+    detector = DetectorConfig.model_validate(sidecar["model"]["detector"])
+    sizes = {"encoder.points": 3, "decoder.cross_attention.points": 3}
+    detector = detector.replace(width=8, attention_heads=2, **sizes)
+    sidecar["model"]["detector"] = detector.model_dump(mode="json")
+    (folder / SIDECAR).write_text(json.dumps(sidecar))
+    return open_bundle(folder)

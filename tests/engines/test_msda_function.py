@@ -11,13 +11,31 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from engines.msda_function import HeadShape, Lowering, make_function, make_node, set_lowering
+from engines.msda_function import (
+    GatherSum,
+    HeadShape,
+    Lowering,
+    make_function,
+    make_node,
+    set_lowering,
+)
 
 HEAD = HeadShape(heads=3, channels=5, points=2)
 LAYOUTS = [((1, 1),), ((5, 7), (3, 4)), ((4, 9), (1, 1), (2, 3), (1, 2))]
+BODIES: list[tuple[Lowering, GatherSum]] = [
+    ("gridsample", "matmul"),
+    ("gather", "matmul"),
+    ("gather", "reduce"),
+]
 
 
-def model(shapes: Any, lowering: Lowering, opset: int, half: bool = False) -> onnx.ModelProto:
+def model(
+    shapes: Any,
+    lowering: Lowering,
+    opset: int,
+    half: bool = False,
+    gather_sum: GatherSum = "matmul",
+) -> onnx.ModelProto:
     tokens, levels = sum(h * w for h, w in shapes), len(shapes)
 
     def info(name: str, *shape: int | str) -> onnx.ValueInfoProto:
@@ -36,7 +54,7 @@ def model(shapes: Any, lowering: Lowering, opset: int, half: bool = False) -> on
         [info("output", "B", "Q", HEAD.heads * HEAD.channels)],
     )
     result = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
-    set_lowering(result, HEAD, lowering)
+    set_lowering(result, HEAD, lowering, gather_sum)
     onnx.checker.check_model(result, full_check=True)
     return result
 
@@ -76,10 +94,13 @@ def inputs(shapes: Any, batch: int, seed: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("opset", [17, 18])
-@pytest.mark.parametrize("lowering", ["gridsample", "gather"])
+@pytest.mark.parametrize(("lowering", "gather_sum"), BODIES)
 @pytest.mark.parametrize("shapes", LAYOUTS, ids=str)
-def test_body_is_bilinear_with_zero_padding(shapes: Any, lowering: Lowering, opset: int) -> None:
-    session = ort.InferenceSession(model(shapes, lowering, opset).SerializeToString())
+def test_body_is_bilinear_with_zero_padding(
+    shapes: Any, lowering: Lowering, gather_sum: GatherSum, opset: int
+) -> None:
+    made = model(shapes, lowering, opset, gather_sum=gather_sum)
+    session = ort.InferenceSession(made.SerializeToString())
     for batch in (1, 3):
         feed = inputs(shapes, batch)
         (out,) = session.run(None, feed)
@@ -89,10 +110,13 @@ def test_body_is_bilinear_with_zero_padding(shapes: Any, lowering: Lowering, ops
 
 
 @pytest.mark.parametrize("opset", [17, 18])
-@pytest.mark.parametrize("lowering", ["gridsample", "gather"])
-def test_half_values_are_weighted_and_summed_in_single(lowering: Lowering, opset: int) -> None:
+@pytest.mark.parametrize(("lowering", "gather_sum"), BODIES)
+def test_half_values_are_weighted_and_summed_in_single(
+    lowering: Lowering, gather_sum: GatherSum, opset: int
+) -> None:
     shapes = LAYOUTS[2]
-    session = ort.InferenceSession(model(shapes, lowering, opset, half=True).SerializeToString())
+    made = model(shapes, lowering, opset, True, gather_sum)
+    session = ort.InferenceSession(made.SerializeToString())
     feed = inputs(shapes, 2)
     feed["value"] = feed["value"].astype(np.float16)
     (out,) = session.run(None, feed)
@@ -109,6 +133,8 @@ def test_body_needs_no_shape_arithmetic_and_no_control_flow(lowering: Lowering) 
     used = {node.op_type for node in function.node}
     assert not used & {"Shape", "Loop", "If", "Mod", "ScatterND", "Range", "NonZero"}
     assert ("GridSample" in used) == (lowering == "gridsample")
+    # What runs operator after operator keeps the product that reads each sample once.
+    assert ("MatMul" in used) == (lowering == "gather")
 
 
 def test_the_plugin_is_named_on_the_node() -> None:

@@ -18,13 +18,15 @@ from detr.files import sha256
 from engines import open_engine
 from engines.bundle import SIDECAR, Bundle, open_bundle
 from engines.evidence import Evidence
+from engines.trt import backend as backend_module
+from engines.trt import check as check_module
 from engines.trt import engine as runner
 from engines.trt.backend import BACKENDS, load, release
 from engines.trt.check import Here, find_engine, plugin_hash
 
 MakeBundle = Callable[..., Path]
-HERE = Here("10.16.1.11", 86, "p" * 64)
-RTX = Here("1.7.1.116", 89, "p" * 64)
+HERE = Here("10.16.1.11", 86, "p" * 64, "linux-x86_64")
+RTX = Here("1.7.1.116", 89, "p" * 64, "linux-x86_64")
 FORMAT1 = Path(__file__).parent / "format1" / "engine-evidence.json"
 BUILD: dict[str, Any] = json.loads(FORMAT1.read_text())["build"]
 
@@ -41,6 +43,7 @@ def add(bundle: Bundle, name: str = "tensorrt-sm86-fp32", **changes: Any) -> Pat
     (folder / "model.engine").write_bytes(name.encode())
     build = BUILD | {
         "version": "10.16.1.11",
+        "platform": "linux-x86_64",
         "compute_capabilities": [86],
         "lowering": "plugin",
         "plugin_sha256": "p" * 64,
@@ -90,6 +93,12 @@ def test_without_an_engine_the_command_is_named(bundle: Bundle) -> None:
         ({"build": None}, "evidence-unreadable", "build"),
         ({"version": "11.0.0", "version_compatible": True}, "engine-version", "11.0.0"),
         ({"version": "10.17.0", "version_compatible": True}, "engine-version", "10.17.0"),
+        ({"platform": "linux-aarch64"}, "engine-platform", "linux-aarch64, this is linux-x86_64"),
+        (
+            {"platform": "linux-aarch64-tegra", "hardware_compatible": True},
+            "engine-platform",
+            "linux-aarch64-tegra",
+        ),
         ({"compute_capabilities": [89]}, "engine-architecture", "89, this GPU has 86"),
         ({"plugin_sha256": "q" * 64}, "engine-plugin", "plugin"),
         ({"plugin_sha256": None}, "engine-plugin", "plugin"),
@@ -184,11 +193,42 @@ def test_a_runtime_that_is_not_installed_names_its_extra(
 
 def test_a_runtime_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     old = types.ModuleType("tensorrt")
-    old.__version__ = "10.9.0.34"  # type: ignore[attr-defined]
+    old.__version__ = "10.0.1"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tensorrt", old)
-    with pytest.raises(UserError, match=r"10\.9\.0\.34 is too old, it must be 10\.13") as error:
+    with pytest.raises(
+        UserError, match=r"10\.0\.1 is too old, it must be 10\.3 .*pip install"
+    ) as e:
         load(BACKENDS["tensorrt"])
-    assert error.value.code == "tensorrt-version"
+    assert e.value.code == "tensorrt-version"
+    # A Jetson's comes with its system; an index has none for it.
+    monkeypatch.setattr(backend_module, "TEGRA", Path(__file__))
+    with pytest.raises(UserError, match=r"JetPack 6\.1 has 10\.3") as e:
+        load(BACKENDS["tensorrt"])
+    assert "pip" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("version", "lowering"),
+    [
+        ("10.3.0", "gather"),
+        ("10.8.0.43", "gather"),
+        ("10.9.0.34", "plugin"),
+        ("10.13.3.9", "plugin"),
+        ("10.16.1.11", "plugin"),
+        ("11.4.0.106", "plugin"),
+        ("11.5.0", "plugin"),
+    ],
+)
+def test_every_release_takes_a_bundle(
+    monkeypatch: pytest.MonkeyPatch, version: str, lowering: str
+) -> None:
+    """JetPack 6 stays at 10.3, which compiles no Python plugin ahead of time."""
+    module = types.ModuleType("tensorrt")
+    module.__version__ = version  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    assert load(BACKENDS["tensorrt"]) is module
+    assert BACKENDS["tensorrt"].lowering(version) == lowering
+    assert BACKENDS["tensorrt-rtx"].lowering("1.7.1.116") == "gather"
 
 
 def test_releases_compare_as_numbers() -> None:
@@ -212,6 +252,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "load", lambda backend: module)
     monkeypatch.setattr(runner, "compute_capability", lambda: 86)
     monkeypatch.setattr(runner, "plugin_hash", lambda: "p" * 64)
+    monkeypatch.setattr(runner, "here_platform", lambda: "linux-x86_64")
     monkeypatch.setattr(runner, "Device", lambda: None)
     monkeypatch.setattr(runner, "TrtEngine", opened)
 
@@ -249,12 +290,27 @@ def test_an_engine_without_a_gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch
     assert error.value.code == "device-missing"
 
 
-def test_the_plugins_hash_follows_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from detr.msda import cuda_source
+@pytest.mark.parametrize("part", ["HEADER", "KERNELS", "source", "launch", "plugin"])
+def test_the_plugins_hash_follows_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Kernel and header, how they are compiled and launched, and what TensorRT is told."""
+    from detr.msda import cuda_kernels, cuda_source
+    from engines import msda_plugin
 
     before = plugin_hash()
     assert before == plugin_hash() and len(before) == 64
-    changed = tmp_path / "kernel.hpp"
-    changed.write_text(cuda_source.HEADER.read_text() + "// one comment more\n")
-    monkeypatch.setattr(cuda_source, "HEADER", changed)
+    modules = {"source": cuda_source, "launch": cuda_kernels, "plugin": msda_plugin}
+    owner, name = (modules[part], "__file__") if part in modules else (cuda_source, part)
+    changed = tmp_path / "changed"
+    changed.write_bytes(Path(getattr(owner, name)).read_bytes() + b"// one comment more\n")
+    monkeypatch.setattr(owner, name, changed)
     assert plugin_hash() != before
+
+
+def test_a_jetson_is_a_platform_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers have the same processor, and engines that fit neither."""
+    monkeypatch.setattr(check_module.platform, "machine", lambda: "aarch64")
+    assert check_module.here_platform() == "linux-aarch64"
+    monkeypatch.setattr(check_module, "TEGRA", Path(__file__))
+    assert check_module.here_platform() == "linux-aarch64-tegra"

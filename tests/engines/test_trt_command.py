@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from engines.bundle import Bundle, open_bundle
 from engines.evidence import Evidence, read_evidence
 from engines.trt.backend import BACKENDS
 from engines.trt.build import BuildOptions, BuiltEngine
-from engines.trt.layers import LayerReport
+from engines.trt.layers import Layer, LayerReport
 from export.cli import main
 from export.deploy import tensorrt as command
 from export.parity import gate
@@ -24,6 +25,9 @@ from export.parity import gate
 MakeBundle = Callable[..., Path]
 FORMAT1 = Path(__file__).parent / "format1" / "engine-evidence.json"
 BUILD: dict[str, Any] = json.loads(FORMAT1.read_text())["build"]
+
+
+CAST = Layer(name="cast", kind="CAST", inputs=("FLOAT",), outputs=("HALF",), shape=(1,))
 
 
 class Runner:
@@ -57,7 +61,9 @@ class Runner:
             },
         )
         evidence.write(folder)
-        return BuiltEngine(folder, evidence, LayerReport(counts={"CAST": {"HALF": 2}}, layers=()))
+        return BuiltEngine(
+            folder, evidence, LayerReport(counts={"CAST": {"HALF": 2}}, layers=(CAST, CAST))
+        )
 
     def open(self, bundle: Bundle, engine: str, ungated: bool, built: Path) -> Any:
         assert ungated, "nobody has compared it yet"
@@ -163,9 +169,16 @@ def test_what_is_known_to_come_out_wrong_is_not_built(
         __version__ = "11.4.0.106"
 
     monkeypatch.setattr(command, "load", lambda backend: Module)
+    monkeypatch.setattr(command, "compute_capability", lambda: 87)
     with pytest.raises(GateError, match="--lowering gather") as error:
-        command.refuse_known_bad(bundle, BACKENDS["tensorrt"], "gridsample")
+        command.refuse_known_bad(bundle, BACKENDS["tensorrt"], BuildOptions("gridsample"))
     assert error.value.code == "known-bad" and error.value.exit_status == 3
     assert "issues/4813" in str(error.value) and "11.4.0.106" in str(error.value)
-    for lowering in ("gather", "plugin"):
-        command.refuse_known_bad(bundle, BACKENDS["tensorrt"], lowering)  # type: ignore[arg-type]
+    for options in (BuildOptions("gather"), BuildOptions("plugin"), BuildOptions()):
+        command.refuse_known_bad(bundle, BACKENDS["tensorrt"], options)
+    half = replace(bundle, info=bundle.info.model_copy(update={"precision": "fp16"}))
+    Module.__version__ = "10.13.3.9"
+    with pytest.raises(GateError, match="Jetson Orin"):
+        command.refuse_known_bad(half, BACKENDS["tensorrt"], BuildOptions())
+    monkeypatch.setattr(command, "compute_capability", lambda: 86)
+    command.refuse_known_bad(half, BACKENDS["tensorrt"], BuildOptions())

@@ -21,7 +21,7 @@ from engines.trt.cuda import CudaError, Device
 from engines.trt.engine import TrtEngine
 
 sys.path.insert(0, str(Path(__file__).parent))
-from trt_stand_ins import Context, Cuda, Fake
+from trt_stand_ins import Context, Cuda, Fake, FakeRtx
 
 MakeBundle = Callable[..., Path]
 Make = Callable[..., tuple[TrtEngine, Cuda, Fake]]
@@ -37,12 +37,14 @@ def inputs(count: int, seed: int = 0) -> Inputs:
 
 
 @pytest.fixture
-def make(toy_bundle: MakeBundle, tmp_path: Path) -> Make:
+def make(toy_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
     def build(
         cuda: Cuda | None = None, name: str = "tensorrt", **changes: object
     ) -> tuple[TrtEngine, Cuda, Fake]:
         cuda = cuda or Cuda()
-        module = Fake(cuda)
+        module = (FakeRtx if name == "tensorrt-rtx" else Fake)(cuda)
         for key, value in changes.items():
             setattr(module, key, value)
         data = module.__dict__.pop("data", b"good")
@@ -110,6 +112,45 @@ def test_what_cannot_be_recorded_is_run_each_time(
     assert ("cudaErrorUnknown" if name == "tensorrt" else "compile") in engine.no_cuda_graph
     assert cuda.calls.count("execute 2") == 3
     assert cuda.calls.count("record") == (1 if name == "tensorrt" else 0)
+
+
+def test_tensorrt_rtx_is_given_memory_and_keeps_what_it_compiled(
+    make: Make, tmp_path: Path
+) -> None:
+    """What a run allocates cannot be recorded, and each process would compile anew."""
+    engine, _, module = make(name="tensorrt-rtx")
+    engine.run(inputs(2))
+    assert engine.cuda_graph and module.caches == [b""]
+    (kept,) = (tmp_path / "cache" / "detr-distillery").iterdir()
+    assert kept.read_bytes() == b"kernels, compiled just now"
+    _, _, module = make(name="tensorrt-rtx")
+    assert module.caches == [b"kernels, compiled just now"]
+    kept.write_bytes(b"of another release")
+    engine, _, module = make(name="tensorrt-rtx")
+    assert module.caches == [b""]
+    engine.run(inputs(1))
+    assert kept.read_bytes() == b"kernels, compiled just now"
+    assert engine.profile_layers(inputs(2), runs=3) == {"conv": 2.0}
+
+
+def test_a_cache_that_cannot_be_kept_costs_no_run(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    engine, _, _ = make(name="tensorrt-rtx")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    engine, _, _ = make(name="tensorrt-rtx")
+    assert engine.run(inputs(2)).scores.shape == (2, 5)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_the_devices_own_time_leaves_the_copies_out(make: Make, refuses: bool) -> None:
+    engine, cuda, _ = make(Cuda(refuses_capture=refuses))
+    assert engine.device_times(inputs(2), 3) == [1.0, 1.0, 1.0]
+    timed = [call for call in cuda.calls[-4:] if call != "destroy graph"][-3:]
+    assert timed == ["execute 2" if refuses else "replay"] * 3
+    assert cuda.events == 0, "events were left behind"
+    assert engine.run(inputs(2)).scores.shape == (2, 5)
 
 
 def test_an_engine_that_refuses_to_be_recorded_is_run_each_time(make: Make) -> None:

@@ -1,12 +1,10 @@
-"""Every name we use of TensorRT exists in 10.16 and in 11.4, whose networks and flags differ.
+"""Every name we use of TensorRT exists in each release a bundle is for.
 
 ``tensorrt_names.json`` holds, of the names used in our source, those that each release has. Write
-it anew with the bindings of the releases at hand (they import with empty stand-ins for TensorRT's
-libraries on ``LD_LIBRARY_PATH``; nothing of them runs):
+it anew with the bindings of the releases at hand (``make bindings`` lays them out; they import with
+empty stand-ins for TensorRT's libraries, and nothing of them runs):
 
-    TENSORRT_BINDINGS=FOLDER:FOLDER python tests/engines/test_trt_names.py
-
-where each FOLDER holds ``tensorrt_bindings`` and, in ``stub``, the libraries.
+    python tests/engines/test_trt_names.py
 """
 
 from __future__ import annotations
@@ -23,11 +21,16 @@ from typing import Any
 
 import pytest
 
+from engines.trt.backend import BACKENDS
+
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = Path(__file__).with_name("tensorrt_names.json")
-SOURCES = (*sorted((ROOT / "engines/trt").glob("*.py")), ROOT / "engines/msda_plugin.py")
+BINDINGS = ROOT / "build" / "bindings"
+PLUGIN = ROOT / "engines/msda_plugin.py"
 # The one module that may use what only TensorRT-RTX has.
-RTX_ONLY_IN = "backend.py"
+RTX = ROOT / "engines/trt/rtx.py"
+SOURCES = (*sorted((ROOT / "engines/trt").glob("*.py")), PLUGIN)
+RELEASES = ("10.3", "10.8", "10.9", "10.13", "10.16", "11.4")
 
 # What a variable is, by its name; the source keeps to these.
 CLASSES = {
@@ -42,6 +45,8 @@ CLASSES = {
     "parser_error": "ParserError",
     "profile": "IOptimizationProfile",
     "runtime": "Runtime",
+    "runtime_cache": "IRuntimeCache",
+    "runtime_config": "IRuntimeConfig",
     "tensor": "ITensor",
     "timing_cache": "ITimingCache",
 }
@@ -68,6 +73,8 @@ def used_in(source: str) -> set[str]:
         of = receiver(node.value)
         if of == "trt":
             found.add(node.attr)
+        elif of == "trtp":
+            found.add(f"plugin.{node.attr}")
         elif of in CLASSES:
             found.add(f"{CLASSES[of]}.{node.attr}")
         elif isinstance(node.value, ast.Attribute) and receiver(node.value.value) == "trt":
@@ -75,8 +82,8 @@ def used_in(source: str) -> set[str]:
     return found
 
 
-def used(skip: str = "") -> set[str]:
-    return set().union(*(used_in(p.read_text()) for p in SOURCES if p.name != skip))
+def used(*skip: Path) -> set[str]:
+    return set().union(*(used_in(p.read_text()) for p in SOURCES if p not in skip))
 
 
 def present(module: Any, names: set[str]) -> list[str]:
@@ -90,34 +97,50 @@ def present(module: Any, names: set[str]) -> list[str]:
     return sorted(name for name in names if has(name))
 
 
+def folders() -> list[Path]:
+    return sorted(
+        path for path in (BINDINGS / "tensorrt").glob("*") if (path / "tensorrt_bindings").is_dir()
+    )
+
+
+def ask(folder: Path, code: str, python: str = sys.executable) -> str:
+    """What a program prints that runs with the bindings of a folder as ``tensorrt``."""
+    start = (
+        "import sys\n"
+        "import tensorrt_bindings as trt\n"
+        "sys.modules['tensorrt'] = trt\n"
+        "try:\n"
+        "    import tensorrt_bindings.plugin as plugin\n"
+        "    sys.modules['tensorrt.plugin'] = plugin\n"
+        "except ImportError:\n"
+        "    pass\n"
+    )
+    paths = [str(folder), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [python, "-c", start + code],
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(paths), "LD_LIBRARY_PATH": f"{folder}/stub"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def stub_bindings() -> dict[str, list[str]]:
-    """Names the bindings named in ``TENSORRT_BINDINGS`` have, by version."""
+    """Names the bindings laid out have, by release."""
+    code = (
+        "import importlib.util, json\n"
+        f"spec = importlib.util.spec_from_file_location('names', {str(__file__)!r})\n"
+        "names = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(names)\n"
+        "print(json.dumps([trt.__version__, names.present(trt, names.used())]))"
+    )
     found = {}
-    for folder in filter(None, os.environ.get("TENSORRT_BINDINGS", "").split(os.pathsep)):
-        code = (
-            "import importlib.util, json, sys\n"
-            f"spec = importlib.util.spec_from_file_location('names', {str(__file__)!r})\n"
-            "names = importlib.util.module_from_spec(spec)\n"
-            "spec.loader.exec_module(names)\n"
-            "import tensorrt_bindings as trt\n"
-            "print(json.dumps([trt.__version__, names.present(trt, names.used())]))"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=_environment(folder),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        version, names = json.loads(done.stdout)
+    for folder in folders():
+        version, names = json.loads(ask(folder, code).splitlines()[-1])
         found[f"tensorrt {version}"] = names
     return found
-
-
-def _environment(folder: str) -> dict[str, str]:
-    """In which the bindings of a folder import."""
-    paths = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PYTHONPATH": paths, "LD_LIBRARY_PATH": f"{folder}/stub"}
 
 
 @pytest.fixture(scope="module")
@@ -151,23 +174,43 @@ def test_a_name_of_one_major_only_would_be_seen() -> None:
     }
 
 
-@pytest.mark.parametrize("major", ["10.16", "11.4"])
-def test_every_name_exists_in_both_majors(listed: dict[str, set[str]], major: str) -> None:
-    (release,) = [name for name in listed if name.startswith(f"tensorrt {major}")]
-    assert used(skip=RTX_ONLY_IN) - listed[release] == set()
+def names_of(listed: dict[str, set[str]], number: str) -> set[str]:
+    (release,) = [name for name in listed if name.startswith(f"tensorrt {number}.")]
+    return listed[release]
+
+
+@pytest.mark.parametrize("number", RELEASES)
+def test_every_name_exists_in_every_release(listed: dict[str, set[str]], number: str) -> None:
+    assert used(RTX, PLUGIN) - names_of(listed, number) == set()
+
+
+@pytest.mark.parametrize("number", RELEASES)
+def test_the_plugin_is_built_only_where_its_names_exist(
+    listed: dict[str, set[str]], number: str
+) -> None:
+    """The table of docs/tensorrt.md: 10.9 is the first that compiles it ahead of time."""
+    missing = used_in(PLUGIN.read_text()) - names_of(listed, number)
+    assert BACKENDS["tensorrt"].takes_plugins(number) == (not missing), missing
 
 
 def test_what_rtx_needs_exists_there(listed: dict[str, set[str]]) -> None:
     (release,) = [name for name in listed if name.startswith("tensorrt-rtx")]
     missing = used() - listed[release]
     # It takes no plugins and keeps tactics to itself; those calls are never made with it.
-    assert missing == {"NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS"}
-    only = listed[release] - set().union(*(listed[r] for r in listed if r != release))
-    assert only == {
+    assert missing == {
+        name
+        for name in used_in(PLUGIN.read_text())
+        if name.startswith("plugin.") or name.endswith("PREFER_AOT_PYTHON_PLUGINS")
+    }
+    assert used_in(RTX.read_text()) >= {
+        "BuilderFlag.REQUIRE_USER_ALLOCATION",
         "ComputeCapability",
-        "IBuilderConfig.num_compute_capabilities",
-        "IBuilderConfig.set_compute_capability",
+        "DynamicShapesKernelSpecializationStrategy.EAGER",
+        "ExecutionContextAllocationStrategy.USER_MANAGED",
         "IExecutionContext.is_stream_capturable",
+        "IExecutionContext.set_device_memory",
+        "IRuntimeCache.deserialize",
+        "IRuntimeConfig.set_runtime_cache",
     }
 
 
@@ -183,30 +226,53 @@ def test_the_list_agrees_with_what_is_installed(listed: dict[str, set[str]], mod
 def test_the_list_agrees_with_the_bindings(listed: dict[str, set[str]]) -> None:
     found = stub_bindings()
     if not found:
-        pytest.skip("TENSORRT_BINDINGS names no folders")
+        pytest.skip(f"no bindings in {BINDINGS}: make bindings")
     for release, names in found.items():
         assert set(names) == listed[release]
 
 
+REGISTER = (
+    "import tensorrt_bindings.plugin._lib as lib\n"
+    "lib._register_plugin_creator = lambda *_: None\n"
+    "from engines import msda_plugin\n"
+    "made = lib.QDP_REGISTRY[msda_plugin.register()]\n"
+    "assert made.input_tensor_names == ['value', 'locations', 'weights'], made\n"
+    "assert made.aot_impl_attr_names == ['spatial_shapes'] and made.autotune_func, made\n"
+    "import numpy\n"
+    "print(trt.__version__, numpy.__version__)\n"
+)
+
+
+def register(folder: Path, python: str) -> str:
+    """Registers the plugin as TensorRT does; only the registry itself is a library's."""
+    return ask(folder, REGISTER, python).splitlines()[-1]
+
+
+def with_plugins() -> list[Path]:
+    return [path for path in folders() if BACKENDS["tensorrt"].takes_plugins(path.name)]
+
+
 def test_the_bindings_accept_the_plugins_declarations() -> None:
-    """Their own check of the three functions; only the plugin registry is a library's."""
-    folders = list(filter(None, os.environ.get("TENSORRT_BINDINGS", "").split(os.pathsep)))
-    if not folders:
-        pytest.skip("TENSORRT_BINDINGS names no folders")
-    code = (
-        "import sys\n"
-        "import tensorrt_bindings as trt\n"
-        "sys.modules['tensorrt'] = trt\n"
-        "import tensorrt_bindings.plugin as plugin, tensorrt_bindings.plugin._lib as lib\n"
-        "sys.modules['tensorrt.plugin'] = plugin\n"
-        "lib._register_plugin_creator = lambda *_: None\n"
-        "from engines import msda_plugin\n"
-        "made = lib.QDP_REGISTRY[msda_plugin.register()]\n"
-        "assert made.input_tensor_names == ['value', 'locations', 'weights'], made\n"
-        "assert made.aot_impl_attr_names == ['spatial_shapes'] and made.autotune_func, made\n"
-    )
-    for folder in folders:
-        subprocess.run([sys.executable, "-c", code], env=_environment(folder), check=True)
+    if not with_plugins():
+        pytest.skip(f"no bindings in {BINDINGS}: make bindings")
+    for folder in with_plugins():
+        assert register(folder, sys.executable).startswith(folder.name)
+
+
+def test_they_accept_them_with_the_newest_numpy() -> None:
+    """A Python of its own, laid out beside them: numpy 2.5 needs 3.12, and changed what NDArray is.
+
+    Bindings are made for one version of Python, so these are others.
+    """
+    python = BINDINGS / "newest-numpy" / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"no {python}: make bindings, where there is a Python 3.12 or newer")
+    checked = [
+        tuple(int(part) for part in register(folder, str(python)).split()[1].split(".")[:2])
+        for folder in sorted(python.parents[1].glob("bindings/*"))
+        if BACKENDS["tensorrt"].takes_plugins(folder.name)
+    ]
+    assert len(checked) >= 4 and min(checked) >= (2, 5), checked
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class Cuda:
         self.blocks: dict[int, Any] = {}
         self.recording: list[Any] | None = None
         self.refuses_capture = refuses_capture
+        self.events = 0
 
     def do(self, name: str, work: Any) -> tuple[Error]:
         if self.recording is not None:
@@ -85,6 +86,26 @@ class Cuda:
         self.calls.append("wait")
         return (Error(0),)
 
+    def cudaEventCreate(self) -> tuple[Error, list[float]]:
+        self.events += 1
+        return Error(0), [0.0]
+
+    def cudaEventDestroy(self, event: list[float]) -> tuple[Error]:
+        self.events -= 1
+        return (Error(0),)
+
+    def cudaEventRecord(self, event: list[float], stream: int) -> tuple[Error]:
+        assert stream == 7 and self.recording is None
+        event[0] = len(self.calls)
+        return (Error(0),)
+
+    def cudaEventSynchronize(self, event: list[float]) -> tuple[Error]:
+        return (Error(0),)
+
+    def cudaEventElapsedTime(self, start: list[float], end: list[float]) -> tuple[Error, float]:
+        """As many milliseconds as there were calls between the two."""
+        return Error(0), end[0] - start[0]
+
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Error]:
         self.calls.append("record")
         self.recording = []
@@ -120,6 +141,7 @@ class Context:
         self.runtime = runtime
         self.batch = 0
         self.addresses: dict[str, int] = {}
+        self.memory: int | None = None
         self.profiler: Any = None
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -129,6 +151,10 @@ class Context:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (self.batch, *SHAPES[name][1:])
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert len(self.runtime.cuda.blocks[memory]) >= size >= Runtime.device_memory_size_v2
+        self.memory = memory
 
     def set_tensor_address(self, name: str, pointer: int) -> bool:
         self.addresses[name] = pointer
@@ -146,6 +172,7 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 7 and set(self.addresses) == set(SHAPES)
+        assert (self.memory is not None) == isinstance(self.runtime.module, FakeRtx)
         if self.runtime.cuda.recording is not None and self.runtime.module.refuses_recording:
             return False
         if self.runtime.fails:
@@ -195,8 +222,51 @@ class Runtime:
     def get_tensor_dtype(self, name: str) -> Any:
         return self.dtypes.get(name, np.float32)
 
-    def create_execution_context(self) -> Context:
+    def create_execution_context(self, runtime_config: Any = None) -> Context:
+        rtx = isinstance(self.module, FakeRtx)
+        assert (runtime_config is not None) == rtx, "TensorRT-RTX is told how to allocate"
+        if runtime_config is not None:
+            assert runtime_config.strategy == "user" and runtime_config.runtime_cache is not None
+            assert runtime_config.dynamic_shapes_kernel_specialization_strategy == "eager"
         return Context(self)
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig(self.module)
+
+
+class RuntimeCache:
+    """Compiled kernels: empty, or what an earlier process left if it is of this release."""
+
+    def __init__(self) -> None:
+        self.content = b""
+
+    def deserialize(self, data: bytes) -> bool:
+        if not data.startswith(b"kernels"):
+            return False
+        self.content = data
+        return True
+
+    def serialize(self) -> bytes:
+        return self.content or b"kernels, compiled just now"
+
+
+class RuntimeConfig:
+    """How a context of TensorRT-RTX shall behave."""
+
+    def __init__(self, module: Fake) -> None:
+        self.module = module
+        self.strategy = self.runtime_cache = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.runtime_cache = cache
+        self.module.caches.append(cache.content)
+        return True
 
 
 class Base:
@@ -220,7 +290,15 @@ class Fake(types.ModuleType):
         self.labels: Any = np.int64
         self.fails = self.refuses_recording = False
         self.loaded: list[bytes] = []
+        self.caches: list[bytes] = []
 
     def Runtime(self, logger: Any) -> Runtime:
         assert logger.ready
         return Runtime(self, logger)
+
+
+class FakeRtx(Fake):
+    """A module as ``tensorrt_rtx`` is one."""
+
+    ExecutionContextAllocationStrategy = types.SimpleNamespace(USER_MANAGED="user")
+    DynamicShapesKernelSpecializationStrategy = types.SimpleNamespace(EAGER="eager")

@@ -84,8 +84,9 @@ def test_a_student_is_built_for_two_architectures(
         )
         parity = compare(expected, found, default_budget("int8"))
         assert parity.matched >= 5 and parity.median_box_px < 1 and parity.max_score < 0.1
-    refuse_known_bad(bundle, RTX, RTX.lowering)
-    built = build_engine(bundle, RTX, BuildOptions(compute_capabilities=(86, 89)))
+    options = BuildOptions(compute_capabilities=(86, 89))
+    refuse_known_bad(bundle, RTX, options)
+    built = build_engine(bundle, RTX, options)
 
     trusted = trusted_artefact(built.folder)
     path, evidence = trusted.path, trusted.evidence
@@ -95,6 +96,7 @@ def test_a_student_is_built_for_two_architectures(
     assert evidence.build.precision == precision and evidence.build.lowering == "gather"
     assert path.stat().st_size > 100_000
 
+    assert built.layers.source == "builder" and 0 < built.layers.count < len(built.layers.layers)
     layers = built.layers.layers
     types = Counter(layer.outputs[0] for layer in layers)
     norms = [layer for layer in layers if layer.kind == "NORMALIZATION"]

@@ -1,12 +1,16 @@
 // Just enough of CUDA to run msda.cu's kernels on the CPU: each thread of a block is a fiber, and
-// __syncthreads and __shfl_xor_sync hand over to the next one until all have arrived.
+// __syncthreads and __shfl_xor_sync hand over to the next one until all have arrived. In which order
+// they take turns is not CUDA's to promise, so it can be chosen: what depends on it is a race.
 #pragma once
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <functional>
+#include <numeric>
+#include <random>
 #include <vector>
 
 // The header then takes the ways it takes on a GPU.
@@ -34,6 +38,18 @@ struct Fiber {
 static std::vector<Fiber> all;
 static ucontext_t scheduler;
 static std::function<void()> body;
+enum class Order { ascending, descending, shuffled };
+static Order order = Order::ascending;
+static std::mt19937 generator(7);
+
+// The threads of a block in the order in which they take their next turn.
+static std::vector<int> turns(int threads) {
+    std::vector<int> result(threads);
+    std::iota(result.begin(), result.end(), 0);
+    if (order == Order::descending) std::reverse(result.begin(), result.end());
+    if (order == Order::shuffled) std::shuffle(result.begin(), result.end(), generator);
+    return result;
+}
 
 static void entry() {
     body();
@@ -59,7 +75,7 @@ static void run(int blocks, int threads, std::function<void()> kernel) {
         }
         for (bool any = true; any;) {
             any = false;
-            for (int i = 0; i < threads; ++i) {
+            for (int i : turns(threads)) {
                 if (all[i].finished) continue;
                 any = true;
                 threadIdx.x = i;

@@ -97,7 +97,9 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 
         def load(attention: Attention, capability: tuple[int, int]) -> cuda_kernels._Loaded:
             assert capability == (9, 0)
-            return cuda_kernels._Loaded("forward kernel", "backward kernel")
+            return cuda_kernels._Loaded(
+                "forward kernel", "backward kernel", attention.threads, attention.groups_per_block
+            )
 
         monkeypatch.setattr(cuda_kernels, "_load", load)
         return fake

@@ -36,8 +36,12 @@ def _bindings_available() -> bool:
     return True
 
 
+# Every call asks for the same few. A launch takes microseconds, so Python's part of it counts.
+_kind = cache(Attention)
+
+
 def _attention(value: Tensor, shapes: LevelShapes, points: int) -> Attention:
-    return Attention(dtype_name(value), value.shape[2], value.shape[3], len(shapes), points)
+    return _kind(dtype_name(value), value.shape[2], value.shape[3], len(shapes), points)
 
 
 def has_kernel(value: Tensor, shapes: LevelShapes, locations: Tensor) -> bool:

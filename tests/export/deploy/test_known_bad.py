@@ -19,8 +19,16 @@ def ids(*arguments: object) -> list[str]:
         ("tensorrt", "11.1.0.106", 18, {"GridSample"}, "fp16", ["gridsample-in-decoder"]),
         ("tensorrt", "10.13.3.9", 17, {"GridSample"}, "fp32", ["gridsample-10.13.3"]),
         ("tensorrt", "10.13.2", 17, {"GridSample"}, "fp32", []),
-        ("tensorrt-rtx", "1.7.1", 17, {"GridSample"}, "fp32", []),
-        ("tensorrt-rtx", "1.7.1", 20, {"GridSample"}, "fp32", ["gridsample-opset-20"]),
+        ("tensorrt-rtx", "1.7.1", 17, {"GridSample"}, "fp32", ["gridsample-tensorrt-rtx"]),
+        ("tensorrt-rtx", "1.7.1", 17, {"GatherND"}, "fp32", []),
+        (
+            "tensorrt-rtx",
+            "1.7.1",
+            20,
+            {"GridSample"},
+            "fp32",
+            ["gridsample-opset-20", "gridsample-tensorrt-rtx"],
+        ),
         ("tensorrt", "11.1", 17, {"GatherND", "MatMul"}, "fp32", []),
         ("tensorrt", "10.9", 16, {"ReduceMean"}, "fp16", ["layernorm-in-pieces"]),
         ("tensorrt", "10.9", 16, {"ReduceMean"}, "fp32", []),
@@ -32,6 +40,13 @@ def test_what_applies(
     backend: str, version: str, opset: int, ops: set[str], precision: str, expected: list[str]
 ) -> None:
     assert ids(backend, version, opset, ops, precision) == expected
+
+
+def test_what_one_gpu_alone_gets_wrong() -> None:
+    orin = ("tensorrt", "10.13.3.9", 17, {"MatMul"}, "fp16")
+    assert ids(*orin, (87,)) == ["orin-10.13.3"] == ids(*orin, (86, 87))
+    assert ids(*orin, (86,)) == ids(*orin) == ids(*orin[:-1], "fp32", (87,)) == []
+    assert ids("tensorrt", "10.3.0", 17, {"MatMul"}, "fp16", (87,)) == []
 
 
 @pytest.mark.parametrize(
@@ -56,7 +71,8 @@ def test_every_entry_can_be_acted_on() -> None:
     assert len({entry.id for entry in entries}) == len(entries)
     for entry in entries:
         assert entry.links and all(link.startswith("https://") for link in entry.links)
-        assert "\n" not in entry.text() and entry.ops and entry.instead
+        assert "\n" not in entry.text() and entry.instead
+        assert entry.ops or entry.capabilities, "an entry that stops every build"
         in_range("1.0", entry.versions)
         in_range("17", entry.opset)
 
