@@ -61,19 +61,25 @@ def _problem(
     x0, y0, x1, y1 = annotation.box
     if x1 < x0 or y1 < y0:
         return UserError("box-inverted", f"{_shown(annotation)} has a negative size")
-    empty = UserError("box-empty", f"{_shown(annotation)} has no area; it is left out")
     if x0 == x1 or y0 == y1:
-        return empty
+        return _empty(annotation)
     if size is not None:
         height, width = size
-        where = f"the image ({width}x{height})"
         if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-            return UserError("box-outside", f"{_shown(annotation)} lies outside {where}")
+            return UserError("box-outside", f"{_shown(annotation)} lies outside {_of(size)}")
         if min(x0, y0) < -TOLERANCE or x1 > width + TOLERANCE or y1 > height + TOLERANCE:
             return UserError(
-                "box-over-border", f"{_shown(annotation)} passes the border of {where}"
+                "box-over-border", f"{_shown(annotation)} passes the border of {_of(size)}"
             )
-    return empty if _vanishes(annotation, bounds) else None
+    return _empty(annotation) if _vanishes(annotation, bounds) else None
+
+
+def _empty(annotation: Annotation) -> UserError:
+    return UserError("box-empty", f"{_shown(annotation)} has no area; it is left out")
+
+
+def _of(size: tuple[int, int]) -> str:
+    return f"the image ({size[1]}x{size[0]})"
 
 
 def _shown(annotation: Annotation) -> str:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detr.types import ImageId, is_image_id
 
 _MISSING = object()
+# Beyond it JSON programs do not agree on whole numbers (RFC 8259, section 6).
+_LARGEST = 2**53
 
 
 class FieldError(ValueError):
@@ -25,14 +27,14 @@ def shown(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def whole(row: Mapping[str, Any], key: str, least: int | None = None) -> int:
+def whole(row: Mapping[str, Any], key: str, least: int | None = None, most: int = _LARGEST) -> int:
     """A whole number."""
     value = row.get(key, _MISSING)
-    if _is_number(value) and math.isfinite(value) and value == int(value):
-        if least is None or value >= least:
-            return int(value)
+    if not _is_number(value) or not math.isfinite(value) or value != int(value):
+        raise _wrong(key, value, "a whole number")
+    if least is not None and value < least:
         raise FieldError(f"{key} is {shown(value)}, less than {least}")
-    raise _wrong(key, value, "a whole number")
+    return _bounded(int(value), key, most)
 
 
 def number(row: Mapping[str, Any], key: str) -> float:
@@ -45,14 +47,13 @@ def number(row: Mapping[str, Any], key: str) -> float:
     return float(value)
 
 
-def numbers(row: Mapping[str, Any], key: str, names: str) -> list[float]:
-    """A list of finite numbers, as many as there are words in ``names``."""
+def numbers(row: Mapping[str, Any], key: str, names: Sequence[str]) -> list[float]:
+    """A list of finite numbers, one for each name."""
     value = row.get(key, _MISSING)
-    wanted = f"[{', '.join(names.split())}]"
-    if not isinstance(value, list) or len(value) != len(names.split()):
-        raise _wrong(key, value, f"{wanted}")
+    if not isinstance(value, list) or len(value) != len(names):
+        raise _wrong(key, value, f"[{', '.join(names)}]")
     if not all(map(_is_number, value)):
-        raise _wrong(key, value, f"{wanted} in numbers")
+        raise _wrong(key, value, f"[{', '.join(names)}] in numbers")
     if not all(map(math.isfinite, value)):
         raise FieldError(f"{key} {shown(value)} is not finite")
     return [float(v) for v in value]
@@ -77,11 +78,17 @@ def flag(row: Mapping[str, Any], key: str) -> bool:
 def image_id(row: Mapping[str, Any], key: str) -> ImageId:
     """A whole number or text."""
     value = row.get(key, _MISSING)
-    if is_image_id(value):
-        return value
     if isinstance(value, float) and value.is_integer():
-        return int(value)
-    raise _wrong(key, value, "a whole number or text")
+        value = int(value)
+    if not is_image_id(value):
+        raise _wrong(key, value, "a whole number or text")
+    return value if isinstance(value, str) else _bounded(value, key, _LARGEST)
+
+
+def _bounded(value: int, key: str, most: int) -> int:
+    if abs(value) > most:
+        raise FieldError(f"{key} is {shown(value)}, too large")
+    return value
 
 
 def _is_number(value: object) -> bool:

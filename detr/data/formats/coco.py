@@ -18,6 +18,8 @@ from detr.data.spec import PlacedSpec
 from detr.errors import UserError
 from detr.types import ImageId
 
+_BOX = ("x", "y", "width", "height")
+
 
 class CocoSpec(PlacedSpec):
     """A COCO set, laid out as COCO or Roboflow do it or with its two parts named."""
@@ -80,7 +82,7 @@ class CocoDataset(FileDataset):
 
     def _annotation(self, row: dict[str, Any], where: str) -> Annotation:
         category = fields.whole(row, "category_id")
-        x, y, w, h = fields.numbers(row, "bbox", "x y width height")
+        x, y, w, h = fields.numbers(row, "bbox", _BOX)
         area = w * h if row.get("area") is None else fields.number(row, "area")
         crowd = fields.flag(row, "iscrowd")
         if category not in self._file.categories:

@@ -18,6 +18,7 @@ from detr.files import TEXT
 from detr.types import ImageId
 
 ROBOFLOW = "_annotations.coco.json"
+_SIDE = 1_000_000  # pixels; more is no picture
 
 
 def annotation_file(root: Path, split: str | None) -> Path:
@@ -98,7 +99,10 @@ class CocoFile:
 
     def where(self, position: int, row: dict[str, Any]) -> str:
         """Names an annotation row: by its id, or by its place where it has none."""
-        name = fields.shown(row["id"]) if "id" in row else f"number {position} (without id)"
+        number = row.get("id")
+        if isinstance(number, int):  # as in nearly every row
+            return f"{self.path}: annotation {number}"
+        name = fields.shown(number) if "id" in row else f"number {position} (without id)"
         return f"{self.path}: annotation {name}"
 
     def problems(self) -> Iterator[UserError]:
@@ -181,7 +185,7 @@ class CocoFile:
             return CocoImage(
                 fields.image_id(row, "id"),
                 fields.text(row, "file_name"),
-                (fields.whole(row, "height", 1), fields.whole(row, "width", 1)),
+                (fields.whole(row, "height", 1, _SIDE), fields.whole(row, "width", 1, _SIDE)),
             )
         except fields.FieldError as error:
             name = f" ({fields.shown(row['file_name'])})" if "file_name" in row else ""
