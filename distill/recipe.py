@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from detr.cli_support import pairs
-from detr.config import DetectorConfig, Strict, merged
+from detr.config import DetectorConfig, PartName, Strict, merged
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.presets import preset
@@ -173,6 +173,11 @@ class Recipe(Strict):
         methods: One ``{name: options}`` per distillation method; they add up. A method outside the
             package is named by its place, ``my_package.my_module:MyMethod``.
         inherit: Start from the teacher's weights (true, or an explicit layer map).
+        start: Run directory, ``.safetensors`` or name of a shipped model whose weights the detector
+            starts from, with or without a teacher.
+        start_classes: What ``start`` calls those of the data's classes that have another name there
+            (``{Car: car}``).
+        freeze: Parts that are not trained; they compute as in evaluation.
         optimizer: Optimiser and schedule.
         steps: Length of the run.
         batch_size: Images per step and process.
@@ -199,6 +204,9 @@ class Recipe(Strict):
     teacher_classes: dict[str, str] = {}
     methods: Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(_method_entries)] = ()
     inherit: Annotated[InheritRecipe | None, BeforeValidator(_inherit)] = None
+    start: str | None = None
+    start_classes: dict[str, str] = {}
+    freeze: tuple[PartName, ...] = ()
     optimizer: OptimizerRecipe = OptimizerRecipe()
     steps: Positive
     batch_size: Positive = 16
@@ -221,6 +229,8 @@ class Recipe(Strict):
             raise ValueError("methods: each entry is one name with its options")
         if self.teacher is None and (self.inherit or self.needs_teacher):
             raise ValueError("methods and inherit need a teacher")
+        if self.start_classes and self.start is None:
+            raise ValueError("start_classes: there is no start whose classes have other names")
         outside = self.teacher is not None and self.teacher.startswith("hf:")
         if outside and self.inherit:
             raise ValueError("inherit: a detector of another library has no weights to start from")

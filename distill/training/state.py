@@ -18,7 +18,6 @@ from detr.errors import UserError
 from detr.metrics.coco_ap import CocoAp
 from detr.model_info import ModelInfo
 from detr.models import Detector, Target, Teacher, build_detector, save_model
-from detr.models.inherit import inherit
 from distill.data.batches import Batches
 from distill.distributed import World
 from distill.methods import Method, build_methods, parse_methods
@@ -26,6 +25,7 @@ from distill.recipe import Recipe
 from distill.teachers.open import open_teacher, tell_ap
 from distill.training.cpu import prepare_cpu
 from distill.training.ema import Ema
+from distill.training.first_weights import set_first_weights
 from distill.training.optim import build_optimizer
 from distill.training.run_dir import RunDir
 
@@ -194,13 +194,7 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
         opened = open_teacher(recipe, data.classes, world.device)
         if not run.checkpoint.exists():  # a run that goes on has measured it already
             tell_ap(recipe, opened, val, run.say)
-        if recipe.inherit is not None:
-            assert opened.detector is not None  # the recipe has said so
-            report = inherit(
-                student, opened.detector, recipe.inherit.encoder, recipe.inherit.decoder
-            )
-            run.say(report.text())
-            run.note(report.details())
+    set_first_weights(student, recipe, data.classes, opened, run)
     teacher = None if opened is None else opened.teacher
     ema = None if recipe.ema is None else Ema(student, recipe.ema, recipe.ema_rising)
     drops = [round(share * recipe.steps) for share in recipe.optimizer.drops]
