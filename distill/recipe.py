@@ -168,8 +168,8 @@ class Recipe(Strict):
         detector: Architecture; a preset and what it changes of it.
         teacher: Run directory or ``.safetensors`` of the teacher, or ``hf:FOLDER`` for one of the
             transformers library's detectors; needed by ``distill run``.
-        teacher_classes: What an ``hf:`` teacher calls those of the data's classes that have another
-            name there (``{Car: car}``).
+        teacher_classes: What the teacher calls those of the data's classes that have another name
+            there (``{Car: car}``); it may know more classes, in any order.
         methods: One ``{name: options}`` per distillation method; they add up. A method outside the
             package is named by its place, ``my_package.my_module:MyMethod``.
         inherit: Start from the teacher's weights (true, or an explicit layer map).
@@ -234,8 +234,8 @@ class Recipe(Strict):
         outside = self.teacher is not None and self.teacher.startswith("hf:")
         if outside and self.inherit:
             raise ValueError("inherit: a detector of another library has no weights to start from")
-        if self.teacher_classes and not outside and self.teacher is not None:
-            raise ValueError("teacher_classes: is for hf: teachers; others know the data's names")
+        if self.teacher_classes and self.teacher is None:
+            raise ValueError("teacher_classes: there is no teacher whose classes have other names")
         return self
 
     def without_teacher(self) -> Recipe:

@@ -22,10 +22,10 @@ from detr.models.transfer import Source, TransferReport, transfer
 def start(
     detector: Detector, path: Path, classes: ClassMap, renamed: Mapping[str, str]
 ) -> tuple[TransferReport, ModelInfo]:
-    """Copies the weights of a checkpoint into a detector, see
-    :func:`detr.models.transfer.transfer`.
+    """Copies the weights of a checkpoint into a detector.
 
-    The checkpoint need not be complete: a class head may have been cut off.
+    What is taken, :func:`detr.models.transfer.transfer` says. The checkpoint need not be complete:
+    a class head may have been cut off.
 
     Args:
         detector: Changed in place.

@@ -59,7 +59,8 @@ def _take(
             )
     elif recipe.inherit is not None:
         assert opened is not None and opened.detector is not None  # the recipe has said so
-        report = inherit(student, opened.detector, recipe.inherit.encoder, recipe.inherit.decoder)
+        layers = recipe.inherit
+        report = inherit(student, opened.detector, layers.encoder, layers.decoder, opened.columns)
         verb = "inherited"
     else:
         return

@@ -183,7 +183,8 @@ def test_parts_of_another_shape_keep_all_their_weights() -> None:
         assert part in report.inherited
     assert report.text().startswith(f"inherited {len(report.inherited)} of {len(after)} tensors")
     assert "encoder" in report.text().partition("; own: ")[2]
-    assert len(report.details()) == len(after)
+    assert len(report.details()) == len(after) + len(report.left)
+    assert "left neck.projections.2.0.weight" in report.details()
     assert any(
         line.startswith("own decoder.layers.0.ffn.norm.weight: the rest of decoder.layers.0")
         for line in report.details()
