@@ -114,7 +114,9 @@ class OptimizerRecipe(Strict):
     Attributes:
         lr: Of everything but the backbone.
         backbone_lr: Of the backbone.
-        weight_decay: Not applied to norms, biases and embeddings of one dimension.
+        weight_decay: Of weight matrices, kernels and embeddings.
+        decay_norms_and_biases: It is also that of parameters of one dimension, as in the papers'
+            code.
         offsets_lr_factor: On sampling offsets and reference points (0.1 in Deformable DETR).
         clip: Largest gradient norm; 0 clips nothing.
         warmup_steps: Steps of linear warm-up.
@@ -125,6 +127,7 @@ class OptimizerRecipe(Strict):
     lr: Rate = 1e-4
     backbone_lr: Rate = 1e-5
     weight_decay: Rate = 1e-4
+    decay_norms_and_biases: bool = False
     offsets_lr_factor: Rate = 1.0
     clip: Rate = 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -180,11 +183,13 @@ class Recipe(Strict):
         freeze: Parts that are not trained; they compute as in evaluation.
         optimizer: Optimiser and schedule.
         steps: Length of the run.
-        batch_size: Images per step and process.
-        ema: Decay of the weight average that is evaluated and saved; ``None`` saves the weights
-            themselves.
+        batch_size: Images per step, of all processes.
+        accumulate: Parts in which each process sees its images of a step, one after the other, to
+            need less memory; the training is the same.
+        ema: Decay of a weight average that is measured and saved beside the student; ``None`` for
+            none.
         ema_rising: Whether the decay rises from 0 to ``ema`` over the first steps (else constant).
-        ema_evaluated: Whether the average is what is measured and saved; else it only teaches.
+        ema_evaluated: Whether the average is the run's model; otherwise the student is.
         amp: Autocast type on a GPU; the CPU always computes in float32.
         loss: Weights of the detection loss.
         augment: How training images vary.
@@ -210,6 +215,7 @@ class Recipe(Strict):
     optimizer: OptimizerRecipe = OptimizerRecipe()
     steps: Positive
     batch_size: Positive = 16
+    accumulate: Positive = 1
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     ema_rising: bool = True
     ema_evaluated: bool = True
