@@ -157,15 +157,17 @@ def diagnose(
 ) -> None:
     """Show how steady a run's matching is and where it looks.
 
-    Writes diagnosis.html and diagnosis.json into RUN.
+    Writes diagnosis.html and diagnosis.json into RUN, a run directory; weights in one, such as
+    runs/student/ema.safetensors, get files of their own.
 
     Example: distill diagnose runs/student --data kitti:data/demo:val --teacher demo-teacher
     """
     from distill.analysis.diagnosis import diagnose as examine
+    from distill.analysis.diagnosis import page_path
     from distill.analysis.diagnosis_page import render
 
     result = examine(run, data, teacher, baseline, images, render)
-    click.echo(f"wrote {run / 'diagnosis.html'} (.json beside it)", err=True)
+    click.echo(f"wrote {page_path(run)} (.json beside it)", err=True)
     emit(result, as_json, result.text())
 
 

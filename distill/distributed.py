@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from detr.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,65 @@ def join() -> World:
     return World(dist.get_rank() if size > 1 else 0, size, device)
 
 
+class Parts:
+    """Statistics of a step whose images are seen in several parts, one after the other.
+
+    A first pass over all parts notes the sums they would share, the second gets their means.
+
+    Attributes:
+        noted: The sums of each part of the first pass, in the order they were asked for.
+    """
+
+    def __init__(self) -> None:
+        self.noted: list[list[Tensor]] = []
+        self._means: list[Tensor] = []
+        self._given: int | None = None
+
+    @contextlib.contextmanager
+    def part(self, first_pass: bool) -> Iterator[None]:
+        """Within it, :func:`mean_over_processes` speaks of all parts of all processes."""
+        global _parts
+        self._given = None if first_pass else 0
+        if first_pass:
+            self.noted.append([])
+        _parts = self
+        try:
+            yield
+        finally:
+            _parts = None
+
+    def close_first_pass(self) -> None:
+        """Makes the means; every part must have asked equally often."""
+        self._means = [
+            _mean(torch.stack(values).mean(0)) for values in zip(*self.noted, strict=True)
+        ]
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Notes a part's sum, or gives the mean of all parts' instead."""
+        if self._given is None:
+            self.noted[-1].append(value)
+            return value
+        self._given += 1
+        return self._means[self._given - 1]
+
+
+# What the part of a step that is being computed belongs to.
+_parts: Parts | None = None
+
+
 def mean_over_processes(value: Tensor) -> Tensor:
     """A detached sum's mean over the processes of distributed training; itself in a single one.
 
     Dividing by it makes the mean of the processes' losses equal to the loss of one process that
-    sees all their images. Every process must call it equally often.
+    sees all their images. Every process must call it equally often. Where a step's images are seen
+    in several parts, parts count like processes; the sum must not depend on earlier means.
     """
     value = value.detach()
+    return _mean(value) if _parts is None else _parts.mean(value)
+
+
+def _mean(value: Tensor) -> Tensor:
+    """The mean over processes."""
     if dist.is_available() and dist.is_initialized():
         value = value.clone()
         dist.all_reduce(value)
@@ -108,11 +163,11 @@ class _MeanWithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        return mean_over_processes(value)
+        return _mean(value.detach())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return mean_over_processes(gradients[0])
+        return _mean(gradients[0].detach())
 
 
 def shared_statistic(value: Tensor) -> Tensor:
@@ -120,6 +175,16 @@ def shared_statistic(value: Tensor) -> Tensor:
 
     With gradients averaged over processes the gradient, too, is that of one process that sees all
     images. Every process must call it equally often.
+
+    Raises:
+        UserError: ``accumulate-statistic`` in a part of a step: its gradient would have to wait for
+            parts that have not been seen.
     """
+    if _parts is not None:
+        raise UserError(
+            "accumulate-statistic",
+            "accumulate: a method learns through statistics of the whole batch (QSKD's adaptor), "
+            "which parts of it do not have; set accumulate to 1 or take another option",
+        )
     shared: Tensor = _MeanWithGradient.apply(value)
     return shared

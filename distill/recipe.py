@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from detr.cli_support import pairs
-from detr.config import DetectorConfig, Strict, merged
+from detr.config import DetectorConfig, PartName, Strict, merged
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.presets import preset
@@ -114,7 +114,9 @@ class OptimizerRecipe(Strict):
     Attributes:
         lr: Of everything but the backbone.
         backbone_lr: Of the backbone.
-        weight_decay: Not applied to norms, biases and embeddings of one dimension.
+        weight_decay: Of weight matrices, kernels and embeddings.
+        decay_norms_and_biases: It is also that of parameters of one dimension, as in the papers'
+            code.
         offsets_lr_factor: On sampling offsets and reference points (0.1 in Deformable DETR).
         clip: Largest gradient norm; 0 clips nothing.
         warmup_steps: Steps of linear warm-up.
@@ -125,6 +127,7 @@ class OptimizerRecipe(Strict):
     lr: Rate = 1e-4
     backbone_lr: Rate = 1e-5
     weight_decay: Rate = 1e-4
+    decay_norms_and_biases: bool = False
     offsets_lr_factor: Rate = 1.0
     clip: Rate = 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -168,18 +171,25 @@ class Recipe(Strict):
         detector: Architecture; a preset and what it changes of it.
         teacher: Run directory or ``.safetensors`` of the teacher, or ``hf:FOLDER`` for one of the
             transformers library's detectors; needed by ``distill run``.
-        teacher_classes: What an ``hf:`` teacher calls those of the data's classes that have another
-            name there (``{Car: car}``).
+        teacher_classes: What the teacher calls those of the data's classes that have another name
+            there (``{Car: car}``); it may know more classes, in any order.
         methods: One ``{name: options}`` per distillation method; they add up. A method outside the
             package is named by its place, ``my_package.my_module:MyMethod``.
         inherit: Start from the teacher's weights (true, or an explicit layer map).
+        start: Run directory, ``.safetensors`` or name of a shipped model whose weights the detector
+            starts from, with or without a teacher.
+        start_classes: What ``start`` calls those of the data's classes that have another name there
+            (``{Car: car}``).
+        freeze: Parts that are not trained; they compute as in evaluation.
         optimizer: Optimiser and schedule.
         steps: Length of the run.
-        batch_size: Images per step and process.
-        ema: Decay of the weight average that is evaluated and saved; ``None`` saves the weights
-            themselves.
+        batch_size: Images per step, of all processes.
+        accumulate: Parts in which each process sees its images of a step, one after the other, to
+            need less memory; the training is the same.
+        ema: Decay of a weight average that is measured and saved beside the student; ``None`` for
+            none.
         ema_rising: Whether the decay rises from 0 to ``ema`` over the first steps (else constant).
-        ema_evaluated: Whether the average is what is measured and saved; else it only teaches.
+        ema_evaluated: Whether the average is the run's model; otherwise the student is.
         amp: Autocast type on a GPU; the CPU always computes in float32.
         loss: Weights of the detection loss.
         augment: How training images vary.
@@ -199,9 +209,13 @@ class Recipe(Strict):
     teacher_classes: dict[str, str] = {}
     methods: Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(_method_entries)] = ()
     inherit: Annotated[InheritRecipe | None, BeforeValidator(_inherit)] = None
+    start: str | None = None
+    start_classes: dict[str, str] = {}
+    freeze: tuple[PartName, ...] = ()
     optimizer: OptimizerRecipe = OptimizerRecipe()
     steps: Positive
     batch_size: Positive = 16
+    accumulate: Positive = 1
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     ema_rising: bool = True
     ema_evaluated: bool = True
@@ -221,11 +235,13 @@ class Recipe(Strict):
             raise ValueError("methods: each entry is one name with its options")
         if self.teacher is None and (self.inherit or self.needs_teacher):
             raise ValueError("methods and inherit need a teacher")
+        if self.start_classes and self.start is None:
+            raise ValueError("start_classes: there is no start whose classes have other names")
         outside = self.teacher is not None and self.teacher.startswith("hf:")
         if outside and self.inherit:
             raise ValueError("inherit: a detector of another library has no weights to start from")
-        if self.teacher_classes and not outside and self.teacher is not None:
-            raise ValueError("teacher_classes: is for hf: teachers; others know the data's names")
+        if self.teacher_classes and self.teacher is None:
+            raise ValueError("teacher_classes: there is no teacher whose classes have other names")
         return self
 
     def without_teacher(self) -> Recipe:

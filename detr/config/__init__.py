@@ -18,7 +18,7 @@ from detr.config.decoder import (
     NoRefinementConfig,
     RefinementConfig,
 )
-from detr.config.detector import DetectorConfig
+from detr.config.detector import DetectorConfig, PartName
 from detr.config.encoder import DeformableEncoderConfig, DenseEncoderConfig, EncoderConfig
 from detr.config.heads import (
     BoxesConfig,
@@ -63,6 +63,7 @@ __all__ = [
     "NeckConfig",
     "NoRefinementConfig",
     "OneToManyConfig",
+    "PartName",
     "PlainDenoisingConfig",
     "PositionsConfig",
     "QueriesConfig",

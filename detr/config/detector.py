@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,9 @@ from detr.config.decoder import DecoderConfig
 from detr.config.encoder import DeformableEncoderConfig, EncoderConfig
 from detr.config.heads import HeadsConfig
 from detr.config.queries import LearnedQueriesConfig, QueriesConfig
+
+# In the order they run; the encoder's proposals, with their heads, belong to the queries.
+PartName = Literal["backbone", "neck", "encoder", "queries", "decoder", "heads", "denoising"]
 
 
 class DetectorConfig(Strict):

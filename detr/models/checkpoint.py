@@ -41,6 +41,18 @@ def save_model(path: Path, detector: Detector, info: ModelInfo, half: bool = Fal
     write_atomic(path.with_suffix(".json"), info.model_dump_json(indent=2) + "\n")
 
 
+def weights_file(path: Path) -> Path:
+    """The file of weights at a path: itself, or that of a folder.
+
+    Raises:
+        UserError: ``checkpoint-missing``.
+    """
+    path = path / WEIGHTS if path.is_dir() else path
+    if not path.is_file():
+        raise UserError("checkpoint-missing", f"{path}: no such file")
+    return path
+
+
 def load_model(path: Path) -> tuple[Detector, ModelInfo]:
     """A detector in evaluation mode, on the CPU, in single precision.
 
@@ -52,9 +64,7 @@ def load_model(path: Path) -> tuple[Detector, ModelInfo]:
         UserError: ``checkpoint-missing``, ``checkpoint-unreadable``, ``checkpoint-pickle``,
             ``checkpoint-mismatch`` or ``model-sidecar``.
     """
-    path = path / WEIGHTS if path.is_dir() else path
-    if not path.is_file():
-        raise UserError("checkpoint-missing", f"{path}: no such file")
+    path = weights_file(path)
     # Before the sidecar: what is wrong with the weights is the more telling message.
     tensors = read_tensors(path)
     info = read_model_info(path.with_suffix(".json"))

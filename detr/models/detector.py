@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from detr.config import ClassesConfig, DetectorConfig
+from detr.config import ClassesConfig, DetectorConfig, PartName
 from detr.models.backbones.neck import Neck
 from detr.models.backbones.timm import Backbone
 from detr.models.boxes import cxcywh_to_xyxy
@@ -16,6 +16,7 @@ from detr.models.encoders.base import Encoder
 from detr.models.encoders.build import build_encoder
 from detr.models.geometry import padding_mask, valid_ratios
 from detr.models.heads.classes import best
+from detr.models.parts import modules_of, part_of
 from detr.models.protocol import EVERYTHING, Facts
 from detr.models.queries.build import build_queries
 from detr.models.queries.denoising import PlainDenoiser, build_denoiser
@@ -51,6 +52,27 @@ class Detector(nn.Module):
         self.source = build_queries(config)
         self.decoder = Decoder(config)
         self.denoiser = build_denoiser(config)
+        self._frozen: set[PartName] = set()
+
+    def freeze(self, part: PartName) -> bool:
+        """Keeps a part as it is: no gradients, no statistics, no dropout, also in training.
+
+        Returns:
+            Whether there is such a part.
+        """
+        named = [p for name, p in self.named_parameters() if part_of(name) == part]
+        for parameter in named:
+            parameter.requires_grad_(False)
+        self._frozen.add(part)
+        self.train(self.training)
+        return bool(named)
+
+    def train(self, mode: bool = True) -> Detector:
+        """Switches to training, but for frozen parts, or back to evaluation."""
+        super().train(mode)
+        for module in modules_of(self, self._frozen):
+            module.training = False
+        return self
 
     def encode(self, images: Tensor, valid_sizes: Tensor) -> Memory:
         """Backbone, neck and encoder.

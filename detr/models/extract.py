@@ -53,7 +53,7 @@ def extract_layers(
     except ValidationError as error:
         raise UserError("extract-impossible", error.errors()[0]["msg"]) from error
     student = build_detector(smaller, pretrained=False)
-    report = inherit(student, teacher, kept["encoder"], kept["decoder"], backbone=True)
+    report = inherit(student, teacher, kept["encoder"], kept["decoder"])
     assert not report.skipped, report.skipped
     return student.train(teacher.training)
 

@@ -147,7 +147,8 @@ def diagnose(
     """Measures a run and writes ``diagnosis.json`` and ``diagnosis.html`` into its folder.
 
     Args:
-        run: Run directory.
+        run: Run directory, or weights in it, of which the files are then called after:
+            ``diagnosis-ema.html``.
         data: Images to look at.
         teacher: Run directory, model file or shipped name.
         baseline: Run directory of the same student without a teacher.
@@ -158,8 +159,9 @@ def diagnose(
         UserError: ``run-missing`` where the folder is no run, and what opening models and data
             raises.
     """
-    if not (run / "metrics.jsonl").exists():
-        raise UserError("run-missing", f"{run}: not a run directory (it has no metrics.jsonl)")
+    folder = run_folder(run)
+    if not (folder / "metrics.jsonl").exists():
+        raise UserError("run-missing", f"{folder}: not a run directory (it has no metrics.jsonl)")
     given = {"student": run, "baseline": baseline, "teacher": teacher}
     subjects: list[Subject] = []
     dataset: Dataset | None = None
@@ -175,7 +177,7 @@ def diagnose(
     indices = evenly_spaced(len(dataset), images)
     models = [_diagnose_model(subject, dataset, indices) for subject in subjects]
     _compare_with_teacher(models, subjects)
-    runs = {"student": run} | ({} if baseline is None else {"baseline": baseline})
+    runs = {"student": folder} | ({} if baseline is None else {"baseline": run_folder(baseline)})
     kept = {name: read_owner_records(path / OWNERS_FILE) for name, path in runs.items()}
     changes = {name: [(k.step, k.student) for k in rows] for name, rows in kept.items()}
     changes["average"] = [(k.step, k.average) for k in kept["student"] if k.average is not None]
@@ -194,9 +196,21 @@ def diagnose(
         ap={name: _curve(path, "ap", 100.0) for name, path in runs.items()},
         loss={name: _curve(path, "loss", 1.0) for name, path in runs.items()},
     )
-    write_atomic(run / "diagnosis.json", result.model_dump_json(indent=2) + "\n")
-    write_atomic(run / "diagnosis.html", page(result, subjects, dataset))
+    written = page_path(run)
+    write_atomic(written.with_suffix(".json"), result.model_dump_json(indent=2) + "\n")
+    write_atomic(written, page(result, subjects, dataset))
     return result
+
+
+def run_folder(run: Path) -> Path:
+    """The run directory of a run, or of weights in it."""
+    return run.parent if run.is_file() else run
+
+
+def page_path(run: Path) -> Path:
+    """Where the diagnosis of a run, or of weights in it, is written."""
+    plain = run.is_dir() or run.stem == "model"
+    return run_folder(run) / ("diagnosis.html" if plain else f"diagnosis-{run.stem}.html")
 
 
 def _diagnose_model(subject: Subject, dataset: Dataset, indices: Sequence[int]) -> ModelDiagnosis:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,13 +15,13 @@ from detr.data.dataset import Dataset
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import GateError, UserError
 from detr.metrics.coco_ap import CocoAp
-from detr.model_info import ModelInfo
 from detr.models import Detector, Teacher, load_model
 from detr.models.protocol import ObjectDetector
 from detr.shipped import find_model
 from distill.evaluate import measure_ap
 from distill.recipe import Recipe
-from distill.teachers.transformers import PREFIX, load
+from distill.teachers.chosen_classes import ChosenClasses, columns_of
+from distill.teachers.transformers import DETECTIONS, PREFIX, HuggingFaceTeacher, load
 
 # Images the teacher's AP is measured on: enough to tell a good teacher from a broken one.
 _SLICE = 64
@@ -36,11 +36,14 @@ class OpenedTeacher:
     Attributes:
         teacher: The network.
         path: Its file or folder.
-        detector: The same network where it is one of ours, whose weights a student may start from.
+        columns: Its class of each class of the data.
+        detector: The network itself, with all its classes, where it is one of ours, whose weights a
+            student may start from.
     """
 
     teacher: Teacher
     path: Path
+    columns: tuple[int, ...]
     detector: Detector | None = None
 
 
@@ -53,17 +56,31 @@ def open_teacher(recipe: Recipe, classes: ClassMap, device: torch.device) -> Ope
         device: Where the teacher goes; its convolutions become channels-last, as the student's.
 
     Raises:
-        UserError: What :func:`load_teacher` and :func:`distill.teachers.transformers.load` raise.
+        UserError: What :func:`load_teacher`, :func:`distill.teachers.transformers.load` and
+            :func:`distill.teachers.chosen_classes.columns_of` raise.
     """
     assert recipe.teacher is not None
+    renamed = recipe.teacher_classes
     if recipe.teacher.startswith(PREFIX):
         path = Path(recipe.teacher.removeprefix(PREFIX))
-        outside = load(path, classes, recipe.input, recipe.teacher_classes)
-        return OpenedTeacher(freeze(outside).to(device), path)
+        outside = freeze(load(path, recipe.input))
+        columns = columns_of(recipe.teacher, outside.class_names, classes.names, renamed)
+        chosen = _chosen(outside, columns, DETECTIONS)
+        return OpenedTeacher(chosen.to(device), path, columns)
     path = find_model(Path(recipe.teacher))
-    teacher, _ = load_teacher(path, classes, recipe.input)
+    teacher, columns = load_teacher(path, classes, recipe.input, renamed)
     teacher = teacher.to(device).to(memory_format=torch.channels_last)
-    return OpenedTeacher(teacher, path, teacher)
+    chosen = _chosen(teacher, columns, teacher.config.detections)
+    return OpenedTeacher(chosen.to(device), path, columns, teacher)
+
+
+def _chosen(
+    teacher: Detector | HuggingFaceTeacher, columns: tuple[int, ...], limit: int
+) -> Detector | HuggingFaceTeacher | ChosenClasses:
+    """The teacher as the data's classes want it: itself where they are its own, in its order."""
+    if columns == tuple(range(teacher.facts.num_classes)):
+        return teacher
+    return freeze(ChosenClasses(teacher, columns, limit))
 
 
 def tell_ap(
@@ -97,29 +114,31 @@ def tell_ap(
 
 
 def load_teacher(
-    path: Path, classes: ClassMap, preprocess: PreprocessConfig
-) -> tuple[Detector, ModelInfo]:
-    """A frozen teacher that speaks of the student's classes and sees the student's images.
+    path: Path, classes: ClassMap, preprocess: PreprocessConfig, renamed: Mapping[str, str]
+) -> tuple[Detector, tuple[int, ...]]:
+    """A frozen teacher of ours that knows the student's classes and sees the student's images.
 
     Args:
         path: Run directory or ``X.safetensors``.
         classes: Of the training data.
         preprocess: Of the student: in distillation the teacher gets the same images.
+        renamed: The teacher's names of those classes that have another name there.
 
     Returns:
-        The teacher, on the CPU, in evaluation mode and without gradients, and its sidecar.
+        The teacher, on the CPU, in evaluation mode and without gradients, and its class of each
+        class of the data.
 
     Raises:
-        UserError: ``teacher-classes`` where names or their order differ, ``teacher-input`` where
-            the teacher was trained on differently normalised images, or what
+        UserError: What :func:`distill.teachers.chosen_classes.columns_of` raises, ``teacher-input``
+            where the teacher was trained on differently normalised images, or what
             :func:`detr.models.load_model` raises.
     """
     detector, info = load_model(path)
-    check_classes(path, info.classes.names, classes.names)
-    if detector.facts.num_classes != len(classes):
+    columns = columns_of(path, info.classes.names, classes.names, renamed)
+    if detector.facts.num_classes != len(info.classes):
         raise UserError(
             "teacher-classes",
-            f"{path}: {detector.facts.num_classes} class outputs for {len(classes)} classes",
+            f"{path}: {detector.facts.num_classes} class outputs for {len(info.classes)} names",
         )
     if info.preprocess.range not in (None, preprocess.range):
         raise UserError(
@@ -134,33 +153,12 @@ def load_teacher(
             f"{info.preprocess.std}, the student's with {preprocess.mean} and {preprocess.std}; "
             "they must agree (input.mean, input.std)",
         )
-    return freeze(detector), info
+    return freeze(detector), columns
 
 
 def freeze(detector: Network) -> Network:
     """Puts a detector into evaluation mode for good: no gradients, no denoising, no statistics."""
     return detector.requires_grad_(False).eval()
-
-
-def check_classes(path: Path, teacher: Sequence[str], data: Sequence[str]) -> None:
-    """Raises UserError ``teacher-classes`` naming what differs between two lists of classes."""
-    if tuple(teacher) == tuple(data):
-        return
-    unknown = [name for name in data if name not in teacher]
-    surplus = [name for name in teacher if name not in data]
-    if unknown or surplus:
-        told = []
-        if unknown:
-            told.append(f"the teacher does not know {_listed(unknown)}")
-        if surplus:
-            told.append(f"the data has no {_listed(surplus)}")
-        raise UserError("teacher-classes", f"{path}: {'; '.join(told)}")
-    index = next(i for i, pair in enumerate(zip(teacher, data, strict=True)) if pair[0] != pair[1])
-    raise UserError(
-        "teacher-classes",
-        f"{path}: same classes in another order: class {index} is {teacher[index]} for the teacher "
-        f"and {data[index]} in the data",
-    )
 
 
 def check_ap(
@@ -192,9 +190,3 @@ def check_ap(
             f"at least {minimum:.3f} is wanted (min_teacher_ap)",
         )
     return result
-
-
-def _listed(names: Sequence[str]) -> str:
-    """A few names and how many more."""
-    rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + rest

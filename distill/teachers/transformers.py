@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detr.cli_support import missing_extra
-from detr.config import ClassMap, SigmoidClassesConfig
+from detr.config import SigmoidClassesConfig
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models import (
@@ -63,7 +63,7 @@ class ImageFormat(NamedTuple):
 
 
 # Detections of an image: most of these families have as many queries.
-_DETECTIONS = 300
+DETECTIONS = 300
 _CLASSES = SigmoidClassesConfig()
 
 
@@ -77,7 +77,10 @@ class HuggingFaceTeacher(nn.Module):
         model: The transformers model.
         image_format: How it wants its images.
         student: How the student's images are normalised.
-        columns: The class logit of each of the data's classes.
+        class_names: By index; an output without a name has an empty one.
+
+    Attributes:
+        class_names: Of every class output.
     """
 
     offers: frozenset[TeacherPart] = frozenset({"predictions", "memory", "queries"})
@@ -87,7 +90,7 @@ class HuggingFaceTeacher(nn.Module):
         model: nn.Module,
         image_format: ImageFormat,
         student: PreprocessConfig,
-        columns: list[int],
+        class_names: tuple[str, ...],
     ) -> None:
         super().__init__()
         self.model, self.image_format = model.eval(), image_format
@@ -98,19 +101,19 @@ class HuggingFaceTeacher(nn.Module):
         shift = torch.tensor(student.mean) * image_format.scale - torch.tensor(image_format.mean)
         self.scale: Tensor
         self.shift: Tensor
-        self.columns: Tensor
         self.register_buffer("scale", scale.view(3, 1, 1))
         self.register_buffer("shift", (shift / std).view(3, 1, 1))
-        self.register_buffer("columns", torch.tensor(columns))
         self._decoder_inputs: dict[str, Any] = {}
         decoder: nn.Module = model.model.decoder  # type: ignore[assignment, union-attr]
         decoder.register_forward_pre_hook(self._keep_inputs, with_kwargs=True)
         answer, maps = self._ask(torch.zeros(1, 3, *image_format.size))
+        outputs = answer.logits[-1].shape[-1]
+        self.class_names = (*class_names, *[""] * (outputs - len(class_names)))
         sides = [image_format.size[0] / x.shape[-2] for x in maps]
         # The nearest power of two: a patch of 14 pixels stands where one of 16 does.
         self.facts = Facts(
             family=FAMILIES[self.model_type],
-            num_classes=len(columns),
+            num_classes=outputs,
             width=maps[0].shape[1],
             heads=0,
             attention="deformable",
@@ -163,9 +166,7 @@ class HuggingFaceTeacher(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`detr.models.Detector.forward`."""
         answer, _ = self._ask(self._pictures(images, valid_sizes))
-        return detections(
-            answer.logits[-1], answer.boxes[-1], original_sizes, _CLASSES, _DETECTIONS
-        )
+        return detections(answer.logits[-1], answer.boxes[-1], original_sizes, _CLASSES, DETECTIONS)
 
     def _pictures(self, images: Tensor, valid_sizes: Tensor) -> Tensor:
         """The images without their padding in the detector's size and normalisation."""
@@ -199,7 +200,6 @@ class HuggingFaceTeacher(nn.Module):
         self._decoder_inputs = {}
         logits, boxes, hidden = _layers(output)
         references = [reference, *boxes][: len(boxes)]
-        logits = [x.index_select(-1, self.columns) for x in logits]
         return GroupOutput(group, logits, boxes, hidden, references), maps
 
     def _keep_inputs(self, module: nn.Module, positional: Any, named: Mapping[str, Any]) -> None:
@@ -207,22 +207,18 @@ class HuggingFaceTeacher(nn.Module):
         self._decoder_inputs = dict(named)
 
 
-def load(
-    folder: Path, classes: ClassMap, preprocess: PreprocessConfig, renamed: Mapping[str, str]
-) -> HuggingFaceTeacher:
-    """The teacher in a Hugging Face folder.
+def load(folder: Path, preprocess: PreprocessConfig) -> HuggingFaceTeacher:
+    """The teacher in a Hugging Face folder, with all its classes.
 
     Args:
         folder: With ``config.json``, ``preprocessor_config.json`` and ``model.safetensors``.
-        classes: Of the training data.
         preprocess: Of the student.
-        renamed: The teacher's names of those classes that have another name there.
 
     Raises:
         UserError: ``teacher-family`` for what is no folder of a known detector, ``teacher-input``
-            where it does not say how it wants its images, ``teacher-classes`` where it lacks one of
-            the data's classes, ``teacher-unreadable`` for weights that cannot be read, or
-            ``extra-missing`` without the transformers library.
+            where it does not say how it wants its images, ``teacher-classes`` where the keys of its
+            class names do not number its outputs, ``teacher-unreadable`` for weights that cannot be
+            read, or ``extra-missing`` without the transformers library.
     """
     published = _document(folder / "config.json", "teacher-family")
     kind = str(published.get("model_type"))
@@ -242,8 +238,7 @@ def load(
             f"{PREFIX}{folder}: transformers {transformers.__version__} has no {FAMILIES[kind]}; "
             "install a newer one",
         )
-    names = _names(published)
-    columns = _columns(folder, names, classes, renamed)
+    names = _names(published, folder / "config.json")
     wanted = _image_format(folder / "preprocessor_config.json")
     try:
         model, found = transformers.AutoModelForObjectDetection.from_pretrained(
@@ -260,7 +255,14 @@ def load(
             "teacher-unreadable",
             f"{PREFIX}{folder}: missing or of another shape: {', '.join(absent[:3])}{rest}",
         )
-    return HuggingFaceTeacher(model, wanted, preprocess, columns)
+    teacher = HuggingFaceTeacher(model, wanted, preprocess, names)
+    if len(names) > teacher.facts.num_classes:
+        raise UserError(
+            "teacher-classes",
+            f"{folder / 'config.json'}: id2label names class {len(names) - 1}, the detector has "
+            f"{teacher.facts.num_classes} class outputs",
+        )
+    return teacher
 
 
 def _layers(said: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -292,29 +294,15 @@ def _answer_of(memory: Memory) -> GroupOutput:
     return memory.answer
 
 
-def _names(published: Mapping[str, Any]) -> tuple[str, ...]:
-    """Class names by index."""
-    table = published.get("id2label") or {}
-    return tuple(str(table[key]) for key in sorted(table, key=int))
-
-
-def _columns(
-    folder: Path, names: tuple[str, ...], classes: ClassMap, renamed: Mapping[str, str]
-) -> list[int]:
-    """The teacher's class of each class of the data; it may know more."""
-    strange = [name for name in renamed if name not in classes.names]
-    if strange:
-        raise UserError("teacher-classes", f"teacher_classes: the data has no {', '.join(strange)}")
-    wanted = [renamed.get(name, name) for name in classes.names]
-    unknown = [name for name in wanted if name not in names]
-    if unknown:
-        some = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+def _names(published: Mapping[str, Any], place: Path) -> tuple[str, ...]:
+    """Class names by index, which is their key; empty where no key is that index."""
+    table = {str(key): str(name) for key, name in (published.get("id2label") or {}).items()}
+    if strange := [key for key in table if not (key.isascii() and key.isdigit())]:
         raise UserError(
-            "teacher-classes",
-            f"{PREFIX}{folder}: the teacher does not know {', '.join(unknown)}; it knows {some}; "
-            "teacher_classes maps a class of the data to the teacher's name",
+            "teacher-classes", f"{place}: id2label: key {strange[0]!r} is not the number of a class"
         )
-    return [names.index(name) for name in wanted]
+    named = {int(key): name for key, name in table.items()}
+    return tuple(named.get(i, "") for i in range(max(named, default=-1) + 1))
 
 
 def _image_format(path: Path) -> ImageFormat:

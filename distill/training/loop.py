@@ -7,7 +7,9 @@ therefore ends with the very weights of a run that was never stopped.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from detr.cli_support import progress
 from detr.errors import UserError
+from detr.metrics.coco_ap import CocoAp
 from detr.models import QueryGroup, Teacher
 from distill.data.batches import Batch
 from distill.distributed import World, join
@@ -25,6 +28,7 @@ from distill.methods.step import Step
 from distill.profiler import span
 from distill.query_owners import OWNERS_FILE, record_owners
 from distill.recipe import Recipe
+from distill.training.accumulate import Share, note_statistics, split
 from distill.training.meter import Meter, peak_megabytes
 from distill.training.optim import rate, set_rate
 from distill.training.run_dir import RunDir
@@ -34,17 +38,24 @@ from distill.training.state import State, set_up
 LOG_EVERY = 20
 
 
-def forward(state: State, batch: Batch, index: int) -> Step:
-    """Encodes and decodes a batch with student and teacher, all query groups in one call each."""
+def forward(state: State, batch: Batch, index: int, share: Share | None = None) -> Step:
+    """Encodes and decodes a batch with student and teacher, all query groups in one call each.
+
+    Args:
+        state: Of the run.
+        batch: On the device.
+        index: The step, from 0.
+        share: What a part of a step must know of the whole.
+    """
     student, teacher, methods = state.student, state.step_teacher, state.methods
     attention = any(method.needs_attention for method in methods)
     maps = frozenset(role for method in methods for role in method.self_attention)
-    normalizer, most = state.box_counts(batch.targets)
-    generator, generators = state.generators(index)
+    if share is None:
+        share = Share(*state.box_counts(batch.targets), *state.generators(index))
     with state.autocast():
         with span("student"):
             memory = student.encode(batch.images, batch.valid_sizes)
-            own = student.queries(memory, batch.targets, generators, most)
+            own = student.queries(memory, batch.targets, share.generators, share.most)
         step = Step(
             index=index,
             images=batch.images,
@@ -56,9 +67,9 @@ def forward(state: State, batch: Batch, index: int) -> Step:
             teacher_memory=None,
             student_groups=own,
             teacher_groups=[],
-            normalizer=normalizer,
-            generator=generator,
-            generators=generators,
+            normalizer=share.normalizer,
+            generator=share.generator,
+            generators=share.generators,
         )
         if teacher is not None:
             with torch.no_grad(), span("teacher"):
@@ -111,18 +122,10 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
         UserError: ``loss-not-finite`` naming the step and the batch's files; no weight has moved.
     """
     recipe = state.recipe
-    state.seed_dropout(index)
     factor = rate(index, recipe.steps, recipe.optimizer)
     set_rate(state.optimizer, factor)
-    step = forward(state, batch.to(state.world.device), index)
-    with span("losses"):
-        losses = losses_of(state, step)
-    terms = torch.stack(list(losses.values()))
-    total = terms.sum()
-    # All processes' means, so that all of them stop where one process's loss is not finite.
-    values = state.world.mean_values(
-        dict(zip(losses, terms.tolist(), strict=True)) | {"loss": total.item()}
-    )
+    state.optimizer.zero_grad()
+    step, values = _backward(state, batch.to(state.world.device), index)
     if not math.isfinite(values["loss"]):
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         files = " ".join(str(path) for path in batch.paths)
@@ -131,9 +134,6 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
             f"step {index}: {bad[0]} is {values[bad[0]]} on {files}; lower optimizer.lr or mend "
             "the labels, then run the same command again",
         )
-    state.optimizer.zero_grad()
-    with span("backward"):
-        torch.autograd.backward(state.scaler.scale(total))
     with span("optimizer"):
         state.world.average_gradients(state.trained)
         state.scaler.unscale_(state.optimizer)
@@ -148,6 +148,42 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
     for method in state.methods:
         method.after_step(step)
     return values
+
+
+def _backward(state: State, batch: Batch, index: int) -> tuple[Step, dict[str, float]]:
+    """Gradients of all parts of a step.
+
+    Returns:
+        The last part's step, and the means of the losses over all parts of all processes, so that
+        all processes stop where one process's loss is not finite.
+    """
+    count = state.recipe.accumulate
+    parts = split(batch, count)
+    normalizer, most = state.box_counts(batch.targets)
+    size = len(parts[0].targets)
+
+    def look(part: int) -> tuple[Step, dict[str, Tensor]]:
+        state.seed_dropout(index, part)
+        generator, generators = state.generators(index)
+        own = generators[part * size : (part + 1) * size]
+        share = Share(normalizer / count, most, generator, own)
+        step = forward(state, parts[part], index, share)
+        with span("losses"):
+            return step, losses_of(state, step)
+
+    shared = note_statistics(count, look, state.trained) if count > 1 else None
+    sums: dict[str, float] = defaultdict(float)
+    for part in range(count):
+        with contextlib.nullcontext() if shared is None else shared.part(first_pass=False):
+            step, losses = look(part)
+        terms = torch.stack(list(losses.values()))
+        total = terms.sum()
+        with span("backward"):
+            torch.autograd.backward(state.scaler.scale(total / count))
+        named = dict(zip(losses, terms.tolist(), strict=True)) | {"loss": total.item()}
+        for name, value in named.items():
+            sums[name] += value / count
+    return step, state.world.mean_values(sums)
 
 
 def train(recipe: Recipe, out: Path) -> Path:
@@ -208,19 +244,28 @@ def due(done: int, every: int) -> bool:
 
 
 def validate(state: State, run: RunDir, done: int, images: int | None = None) -> str:
-    """Saves the model, with its AP where there is validation data; returns the AP as text."""
-    result, text = None, ""
+    """Saves the model, with its AP where there is validation data; returns the AP as text.
+
+    Where there is a weight average, it and the student are both measured and saved.
+    """
+    results: dict[str, CocoAp] = {}
+    text = ""
     if state.val is not None:
         recipe = state.recipe
-        result = measure_ap(state.evaluated, state.val, recipe.input, images, recipe.validation.nms)
-        run.record(done, ap_values(result))
-        text = f"AP {result.ap:.3f}, AP50 {result.ap50:.3f}"
-        run.say(f"step {done}: {text} on {result.images} images")
+        for name, model in state.weights.items():
+            result = measure_ap(model, state.val, recipe.input, images, recipe.validation.nms)
+            results[name] = result
+            # The weights that count have plain names, the others say whose they are.
+            prefix = f"{name}/" if text else ""
+            run.record(done, {f"{prefix}{key}": x for key, x in ap_values(result).items()})
+            told = f"AP {result.ap:.3f}, AP50 {result.ap50:.3f}"
+            run.say(f"step {done}: {told} on {result.images} images ({name} weights)")
+            text = text or told
         if run.writes:
             models = {"student": state.student}
             if state.ema is not None:
                 models["average"] = state.ema.model
             kept = record_owners(done, models, state.val, recipe.input)
             run.append(OWNERS_FILE, kept.model_dump_json())
-    state.save(run, done, result)
+    state.save(run, done, results)
     return text

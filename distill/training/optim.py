@@ -29,7 +29,8 @@ def build_optimizer(
         if any(part in name for part in _SLOW):
             lr *= recipe.offsets_lr_factor
         # Norms and biases have one dimension; pulling them to zero regularises nothing.
-        decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
+        decayed = parameter.ndim > 1 or recipe.decay_norms_and_biases
+        decay = recipe.weight_decay if decayed else 0.0
         groups.setdefault((lr, decay), []).append(parameter)
     return torch.optim.AdamW(
         [

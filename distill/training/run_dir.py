@@ -1,7 +1,8 @@
 """The run directory: everything a training run leaves behind, and enough to go on with it.
 
 ``recipe.yaml`` (complete), ``environment.json``, ``metrics.jsonl``, ``matching.jsonl``,
-``log.txt``, ``checkpoints/last.pt``, ``model.safetensors`` with ``model.json``, and
+``log.txt``, ``checkpoints/last.pt``, ``model.safetensors`` with ``model.json``, where there is a
+weight average the other weights as ``student.safetensors`` or ``ema.safetensors``, and
 ``tensorboard/`` where asked for. Files are replaced in one step, so a full disk or a lost power
 supply costs at most the work since the last checkpoint.
 """
@@ -107,6 +108,10 @@ class RunDir:
     def model(self) -> Path:
         """Weights for use; ``model.json`` beside it says what they are."""
         return self.path / "model.safetensors"
+
+    def weights(self, name: str) -> Path:
+        """The weights that :attr:`model` does not hold: ``student`` or ``ema``, where it is one."""
+        return self.path / f"{name}.safetensors"
 
     def finished(self) -> bool:
         """Whether the model of the last step has been written."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,15 @@ from detr.errors import UserError
 from detr.metrics.coco_ap import CocoAp
 from detr.model_info import ModelInfo
 from detr.models import Detector, Target, Teacher, build_detector, save_model
-from detr.models.inherit import inherit
 from distill.data.batches import Batches
 from distill.distributed import World
 from distill.methods import Method, build_methods, parse_methods
 from distill.recipe import Recipe
 from distill.teachers.open import open_teacher, tell_ap
+from distill.training.accumulate import images_per_process
 from distill.training.cpu import prepare_cpu
 from distill.training.ema import Ema
+from distill.training.first_weights import set_first_weights
 from distill.training.optim import build_optimizer
 from distill.training.run_dir import RunDir
 
@@ -82,11 +83,15 @@ class State:
         return self.teacher
 
     @property
-    def evaluated(self) -> Detector:
-        """The weights that are measured and saved."""
-        if self.ema is None or not self.recipe.ema_evaluated:
-            return self.student
-        return self.ema.model
+    def weights(self) -> dict[str, Detector]:
+        """The run's weights by name, ``student`` and ``ema``; first those that count.
+
+        They are what a recipe says is evaluated: what ``model.safetensors`` holds.
+        """
+        if self.ema is None:
+            return {"student": self.student}
+        both = {"student": self.student, "ema": self.ema.model}
+        return dict(sorted(both.items())) if self.recipe.ema_evaluated else both
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Lower precision on a GPU where the recipe asks for it."""
@@ -95,9 +100,10 @@ class State:
         dtype = torch.bfloat16 if self.recipe.amp == "bf16" else torch.float16
         return torch.autocast("cuda", dtype)
 
-    def seed_dropout(self, index: int) -> None:
-        """Seeds the default generators for a step: dropout differs between processes."""
-        torch.manual_seed(self._seed(index, _DROPOUT, self.world.rank))
+    def seed_dropout(self, index: int, part: int = 0) -> None:
+        """Seeds the default generators for a step: dropout differs between processes and parts."""
+        place = self.world.rank * self.recipe.accumulate + part
+        torch.manual_seed(self._seed(index, _DROPOUT, place))
 
     def generators(self, index: int) -> tuple[torch.Generator, list[torch.Generator]]:
         """A step's generator for all images, and one for each image of this process."""
@@ -151,25 +157,36 @@ class State:
             self.ema.model.load_state_dict(checkpoint["ema"])
         return int(checkpoint["step"])
 
-    def save(self, run: RunDir, step: int, ap: CocoAp | None) -> None:
-        """Writes ``model.safetensors`` and ``model.json``."""
+    def save(self, run: RunDir, step: int, results: Mapping[str, CocoAp]) -> None:
+        """Writes ``model.safetensors``, and the run's other weights under their name.
+
+        Args:
+            run: Where.
+            step: Finished steps.
+            results: AP by name of the weights; empty where none was measured.
+        """
         if not run.writes:
             return
         provenance: dict[str, Any] = {"recipe": self.recipe.name, "step": step}
         provenance |= {"data": self.recipe.data.train, "torch": torch.__version__}
-        if self.recipe.teacher is not None:
-            provenance["teacher"] = self.recipe.teacher
+        for key in ("teacher", "start"):
+            if (path := getattr(self.recipe, key)) is not None:
+                provenance[key] = path
         if self.recipe.methods:
             provenance["methods"] = [name for entry in self.recipe.methods for name in entry]
-        if ap is not None:
-            provenance |= {"val": self.recipe.data.val, "ap": ap.ap, "ap50": ap.ap50}
-        info = ModelInfo(
-            detector=self.evaluated.config,
-            classes=self.classes,
-            preprocess=self.recipe.input,
-            provenance=provenance,
-        )
-        save_model(run.model, self.evaluated, info)
+        # The model comes last: where it is, the others are.
+        for i, (name, model) in reversed(list(enumerate(self.weights.items()))):
+            own: dict[str, Any] = {"of": name}
+            if (ap := results.get(name)) is not None:
+                own |= {"val": self.recipe.data.val, "ap": ap.ap, "ap50": ap.ap50}
+            own |= {f"ap_{other}": result.ap for other, result in results.items() if other != name}
+            info = ModelInfo(
+                detector=model.config,
+                classes=self.classes,
+                preprocess=self.recipe.input,
+                provenance=provenance | own,
+            )
+            save_model(run.model if i == 0 else run.weights(name), model, info)
 
 
 def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
@@ -179,7 +196,8 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
         UserError: Whatever is wrong with data, architecture, teacher or methods.
     """
     prepare_cpu()
-    parse_methods(recipe.methods)  # a misspelt option is told before anything slow happens
+    images_per_process(recipe, world)  # mistakes are told before anything slow happens
+    parse_methods(recipe.methods)
     data = open_dataset(recipe.data.train, value_range=recipe.input.range)
     recipe = _with_range_of(data, recipe)
     if len(data) == 0:
@@ -196,13 +214,7 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
         opened = open_teacher(recipe, data.classes, world.device)
         if not run.checkpoint.exists():  # a run that goes on has measured it already
             tell_ap(recipe, opened, val, run.say)
-        if recipe.inherit is not None:
-            assert opened.detector is not None  # the recipe has said so
-            report = inherit(
-                student, opened.detector, recipe.inherit.encoder, recipe.inherit.decoder
-            )
-            run.say(report.text())
-            run.note(report.details())
+    set_first_weights(student, recipe, data.classes, opened, run)
     teacher = None if opened is None else opened.teacher
     ema = None if recipe.ema is None else Ema(student, recipe.ema, recipe.ema_rising)
     drops = [round(share * recipe.steps) for share in recipe.optimizer.drops]
@@ -233,7 +245,7 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
             data,
             recipe.input,
             recipe.augment,
-            recipe.batch_size,
+            images_per_process(recipe, world),
             recipe.seed,
             world.rank,
             world.size,

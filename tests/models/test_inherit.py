@@ -24,7 +24,8 @@ from detr.config import (
 )
 from detr.errors import UserError
 from detr.models import Detector, build_detector
-from detr.models.inherit import inherit, spread_layers
+from detr.models.inherit import inherit
+from detr.models.transfer import spread_layers
 
 
 def detector(seed: int, **changes: Any) -> Detector:
@@ -70,24 +71,20 @@ def test_layers_spread_from_first_to_last(
     assert spread_layers(student, teacher) == expected
 
 
-def test_equal_models_share_everything_but_the_backbone() -> None:
+def test_equal_models_share_everything() -> None:
     teacher, student = detector(1), detector(2)
-    kept = copy.deepcopy(student.backbone.state_dict())
     before = copy.deepcopy(teacher.state_dict())
     report = inherit(student, teacher)
-    for name, tensor in student.state_dict().items():
-        source = (
-            kept[name.removeprefix("backbone.")] if name.startswith("backbone.") else before[name]
-        )
-        torch.testing.assert_close(tensor, source, rtol=0, atol=0, msg=name)
-    assert set(report.inherited) == {n for n in before if not n.startswith("backbone.")}
-    assert set(report.skipped.values()) == {"backbones are not inherited"}
-    for name, tensor in teacher.state_dict().items():
-        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    torch.testing.assert_close(student.state_dict(), before, rtol=0, atol=0)
+    assert set(report.inherited) == set(before) and not report.skipped and not report.left
+    torch.testing.assert_close(teacher.state_dict(), before, rtol=0, atol=0)
+
+
+OTHER_BACKBONE = {"name": "test_resnet", "strides": (8, 16), "options": {"stem_width": 8}}
 
 
 def test_the_report_is_a_line_of_parts() -> None:
-    report = inherit(detector(2), detector(1))
+    report = inherit(detector(2, backbone=OTHER_BACKBONE), detector(1))
     own = len(report.skipped)
     total = own + len(report.inherited)
     assert report.text() == (
@@ -95,20 +92,28 @@ def test_the_report_is_a_line_of_parts() -> None:
         "denoising; own: backbone"
     )
     assert "inherited neck.projections.0.0.weight" in report.details()
-    fewer = inherit(detector(2, encoder_layers=1, decoder_layers=2), detector(1))
+    fewer = inherit(detector(2, **{"encoder.layers": 1, "decoder.layers": 2}), detector(1))
     assert (
         "inherited decoder.layers.1.ffn.norm.weight from decoder.layers.2.ffn.norm.weight"
         in fewer.details()
     )
     # Of six projections and levels some agree: a part in part is told with its share.
-    some = inherit(detector(2, ffn=48), detector(1)).text()
+    some = inherit(detector(2, encoder={"ffn": 48}, decoder={"ffn": 48}), detector(1)).text()
     assert re.search(r"decoder \(\d+ of \d+\)", some) and len(some) < 200
 
 
-def test_backbone_only_when_asked() -> None:
-    teacher, student = detector(1), detector(2)
-    assert not inherit(student, teacher, backbone=True).skipped
-    torch.testing.assert_close(student.state_dict(), teacher.state_dict())
+def test_a_backbone_is_taken_whole_or_not_at_all() -> None:
+    teacher = detector(1)
+    other = detector(2, backbone=OTHER_BACKBONE)
+    before = copy.deepcopy(other.backbone.state_dict())
+    report = inherit(other, teacher)
+    torch.testing.assert_close(other.backbone.state_dict(), before, rtol=0, atol=0)
+    reasons = {r for n, r in report.skipped.items() if n.startswith("backbone.")}
+    assert reasons == {"the teacher's backbone is another"}
+    # A backbone that ends earlier is the same one as far as it goes.
+    short = detector(3, backbone={"strides": (8,)}, neck={"levels": 3})
+    assert not any(n.startswith("backbone.") for n in inherit(short, teacher).skipped)
+    assert any(n.startswith("backbone.") for n in inherit(teacher, short).skipped)
 
 
 def test_fewer_layers_follow_the_map() -> None:
@@ -178,7 +183,8 @@ def test_parts_of_another_shape_keep_all_their_weights() -> None:
         assert part in report.inherited
     assert report.text().startswith(f"inherited {len(report.inherited)} of {len(after)} tensors")
     assert "encoder" in report.text().partition("; own: ")[2]
-    assert len(report.details()) == len(after)
+    assert len(report.details()) == len(after) + len(report.left)
+    assert "left neck.projections.2.0.weight" in report.details()
     assert any(
         line.startswith("own decoder.layers.0.ffn.norm.weight: the rest of decoder.layers.0")
         for line in report.details()

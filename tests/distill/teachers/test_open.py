@@ -14,9 +14,10 @@ from detr.data import PreprocessConfig, open_dataset
 from detr.data.synth import generate
 from detr.errors import UserError
 from detr.model_info import ModelInfo
-from detr.models import build_detector, save_model
+from detr.models import Detector, build_detector, save_model
 from distill.distributed import join
 from distill.recipe import Recipe
+from distill.teachers.chosen_classes import ChosenClasses
 from distill.teachers.open import load_teacher, open_teacher, tell_ap
 from distill.training.loop import train_step
 from distill.training.run_dir import RunDir
@@ -84,8 +85,8 @@ def recipe(scenes: Path, teacher: Path, **changes: Any) -> Recipe:
 
 
 def test_a_good_teacher_is_frozen(write_teacher: Any, classes: ClassMap) -> None:
-    detector, info = load_teacher(write_teacher(), classes, INPUT)
-    assert info.classes.names == classes.names
+    detector, columns = load_teacher(write_teacher(), classes, INPUT, {})
+    assert columns == tuple(range(len(classes)))
     assert not detector.training
     assert not any(p.requires_grad for p in detector.parameters())
 
@@ -93,30 +94,61 @@ def test_a_good_teacher_is_frozen(write_teacher: Any, classes: ClassMap) -> None
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda names: ("Auto", *names[1:]), "the teacher does not know {0}; the data has no Auto"),
+        (lambda names: ("Auto", *names[1:]), "the teacher does not know {0}; it knows Auto, {1}"),
         (lambda names: names[:-1], "the teacher does not know {last}"),
-        (lambda names: (*names, "Boat"), "the data has no Boat"),
-        (lambda names: (names[1], names[0], *names[2:]), "class 0 is {1} for the teacher and {0}"),
     ],
 )
-def test_other_classes_are_named(
+def test_unknown_classes_are_named(
     change: Any, words: str, write_teacher: Any, classes: ClassMap
 ) -> None:
     path = write_teacher(change(classes.names))
     with pytest.raises(UserError) as error:
-        load_teacher(path, classes, INPUT)
+        load_teacher(path, classes, INPUT, {})
     assert error.value.code == "teacher-classes"
     assert str(path) in error.value.message
     assert words.format(*classes.names, last=classes.names[-1]) in error.value.message
 
 
+def test_more_classes_in_another_order_are_chosen_by_name(
+    write_teacher: Any, scenes: Path, classes: ClassMap
+) -> None:
+    names = ("Boat", *reversed(classes.names[1:]), "Auto")
+    wanted = recipe(
+        scenes, write_teacher(names), inherit=True, teacher_classes={classes.names[0]: "Auto"}
+    )
+    opened = open_teacher(wanted, classes, torch.device("cpu"))
+    count = len(classes)
+    assert isinstance(opened.teacher, ChosenClasses) and opened.detector is opened.teacher.teacher
+    assert opened.columns == (count, *range(count - 1, 0, -1))
+    assert opened.teacher.facts.num_classes == count
+    # Its detections speak of the data's classes and keep their scores.
+    images, sizes = torch.randn(2, 3, 64, 96), torch.full((2, 2), 64.0)
+    limit = 5 * (count + 1)
+    opened.teacher.limit = limit
+    full = Detector(opened.detector.config.replace(detections=limit), pretrained=False)
+    full.load_state_dict(opened.detector.state_dict())
+    _, scores, labels = opened.teacher(images, sizes, sizes)
+    _, all_scores, all_labels = full.eval()(images, sizes, sizes)
+    for ours, column in enumerate(opened.columns):
+        torch.testing.assert_close(
+            scores[labels == ours].sort().values, all_scores[all_labels == column].sort().values
+        )
+
+
+def test_other_names_without_a_teacher_are_refused(scenes: Path, write_teacher: Any) -> None:
+    with pytest.raises(UserError, match="the data has no Boat") as error:
+        wanted = recipe(scenes, write_teacher(), teacher_classes={"Boat": "Car"})
+        open_teacher(wanted, open_dataset(str(wanted.data.train)).classes, torch.device("cpu"))
+    assert error.value.code == "teacher-classes"
+
+
 def test_other_normalisation_is_refused(write_teacher: Any, classes: ClassMap) -> None:
     other = PreprocessConfig(size=(64, 96), mean=(0, 0, 0), std=(255, 255, 255))
     with pytest.raises(UserError) as error:
-        load_teacher(write_teacher(preprocess=other), classes, INPUT)
+        load_teacher(write_teacher(preprocess=other), classes, INPUT, {})
     assert error.value.code == "teacher-input"
     # Another canvas is no obstacle: the teacher is measured on the student's.
-    load_teacher(write_teacher(preprocess=PreprocessConfig(size=(128, 96))), classes, INPUT)
+    load_teacher(write_teacher(preprocess=PreprocessConfig(size=(128, 96))), classes, INPUT, {})
 
 
 def test_ap_is_told_and_a_weak_teacher_refused(

@@ -23,6 +23,7 @@ from distill.distributed import join
 from distill.methods import METHODS, Method
 from distill.methods.step import PairedGroup, Step
 from distill.recipe import Recipe
+from distill.teachers.chosen_classes import ChosenClasses, columns_of
 from distill.teachers.open import open_teacher, tell_ap
 from distill.teachers.transformers import FAMILIES, HuggingFaceTeacher, load
 from distill.training.loop import train_step
@@ -60,7 +61,8 @@ def lesson(tiny: Recipe, folder: Path, methods: Any, **changes: Any) -> Recipe:
 def test_each_family_teaches(kind: str, folders: Any, tiny: Recipe, tmp_path: Path) -> None:
     recipe = lesson(tiny, folders[kind], LESSONS[kind])
     state = set_up(recipe, RunDir(tmp_path / "run", recipe), join())
-    assert isinstance(state.teacher, HuggingFaceTeacher)
+    assert isinstance(state.teacher, ChosenClasses)
+    assert isinstance(state.teacher.teacher, HuggingFaceTeacher)
     before = copy.deepcopy(state.teacher.state_dict())
     for index in range(2):
         values = train_step(state, state.batches.batch(index), index)
@@ -96,7 +98,7 @@ def test_what_it_cannot_teach_is_refused(
 
 @pytest.mark.parametrize("kind", models.CONFIGS)
 def test_its_facts_are_those_of_the_network(kind: str, folders: Any) -> None:
-    teacher = load(folders[kind], KITTI, INPUT, {})
+    teacher = load(folders[kind], INPUT)
     assert not isinstance(teacher, Detector) and not hasattr(teacher, "config")
     memory = teacher.encode(torch.zeros(1, 3, *INPUT.size), torch.tensor([[64.0, 128.0]]))
     groups = teacher.queries(memory)
@@ -104,7 +106,7 @@ def test_its_facts_are_those_of_the_network(kind: str, folders: Any) -> None:
     (answer,) = teacher.decode(memory, groups)
     facts, published = teacher.facts, teacher.model.config
     assert facts.family == FAMILIES[kind]
-    assert facts.num_classes == answer.logits[0].shape[-1] == 3
+    assert facts.num_classes == answer.logits[0].shape[-1] == len(models.NAMES)
     assert facts.num_queries == answer.boxes[0].shape[1] == published.num_queries
     assert facts.width == memory.tokens.shape[-1] == published.d_model
     assert facts.decoder_layers == len(answer.logits) == len(answer.boxes)
@@ -145,7 +147,7 @@ def test_a_method_that_hides_what_it_asks_is_stopped(
 
 @pytest.mark.parametrize("kind", ["rt_detr", "lw_detr"])
 def test_it_sees_its_own_kind_of_image(kind: str, folders: Any) -> None:
-    teacher = load(folders[kind], KITTI, INPUT, {})
+    teacher = load(folders[kind], INPUT)
     pixels = torch.rand(1, 3, *models.SIZE, generator=torch.Generator().manual_seed(0))
     told = json.loads((folders[kind] / "preprocessor_config.json").read_text())
     wanted = pixels
@@ -162,15 +164,14 @@ def test_it_sees_its_own_kind_of_image(kind: str, folders: Any) -> None:
     answer = teacher.decode(memory, teacher.queries(memory))[0]
     with torch.no_grad():
         said = teacher.model(pixel_values=wanted)
-    columns = [models.NAMES.index(name) for name in KITTI.names]
-    torch.testing.assert_close(answer.logits[-1], said.logits[..., columns], atol=1e-4, rtol=0)
+    torch.testing.assert_close(answer.logits[-1], said.logits, atol=1e-4, rtol=0)
     torch.testing.assert_close(answer.boxes[-1], said.pred_boxes, atol=1e-4, rtol=0)
     boxes, _, labels = teacher(ours, sizes, 10 * sizes)
-    assert boxes.max() > 10 and labels.max() < 3
+    assert boxes.max() > 10 and labels.max() < len(models.NAMES)
 
 
 def test_its_maps_lie_on_the_students_canvas(folders: Any) -> None:
-    teacher = load(folders["rt_detr"], KITTI, INPUT, {})
+    teacher = load(folders["rt_detr"], INPUT)
     images, sizes = torch.zeros(2, 3, 64, 128), torch.tensor([[64.0, 128.0], [40.0, 72.0]])
     answer, _ = teacher._ask(torch.zeros(2, 3, *models.SIZE))
     ramp = (torch.arange(64) + 0.5) / 64  # what a map reads that tells where in the image it is
@@ -184,16 +185,29 @@ def test_its_maps_lie_on_the_students_canvas(folders: Any) -> None:
     assert memory.padding.view(2, -1)[1, 9] and not memory.padding[1, 8]
 
 
-def test_classes_are_matched_by_name(folders: Any) -> None:
-    other = ClassMap(names=("car", "Van"), category_ids=(1, 2))
-    teacher = load(folders["lw_detr"], other, INPUT, {"car": "Car"})
-    assert teacher.columns.tolist() == [1, 4]
+def test_classes_are_matched_by_name(folders: Any, tiny: Recipe, tmp_path: Path) -> None:
+    teacher = load(folders["lw_detr"], INPUT)
+    assert teacher.class_names[: len(models.NAMES)] == models.NAMES
+    known, place = teacher.class_names, "hf:folder"
+    assert columns_of(place, known, ("car", "Van"), {"car": "Car"}) == (1, 4)
     with pytest.raises(UserError, match="does not know car; it knows tree, Car,") as error:
-        load(folders["lw_detr"], other, INPUT, {})
+        columns_of(place, known, ("car", "Van"), {})
     assert error.value.code == "teacher-classes"
     with pytest.raises(UserError, match="teacher_classes: the data has no bus") as error:
-        load(folders["lw_detr"], other, INPUT, {"bus": "Van"})
+        columns_of(place, known, ("Car", "Van"), {"bus": "Van"})
     assert error.value.code == "teacher-classes"
+    # The key is the output's number, wherever counting starts.
+    labels = {str(i): name for i, name in enumerate(models.NAMES) if i != 2}
+    holes = changed(folders["lw_detr"], tmp_path, "config.json", id2label=labels | {"7": "Tram"})
+    names = load(holes, INPUT).class_names
+    assert names[2] == "" and names[4] == "Van"
+    for labels, words in (
+        ({"0": "Car", "Van": 1}, "key 'Van' is not the number"),
+        ({"0": "Car", "1": "Van", "900": "bus"}, "names class 900"),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            load(changed(folders["lw_detr"], tmp_path, "config.json", id2label=labels), INPUT)
+        assert error.value.code in ("teacher-classes", "teacher-unreadable")
 
 
 def test_it_is_measured_like_any_teacher(folders: Any, tiny: Recipe) -> None:
@@ -233,7 +247,7 @@ def test_what_is_no_teacher_is_refused(
     name: str, changes: Any, code: str, words: str, folders: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=words) as error:
-        load(changed(folders["lw_detr"], tmp_path, name, **changes), KITTI, INPUT, {})
+        load(changed(folders["lw_detr"], tmp_path, name, **changes), INPUT)
     assert error.value.code == code
 
 
@@ -241,23 +255,23 @@ def test_missing_files_weights_and_library(
     folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError) as error:
-        load(tmp_path / "nowhere", KITTI, INPUT, {})
+        load(tmp_path / "nowhere", INPUT)
     assert error.value.code == "teacher-family"
     folder = changed(folders["lw_detr"], tmp_path, "config.json")
     tensors = load_file(folder / "model.safetensors")
     del tensors["class_embed.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"class_embed\.weight") as error:
-        load(folder, KITTI, INPUT, {})
+        load(folder, INPUT)
     assert error.value.code == "teacher-unreadable"
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r"detr-distillery\[hf\]") as error:
-        load(folders["lw_detr"], KITTI, INPUT, {})
+        load(folders["lw_detr"], INPUT)
     assert error.value.code == "extra-missing"
 
 
 def test_a_recipe_with_such_a_teacher_inherits_nothing(folders: Any, tiny: Recipe) -> None:
     with pytest.raises(ValueError, match="inherit: a detector of another library"):
         lesson(tiny, folders["lw_detr"], ["fitnet"], inherit=True)
-    with pytest.raises(ValueError, match="is for hf: teachers"):
-        Recipe.model_validate({**tiny.model_dump(), "teacher": "x", "teacher_classes": {"a": "b"}})
+    with pytest.raises(ValueError, match="there is no teacher whose"):
+        Recipe.model_validate({**tiny.model_dump(), "teacher_classes": {"a": "b"}})
