@@ -41,7 +41,8 @@ def gate_bundle(
         data: Data set specification; the bundle's golden images where ``None``.
         engines: Further engines, by name or already open (one built from the bundle).
         budget: What is allowed; the default of the bundle's precision where ``None``.
-        images: Use this many images, spread evenly over the data.
+        images: Use this many images, spread evenly over those of the data that the bundle's canvas
+            is meant for.
         draw: Folder for a picture of each engine's worst image.
 
     Raises:
@@ -55,7 +56,8 @@ def gate_bundle(
     notes = [*notes, *budget.wider_than(usual)]
     samples = Samples.of_golden(golden, with_detections=False)
     if data is not None:
-        samples = Samples.of_dataset(open_dataset(data, bundle.info.model.classes), images)
+        dataset = open_dataset(data, bundle.info.model.classes)
+        samples = Samples.of_dataset(dataset, images, bundle.info.model.preprocess)
     names = [engine for engine in dict.fromkeys(engines) if engine != OrtEngine.name]
     opened, verdicts = _open_all(bundle, [OrtEngine.name, *names], samples, budget, notes)
     if reference is not None:
