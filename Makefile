@@ -1,10 +1,10 @@
-# make demo | make test | make install: each does its own set-up in .venv from requirements.lock.
+# make demo | make check | make test | make install: each does its own set-up in .venv from requirements.lock.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 KERNEL := $(shell find detr/msda distill/losses/native -name '*.hpp' -o -name '*.cpp')
 
-.PHONY: install demo test lint lock gpu-check clean
+.PHONY: install demo check test lint lock gpu-check clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -22,8 +22,15 @@ $(VENV)/installed: $(VENV)/locked pyproject.toml CMakeLists.txt $(KERNEL)
 demo: install
 	$(BIN)/detr demo
 
+# One process per core; tests of one file stay together and share what their fixtures made.
+PYTEST := $(BIN)/python -m pytest -q -n logical --dist loadfile
+
+# For every save: minutes.
+check: install lint
+	$(PYTEST) -m "not slow"
+
 test: install lint
-	$(BIN)/python -m pytest -q --durations=15
+	$(PYTEST) --durations=25
 
 lint: install
 	$(BIN)/ruff check .

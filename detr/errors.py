@@ -7,11 +7,6 @@ of ours and keeps its traceback.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
-
 
 class UserError(Exception):
     """A mistake of the user's, told in one line.
@@ -37,19 +32,3 @@ class GateError(UserError):
     """A result that misses a budget the user set (AP, latency, parity): exit status 3."""
 
     exit_status = 3
-
-
-def first_problem(error: ValidationError) -> str:
-    """Place and reason of what is wrong with a file's content, in one line.
-
-    A format of another release comes first, since all else follows from it; then a misspelt key,
-    before the key that is missing because of it.
-    """
-    found = error.errors()
-    for one in found:
-        if one["loc"] == ("format",) and one["type"] == "literal_error":
-            return f"format {one['input']} is another release's; update detr-distillery"
-    first = min(found, key=lambda one: one["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in first["loc"]) or "file"
-    reason = "no such key" if first["type"] == "extra_forbidden" else first["msg"]
-    return f"{place}: {reason}"

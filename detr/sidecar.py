@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from detr.errors import first_problem
+from detr.problems import problem_line
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -28,4 +28,4 @@ def read_sidecar(path: Path, kind: type[M]) -> M:
     except OSError as error:
         raise SidecarError(f"{path}: {error.strerror or error}") from error
     except ValidationError as error:
-        raise SidecarError(f"{path}: {first_problem(error)}") from error
+        raise SidecarError(f"{path}: {problem_line(error, kind)}") from error

@@ -44,8 +44,12 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     Example: distill train demo-teacher --set steps=2000 --out runs/teacher
     """
     loaded = load_recipe(find_recipe(recipe), overrides)
-    plain = {"teacher": None, "methods": (), "inherit": None, "min_teacher_ap": None}
-    _run(loaded.model_copy(update=plain), out)
+    plain = loaded.without_teacher()
+    if left_out := [key for key, value in loaded if value != getattr(plain, key)]:
+        click.echo(
+            f"labels alone: left out {', '.join(left_out)}; `detr distill run` takes them", err=True
+        )
+    _run(plain, out)
 
 
 @main.command()

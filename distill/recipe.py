@@ -10,15 +10,19 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from detr.cli_support import pairs
-from detr.config import DetectorConfig, Strict
+from detr.config import DetectorConfig, Strict, merged
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
+from detr.presets import preset
+from detr.problems import Problem, first_problem
+from detr.upgrade import MOVED
 from distill.data.augment import AugmentConfig
 from distill.losses.detection import LossWeights
 
@@ -56,9 +60,26 @@ class DataRecipe(Strict):
 
 
 class DetectorRecipe(DetectorConfig):
-    """A detector whose number of classes may be left to the data set (0)."""
+    """A detector whose number of classes may be left to the data set (0).
+
+    ``preset: dino-r18`` names the detector (:mod:`detr.presets`) that the keys beside it change;
+    without it, they change the plain Deformable DETR of :class:`DetectorConfig`'s defaults.
+    """
 
     num_classes: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_preset(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping):
+            return content
+        name = content.get("preset")
+        try:
+            base = DetectorConfig(num_classes=1) if name is None else preset(str(name), 1)
+        except UserError as error:
+            raise PydanticCustomError("preset", "{reason}", {"reason": error.message}) from error
+        changes = {key: value for key, value in content.items() if key != "preset"}
+        return merged({**base.model_dump(), "num_classes": 0}, changes)
 
     def for_classes(self, number: int) -> DetectorConfig:
         """The complete config.
@@ -144,12 +165,13 @@ class Recipe(Strict):
         name: Names the run directory ``runs/NAME``.
         data: Data sets.
         input: Canvas and normalisation.
-        detector: Architecture.
+        detector: Architecture; a preset and what it changes of it.
         teacher: Run directory or ``.safetensors`` of the teacher, or ``hf:FOLDER`` for one of the
             transformers library's detectors; needed by ``distill run``.
         teacher_classes: What an ``hf:`` teacher calls those of the data's classes that have another
             name there (``{Car: car}``).
-        methods: One ``{name: options}`` per distillation method; they add up.
+        methods: One ``{name: options}`` per distillation method; they add up. A method outside the
+            package is named by its place, ``my_package.my_module:MyMethod``.
         inherit: Start from the teacher's weights (true, or an explicit layer map).
         optimizer: Optimiser and schedule.
         steps: Length of the run.
@@ -206,15 +228,28 @@ class Recipe(Strict):
             raise ValueError("teacher_classes: is for hf: teachers; others know the data's names")
         return self
 
+    def without_teacher(self) -> Recipe:
+        """The same student trained on labels alone."""
+        return self.model_copy(
+            update={
+                "teacher": None,
+                "teacher_classes": {},
+                "methods": (),
+                "inherit": None,
+                "min_teacher_ap": None,
+            }
+        )
+
     @property
     def needs_teacher(self) -> bool:
         """Whether a method learns from a trained network; a name nobody knows counts as one."""
         if not self.methods:
             return False
         # Imported here: recipes without methods are read without the models.
-        from distill.methods import METHODS
+        from distill.methods import METHODS, find_method
 
-        kinds = [METHODS.get(name) for entry in self.methods for name in entry]
+        names = [name for entry in self.methods for name in entry]
+        kinds = [find_method(n) if n in METHODS or ":" in n else None for n in names]
         return any(kind is None or kind.teacher == "frozen" for kind in kinds)
 
     def to_yaml(self) -> str:
@@ -291,21 +326,9 @@ def _read(
     if (base := content.pop("base", None)) is not None:
         beside = path.parent / f"{base}.yaml"
         found = beside if beside.is_file() else find_recipe(str(base))
-        content = _merged(_read(found, places, (*above, path)), content)
+        content = merged(_read(found, places, (*above, path)), content)
     places.update(here)
     return content
-
-
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Changes over a base, mapping by mapping."""
-    result = dict(base)
-    for key, value in changes.items():
-        below = result.get(key)
-        if isinstance(below, dict) and isinstance(value, dict):
-            result[key] = _merged(below, value)
-        else:
-            result[key] = value
-    return result
 
 
 def _build(
@@ -340,7 +363,9 @@ def _override(
         raise UserError("recipe-yaml", f"{here}: the value is not YAML") from error
     *parents, last = key.split(".")
     at: Any = content
-    for part in parents:
+    end = 0
+    while end < len(parents):
+        part, end = parents[end], end + 1
         if isinstance(at, list):
             index = _index(at, part, here)
             if isinstance(at[index], str):  # a method by its bare name
@@ -349,6 +374,11 @@ def _override(
         elif not isinstance(at, dict):
             raise UserError("recipe-key", f"{here}: there is nothing below {part!r}")
         else:
+            # The name of a method outside the package has dots of its own.
+            while part not in at and any(name.startswith(f"{part}.") for name in map(str, at)):
+                if end == len(parents):
+                    raise UserError("recipe-key", f"{here}: there is nothing at {part!r}")
+                part, end = f"{part}.{parents[end]}", end + 1
             if not isinstance(at.get(part), dict | list):
                 at[part] = {}
             at = at[part]
@@ -370,29 +400,27 @@ def _explain(
     error: ValidationError, places: Mapping[tuple[str, ...], str], path: Path
 ) -> UserError:
     """One line for the first thing pydantic found."""
-    # A misspelt required key is also a missing one; what was typed is the better clue.
-    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    loc = tuple(str(part) for part in first["loc"])
-    known = loc
+    problem = first_problem(error, Recipe)
+    key = problem.key
+    if any(one["type"] == "preset" for one in error.errors()):
+        key = (*key, "preset")
+    known = key
     while known not in places and known:
         known = known[:-1]
-    where, key = places.get(known, str(path)), ".".join(loc)
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(loc[-1], _fields(Recipe, loc[:-1]), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return UserError("recipe-key", f"{where}: no such key {key!r}{hint}")
-    message = first["msg"].removeprefix("Value error, ")
-    return UserError("recipe-value", f"{where}: {key}: {message}" if key else f"{where}: {message}")
+    where, name = places.get(known, str(path)), ".".join(key)
+    if (now := _moved(problem)) is not None:
+        return UserError("recipe-key", f"{where}: {name} is now {now}")
+    if problem.unknown:
+        hint = problem.hint(*(["preset"] if key[:-1] == ("detector",) else []))
+        return UserError("recipe-key", f"{where}: {problem.message} {name!r}{hint}")
+    reason = f"{name}: {problem.message}" if name else problem.message
+    return UserError("recipe-value", f"{where}: {reason}")
 
 
-def _fields(model: type[BaseModel], loc: Sequence[str]) -> list[str]:
-    """Keys of the model that stands at ``loc``."""
-    for part in loc:
-        field = model.model_fields.get(part)
-        inner = None if field is None else field.annotation
-        options = get_args(inner) if get_origin(inner) in (Union, type(int | None)) else (inner,)
-        models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not models:
-            return []
-        model = models[0]
-    return list(model.model_fields)
+def _moved(problem: Problem) -> str | None:
+    """Where a detector's key of earlier releases, whose values were plain, is to be found now."""
+    key = problem.key
+    if len(key) != 2 or key[0] != "detector" or not (problem.unknown or problem.no_mapping):
+        return None
+    places = MOVED.get(key[1])
+    return None if places is None else " and ".join(f"detector.{place}" for place in places)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from pydantic import model_validator
 
 from detr.config import Strict
 from detr.errors import UserError
@@ -55,7 +56,7 @@ class BundleInfo(Strict):
     """The sidecar ``bundle.json``.
 
     Attributes:
-        format: Version of this file.
+        format: Version of this file; 1 differs in the format of ``model`` alone.
         model: Architecture, classes and preprocessing.
         opset: ONNX operator set of the graph.
         precision: ``fp32``, ``fp16`` or ``int8``, as typed in the graph.
@@ -73,7 +74,7 @@ class BundleInfo(Strict):
         versions: Package versions it was made with.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     model: ModelInfo
     opset: int
     precision: Precision = "fp32"
@@ -88,6 +89,12 @@ class BundleInfo(Strict):
     reference_ap: float | None = None
     parity: Parity | None = None
     versions: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_this_format(cls, content: Any) -> Any:
+        first = isinstance(content, dict) and content.get("format") == 1
+        return {**content, "format": 2} if first else content
 
     @property
     def fingerprint(self) -> str:

@@ -26,6 +26,8 @@ import numpy.typing as npt
 import onnx
 from onnx import FunctionProto, NodeProto, helper, numpy_helper
 
+from detr.config import DetectorConfig
+
 DOMAIN = "detr"
 OP_TYPE = "MSDeformAttn"
 DOMAIN_VERSION = 1
@@ -53,6 +55,12 @@ class HeadShape:
     heads: int
     channels: int
     points: int
+
+
+def head_shape(detector: DetectorConfig) -> HeadShape:
+    """The sizes of every deformable attention of a detector."""
+    heads = detector.attention_heads
+    return HeadShape(heads, detector.width // heads, detector.sampling_points)
 
 
 class _Body:

@@ -22,7 +22,8 @@ def open_bundles(path: Path) -> list[Bundle]:
     """The bundle of a folder, or the two of one with a bundle for each orientation.
 
     Raises:
-        UserError: ``bundle-orientations`` where the two are not of one model; what opening them raises.
+        UserError: ``bundle-orientations`` where the two are not of one model; what opening them
+            raises.
     """
     if not is_oriented(path):
         return [open_bundle(path)]

@@ -72,23 +72,32 @@ def shared_data() -> Path:
 def small_preset() -> Callable[..., DetectorConfig]:
     """Builds the config of a family's detector, of a few thousand weights: ``make(family, ...)``.
 
-    Everything is the family's own but width, depth and numbers of queries.
+    Everything is the family's own but width, depth and numbers of queries; further changes are
+    those of :meth:`DetectorConfig.replace`.
     """
 
     def make(family: str, backbone: dict[str, Any] | None = None, **changes: Any) -> DetectorConfig:
-        from detr.models.presets import preset
+        from detr.presets import preset
 
         config = preset(f"{family}-r18", 3, pretrained=False)
-        small: dict[str, Any] = {"width": 32, "heads": 4, "ffn": 48, "points": 2}
-        small |= {"encoder_layers": 1, "decoder_layers": 2, "queries": 12, "detections": 20}
-        if config.one_to_many is not None:
-            small["one_to_many"] = {"queries": 12, "repeat": 3}
-        if config.denoising is not None:
-            small["denoising"] = {**config.denoising.model_dump(), "number": 4}
-        small["backbone"] = {
-            **config.backbone.model_dump(),
-            **({"name": "test_resnet"} if backbone is None else backbone),
+        small: dict[str, Any] = {
+            "width": 32,
+            "attention_heads": 4,
+            "encoder.layers": 1,
+            "encoder.ffn": 48,
+            "queries.number": 12,
+            "decoder.layers": 2,
+            "decoder.ffn": 48,
+            "detections": 20,
+            "backbone": {"name": "test_resnet"} if backbone is None else backbone,
         }
-        return DetectorConfig.model_validate({**config.model_dump(), **small, **changes})
+        if config.sampling_points:
+            small |= {"encoder.points": 2, "decoder.cross_attention.points": 2}
+        if getattr(config.queries, "one_to_many", None) is not None:
+            small["queries.one_to_many"] = {"queries": 12, "repeat": 3}
+        if config.queries.noise is not None:
+            budget = "number" if config.queries.from_proposals else "groups"
+            small[f"queries.denoising.{budget}"] = 4
+        return config.replace(**small).replace(**changes)
 
     return make

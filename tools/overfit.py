@@ -18,9 +18,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from detr.config import (
+    AnchorQueriesConfig,
+    ContrastiveDenoisingConfig,
+    MixedQueriesConfig,
+    OneToManyConfig,
+    PlainDenoisingConfig,
+    TwoStageQueriesConfig,
+)
 from detr.data.synth import generate
 from detr.model_info import read_model_info
-from detr.models.presets import FAMILIES, preset
+from detr.presets import FAMILIES, preset
 from distill.recipe import Recipe
 from distill.training.loop import train
 
@@ -31,19 +39,34 @@ ENOUGH = 0.9
 def small(family: str) -> dict[str, Any]:
     """A family's detector with a small backbone and transformer, everything else its own."""
     config = preset(f"{family}-r18", 1, pretrained=False)
-    backbone = {**config.backbone.model_dump(), "name": "test_resnet"}
-    if config.levels == 1:
+    backbone: dict[str, Any] = {"name": "test_resnet"}
+    if config.neck.levels == 1:
         # Four scenes of 8 cells at stride 32 would say little; dilation keeps the last map finer.
         backbone |= {"strides": (16,), "options": {"output_stride": 16}}
-    changes: dict[str, Any] = {"width": 64, "heads": 4, "points": 2, "ffn": 128, "dropout": 0.0}
-    changes |= {"encoder_layers": 1, "decoder_layers": 2, "queries": 24, "detections": 48}
-    if config.one_to_many is not None:
-        changes["one_to_many"] = {"queries": 36, "repeat": 3}
-    if config.denoising is not None:
-        changes["denoising"] = {**config.denoising.model_dump(), "number": 20}
-        if not config.denoising.contrastive:
-            changes["denoising"]["number"] = 3
-    return {**config.model_dump(), "num_classes": 0, "backbone": backbone, **changes}
+    queries: dict[str, Any] = {"number": 24}
+    match config.queries:
+        case TwoStageQueriesConfig(one_to_many=OneToManyConfig()):
+            queries["one_to_many"] = {"queries": 36, "repeat": 3}
+        case MixedQueriesConfig(denoising=ContrastiveDenoisingConfig()):
+            queries["denoising"] = {"number": 20}
+        case AnchorQueriesConfig(denoising=PlainDenoisingConfig()):
+            queries["denoising"] = {"groups": 3}
+    encoder: dict[str, Any] = {"layers": 1, "ffn": 128}
+    decoder: dict[str, Any] = {"layers": 2, "ffn": 128}
+    if config.sampling_points:
+        encoder["points"] = 2
+        decoder["cross_attention"] = {"points": 2}
+    changed = config.replace(
+        width=64,
+        attention_heads=4,
+        dropout=0.0,
+        backbone=backbone,
+        encoder=encoder,
+        queries=queries,
+        decoder=decoder,
+        detections=48,
+    )
+    return {**changed.model_dump(), "num_classes": 0}
 
 
 def overfit(family: str, steps: int, folder: Path) -> float:

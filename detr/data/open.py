@@ -12,7 +12,8 @@ from detr.data.dataset import Dataset
 from detr.data.formats.base import DataFormat
 from detr.data.formats.registry import find_format, format_names
 from detr.data.spec import DataSpec, read_yaml
-from detr.errors import UserError, first_problem
+from detr.errors import UserError
+from detr.problems import problem_line
 
 
 def open_dataset(spec: str, classes: ClassMap | None = None) -> Dataset:
@@ -64,7 +65,7 @@ def _validated(form: DataFormat[Any], content: dict[str, Any], where: str) -> Da
     try:
         source: DataSpec = form.spec.model_validate(content)
     except ValidationError as error:
-        raise UserError("data-yaml", f"{where}: {first_problem(error)}") from error
+        raise UserError("data-yaml", f"{where}: {problem_line(error, form.spec)}") from error
     return source
 
 

@@ -15,7 +15,7 @@ from detr.models.checkpoint import load_model, save_model
 from detr.models.describe import describe as describe_config
 from detr.models.describe import parameters
 from detr.models.extract import extract_layers
-from detr.models.presets import preset
+from detr.presets import preset
 
 
 class ExtractReport(BaseModel):
@@ -89,7 +89,7 @@ def extract(
     layers = {"encoder": _layers(encoder, "encoder"), "decoder": _layers(decoder, "decoder")}
     student = extract_layers(source, **layers)
     kept = {
-        part: list(range(getattr(info.detector, f"{part}_layers"))) if chosen is None else chosen
+        part: list(range(getattr(info.detector, part).layers)) if chosen is None else chosen
         for part, chosen in layers.items()
     }
     # What was measured was measured with all layers.

@@ -7,17 +7,20 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from detr.config import DetectorConfig
+from detr.config import ClassesConfig, DetectorConfig
 from detr.models.backbones.neck import Neck
 from detr.models.backbones.timm import Backbone
 from detr.models.boxes import cxcywh_to_xyxy
 from detr.models.decoder import Decoder
-from detr.models.encoders.tokens import Encoder
+from detr.models.encoders.base import Encoder
+from detr.models.encoders.build import build_encoder
 from detr.models.geometry import padding_mask, valid_ratios
+from detr.models.heads.classes import best
 from detr.models.protocol import EVERYTHING, Facts
-from detr.models.queries.denoising import Denoiser
-from detr.models.queries.sources import LearnedQueries, query_source
-from detr.models.structures import GroupOutput, Memory, QueryGroup, Target
+from detr.models.queries.build import build_queries
+from detr.models.queries.denoising import PlainDenoiser, build_denoiser
+from detr.models.queries.sources import LearnedQueries
+from detr.models.structures import GroupOutput, Levels, Memory, QueryGroup, Target
 
 
 class Detector(nn.Module):
@@ -39,22 +42,15 @@ class Detector(nn.Module):
     def __init__(self, config: DetectorConfig, pretrained: bool = True) -> None:
         super().__init__()
         self.config = config
-        strides = list(config.backbone.strides)
-        while len(strides) < config.levels:
-            strides.append(strides[-1] * 2)
-        self.strides = tuple(strides)
+        self.strides = config.strides
         self.backbone = Backbone(config.backbone, pretrained)
-        self.facts = _facts(config, self.strides, self.backbone.channels)
-        deformable = config.attention == "deformable"
-        self.neck = Neck(self.backbone.channels, config.levels, config.width, deformable)
-        self.encoder = Encoder(config)
-        self.source = query_source(config)
+        self.facts = _facts(config, self.backbone.channels)
+        neck = config.neck
+        self.neck = Neck(self.backbone.channels, neck.levels, config.width, neck.group_norm)
+        self.encoder = build_encoder(config)
+        self.source = build_queries(config)
         self.decoder = Decoder(config)
-        self.denoiser: Denoiser | None = None
-        if config.denoising is not None:
-            self.denoiser = Denoiser(
-                config.denoising, config.num_classes, config.width, config.logit_eps
-            )
+        self.denoiser = build_denoiser(config)
 
     def encode(self, images: Tensor, valid_sizes: Tensor) -> Memory:
         """Backbone, neck and encoder.
@@ -64,14 +60,12 @@ class Detector(nn.Module):
             valid_sizes: ``[B, 2]`` (height, width) of the image inside the canvas, pixels.
         """
         features = self.backbone(images)
-        levels = self.neck(features)
-        shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in levels)
+        maps = self.neck(features)
+        shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in maps)
         ratios = valid_ratios(valid_sizes, shapes, (images.shape[-2], images.shape[-1]))
-        padding = padding_mask(ratios, shapes)
-        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], 1)
-        positions = self.encoder.positions(ratios, shapes)
-        memory, layers = self.encoder(tokens, positions, padding, ratios, shapes)
-        return Memory(memory, shapes, padding, ratios, positions, features, layers)
+        memory = self.encoder.encode(Levels(maps, padding_mask(ratios, shapes), ratios))
+        memory.features = features
+        return memory
 
     def queries(
         self,
@@ -111,8 +105,8 @@ class Detector(nn.Module):
 
     def _told(self, own: QueryGroup) -> QueryGroup:
         """The group, with the content of an unknown label if it has none of its own (DN-DETR)."""
-        denoiser, dense = self.denoiser, self.config.attention != "deformable"
-        if denoiser is not None and dense and not denoiser.config.contrastive:
+        denoiser = self.denoiser
+        if isinstance(denoiser, PlainDenoiser) and self.config.queries.zero_content:
             own.content = denoiser.unknown().expand_as(own.content)
         return own
 
@@ -153,8 +147,7 @@ class Detector(nn.Module):
 
     def encoder_like(self, layers: int) -> Encoder:
         """An encoder of that many new layers, otherwise shaped like this one."""
-        plain = {"encoder_layers": layers, "memory_fusion": None}
-        return Encoder(self.config.model_copy(update=plain))
+        return build_encoder(self.config.replace(encoder={"layers": layers, "fusion": None}))
 
     def forward(
         self, images: Tensor, valid_sizes: Tensor, original_sizes: Tensor
@@ -173,37 +166,28 @@ class Detector(nn.Module):
         """
         memory = self.encode(images, valid_sizes)
         output = self.decoder(memory, [self._own(memory)], self.source, final_only=True)[0]
-        return detections(
-            output.logits[-1],
-            output.boxes[-1],
-            original_sizes,
-            self.config.detections,
-            self.config.classification == "softmax",
-        )
+        final = output.logits[-1], output.boxes[-1]
+        return detections(*final, original_sizes, self.config.heads.classes, self.config.detections)
 
 
-def _facts(
-    config: DetectorConfig, strides: tuple[int, ...], backbone_channels: tuple[int, ...]
-) -> Facts:
+def _facts(config: DetectorConfig, backbone_channels: tuple[int, ...]) -> Facts:
     """What a config says about the detector made of it."""
-    learned, deformable = config.query == "learned", config.attention == "deformable"
+    queries = config.queries
     return Facts(
         family="DETR",
         num_classes=config.num_classes,
         width=config.width,
-        heads=config.heads,
-        attention=config.attention,
-        strides=strides,
+        heads=config.attention_heads,
+        attention=config.decoder.cross_attention.kind,
+        strides=config.strides,
         backbone_strides=config.backbone.strides,
         backbone_channels=backbone_channels,
-        encoder_layers=config.encoder_layers,
-        decoder_layers=config.decoder_layers,
-        num_queries=config.queries * max(1, config.patterns),
-        query_start="points" if learned else "boxes",
-        blank_content=not deformable
-        and config.query in ("learned", "anchors")
-        and not config.patterns,
-        scores=config.classification,
+        encoder_layers=config.encoder.layers,
+        decoder_layers=config.decoder.layers,
+        num_queries=queries.total,
+        query_start="points" if queries.learned_positions else "boxes",
+        blank_content=queries.zero_content,
+        scores=config.heads.classes.kind,
     )
 
 
@@ -211,40 +195,28 @@ def detections(
     logits: Tensor,
     boxes: Tensor,
     original_sizes: Tensor,
+    classes: ClassesConfig,
     limit: int,
-    softmax: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best candidates as boxes in pixels.
 
-    With sigmoid scores every (query, class) pair is a candidate; a softmax makes classes exclude
-    each other, so there each query is one, with its best class (DETR).
+    What a candidate is, the class head says: see :mod:`detr.models.heads.classes`.
 
     Args:
         logits: ``[B, N, K]``, or ``[B, N, K + 1]`` with "no object" last.
         boxes: ``[B, N, 4]`` cx cy w h relative to the image.
         original_sizes: ``[B, 2]`` (height, width), pixels.
+        classes: Says how candidates are ranked.
         limit: Number of detections kept.
-        softmax: The logits are those of a softmax.
 
     Returns:
         As :meth:`Detector.forward`.
     """
-    if softmax:
-        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
-        best, query = scores.topk(min(limit, scores.shape[1]), dim=1)
-        labels = labels.gather(1, query)
-    else:
-        # Ranking logits equals ranking scores, but large logits do not tie as saturated scores do.
-        classes = logits.shape[2]
-        count = min(limit, logits.shape[1] * classes)
-        best, index = logits.flatten(1).topk(count, dim=1)
-        query = torch.div(index, classes, rounding_mode="floor")
-        labels = index - query * classes
-        best = best.sigmoid()
-    chosen = boxes.gather(1, query[..., None].expand(-1, -1, 4))
+    scores, queries, labels = best(classes, logits, limit)
+    chosen = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
     scale = original_sizes.flip(-1).repeat(1, 2)[:, None]
     pixels = torch.minimum((cxcywh_to_xyxy(chosen) * scale).clamp(min=0), scale)
-    return pixels, best, labels
+    return pixels, scores, labels
 
 
 def build_detector(config: DetectorConfig, pretrained: bool = True) -> Detector:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from detr.config import DetectorConfig
 from detr.errors import UserError
 from detr.models.detector import Detector, build_detector
 from detr.models.inherit import inherit
@@ -30,26 +29,27 @@ def extract_layers(
     """
     config = teacher.config
     kept = {
-        "encoder": _checked(encoder, config.encoder_layers, "encoder"),
-        "decoder": _checked(decoder, config.decoder_layers, "decoder"),
+        "encoder": _checked(encoder, config.encoder.layers, "encoder"),
+        "decoder": _checked(decoder, config.decoder.layers, "decoder"),
     }
     if not kept["decoder"]:
         raise UserError("extract-layer-map", "decoder: a detector needs at least one decoder layer")
-    fewer = len(kept["encoder"]) < config.encoder_layers
-    if fewer and config.memory_fusion in ("u", "dense"):
+    fewer = len(kept["encoder"]) < config.encoder.layers
+    if fewer and config.encoder.fuses_every_layer:
         raise UserError(
             "extract-impossible",
-            f"encoder: memory_fusion: {config.memory_fusion} joins all {config.encoder_layers} "
+            f"encoder: fusion: {config.encoder.fusion} joins all {config.encoder.layers} "
             "layers of the teacher; keep them all",
         )
-    if config.attention == "conditional" and kept["decoder"][0] != 0:
+    cross = config.decoder.cross_attention
+    if cross.first_layer_differs and kept["decoder"][0] != 0:
         raise UserError(
             "extract-impossible",
-            "decoder: a conditional decoder's layer 0 alone reads positions; start with it",
+            f"decoder: a {cross.kind} decoder's layer 0 alone reads positions; start with it",
         )
-    depths = {f"{part}_layers": len(layers) for part, layers in kept.items()}
+    depths = {part: {"layers": len(layers)} for part, layers in kept.items()}
     try:
-        smaller = DetectorConfig.model_validate({**config.model_dump(), **depths})
+        smaller = config.replace(**depths)
     except ValidationError as error:
         raise UserError("extract-impossible", error.errors()[0]["msg"]) from error
     student = build_detector(smaller, pretrained=False)

@@ -7,7 +7,8 @@ heads, queries and input projections. Backbones differ and keep their own weight
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 from pydantic import BaseModel
@@ -16,6 +17,10 @@ from torch import Tensor
 from detr.errors import UserError
 from detr.models import Detector
 
+# The parts of a detector, in the order they run, and what modules are called where it differs.
+_PARTS = ("backbone", "neck", "encoder", "queries", "decoder", "heads", "denoising")
+_NAMES = {"source": "queries", "denoiser": "denoising"}
+_HEADS = re.compile(r"decoder\.(?:class|box)_heads\.")
 # What is inherited whole or not at all: half a layer computes nothing the teacher ever computed.
 _UNIT = re.compile(
     r"((?:encoder|decoder)\.layers|decoder\.(?:class|box)_heads|neck\.projections)\.(\d+)\."
@@ -34,14 +39,44 @@ class InheritReport(BaseModel):
     skipped: dict[str, str]
 
     def text(self) -> str:
-        """One line for the log."""
-        units = sorted({_unit_of(name) for name in self.skipped})
-        kept = f"; own weights: {', '.join(units)}" if units else ""
+        """One line for the terminal: parts taken, in part where only some tensors agree, or not."""
+        taken, own = (_by_part(names) for names in (self.inherited, self.skipped))
         total = len(self.inherited) + len(self.skipped)
-        return f"inherited {len(self.inherited)} of {total} tensors{kept}"
+        told = [
+            f"{part} ({count} of {count + own[part]})" if part in own else part
+            for part, count in taken.items()
+        ]
+        line = f"inherited {len(self.inherited)} of {total} tensors: {', '.join(told)}"
+        rest = [part for part in own if part not in taken]
+        return f"{line}; own: {', '.join(rest)}" if rest else line
+
+    def details(self) -> list[str]:
+        """One line for every tensor: where it came from, or why it is the student's own."""
+        lines = [
+            name if name == source else f"{name} from {source}"
+            for name, source in self.inherited.items()
+        ]
+        return [f"inherited {line}" for line in lines] + [
+            f"own {name}: {reason}" for name, reason in self.skipped.items()
+        ]
 
 
-def spread(student: int, teacher: int) -> tuple[int, ...]:
+def _by_part(names: Iterable[str]) -> dict[str, int]:
+    """How many of the tensors are in each part of a detector, in the order of the network."""
+    counts = Counter(_part_of(name) for name in names)
+    order = [*_PARTS, *sorted(counts.keys() - set(_PARTS))]
+    return {part: counts[part] for part in order if counts[part]}
+
+
+def _part_of(name: str) -> str:
+    """The part of a detector a tensor belongs to."""
+    if _HEADS.match(name):
+        return "heads"
+    module = name.partition(".")[0]
+    return _NAMES.get(module, module)
+
+
+def spread_layers(student: int, teacher: int) -> tuple[int, ...]:
     """Teacher layer of each student layer: the first, the last, and evenly between.
 
     A single student layer takes the teacher's last, whose output the heads were trained on. A
@@ -69,7 +104,8 @@ def inherit(
     Args:
         student: Changed in place.
         teacher: Read only.
-        encoder: Teacher layer (from 0) of each student encoder layer; :func:`spread` by default.
+        encoder: Teacher layer (from 0) of each student encoder layer;
+            :func:`spread_layers` by default.
         decoder: The same for the decoder.
         backbone: Also the backbone.
 
@@ -82,8 +118,8 @@ def inherit(
     """
     ours, theirs = student.config, teacher.config
     maps = {
-        "encoder.layers": _checked(encoder, ours.encoder_layers, theirs.encoder_layers, "encoder"),
-        "decoder.layers": _checked(decoder, ours.decoder_layers, theirs.decoder_layers, "decoder"),
+        "encoder.layers": _checked(encoder, ours.encoder.layers, theirs.encoder.layers, "encoder"),
+        "decoder.layers": _checked(decoder, ours.decoder.layers, theirs.decoder.layers, "decoder"),
     }
     decoder_map = maps["decoder.layers"]
     for part in ("layers", "class_heads", "box_heads"):
@@ -116,7 +152,7 @@ def inherit(
 def _checked(layers: Sequence[int] | None, ours: int, theirs: int, part: str) -> tuple[int, ...]:
     """A complete, valid layer map."""
     if layers is None:
-        return spread(ours, theirs)
+        return spread_layers(ours, theirs)
     if len(layers) != ours:
         raise UserError(
             "inherit-layer-map", f"inherit.{part}: {len(layers)} entries for {ours} student layers"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detr.config import DetectorConfig
+from detr.config import LayerStack
 
 
 class MLP(nn.Module):
@@ -52,15 +51,23 @@ class InnerReLU(nn.ReLU):
         return functional.relu(input, inplace=not torch.is_grad_enabled())
 
 
-class FeedForward(nn.Module):
-    """Post-norm feed-forward block of a transformer layer."""
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": InnerReLU, "prelu": nn.PReLU}
 
-    def __init__(self, config: DetectorConfig) -> None:
+
+class FeedForward(nn.Module):
+    """Post-norm feed-forward block of a transformer layer.
+
+    Args:
+        width: Model width D.
+        stack: The layers it belongs to.
+        dropout: Of both linear layers' outputs.
+    """
+
+    def __init__(self, width: int, stack: LayerStack, dropout: float) -> None:
         super().__init__()
-        width, hidden, dropout = config.width, config.ffn, config.dropout
-        self.expand = nn.Linear(width, hidden)
-        self.activation = nn.PReLU() if config.activation == "prelu" else InnerReLU()
-        self.contract = nn.Linear(hidden, width)
+        self.expand = nn.Linear(width, stack.ffn)
+        self.activation = _ACTIVATIONS[stack.activation]()
+        self.contract = nn.Linear(stack.ffn, width)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
         nn.init.xavier_uniform_(self.expand.weight)
@@ -71,36 +78,3 @@ class FeedForward(nn.Module):
         hidden = self.dropout(self.activation(self.expand(x)))
         out: Tensor = self.norm(x + self.dropout(self.contract(hidden)))
         return out
-
-
-def class_head(config: DetectorConfig) -> nn.Linear:
-    """Class logits.
-
-    Sigmoid scores start at 0.01 everywhere (focal loss paper, section 4.1); a softmax has one more
-    logit, for "no object", and no such start.
-    """
-    if config.classification == "softmax":
-        return nn.Linear(config.width, config.num_classes + 1)
-    head = nn.Linear(config.width, config.num_classes)
-    nn.init.constant_(head.bias, -math.log(99))
-    return head
-
-
-def box_head(width: int, placed: bool = True, size_bias: float = 0.0) -> MLP:
-    """Three-layer box MLP.
-
-    Args:
-        width: Input and hidden width.
-        placed: Boxes have references and start where they are; otherwise they start at random.
-        size_bias: First value of placed boxes' width and height logits; -2 makes boxes of 0.12
-            where the reference is a bare centre.
-    """
-    head = MLP(width, width, width, 4)
-    if not placed:
-        return head
-    last = head.layers[-1]
-    assert isinstance(last, nn.Linear)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    nn.init.constant_(last.bias.data[2:], size_bias)
-    return head

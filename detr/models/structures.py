@@ -15,6 +15,30 @@ LevelShapes = tuple[tuple[int, int], ...]
 
 
 @dataclass
+class Levels:
+    """The maps of a batch on their way from the neck to an encoder.
+
+    Attributes:
+        maps: ``[B, D, H_v, W_v]`` each, finest first.
+        padding: ``[B, S]`` bool, true where a cell lies outside the image; levels in order.
+        valid_ratios: ``[B, V, 2]`` (width, height) share of each level covered by the image.
+    """
+
+    maps: list[Tensor]
+    padding: Tensor
+    valid_ratios: Tensor
+
+    @property
+    def shapes(self) -> LevelShapes:
+        """(height, width) of each level."""
+        return tuple((int(x.shape[-2]), int(x.shape[-1])) for x in self.maps)
+
+    def tokens(self) -> Tensor:
+        """The cells of all levels in one row, ``[B, S, D]``."""
+        return torch.cat([x.flatten(2).transpose(1, 2) for x in self.maps], 1)
+
+
+@dataclass
 class Memory:
     """The encoder's view of a batch.
 
@@ -38,6 +62,15 @@ class Memory:
     features: list[Tensor] = field(default_factory=list)
     layers: list[Tensor] = field(default_factory=list)
     answer: GroupOutput | None = None
+
+    def levels(self) -> Levels:
+        """The tokens as maps."""
+        sizes = [height * width for height, width in self.shapes]
+        maps = [
+            torch.unflatten(x.transpose(1, 2), 2, shape)
+            for x, shape in zip(torch.split(self.tokens, sizes, 1), self.shapes, strict=True)
+        ]
+        return Levels(maps, self.padding, self.valid_ratios)
 
 
 @dataclass

@@ -128,13 +128,12 @@ def cell_recipe(recipe: Recipe, method: str, seed: int) -> Recipe:
         UserError: ``method-unknown`` and what else is wrong with a method's options, or
             ``recipe-value`` where it needs a teacher and the recipe has none.
     """
-    from distill.methods import METHODS, parse_methods
+    from distill.methods import find_method, parse_methods
 
     name = f"{recipe.name}-{method}-{seed}"
     changes: dict[str, object] = {"name": name, "seed": seed}
     if method == BASELINE:
-        changes |= {"teacher": None, "methods": (), "inherit": None, "min_teacher_ap": None}
-        return recipe.model_copy(update=changes)
+        return recipe.without_teacher().model_copy(update=changes)
     if method == INHERITED:
         return recipe.model_copy(update=changes | {"methods": ()})
     given = {key: options for entry in recipe.methods for key, options in entry.items()}
@@ -146,7 +145,7 @@ def cell_recipe(recipe: Recipe, method: str, seed: int) -> Recipe:
         elif recipe.ema_evaluated:
             for entry in specs:
                 for part, options in entry.items():
-                    if "stop_update" in METHODS[part].Options.model_fields:
+                    if "stop_update" in find_method(part).Options.model_fields:
                         options.setdefault("stop_update", False)
     found = recipe.model_copy(update=changes | {"methods": tuple(specs)})
     if found.needs_teacher and found.teacher is None:

@@ -23,11 +23,11 @@ from detr.data.dataset import Dataset, Labels
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models import Detector, build_detector
-from detr.models.presets import preset
+from detr.presets import preset
 from detr.types import ImageArray
 from distill.data.batches import Batches
 from distill.distributed import World, join
-from distill.methods import METHODS, build_methods, parse_methods
+from distill.methods import METHODS, build_methods, find_method, parse_methods
 from distill.profiler import Clock, Part
 from distill.recipe import DataRecipe, DetectorRecipe, Recipe, load_recipe, shipped
 from distill.teachers.open import freeze
@@ -217,7 +217,7 @@ def rows_of(found: Mapping[str, Sequence[Mapping[str, float]]]) -> list[StepCost
     rows = []
     for name, parts in ms.items():
         students = ms[PLAIN]["student_decoder"] if _parts(name) else parts["student_decoder"]
-        if name == TAUGHT or any(METHODS[m].teacher == "frozen" for m in _parts(name)):
+        if name == TAUGHT or any(find_method(m).teacher == "frozen" for m in _parts(name)):
             teachers, expected = ms[TAUGHT]["teacher_decoder"], ms[TAUGHT]["total"]
         else:  # none, or a weight average, which only answers its own queries
             teachers = parts["teacher_decoder"]

@@ -1,4 +1,7 @@
-"""Distillation methods, one file per paper, and how a recipe's ``methods`` become objects."""
+"""Distillation methods, one file per paper, and how a recipe's ``methods`` become objects.
+
+A method of one's own lives outside the package, see CONTRIBUTING.md.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,10 @@ from distill.methods.fitnet import FitNet
 from distill.methods.kd_detr import KdDetr
 from distill.methods.mgd import Mgd
 from distill.methods.od_detr import OdDetr
+from distill.methods.outside import SEPARATOR, load_method
 from distill.methods.qskd import Qskd
 from distill.methods.stable_dino import StableDino
+from distill.methods.step import PairedGroup, PerStep, Step
 
 METHODS: dict[str, type[Method[Any]]] = {
     ClockDistill.name: ClockDistill,
@@ -41,7 +46,17 @@ METHODS: dict[str, type[Method[Any]]] = {
 
 Specs = Sequence[Mapping[str, Mapping[str, Any]]]
 
-__all__ = ["METHODS", "Method", "Setting", "build_methods", "parse_methods"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "PairedGroup",
+    "PerStep",
+    "Setting",
+    "Step",
+    "build_methods",
+    "find_method",
+    "parse_methods",
+]
 
 
 def build_methods(
@@ -85,7 +100,7 @@ def build_methods(
         if kind.reads_scores and any(model.scores != "sigmoid" for model in facts):
             raise UserError(
                 "method-scores",
-                f"methods.{kind.name}: compares sigmoid scores; classification: softmax has none",
+                f"methods.{kind.name}: compares sigmoid scores; heads.classes: softmax has none",
             )
         methods.append(kind(options, setting).to(device))
     return methods
@@ -107,18 +122,18 @@ def parse_methods(specs: Specs) -> list[tuple[type[Method[Any]], Strict]]:
     """Names and options of methods, checked without any model.
 
     Raises:
-        UserError: ``method-unknown``, ``method-option`` (a misspelt option or a bad value),
-            ``method-twice``, or ``method-conflict`` for two methods of which each wants to be the
-            detection loss, or of which each wants another teacher.
+        UserError: What :func:`find_method` raises, ``method-option`` (a misspelt option or a bad
+            value), ``method-twice``, or ``method-conflict`` for two methods of which each wants to
+            be the detection loss, or of which each wants another teacher.
     """
     parsed = [
-        (kind := _find(name), _options(kind, options))
+        (kind := find_method(name), _options(kind, options))
         for entry in specs
         for name, options in entry.items()
     ]
     kinds = [kind for kind, _ in parsed]
     for kind in kinds:
-        if kinds.count(kind) > 1:
+        if [other.name for other in kinds].count(kind.name) > 1:
             raise UserError("method-twice", f"methods: {kind.name} is listed twice")
     for trait, group in (
         ("replace the detection loss", [k for k in kinds if k.replaces_detection_loss]),
@@ -133,11 +148,19 @@ def parse_methods(specs: Specs) -> list[tuple[type[Method[Any]], Strict]]:
     return parsed
 
 
-def _find(name: str) -> type[Method[Any]]:
+def find_method(name: str) -> type[Method[Any]]:
+    """The method of a name, or at a place outside the package (``module:Class``).
+
+    Raises:
+        UserError: ``method-unknown``, or what :func:`distill.methods.outside.load_method` raises.
+    """
     if name in METHODS:
         return METHODS[name]
+    if SEPARATOR in name:
+        return load_method(name)
     near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(METHODS)}"
+    hint += "; one of your own is module:Class"
     raise UserError("method-unknown", f"methods: no method {name!r}; {hint}")
 
 

@@ -182,8 +182,8 @@ class D3etr(Method[D3etrOptions]):
             raise UserError(
                 "method-heads",
                 f"methods.{self.name}: attention maps are compared per head, but the student has "
-                f"{ours.heads} heads and the teacher {theirs.heads}; set self_attention: false "
-                "and heads: mean",
+                f"{ours.heads} heads and the teacher {theirs.heads}; set "
+                "self_attention: false and heads: mean",
             )
         if self.options.matching == "index" and ours.num_queries > theirs.num_queries:
             raise UserError(

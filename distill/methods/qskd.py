@@ -239,11 +239,7 @@ class Qskd(Method[QskdOptions]):
         memory = step.student_memory
         if self.adaptor is None:
             return memory.tokens
-        positions = self.adaptor.positions(memory.valid_ratios, memory.shapes)
-        adapted: Tensor = self.adaptor(
-            memory.tokens, positions, memory.padding, memory.valid_ratios, memory.shapes
-        )[0]
-        return adapted
+        return self.adaptor.encode(memory.levels()).tokens
 
     def _paired(
         self, student: Predictions, teacher: Predictions, rows: Tensor, columns: Tensor

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detr.cli_support import missing_extra
-from detr.config import ClassMap
+from detr.config import ClassMap, SigmoidClassesConfig
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models import (
@@ -64,6 +64,7 @@ class ImageFormat(NamedTuple):
 
 # Detections of an image: most of these families have as many queries.
 _DETECTIONS = 300
+_CLASSES = SigmoidClassesConfig()
 
 
 class HuggingFaceTeacher(nn.Module):
@@ -162,7 +163,9 @@ class HuggingFaceTeacher(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`detr.models.Detector.forward`."""
         answer, _ = self._ask(self._pictures(images, valid_sizes))
-        return detections(answer.logits[-1], answer.boxes[-1], original_sizes, _DETECTIONS)
+        return detections(
+            answer.logits[-1], answer.boxes[-1], original_sizes, _CLASSES, _DETECTIONS
+        )
 
     def _pictures(self, images: Tensor, valid_sizes: Tensor) -> Tensor:
         """The images without their padding in the detector's size and normalisation."""

@@ -17,7 +17,7 @@ import pickle
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -188,7 +188,13 @@ class RunDir:
         """A line for the user: on standard error and, with the time, in ``log.txt``."""
         if self.writes:
             tqdm.write(text, file=sys.stderr)
-        self.append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+        self.note([text])
+
+    def note(self, lines: Sequence[str]) -> None:
+        """Lines for ``log.txt`` alone, with the time."""
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        for line in lines:
+            self.append("log.txt", f"{now} {line}")
 
     def append(self, name: str, line: str) -> None:
         """Adds a line to a file of the run."""

@@ -200,6 +200,7 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
                 student, opened.detector, recipe.inherit.encoder, recipe.inherit.decoder
             )
             run.say(report.text())
+            run.note(report.details())
     teacher = None if opened is None else opened.teacher
     ema = None if recipe.ema is None else Ema(student, recipe.ema, recipe.ema_rising)
     drops = [round(share * recipe.steps) for share in recipe.optimizer.drops]

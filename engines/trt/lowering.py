@@ -11,7 +11,7 @@ import onnx
 from onnx import FunctionProto, NodeProto
 
 from engines.bundle import Bundle
-from engines.msda_function import DOMAIN, OP_TYPE, HeadShape, is_attention, set_lowering
+from engines.msda_function import DOMAIN, OP_TYPE, head_shape, is_attention, set_lowering
 from engines.trt.backend import BuildLowering
 
 
@@ -22,9 +22,7 @@ def lowered_model(bundle: Bundle, lowering: BuildLowering) -> onnx.ModelProto:
         # A parser that does not find the plugin must say so, not fall back on a body.
         _drop_function(model)
         return model
-    detector = bundle.info.model.detector
-    head = HeadShape(detector.heads, detector.width // detector.heads, detector.points)
-    set_lowering(model, head, lowering)
+    set_lowering(model, head_shape(bundle.info.model.detector), lowering)
     function = next(f for f in model.functions if f.domain == DOMAIN and f.name == OP_TYPE)
     nodes = [
         inner

@@ -45,8 +45,8 @@ def compare_precisions(
     Args:
         variants: Graphs by name; float32 first.
         info: What the model is.
-        dataset: At most 500 of its images are used, spread evenly over those meant for the canvas; AP is measured where they have
-            labels.
+        dataset: At most 500 of its images are used, spread evenly over those meant for the canvas;
+            AP is measured where they have labels.
         batch: Images per run.
         lowering: Body of their attention function.
     """

@@ -21,7 +21,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from detr.config import DetectorConfig
 from engines.half_emulation import MOVERS
-from engines.msda_function import HeadShape, Lowering, is_attention, set_lowering
+from engines.msda_function import Lowering, head_shape, is_attention, set_lowering
 from export.precision.node_kinds import ATTENTION_SINGLE, Network, part_names
 
 # Finite in half precision, with room for images that excite the network twice as much as those the
@@ -90,8 +90,7 @@ def to_half(
 
 def finish_half(model: ModelProto, config: DetectorConfig, lowering: Lowering) -> None:
     """Gives a typed graph an attention body of its types, and checks the whole."""
-    head = HeadShape(config.heads, config.width // config.heads, config.points)
-    set_lowering(model, head, lowering)
+    set_lowering(model, head_shape(config), lowering)
     onnx.checker.check_model(model, full_check=True)
 
 

@@ -22,8 +22,8 @@ from engines.msda_function import (
     OP_TYPE,
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
-    HeadShape,
     Lowering,
+    head_shape,
     set_lowering,
 )
 from export.trace.opset17 import lower_to_17
@@ -82,10 +82,7 @@ def export_graph(
     model.ir_version = _IR_VERSION
     if opset == 17:
         lower_to_17(model)
-    config = detector.config
-    set_lowering(
-        model, HeadShape(config.heads, config.width // config.heads, config.points), lowering
-    )
+    set_lowering(model, head_shape(detector.config), lowering)
     _name_nodes(model)
     _strip_notes(model)
     _check(model)

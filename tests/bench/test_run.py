@@ -198,10 +198,8 @@ def test_sweep_is_one_page_of_depth_by_engine(
         made = engine_type(path, 0.0 if path.stem == "deep" else 3.0)
         made.name = engine
         layers = 6 if path.stem == "deep" else 3
-        depths = {"encoder_layers": layers, "decoder_layers": layers}
-        made.info = made.info.model_copy(
-            update={"detector": made.info.detector.model_copy(update=depths)}
-        )
+        depths = {"encoder.layers": layers, "decoder.layers": layers}
+        made.info = made.info.model_copy(update={"detector": made.info.detector.replace(**depths)})
         return made
 
     monkeypatch.setattr(bench_run, "open_engine", opened)

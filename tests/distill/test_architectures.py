@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from detr.errors import UserError
 from detr.models import Detector, Target, build_detector
-from detr.models.presets import FAMILIES
-from detr.models.queries.sources import ProposalHead
+from detr.models.queries.proposals import ProposalHead
+from detr.presets import FAMILIES
 from distill.losses.detection import LossWeights, detection_losses
 from distill.training.loop import train
 
@@ -27,9 +27,9 @@ BACKBONES: dict[str, dict[str, Any]] = {
 }
 # What no family's name says.
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "random anchors": ("dab-detr", {"random_anchors": True}),
-    "fusion simple": ("dino", {"memory_fusion": "simple"}),
-    "fusion u": ("deformable-detr-refine", {"memory_fusion": "u", "encoder_layers": 3}),
+    "random anchors": ("dab-detr", {"queries.random_centers": True}),
+    "fusion simple": ("dino", {"encoder.fusion": "simple"}),
+    "fusion u": ("deformable-detr-refine", {"encoder.fusion": "u", "encoder.layers": 3}),
     **{name: ("deformable-detr", {"backbone": backbone}) for name, backbone in BACKBONES.items()},
 }
 CASES = {**{family: (family, {}) for family in FAMILIES}, **OPTIONS}
@@ -110,7 +110,7 @@ def test_inference_has_only_its_own_queries(family, small_preset):
         assert [group.role for group in groups] == ["own"]
         output = detector.decode(memory, groups, attention=True)[0]
     assert len(output.attention) == 2
-    if detector.config.attention != "deformable":
+    if not detector.config.decoder.cross_attention.samples:
         weights = output.attention[0].weights
         assert weights.shape[2:] == (output.logits[0].shape[1], memory.tokens.shape[1])
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))

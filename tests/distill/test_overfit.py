@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from detr.models.presets import FAMILIES
+from detr.presets import FAMILIES
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPT = DOCS / "measure" / "overfit.py"

@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 
+from detr.config import merged
 from distill.distributed import World, join
 from distill.methods import METHODS
 from distill.recipe import Recipe
@@ -25,19 +26,33 @@ STEPS = 2
 FROZEN_NORM = mock.patch("distill.training.state._check_norm")
 
 # Nothing here may look at a whole process: no statistics of a batch, no dropout.
-EXACT = {"dropout": 0.0, "width": 32, "heads": 4}
+EXACT = {"dropout": 0.0, "width": 32, "attention_heads": 4}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "detr": {
-        "attention": "dense", "classification": "softmax", "query": "learned", "refine": "none",
-        "levels": 1, "denoising": None,
+        "neck": {"levels": 1, "group_norm": False},
+        "encoder": {"kind": "dense", "layers": 1, "ffn": 32},
+        "queries": {
+            "kind": "learned", "number": 12, "reference": "center", "learned_content": False,
+        },
+        "decoder": {"cross_attention": {"kind": "dense"}, "refinement": {"kind": "none"}},
+        "heads": {"classes": {"kind": "softmax"}},
     },
     "dab": {
-        "attention": "conditional", "query": "anchors", "shared_heads": True, "levels": 1,
-        "denoising": {"contrastive": False, "number": 3},
+        "neck": {"levels": 1, "group_norm": False},
+        "encoder": {"kind": "dense", "layers": 1, "ffn": 32, "scaled_positions": True},
+        "queries": {
+            "kind": "anchors", "number": 12, "learned_content": False, "denoising": {"groups": 3},
+        },
+        "decoder": {
+            "cross_attention": {"kind": "conditional"}, "refinement": {"shared_heads": True},
+        },
     },
     "h": {
-        "query": "two_stage", "learned_content": True, "denoising": None,
-        "one_to_many": {"queries": 6, "repeat": 2},
+        "queries": {
+            "kind": "two_stage", "number": 12, "learned_content": True,
+            "one_to_many": {"queries": 6, "repeat": 2},
+        },
+        "decoder": {"final_norm": False},
     },
 }  # fmt: skip
 # Options under which a method draws numbers or divides by other sums than with its defaults.
@@ -68,9 +83,8 @@ def recipe_of(recipe: Recipe, changes: dict[str, Any], batch: int, teacher: Path
     content["detector"]["backbone"] |= {"strides": [8, 16]}
     # Batch norm would see other images in every process.
     content["detector"]["backbone"]["options"] |= {"norm_layer": "layernorm2d"}
-    for key, value in changes.get("detector", {}).items():
-        content["detector"][key] = value
-    if content["detector"]["levels"] == 1:
+    content["detector"] = merged(content["detector"], changes.get("detector", {}))
+    if content["detector"]["neck"]["levels"] == 1:
         content["detector"]["backbone"]["strides"] = [16]
     content |= {"steps": STEPS, "batch_size": batch, "methods": changes.get("methods", [])}
     # The optimiser divides gradients by their size and so makes much of rounding; gradients are

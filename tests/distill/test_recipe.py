@@ -14,7 +14,7 @@ name: small
 data: {train: "kitti:data:train"}
 input: {size: [64, 128]}
 detector:
-  queries: 10
+  queries: {number: 10}
   backbone:
     name: resnet18
 optimizer:
@@ -46,7 +46,12 @@ def test_shipped_recipes_are_valid_and_name_themselves(name: str) -> None:
         ("steps: 5", "steps: [5", "recipe-yaml", "recipe.yaml:11: "),
         ("steps: 5", "steps: 5\ninherit: true", "recipe-value", "need a teacher"),
         ("steps: 5", "steps: 5\nmethods: [clockdistill]", "recipe-value", "need a teacher"),
-        ("queries: 10", "queries: 10\n  heads: 7", "recipe-value", "yaml:4: detector: width"),
+        (
+            "  backbone:",
+            "  attention_heads: 7\n  backbone:",
+            "recipe-value",
+            "yaml:4: detector: width",
+        ),
     ],
 )
 def test_mistakes_name_file_and_line(

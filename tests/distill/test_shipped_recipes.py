@@ -98,15 +98,17 @@ def test_no_ablation_hides_behind_another_form() -> None:
 def test_a_base_is_merged_key_by_key(tmp_path: Path) -> None:
     (tmp_path / "below.yaml").write_text(
         "name: below\ndata: {train: 'kitti:a:train', val: 'kitti:a:val'}\n"
-        "input: {size: [64, 128]}\ndetector: {queries: 10, heads: 4}\nsteps: 5\n"
+        "input: {size: [64, 128]}\nsteps: 5\n"
+        "detector: {queries: {number: 10}, attention_heads: 4}\n"
     )
     path = tmp_path / "above.yaml"
     path.write_text(
-        "name: above\nbase: below\ndata: {train: 'kitti:b:train'}\ndetector: {heads: 2}\n"
+        "name: above\nbase: below\ndata: {train: 'kitti:b:train'}\ndetector: {attention_heads: 2}\n"
     )
     recipe = load_recipe(path)
     assert (recipe.data.train, recipe.data.val) == ("kitti:b:train", "kitti:a:val")
-    assert (recipe.detector.queries, recipe.detector.heads, recipe.steps) == (10, 2, 5)
+    detector = recipe.detector
+    assert (detector.queries.number, detector.attention_heads, recipe.steps) == (10, 2, 5)
     path.write_text("name: above\nbase: below\ndetector: {headz: 2}\n")
     with pytest.raises(UserError, match=r"above.yaml:3: no such key 'detector.headz'"):
         load_recipe(path)

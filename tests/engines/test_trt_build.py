@@ -15,6 +15,7 @@ import pytest
 from onnx import helper
 
 from detr.cli_support import progress
+from detr.config import DetectorConfig
 from detr.errors import UserError
 from engines import msda_plugin
 from engines.bundle import SIDECAR, Bundle, open_bundle
@@ -35,7 +36,10 @@ def bundle(toy_bundle: MakeBundle) -> Bundle:
     """Of a detector with the sizes the hand-written graph has."""
     folder = toy_bundle()
     sidecar = json.loads((folder / SIDECAR).read_text())
-    sidecar["model"]["detector"] |= {"width": 8, "heads": 2, "points": 3}
+    detector = DetectorConfig.model_validate(sidecar["model"]["detector"])
+    sizes = {"encoder.points": 3, "decoder.cross_attention.points": 3}
+    detector = detector.replace(width=8, attention_heads=2, **sizes)
+    sidecar["model"]["detector"] = detector.model_dump(mode="json")
     (folder / SIDECAR).write_text(json.dumps(sidecar))
     return open_bundle(folder)
 

@@ -9,18 +9,38 @@ from typing import Any
 import pytest
 import torch
 
-from detr.config import BackboneConfig, ClassMap, DetectorConfig
+from detr.config import (
+    BackboneConfig,
+    ClassMap,
+    DecoderConfig,
+    DeformableCrossAttentionConfig,
+    DeformableEncoderConfig,
+    DetectorConfig,
+    LearnedQueriesConfig,
+    LookForwardTwiceConfig,
+    MixedQueriesConfig,
+    NeckConfig,
+    TwoStageQueriesConfig,
+)
 from detr.data.preprocess import PreprocessConfig
 from detr.model_info import ModelInfo
 from detr.models import Detector, build_detector, save_model
 
 SIZE = (64, 96)
+DINO = {"queries": MixedQueriesConfig(number=12), "decoder.final_norm": True}
 DETECTORS: dict[str, dict[str, Any]] = {
-    "deformable": {"query": "learned", "refine": "none"},
-    "deformable-refine": {"query": "learned", "refine": "detach"},
-    "deformable-two-stage": {"query": "two_stage", "refine": "detach"},
-    "dino": {"query": "mixed", "refine": "look_forward_twice", "shared_heads": True},
-    "dino-no-encoder": {"query": "mixed", "refine": "look_forward_twice", "encoder_layers": 0},
+    "deformable": {},
+    "deformable-refine": {"decoder.refinement.kind": "detach"},
+    "deformable-two-stage": {
+        "queries": TwoStageQueriesConfig(number=12),
+        "decoder.refinement.kind": "detach",
+    },
+    "dino": {**DINO, "decoder.refinement": LookForwardTwiceConfig(shared_heads=True)},
+    "dino-no-encoder": {
+        **DINO,
+        "decoder.refinement": LookForwardTwiceConfig(),
+        "encoder.layers": 0,
+    },
 }
 
 MakeCheckpoint = Callable[..., Path]
@@ -53,19 +73,19 @@ def checkpoint(
         path = folder / f"{name}.safetensors"
         if path.exists():
             return path
-        options = {"encoder_layers": 1, "decoder_layers": 2} | DETECTORS[name]
         config = DetectorConfig(
             num_classes=3,
-            backbone=BackboneConfig(name="test_resnet", strides=(8, 16)),
-            levels=3,
             width=32,
-            heads=4,
-            points=2,
-            ffn=48,
-            queries=12,
+            attention_heads=4,
+            backbone=BackboneConfig(name="test_resnet", strides=(8, 16)),
+            neck=NeckConfig(levels=3),
+            encoder=DeformableEncoderConfig(layers=1, ffn=48, points=2),
+            queries=LearnedQueriesConfig(number=12),
+            decoder=DecoderConfig(
+                layers=2, ffn=48, cross_attention=DeformableCrossAttentionConfig(points=2)
+            ),
             detections=20,
-            **options,
-        )
+        ).replace(**DETECTORS[name])
         info = ModelInfo(
             detector=config,
             classes=ClassMap(names=("a", "b", "c"), category_ids=(1, 2, 3)),

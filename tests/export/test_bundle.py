@@ -58,9 +58,9 @@ def test_graph_form(bundle: tuple[Bundle, Path]) -> None:
     info, config = bundle[0].info, bundle[0].info.model.detector
     model = onnx.load(str(bundle[0].model))
     used = Counter(node.op_type for node in model.graph.node)
-    layers = config.encoder_layers + config.decoder_layers
+    layers = config.encoder.layers + config.decoder.layers
     assert used["MSDeformAttn"] == layers
-    norms = 2 * config.encoder_layers + 3 * config.decoder_layers
+    norms = 2 * config.encoder.layers + 3 * config.decoder.layers
     assert used["LayerNormalization"] >= norms, "a norm was split into arithmetic"
     assert not set(used) & {"Loop", "If", "Scan", "ScatterND", "NonZero", "SequenceAt"}
     assert [f.name for f in model.functions] == ["MSDeformAttn"]

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from detr.config import DetectorConfig
 from detr.models import Detector
 from detr.models.cli import model
-from detr.models.presets import FAMILIES
+from detr.presets import FAMILIES
 from detr.types import Detections
 from engines import open_engine
 from engines.bundle import INPUTS
@@ -45,9 +45,9 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "conditional-detr": {"backbone": BACKBONES["convnext"]},
     "dab-detr-patterns": {"backbone": BACKBONES["mobilenetv4"]},
     "dn-deformable-detr": {"backbone": BACKBONES["hgnetv2"]},
-    "dab-detr": {"random_anchors": True},
-    "deformable-detr-refine": {"memory_fusion": "simple"},
-    "deformable-detr-shared": {"memory_fusion": "u"},
+    "dab-detr": {"queries.random_centers": True},
+    "deformable-detr-refine": {"encoder.fusion": "simple"},
+    "deformable-detr-shared": {"encoder.fusion": "u"},
 }
 # Static batches take half the time of dynamic ones.
 DYNAMIC = {"detr", "h-deformable-detr"}
@@ -56,10 +56,9 @@ DYNAMIC = {"detr", "h-deformable-detr"}
 def config_of(family: str, small_preset: Callable[..., DetectorConfig]) -> DetectorConfig:
     """A family's detector with as few nodes as show what is its own."""
     config = small_preset(family, **EXTRAS.get(family, {}))
-    if config.levels != 4:
+    if config.neck.levels != 4:
         return config
-    backbone = config.backbone.model_copy(update={"strides": (16, 32)})
-    return config.model_copy(update={"levels": 2, "backbone": backbone})
+    return config.replace(**{"neck.levels": 2, "backbone.strides": (16, 32)})
 
 
 def agree(wanted: list[Detections], found: list[Detections]) -> None:
@@ -111,7 +110,7 @@ def test_extracted_layers_export(checkpoint: Callable[..., Path], tmp_path: Path
     assert result.exit_code == 0, result.output
     # Proves itself on drawn images.
     bundle = export_bundle(student, tmp_path / "student.bundle", batch=1)
-    assert bundle.info.model.detector.decoder_layers == 1
+    assert bundle.info.model.detector.decoder.layers == 1
     generator = np.random.default_rng(5)
     images = [
         generator.integers(0, 255, (*size, 3)).astype(np.uint8)

@@ -9,40 +9,46 @@ import pytest
 import torch
 from torch import Tensor
 
-from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig
+from detr.config import (
+    BackboneConfig,
+    DecoderConfig,
+    DeformableEncoderConfig,
+    DetectorConfig,
+    LearnedQueriesConfig,
+)
 from detr.models import Detector, Target, build_detector
 
 TINY_BACKBONE = BackboneConfig(
     name="resnet18", options={"channels": (8, 16, 32, 32), "layers": (1, 1, 1, 1)}
 )
+DINO = {
+    "queries": {"kind": "mixed", "number": 12},
+    "decoder": {"refinement": {"kind": "look_forward_twice"}, "final_norm": True},
+}
+REFINED = {"decoder.refinement": {"kind": "detach"}}
 KINDS: dict[str, dict[str, Any]] = {
-    "plain": {"query": "learned", "refine": "none"},
-    "refine": {"query": "learned", "refine": "detach"},
-    "two_stage": {"query": "two_stage", "refine": "detach"},
-    "dino": {
-        "query": "mixed",
-        "refine": "look_forward_twice",
-        "denoising": DenoisingConfig(number=6),
-    },
-    "dino_shared": {"query": "mixed", "refine": "look_forward_twice", "shared_heads": True},
+    "plain": {},
+    "refine": REFINED,
+    "two_stage": {**REFINED, "queries": {"kind": "two_stage", "number": 12}},
+    "dino": {**DINO, "queries.denoising": {"number": 6}},
+    "dino_shared": {**DINO, "decoder.refinement.shared_heads": True},
 }
 
 Make = Callable[..., Detector]
 
 
 def tiny_config(kind: str, **changes: Any) -> DetectorConfig:
-    base: dict[str, Any] = {
-        "num_classes": 3,
-        "backbone": TINY_BACKBONE,
-        "width": 32,
-        "heads": 4,
-        "ffn": 64,
-        "encoder_layers": 2,
-        "decoder_layers": 2,
-        "queries": 12,
-        "detections": 20,
-    }
-    return DetectorConfig(**{**base, **KINDS[kind], **changes})
+    base = DetectorConfig(
+        num_classes=3,
+        width=32,
+        attention_heads=4,
+        backbone=TINY_BACKBONE,
+        encoder=DeformableEncoderConfig(layers=2, ffn=64),
+        queries=LearnedQueriesConfig(number=12),
+        decoder=DecoderConfig(layers=2, ffn=64),
+        detections=20,
+    )
+    return base.replace(**{**KINDS[kind], **changes})
 
 
 def _jitter(detector: Detector) -> None:

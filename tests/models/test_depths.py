@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from detr.models import build_detector
-from detr.models.presets import FAMILIES
+from detr.presets import FAMILIES
 
 
 def check(config) -> None:
@@ -18,21 +18,21 @@ def check(config) -> None:
         memory = detector.encode(images, valid)
         output = detector.decode(memory, detector.queries(memory))[0]
         boxes = detector(images, valid, valid)[0]
-    assert len(memory.layers) == config.encoder_layers + 1
-    assert len(output.logits) == len(output.boxes) == config.decoder_layers
+    assert len(memory.layers) == config.encoder.layers + 1
+    assert len(output.logits) == len(output.boxes) == config.decoder.layers
     assert boxes.shape[0] == 1 and boxes.isfinite().all()
 
 
 @pytest.mark.parametrize("depth", range(13))
 def test_every_depth(depth, small_preset):
-    depths = {"encoder_layers": depth, "decoder_layers": max(1, 12 - depth)}
+    depths = {"encoder.layers": depth, "decoder.layers": max(1, 12 - depth)}
     check(small_preset("deformable-detr-refine", **depths))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_from_shallow_to_deep(family, small_preset):
-    check(small_preset(family, encoder_layers=12, decoder_layers=12))
-    shallow = {"encoder_layers": 0, "decoder_layers": 1}
+    check(small_preset(family, **{"encoder.layers": 12, "decoder.layers": 12}))
+    shallow = {"encoder.layers": 0, "decoder.layers": 1}
     if family == "stable-dino":
         with pytest.raises(ValidationError, match="needs encoder layers to fuse"):
             small_preset(family, **shallow)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
 
-from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig
 from detr.errors import UserError
 from detr.models import build_detector, parameters
+from detr.presets import preset
 
 ALL = ["plain", "refine", "two_stage", "dino", "dino_shared"]
 
@@ -64,7 +62,7 @@ def test_half_precision_stays_close(kind, make, batch, targets):
 
 
 def test_output_structure(make, batch):
-    detector = make("dino", encoder_layers=1, decoder_layers=3)
+    detector = make("dino", **{"encoder.layers": 1, "decoder.layers": 3})
     memory = detector.encode(*batch[:2])
     assert memory.shapes == ((12, 20), (6, 10), (3, 5), (2, 3))
     assert memory.tokens.shape == memory.positions.shape == (2, 321, 32)
@@ -84,7 +82,7 @@ def test_output_structure(make, batch):
 def test_a_gradient_step_lowers_the_loss_and_reaches_every_parameter(
     kind, encoder_layers, make, batch, targets
 ):
-    detector = make(kind, encoder_layers=encoder_layers).train()
+    detector = make(kind, **{"encoder.layers": encoder_layers}).train()
     detector.backbone.eval()  # batch norm over two images is too noisy for one step
     generators = [torch.Generator(), torch.Generator()]
 
@@ -129,7 +127,7 @@ class _Features(nn.Module):
 @pytest.mark.parametrize("offset", [0.0, -0.5])
 def test_a_larger_canvas_changes_nothing(kind, offset, make):
     """Convolutions and group norm see the padding, so they are taken out of the comparison."""
-    detector = make(kind, pe_offset=offset)
+    detector = make(kind, **{"positions.offset": offset})
     for projection in detector.neck.projections:
         projection[1] = nn.Identity()
     maps = [torch.randn(1, c, 128 // s, 192 // s) for c, s in ((16, 8), (32, 16), (32, 32))]
@@ -150,7 +148,7 @@ def test_a_larger_canvas_changes_nothing(kind, offset, make):
 
 def test_look_forward_twice_reaches_the_head_before(make, batch):
     def head_grad(refine: str) -> torch.Tensor | None:
-        detector = make("dino", refine=refine, decoder_layers=2)
+        detector = make("dino", **{"decoder.refinement": {"kind": refine}})
         memory = detector.encode(*batch[:2])
         output = detector.decode(memory, detector.queries(memory))[0]
         output.boxes[1].sum().backward()
@@ -206,7 +204,7 @@ def test_first_boxes_start_where_the_paper_says(make, batch):
 
 
 def test_proposals_avoid_padding_and_borders(make, batch):
-    detector = make("dino", queries=60)
+    detector = make("dino", **{"queries.number": 60})
     with torch.no_grad():
         memory = detector.encode(*batch[:2])
         proposals = detector.queries(memory)[0].proposals
@@ -226,7 +224,7 @@ def test_two_stage_ranks_by_the_first_class(make, batch):
 
 
 def test_a_canvas_with_too_few_tokens_is_refused(make):
-    detector = make("dino", queries=30)
+    detector = make("dino", **{"queries.number": 30})
     with pytest.raises(UserError, match="fewer than queries: 30") as caught:
         detector(torch.zeros(1, 3, 32, 32), torch.full((1, 2), 32.0), torch.full((1, 2), 32.0))
     assert caught.value.code == "too-few-tokens"
@@ -236,32 +234,20 @@ def test_a_narrow_group_norm_keeps_eight_channels(make):
     assert make("plain").neck.projections[0][1].num_groups == 4
 
 
-DINO = partial(
-    DetectorConfig,
-    queries=900,
-    query="mixed",
-    refine="look_forward_twice",
-    ffn=2048,
-    denoising=DenoisingConfig(),
-)
-
-
 @pytest.mark.parametrize(
-    ("config", "backbone", "published"),
+    ("name", "published"),
     [
-        (DINO, "resnet18", 31e6),
-        (DINO, "resnet50", 47e6),
-        (DINO, "resnet101", 66e6),
-        (DetectorConfig, "resnet18", 24e6),
-        (DetectorConfig, "resnet50", 40e6),
-        (DetectorConfig, "resnet101", 59e6),
+        ("dino-r18", 31e6),
+        ("dino-r50", 47e6),
+        ("dino-r101", 66e6),
+        ("deformable-detr-r18", 24e6),
+        ("deformable-detr-r50", 40e6),
+        ("deformable-detr-r101", 59e6),
     ],
 )
-def test_parameter_counts_are_the_published_ones(config, backbone, published):
+def test_parameter_counts_are_the_published_ones(name, published):
     with torch.device("meta"):
-        detector = build_detector(
-            config(num_classes=7, backbone=BackboneConfig(name=backbone)), pretrained=False
-        )
+        detector = build_detector(preset(name, 7), pretrained=False)
     counts = parameters(detector)
     assert counts["total"] == pytest.approx(published, rel=0.02)
     assert counts["total"] == sum(p.numel() for p in detector.parameters())

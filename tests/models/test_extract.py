@@ -16,15 +16,20 @@ from detr.models import load_model, save_model
 from detr.models.cli import model
 from detr.models.extract import extract_layers
 
-DENSE = {"levels": 1, "attention": "conditional"}
+CONDITIONAL = {
+    "backbone": BackboneConfig(name="test_resnet", strides=(32,)),
+    "neck.levels": 1,
+    "encoder": {"kind": "dense", "layers": 2, "ffn": 64},
+    "decoder.cross_attention": {"kind": "conditional"},
+}
 
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        ("dino", {"memory_fusion": "dense"}),
-        ("refine", {"shared_heads": True, "shared_decoder": True}),
-        ("plain", {**DENSE, "backbone": BackboneConfig(name="test_resnet", strides=(32,))}),
+        ("dino", {"encoder.fusion": "dense"}),
+        ("refine", {"decoder": {"refinement": {"shared_heads": True}, "shared_layers": True}}),
+        ("plain", CONDITIONAL),
     ],
 )
 def test_all_layers_are_the_teacher(kind, changes, make, batch):
@@ -40,9 +45,9 @@ def test_all_layers_are_the_teacher(kind, changes, make, batch):
 
 
 def test_layers_and_their_heads_are_the_named_ones(make, batch):
-    teacher = make("dino", encoder_layers=3, decoder_layers=3)
+    teacher = make("dino", **{"encoder.layers": 3, "decoder.layers": 3})
     student = extract_layers(teacher, [1], [0, 2])
-    assert (student.config.encoder_layers, student.config.decoder_layers) == (1, 2)
+    assert (student.config.encoder.layers, student.config.decoder.layers) == (1, 2)
     with torch.no_grad():
         detections = student(*batch)
     # The same from the teacher, its other layers taken out by hand.
@@ -51,7 +56,7 @@ def test_layers_and_their_heads_are_the_named_ones(make, batch):
     for part in ("layers", "class_heads", "box_heads"):
         kept = [x for i, x in enumerate(getattr(decoder, part)) if i != 1]
         setattr(decoder, part, torch.nn.ModuleList(kept))
-    decoder.config = student.config
+    decoder.config = student.config.decoder
     with torch.no_grad():
         for got, want in zip(detections, teacher(*batch), strict=True):
             assert torch.equal(got, want)
@@ -67,13 +72,13 @@ def test_no_encoder_remains_a_detector(make, batch):
     ("encoder", "decoder", "changes", "code", "part"),
     [
         ([2], None, {}, "extract-layer-map", "no layer 2, only layers 0 to 1"),
-        ([0], None, {"encoder_layers": 0}, "extract-layer-map", "no layer 0, only none"),
+        ([0], None, {"encoder.layers": 0}, "extract-layer-map", "no layer 0, only none"),
         (None, [-1], {}, "extract-layer-map", "decoder: the teacher has no layer -1"),
         (None, [1, 0], {}, "extract-layer-map", "1,0: name each layer once, in ascending"),
         ([0, 0], None, {}, "extract-layer-map", "encoder: 0,0"),
         (None, [], {}, "extract-layer-map", "at least one decoder layer"),
-        ([0], None, {"memory_fusion": "u"}, "extract-impossible", "u joins all 2"),
-        ([], None, {"memory_fusion": "simple"}, "extract-impossible", "needs encoder layers"),
+        ([0], None, {"encoder.fusion": "u"}, "extract-impossible", "u joins all 2"),
+        ([], None, {"encoder.fusion": "simple"}, "extract-impossible", "needs encoder layers"),
     ],
 )
 def test_bad_maps_are_refused(encoder, decoder, changes, code, part, make):
@@ -83,9 +88,8 @@ def test_bad_maps_are_refused(encoder, decoder, changes, code, part, make):
 
 
 def test_a_conditional_decoder_keeps_its_first_layer(make):
-    backbone = BackboneConfig(name="test_resnet", strides=(32,))
     with pytest.raises(UserError, match="layer 0 alone reads positions"):
-        extract_layers(make("plain", **DENSE, backbone=backbone), None, [1])
+        extract_layers(make("plain", **CONDITIONAL), None, [1])
 
 
 def test_command(tmp_path, make, batch):

@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
 import torch
 
-from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig
+from detr.config import (
+    BackboneConfig,
+    ContrastiveDenoisingConfig,
+    DecoderConfig,
+    DeformableCrossAttentionConfig,
+    DeformableEncoderConfig,
+    DetachedRefinementConfig,
+    DetectorConfig,
+    LearnedQueriesConfig,
+    LookForwardTwiceConfig,
+    MixedQueriesConfig,
+    NeckConfig,
+)
 from detr.errors import UserError
 from detr.models import Detector, build_detector
-from detr.models.inherit import inherit, spread
+from detr.models.inherit import inherit, spread_layers
 
 
 def detector(seed: int, **changes: Any) -> Detector:
-    settings: dict[str, Any] = {
-        "num_classes": 3,
-        "backbone": BackboneConfig(name="test_resnet", strides=(8, 16)),
-        "levels": 3,
-        "width": 32,
-        "heads": 4,
-        "points": 2,
-        "ffn": 32,
-        "encoder_layers": 3,
-        "decoder_layers": 3,
-        "queries": 5,
-        "query": "mixed",
-        "refine": "look_forward_twice",
-        "denoising": DenoisingConfig(number=4),
-    }
+    config = DetectorConfig(
+        num_classes=3,
+        width=32,
+        attention_heads=4,
+        backbone=BackboneConfig(name="test_resnet", strides=(8, 16)),
+        neck=NeckConfig(levels=3),
+        encoder=DeformableEncoderConfig(layers=3, ffn=32, points=2),
+        queries=MixedQueriesConfig(number=5, denoising=ContrastiveDenoisingConfig(number=4)),
+        decoder=DecoderConfig(
+            layers=3,
+            ffn=32,
+            cross_attention=DeformableCrossAttentionConfig(points=2),
+            refinement=LookForwardTwiceConfig(),
+            final_norm=True,
+        ),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_detector(DetectorConfig(**{**settings, **changes}))
+        model = build_detector(config.replace(**changes))
         for parameter in model.parameters():
             parameter.data += torch.randn_like(parameter)
     return model
@@ -53,7 +67,7 @@ def detector(seed: int, **changes: Any) -> Detector:
 def test_layers_spread_from_first_to_last(
     student: int, teacher: int, expected: tuple[int, ...]
 ) -> None:
-    assert spread(student, teacher) == expected
+    assert spread_layers(student, teacher) == expected
 
 
 def test_equal_models_share_everything_but_the_backbone() -> None:
@@ -72,6 +86,25 @@ def test_equal_models_share_everything_but_the_backbone() -> None:
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
 
 
+def test_the_report_is_a_line_of_parts() -> None:
+    report = inherit(detector(2), detector(1))
+    own = len(report.skipped)
+    total = own + len(report.inherited)
+    assert report.text() == (
+        f"inherited {total - own} of {total} tensors: neck, encoder, queries, decoder, heads, "
+        "denoising; own: backbone"
+    )
+    assert "inherited neck.projections.0.0.weight" in report.details()
+    fewer = inherit(detector(2, encoder_layers=1, decoder_layers=2), detector(1))
+    assert (
+        "inherited decoder.layers.1.ffn.norm.weight from decoder.layers.2.ffn.norm.weight"
+        in fewer.details()
+    )
+    # Of six projections and levels some agree: a part in part is told with its share.
+    some = inherit(detector(2, ffn=48), detector(1)).text()
+    assert re.search(r"decoder \(\d+ of \d+\)", some) and len(some) < 200
+
+
 def test_backbone_only_when_asked() -> None:
     teacher, student = detector(1), detector(2)
     assert not inherit(student, teacher, backbone=True).skipped
@@ -80,7 +113,7 @@ def test_backbone_only_when_asked() -> None:
 
 def test_fewer_layers_follow_the_map() -> None:
     teacher = detector(1)
-    student = detector(2, encoder_layers=1, decoder_layers=2)
+    student = detector(2, **{"encoder.layers": 1, "decoder.layers": 2})
     inherit(student, teacher)
     ours, theirs = student.state_dict(), teacher.state_dict()
 
@@ -104,7 +137,7 @@ def test_fewer_layers_follow_the_map() -> None:
 
 
 def test_shared_heads_follow_the_last_layer_and_back() -> None:
-    own, shared = detector(1), detector(2, shared_heads=True)
+    own, shared = detector(1), detector(2, **{"decoder.refinement.shared_heads": True})
     inherit(shared, own)
     torch.testing.assert_close(
         shared.state_dict()["decoder.class_heads.0.weight"],
@@ -120,7 +153,12 @@ def test_shared_heads_follow_the_last_layer_and_back() -> None:
 
 
 def test_parts_of_another_shape_keep_all_their_weights() -> None:
-    teacher, student = detector(1), detector(2, levels=2, queries=4, ffn=48)
+    teacher, student = (
+        detector(1),
+        detector(
+            2, neck={"levels": 2}, queries={"number": 4}, encoder={"ffn": 48}, decoder={"ffn": 48}
+        ),
+    )
     before = copy.deepcopy(student.state_dict())
     report = inherit(student, teacher)
     after = student.state_dict()
@@ -139,14 +177,23 @@ def test_parts_of_another_shape_keep_all_their_weights() -> None:
     ):
         assert part in report.inherited
     assert report.text().startswith(f"inherited {len(report.inherited)} of {len(after)} tensors")
-    assert "decoder.layers.0" in report.text()
+    assert "encoder" in report.text().partition("; own: ")[2]
+    assert len(report.details()) == len(after)
+    assert any(
+        line.startswith("own decoder.layers.0.ffn.norm.weight: the rest of decoder.layers.0")
+        for line in report.details()
+    )
 
 
 def test_no_encoder_and_other_query_kind() -> None:
-    teacher = detector(1, encoder_layers=0)
+    teacher = detector(1, encoder={"layers": 0})
     report = inherit(detector(2), teacher)
     assert report.skipped["encoder.layers.1.norm.weight"] == "the teacher has none"
-    learned = detector(3, query="learned", refine="detach", denoising=None)
+    learned = detector(
+        3,
+        queries=LearnedQueriesConfig(number=5),
+        decoder={"refinement": DetachedRefinementConfig(), "final_norm": False},
+    )
     assert inherit(learned, teacher).skipped["source.embedding.weight"] == "the teacher has none"
 
 

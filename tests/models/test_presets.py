@@ -9,12 +9,26 @@ import torch
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig, OneToManyConfig
+from detr.config import (
+    AnchorQueriesConfig,
+    ConditionalCrossAttentionConfig,
+    ContrastiveDenoisingConfig,
+    DenseCrossAttentionConfig,
+    DenseEncoderConfig,
+    DetachedRefinementConfig,
+    DetectorConfig,
+    LearnedQueriesConfig,
+    MixedQueriesConfig,
+    PlainDenoisingConfig,
+    SoftmaxClassesConfig,
+    TwoStageQueriesConfig,
+)
 from detr.errors import UserError
 from detr.models import build_detector, parameters
 from detr.models.cli import model
 from detr.models.describe import describe
-from detr.models.presets import FAMILIES, preset, preset_names
+from detr.presets import FAMILIES, preset, preset_names
+from detr.problems import problem_line
 
 # CLoCKDistill, tables on KITTI (7 classes, 402 x 1333): GFLOPs and parameters in millions.
 KITTI = {
@@ -47,7 +61,12 @@ COCO = {
 OD_DETR = {"deformable-detr-refine-r50": 40.6, "deformable-detr-shared-r50": 34.7}
 
 
-C5 = {"levels": 1, "backbone": BackboneConfig(strides=(32,))}
+C5 = {"neck.levels": 1, "backbone.strides": (32,), "encoder": DenseEncoderConfig()}
+CENTER = LearnedQueriesConfig(reference="center", learned_content=False)
+MOVED = {"decoder.refinement": DetachedRefinementConfig()}
+CONDITIONAL = {"decoder.cross_attention": ConditionalCrossAttentionConfig()}
+DENSE = {"decoder.cross_attention": DenseCrossAttentionConfig()}
+SOFTMAX = {"heads.classes": SoftmaxClassesConfig()}
 
 
 @pytest.mark.parametrize("name", KITTI)
@@ -113,67 +132,97 @@ def test_an_unknown_name_suggests_its_neighbours():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"levels": 5}, "stride-4 map"),
-        ({"refine": "detach", "shared_decoder": True}, "heads per layer mean nothing"),
-        ({"attention": "dense"}, "works on one map"),
-        ({"attention": "conditional", "levels": 1, "query": "mixed"}, "levels 1 is less"),
-        ({"memory_fusion": "u", "encoder_layers": 0}, "needs encoder layers"),
-        ({"query": "anchors"}, "needs refine"),
-        ({"patterns": 3}, "need query: anchors"),
-        ({"denoising": DenoisingConfig()}, "needs query: mixed or anchors"),
+        ({"neck.levels": 5}, "stride-4 map"),
+        ({"neck.levels": 2}, "levels 2 is less than the backbone's maps 3"),
+        ({**MOVED, "decoder.shared_layers": True}, "heads per layer mean nothing"),
+        ({"encoder": DenseEncoderConfig()}, "encoder: dense works on one map"),
+        (DENSE, "decoder.cross_attention: dense works on one map"),
+        ({"encoder": {"fusion": "u", "layers": 0}}, "needs encoder layers"),
         (
-            {"query": "anchors", "refine": "detach", "denoising": DenoisingConfig()},
-            "contrastive belongs to",
+            {"queries": AnchorQueriesConfig()},
+            "anchors start from boxes and need decoder.refinement",
         ),
-        ({"learned_content": True}, "needs query: two_stage"),
+        ({**MOVED, **SOFTMAX, "queries": TwoStageQueriesConfig()}, "softmax has no proposals"),
         (
-            {"classification": "softmax", "query": "two_stage", "refine": "detach"},
-            "softmax has no proposals",
-        ),
-        (
-            {
-                "classification": "softmax",
-                "query": "anchors",
-                "refine": "detach",
-                "denoising": DenoisingConfig(contrastive=False),
-            },
+            {**MOVED, **SOFTMAX, "queries": AnchorQueriesConfig(denoising=PlainDenoisingConfig())},
             "softmax has no proposals or denoising",
         ),
-        ({**C5, "attention": "dense", "refine": "detach"}, "needs attention: deformable"),
+        ({**C5, **CONDITIONAL, **MOVED}, "detach needs decoder.cross_attention: deformable"),
+        ({**C5, **CONDITIONAL, "queries": CENTER}, "conditional looks at places, and queries that"),
+        ({**C5, **DENSE, **MOVED, "queries": AnchorQueriesConfig()}, "dense never looks"),
+        ({**C5, **MOVED, "queries": MixedQueriesConfig()}, "mixed come from proposals per level"),
         (
-            {**C5, "attention": "conditional", "query": "mixed", "refine": "detach"},
-            "needs attention: deformable .proposals",
+            {**C5, **CONDITIONAL, "decoder.shared_layers": True},
+            "the first one of cross_attention: conditional is not",
         ),
-        (
-            {**C5, "attention": "dense", "query": "anchors", "refine": "detach"},
-            "needs attention: conditional or deformable",
-        ),
-        (
-            {**C5, "attention": "conditional", "shared_decoder": True},
-            "a first conditional layer is not",
-        ),
-        ({"query": "anchors", "refine": "detach", "patterns": 3}, "need attention: conditional"),
-        ({"one_to_many": OneToManyConfig()}, "needs query: two_stage"),
+        ({"queries": {"kind": "anchors", "patterns": 3}}, "take the place of content"),
         (
             {
-                **C5,
-                "attention": "conditional",
-                "query": "anchors",
-                "refine": "detach",
-                "patterns": 3,
-                "denoising": DenoisingConfig(contrastive=False),
+                "queries": {
+                    "kind": "anchors",
+                    "learned_content": False,
+                    "patterns": 3,
+                    "denoising": {"groups": 5},
+                }
             },
             "denoising needs patterns: 0",
         ),
-        ({"width": 260}, "width 260 is not a multiple of heads 8"),
-        ({"width": 30, "heads": 2}, "width 30 is not a multiple of 4"),
-        ({"backbone": BackboneConfig(strides=(16, 8))}, "finest first"),
-        ({"backbone": BackboneConfig(strides=(8, 8))}, "finest first"),
+        ({"encoder.points": 2}, "encoder.points 2 and decoder.cross_attention.points 4 differ"),
+        ({"width": 260}, "width 260 is not a multiple of attention_heads 8"),
+        ({"width": 30, "attention_heads": 2}, "width 30 is not a multiple of 4"),
+        ({"backbone.strides": (16, 8)}, "finest first"),
+        ({"backbone.strides": (8, 8)}, "finest first"),
     ],
 )
 def test_what_cannot_go_together_is_refused(changes, reason):
     with pytest.raises(ValidationError, match=reason):
-        DetectorConfig(num_classes=3, **changes)
+        DetectorConfig(num_classes=3).replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"queries": {"kind": "learned", "denoising": None}},
+            "queries.denoising: no such key; kind: learned has none, anchors and mixed have",
+        ),
+        (
+            {"decoder.refinement.shared_heads": True},
+            "decoder.refinement.shared_heads: no such key; kind: none has none, detach and "
+            "look_forward_twice have",
+        ),
+        ({"encoder": {"kind": "dense", "points": 4}}, "encoder.points: no such key; kind: dense"),
+        ({"heads.classes": {"kind": "softmx"}}, "heads.classes.kind: no such kind 'softmx'; did"),
+        ({"queries": {"kind": 3}}, "queries.kind: no such kind '3'; there are learned, anchors"),
+        ({"queries": 300}, "queries: expected a mapping with a kind: learned, anchors, two_stage"),
+        ({"queries.number": 0}, "queries.number: Input should be greater than or equal to 1"),
+        ({"neck": 4}, "neck: expected a mapping"),
+    ],
+)
+def test_mistakes_within_a_kind_are_told_in_one_line(changes, line):
+    with pytest.raises(ValidationError) as caught:
+        DetectorConfig(num_classes=3).replace(**changes)
+    found = problem_line(caught.value, DetectorConfig)
+    assert found.startswith(line)
+    assert "\n" not in found
+
+
+def test_replace_changes_what_it_names():
+    config = preset("dino-r18", 7)
+    changed = config.replace(
+        **{"encoder.layers": 3}, queries={"denoising": {"number": 5}}, decoder={"layers": 2}
+    )
+    assert (changed.encoder.layers, changed.decoder.layers) == (3, 2)
+    assert changed.queries.denoising == ContrastiveDenoisingConfig(number=5)
+    assert changed.queries.number == config.queries.number
+    assert (
+        changed.replace(encoder={"layers": 6}, decoder={"layers": 6}).replace(
+            **{"queries.denoising.number": 100}
+        )
+        == config
+    )
+    # Another kind has its own options and none of the last one's.
+    assert config.replace(queries={"kind": "two_stage"}).queries == TwoStageQueriesConfig()
 
 
 def test_describe_prints_every_part():

@@ -11,9 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detr.models.attention.cross import CrossAttention, Place, Places
 from detr.models.attention.ms_deform_attn import ms_deform_attn
-from detr.models.geometry import SamplingFrame
-from detr.models.structures import LevelShapes, QueryGroup
+from detr.models.geometry import SamplingFrame, join_frames, sampling_frame
+from detr.models.structures import (
+    Attention,
+    LevelShapes,
+    Memory,
+    QueryGroup,
+    SampledAttention,
+)
 
 
 class DeformableAttention(nn.Module):
@@ -85,6 +92,40 @@ class DeformableAttention(nn.Module):
         locations = torch.addcmul(frame.centre[:, :, None], offsets, frame.unit[:, :, None])
         sampled = ms_deform_attn(value, shapes, locations, weights)
         return self.output_proj(sampled), locations, weights
+
+
+class DeformableCrossAttention(DeformableAttention, CrossAttention):
+    """Queries sample the memory around their references; see the base classes."""
+
+    def look(
+        self, hidden: Tensor, position: Tensor, place: Place, memory: Memory, maps: bool
+    ) -> tuple[Tensor, Attention | None]:
+        """See the base class; the attention is at hand anyway."""
+        update, locations, weights = self(
+            hidden + position, place, memory.tokens, memory.padding, memory.shapes
+        )
+        return update, SampledAttention(locations, weights)
+
+
+class SamplingPlaces(Places):
+    """Queries look around their references, on every level.
+
+    Args:
+        points: Sampling points P per level.
+    """
+
+    def __init__(self, points: int) -> None:
+        super().__init__()
+        self.points = points
+
+    def of(self, index: int, hidden: Tensor, references: list[Tensor], memory: Memory) -> Place:
+        """See the base class."""
+        return join_frames(
+            [
+                sampling_frame(reference, memory.valid_ratios, memory.shapes, self.points)
+                for reference in references
+            ]
+        )
 
 
 class KeyRange(NamedTuple):

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detr.config import DetectorConfig
+from detr.models.attention.cross import CrossAttention, Place, Places, join, split
 from detr.models.attention.deformable import split_heads
 from detr.models.layers import inner_mlp
 from detr.models.queries.position import YXWH, reference_embedding
-from detr.models.structures import DenseAttention, Memory
+from detr.models.structures import Attention, DenseAttention, Memory
 
 
 def _attend(
@@ -44,13 +45,13 @@ def _attend(
     return out.transpose(1, 2).flatten(2), DenseAttention(weights)
 
 
-class DenseCrossAttention(nn.Module):
+class DenseCrossAttention(CrossAttention):
     """DETR's: positions are added to queries and keys."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         width = config.width
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads, self.dropout = config.attention_heads, config.dropout
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
         self.value, self.output = nn.Linear(width, width), nn.Linear(width, width)
         # As GroupedSelfAttention's: Xavier over the stacked projections.
@@ -60,6 +61,13 @@ class DenseCrossAttention(nn.Module):
             nn.init.zeros_(projection.bias)
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
+
+    def look(
+        self, hidden: Tensor, position: Tensor, place: Place, memory: Memory, maps: bool
+    ) -> tuple[Tensor, Attention | None]:
+        """See the base class."""
+        update, attention = self(hidden, position, memory, maps)
+        return update, attention
 
     def forward(
         self, hidden: Tensor, position: Tensor, memory: Memory, maps: bool = False
@@ -73,7 +81,7 @@ class DenseCrossAttention(nn.Module):
         return self.output(out), attention
 
 
-class ConditionalCrossAttention(nn.Module):
+class ConditionalCrossAttention(CrossAttention):
     """Content is compared with content and place with place (Conditional DETR, section 3.3).
 
     Each head's query is its content half followed by its spatial half, and so is the key. Only the
@@ -87,7 +95,7 @@ class ConditionalCrossAttention(nn.Module):
     def __init__(self, config: DetectorConfig, first: bool) -> None:
         super().__init__()
         width = config.width
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads, self.dropout = config.attention_heads, config.dropout
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
         self.value, self.output = nn.Linear(width, width), nn.Linear(width, width)
         self.spatial_query, self.spatial_key = nn.Linear(width, width), nn.Linear(width, width)
@@ -96,6 +104,13 @@ class ConditionalCrossAttention(nn.Module):
             assert isinstance(projection, nn.Linear)
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
+
+    def look(
+        self, hidden: Tensor, position: Tensor, place: Place, memory: Memory, maps: bool
+    ) -> tuple[Tensor, Attention | None]:
+        """See the base class."""
+        update, attention = self(hidden, position, place, memory, maps)
+        return update, attention
 
     def forward(
         self,
@@ -130,7 +145,7 @@ class ConditionalCrossAttention(nn.Module):
         return self.output(out), attention
 
 
-class SpatialQuery(nn.Module):
+class SpatialQuery(Places):
     """Where a query looks: the sine code of its centre, reshaped by its content.
 
     Conditional DETR (section 3.3): the code is multiplied by an MLP of the content, except in the
@@ -142,7 +157,13 @@ class SpatialQuery(nn.Module):
         super().__init__()
         self.width = config.width
         self.scale = inner_mlp(config.width, config.width, config.width)
-        self.size = inner_mlp(config.width, config.width, 2) if config.query == "anchors" else None
+        sized = config.queries.has_boxes
+        self.size = inner_mlp(config.width, config.width, 2) if sized else None
+
+    def of(self, index: int, hidden: Tensor, references: list[Tensor], memory: Memory) -> Place:
+        """See the base class."""
+        parts = zip(split(hidden, [r.shape[1] for r in references]), references, strict=True)
+        return join([self(h, r, index == 0) for h, r in parts])
 
     def forward(self, hidden: Tensor, references: Tensor, first: bool) -> Tensor:
         """The spatial query ``[B, N, D]``.

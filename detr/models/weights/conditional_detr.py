@@ -9,16 +9,16 @@ from detr.config import DetectorConfig
 from detr.models.weights.deformable_detr import feed_forward_rules
 from detr.models.weights.detr import DECODER, dense_encoder_rules, dense_options
 from detr.models.weights.renaming import Rule
+from detr.presets import FAMILIES
 
 _WB = "(weight|bias)"
 
 
 def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> DetectorConfig:
     """Our config of a published ``config.json``; see :mod:`deformable_detr`."""
-    return DetectorConfig(
+    return FAMILIES["conditional-detr"].replace(
         num_classes=num_classes,
-        attention="conditional",
-        queries=published.get("num_queries", 300),
+        queries={"number": published.get("num_queries", 300)},
         **dense_options(published, place),
     )
 

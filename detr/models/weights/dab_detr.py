@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from detr.config import DetectorConfig
+from detr.config import DetectorConfig, merged
 from detr.errors import UserError
 from detr.models.weights.conditional_detr import conditional_rules
 from detr.models.weights.deformable_detr import feed_forward_rules
 from detr.models.weights.detr import DECODER, dense_encoder_rules, dense_options
 from detr.models.weights.renaming import Rule
+from detr.presets import FAMILIES
 
 # The library nests the backbone once more than in its other detectors.
 BACKBONE = r"model\.backbone\.(?:conv_encoder\.)?model\.(?:_backbone\.)?"
@@ -29,21 +30,20 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
             raise UserError("weights-config", f"{place}: {option} is not supported")
     if height != width:
         raise UserError("weights-config", f"{place}: temperatures {height} and {width} differ")
-    activation = published.get("activation_function", "prelu")
-    return DetectorConfig(
-        num_classes=num_classes,
-        attention="conditional",
-        activation=activation,
-        queries=published.get("num_queries", 300),
-        query="anchors",
-        patterns=published.get("num_patterns", 0),
-        random_anchors=published.get("random_refpoints_xy", False),
-        refine="look_forward_twice",
-        shared_heads=True,
-        pe_temperature=height,
-        detections=300,
-        **dense_options(published, place),
-    )
+    activation = {"activation": published.get("activation_function", "prelu")}
+    changes = {
+        "num_classes": num_classes,
+        "positions": {"temperature": height},
+        "encoder": activation,
+        "queries": {
+            "number": published.get("num_queries", 300),
+            "patterns": published.get("num_patterns", 0),
+            "random_centers": published.get("random_refpoints_xy", False),
+        },
+        "decoder": activation,
+        "heads": {"boxes": {"logit_eps": 1e-5}},
+    }
+    return FAMILIES["dab-detr"].replace(**merged(dense_options(published, place), changes))
 
 
 def rules(config: DetectorConfig) -> tuple[Rule, ...]:

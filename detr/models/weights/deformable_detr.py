@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from detr.config import DetectorConfig
+from detr.config import (
+    DecoderConfig,
+    DeformableCrossAttentionConfig,
+    DeformableEncoderConfig,
+    DetachedRefinementConfig,
+    DetectorConfig,
+    LearnedQueriesConfig,
+    NeckConfig,
+    NoRefinementConfig,
+    TwoStageQueriesConfig,
+)
 from detr.models.weights.backbones import transformers_backbone
 from detr.models.weights.renaming import Rule
 
@@ -24,24 +34,46 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
     levels = int(published.get("num_feature_levels", 4))
     dilated = bool(published.get("dilation"))
     strides = (8, 16, 32) if levels > 1 else (16 if dilated else 32,)
-    two_stage = bool(published.get("two_stage"))
-    count = "two_stage_num_proposals" if two_stage else "num_queries"
+    stacks, points = stack_options(published, 1024), published.get("encoder_n_points", 4)
+    queries: LearnedQueriesConfig | TwoStageQueriesConfig
+    if published.get("two_stage"):
+        count = published.get("two_stage_num_proposals", 300)
+        queries = TwoStageQueriesConfig(number=count, proposal_tokens="all")
+    else:
+        queries = LearnedQueriesConfig(number=published.get("num_queries", 300))
     return DetectorConfig(
         num_classes=num_classes,
-        backbone=transformers_backbone(published, strides, place),
-        levels=levels,
         width=published.get("d_model", 256),
-        heads=published.get("encoder_attention_heads", 8),
-        points=published.get("encoder_n_points", 4),
-        ffn=published.get("encoder_ffn_dim", 1024),
+        attention_heads=published.get("encoder_attention_heads", 8),
         dropout=published.get("dropout", 0.1),
-        encoder_layers=published.get("encoder_layers", 6),
-        decoder_layers=published.get("decoder_layers", 6),
-        queries=published.get(count, 300),
-        query="two_stage" if two_stage else "learned",
-        refine="detach" if published.get("with_box_refine") else "none",
-        proposal_tokens="all",
+        backbone=transformers_backbone(published, strides, place),
+        neck=NeckConfig(levels=levels),
+        encoder=DeformableEncoderConfig(points=points, **stacks["encoder"]),
+        queries=queries,
+        decoder=DecoderConfig(
+            cross_attention=DeformableCrossAttentionConfig(points=points),
+            refinement=DetachedRefinementConfig()
+            if published.get("with_box_refine")
+            else NoRefinementConfig(),
+            **stacks["decoder"],
+        ),
     )
+
+
+def stack_options(published: Mapping[str, Any], ffn: int) -> dict[str, Any]:
+    """Depths and hidden widths, which every detector's ``config.json`` says in the same words.
+
+    Args:
+        published: Content of ``config.json``.
+        ffn: The library's default.
+    """
+    return {
+        part: {
+            "layers": published.get(f"{part}_layers", 6),
+            "ffn": published.get("encoder_ffn_dim", ffn),
+        }
+        for part in ("encoder", "decoder")
+    }
 
 
 def rules(config: DetectorConfig) -> tuple[Rule, ...]:
@@ -67,13 +99,13 @@ def rules(config: DetectorConfig) -> tuple[Rule, ...]:
     ]
     # The prefixed heads of refined models are the same tensors as those without.
     heads = r"(?:model\.decoder\.)?"
-    if config.query == "two_stage":
-        last = config.decoder_layers
+    if config.queries.from_proposals:
+        last = config.decoder.layers
         table += [
             Rule(rf"{heads}class_embed\.{last}\.{_WB}", r"source.proposals.class_head.\1"),
             Rule(rf"{heads}bbox_embed\.{last}\.(.+)", r"source.proposals.box_head.\1"),
         ]
-    number = "0" if config.refine == "none" else r"\1"
+    number = r"\1" if config.decoder.refinement.heads_per_layer else "0"
     table += [
         Rule(rf"{heads}class_embed\.(\d+)\.{_WB}", rf"decoder.class_heads.{number}.\2"),
         Rule(rf"{heads}bbox_embed\.(\d+)\.(.+)", rf"decoder.box_heads.{number}.\2"),

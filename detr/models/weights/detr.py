@@ -7,8 +7,13 @@ from typing import Any
 
 from detr.config import DetectorConfig
 from detr.models.weights.backbones import transformers_backbone
-from detr.models.weights.deformable_detr import feed_forward_rules, self_attention_rules
+from detr.models.weights.deformable_detr import (
+    feed_forward_rules,
+    self_attention_rules,
+    stack_options,
+)
 from detr.models.weights.renaming import Rule
+from detr.presets import FAMILIES
 
 BACKBONE = r"model\.backbone\.(?:conv_encoder\.)?model\."
 _WB = "(weight|bias)"
@@ -22,24 +27,18 @@ def dense_options(published: Mapping[str, Any], place: str) -> dict[str, Any]:
     dilated = bool(published.get("dilation")) or backbone.get("output_stride") == 16
     return {
         "backbone": transformers_backbone(published, (16 if dilated else 32,), place),
-        "levels": 1,
         "width": published.get("d_model", published.get("hidden_size", 256)),
-        "heads": published.get("encoder_attention_heads", 8),
-        "ffn": published.get("encoder_ffn_dim", 2048),
+        "attention_heads": published.get("encoder_attention_heads", 8),
         "dropout": published.get("dropout", 0.1),
-        "encoder_layers": published.get("encoder_layers", 6),
-        "decoder_layers": published.get("decoder_layers", 6),
-        "pe_offset": 0.0,
+        **stack_options(published, 2048),
     }
 
 
 def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> DetectorConfig:
     """Our config of a published ``config.json``; see :mod:`deformable_detr`."""
-    return DetectorConfig(
+    return FAMILIES["detr"].replace(
         num_classes=num_classes,
-        attention="dense",
-        queries=published.get("num_queries", 100),
-        classification="softmax",
+        queries={"number": published.get("num_queries", 100)},
         **dense_options(published, place),
     )
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
+from detr.config import PositionsConfig
+
 MARK = "transformer.level_embeds"
 # Deformable DETR's image positions instead of DINO's.
-CONVENTIONS: dict[str, Any] = {"pe_temperature": 10000.0, "pe_offset": -0.5}
+POSITIONS = PositionsConfig(temperature=10000.0, offset=-0.5)
 
 _ENCODER = r"transformer\.encoder\.layers\.(\d+)\."
 _DECODER = r"transformer\.decoder\.layers\.(\d+)\."

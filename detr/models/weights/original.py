@@ -99,7 +99,6 @@ def _hybrid_rules(config: DetectorConfig) -> tuple[Rule, ...]:
 
 def _dino_rules(config: DetectorConfig) -> tuple[Rule, ...]:
     """DINO."""
-    heads = config.model_copy(update={"refine": "none"}) if config.shared_heads else config
     return (
         Rule(r"model\.tgt_embed\.weight", "source.content.weight"),
         Rule(rf"model\.enc_out_class_embed\.{_WB}", r"source.proposals.class_head.\1"),
@@ -107,7 +106,7 @@ def _dino_rules(config: DetectorConfig) -> tuple[Rule, ...]:
         Rule(rf"model\.decoder\.layernorm\.{_WB}", r"decoder.norm.\1"),
         Rule(r"model\.decoder\.ref_point_head\.(.+)", r"source.reference_mlp.\1"),
         Rule(r"label_enc\.weight", "denoiser.label_embedding.weight"),
-        *deformable_detr.rules(heads),
+        *deformable_detr.rules(config),
     )
 
 
@@ -118,13 +117,13 @@ class Family(NamedTuple):
         marks: Tensors that together only they have.
         names: Substitutions at the start of a name, the first that fits.
         rules: Where the tensors go, the backbone's aside.
-        config: What the family is, whatever its size.
+        config: The family's detector, of the checkpoint's kind and number of queries.
     """
 
     marks: tuple[str, ...]
     names: Sequence[tuple[str, str]]
     rules: Callable[[DetectorConfig], tuple[Rule, ...]]
-    config: original_config.Options
+    config: original_config.FamilyOf
 
 
 _SPATIAL = "transformer.decoder.layers.0.ca_qcontent_proj.weight"
@@ -204,7 +203,7 @@ def convert(
     family = FAMILIES[kind]
     config = original_config.read(tensors, told, place, family.config)
     if by_detrex:
-        config = config.model_copy(update=detrex.CONVENTIONS)
+        config = config.replace(positions=detrex.POSITIONS)
     named = {_translated(name, family.names): x for name, x in split_projections(tensors).items()}
     surplus: dict[str, str] = {}
     if kind == "dino" and len(named["label_enc.weight"]) > config.num_classes:

@@ -14,8 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig, OneToManyConfig
+from detr.config import (
+    BackboneConfig,
+    DetectorConfig,
+    OneToManyConfig,
+    PlainDenoisingConfig,
+    merged,
+)
 from detr.errors import UserError
+from detr.presets import FAMILIES
 
 
 class Source(NamedTuple):
@@ -32,7 +39,7 @@ class Source(NamedTuple):
     place: str
 
 
-Options = Callable[[Source], dict[str, Any]]
+FamilyOf = Callable[[Source], DetectorConfig]
 
 # ResNet by blocks of its third stage and convolutions of a block.
 _RESNETS = {(2, 2): "resnet18", (6, 2): "resnet34", (6, 3): "resnet50", (23, 3): "resnet101"}
@@ -73,7 +80,7 @@ _PLAIN: dict[str, Any] = {
 
 
 def read(
-    tensors: Mapping[str, Tensor], told: Mapping[str, Any], place: str, family: Options
+    tensors: Mapping[str, Tensor], told: Mapping[str, Any], place: str, family: FamilyOf
 ) -> DetectorConfig:
     """The config of a checkpoint.
 
@@ -81,7 +88,7 @@ def read(
         tensors: The state dict, under original names.
         told: The training's command line.
         place: The source, for messages.
-        family: What the family is, whatever its size.
+        family: The family's detector, of the checkpoint's kind and number of queries.
 
     Raises:
         UserError: ``weights-config`` for an option that makes another architecture, or
@@ -91,123 +98,100 @@ def read(
         if told.get(option, wanted) != wanted:
             raise UserError("weights-config", f"{place}: {option} {told[option]} is not supported")
     source = Source(tensors, told, place)
-    deformable = "transformer.level_embed" in tensors
+    config = family(source)
+    deformable = config.decoder.cross_attention.samples
     bias = next(tensors[n] for n in ("class_embed.0.bias", "class_embed.bias") if n in tensors)
     first = tensors["transformer.decoder.layers.0.linear1.weight"]
     heads = int(told.get("nheads", 8))
-    common: dict[str, Any] = {
-        "num_classes": len(bias),
-        "backbone": _backbone(source, deformable),
+    changes: dict[str, Any] = {
+        "num_classes": len(bias) - config.heads.classes.no_object,
         "width": first.shape[1],
-        "ffn": first.shape[0],
-        "heads": heads,
-        "encoder_layers": _depth(tensors, "transformer.encoder.layers"),
-        "decoder_layers": _depth(tensors, "transformer.decoder.layers"),
+        "attention_heads": heads,
+        "backbone": _backbone(source, deformable),
+        **{
+            part: {"layers": _depth(tensors, f"transformer.{part}.layers"), "ffn": first.shape[0]}
+            for part in ("encoder", "decoder")
+        },
     }
     if deformable:
         levels = len(tensors["transformer.level_embed"])
         offsets = tensors["transformer.decoder.layers.0.cross_attn.sampling_offsets.bias"]
-        common |= {"levels": levels, "points": len(offsets) // (2 * heads * levels)}
-    else:
-        common |= {"levels": 1, "pe_offset": 0.0}
-    return DetectorConfig(**(common | family(source)))
+        points = {"points": len(offsets) // (2 * heads * levels)}
+        sampled = {"encoder": points, "decoder": {"cross_attention": points}}
+        changes = merged(changes, {"neck": {"levels": levels}, **sampled})
+    return config.replace(**changes)
 
 
-def dense(source: Source) -> dict[str, Any]:
+def dense(source: Source) -> DetectorConfig:
     """DETR."""
-    bias, queries = source.tensors["class_embed.bias"], source.tensors["query_embed.weight"]
-    return {
-        "attention": "dense",
-        "classification": "softmax",
-        "dropout": 0.1,
-        "num_classes": len(bias) - 1,
-        "queries": len(queries),
-    }
+    return FAMILIES["detr"].replace(queries=_learned(source))
 
 
-def conditional(source: Source) -> dict[str, Any]:
+def conditional(source: Source) -> DetectorConfig:
     """Conditional DETR."""
-    queries = source.tensors["query_embed.weight"]
-    return {"attention": "conditional", "dropout": 0.1, "queries": len(queries)}
+    return FAMILIES["conditional-detr"].replace(queries=_learned(source))
 
 
-def dab(source: Source) -> dict[str, Any]:
+def dab(source: Source) -> DetectorConfig:
     """DAB-DETR and DN-DAB-DETR."""
     patterns = source.tensors.get("transformer.patterns.weight")
     learned = "transformer.encoder.layers.0.activation.weight" in source.tensors
-    return _anchors(source) | {
-        "attention": "conditional",
-        "activation": "prelu" if learned else "relu",
-        "patterns": 0 if patterns is None else len(patterns),
-        "refine": "look_forward_twice",
-        "shared_heads": True,
-        "pe_temperature": _temperature(source),
-    }
+    activation = {"activation": "prelu" if learned else "relu"}
+    return FAMILIES["dab-detr"].replace(
+        positions={"temperature": _temperature(source)},
+        encoder=activation,
+        queries={**_anchors(source), "patterns": 0 if patterns is None else len(patterns)},
+        decoder=activation,
+    )
 
 
-def dab_deformable(source: Source) -> dict[str, Any]:
+def dab_deformable(source: Source) -> DetectorConfig:
     """DAB-Deformable-DETR and DN-Deformable-DETR."""
-    return _anchors(source) | {"refine": "detach"}
+    return FAMILIES["dab-deformable-detr"].replace(queries=_anchors(source))
 
 
-def deformable(source: Source) -> dict[str, Any]:
+def deformable(source: Source) -> DetectorConfig:
     """Deformable DETR: plain, refined or two-stage."""
     tensors = source.tensors
+    if "transformer.enc_output.weight" in tensors:
+        # Two-stage checkpoints do not tell how many proposals they take; 300 is the default.
+        count = int(source.told.get("num_queries", 300))
+        return FAMILIES["deformable-detr-two-stage"].replace(queries={"number": count})
     refined = "transformer.decoder.bbox_embed.0.layers.0.weight" in tensors
-    queries = tensors.get("query_embed.weight")
-    # Two-stage checkpoints do not tell how many proposals they take; 300 is the default.
-    count = int(source.told.get("num_queries", 300)) if queries is None else len(queries)
-    return {
-        "query": "two_stage" if "transformer.enc_output.weight" in tensors else "learned",
-        "refine": "detach" if refined else "none",
-        "dropout": 0.1,
-        "queries": count,
-        "proposal_tokens": "all",
-    }
+    family = FAMILIES["deformable-detr-refine" if refined else "deformable-detr"]
+    return family.replace(queries=_learned(source))
 
 
-def hybrid(source: Source) -> dict[str, Any]:
+def hybrid(source: Source) -> DetectorConfig:
     """H-Deformable-DETR."""
     count = len(source.tensors["query_embed.weight"])
     own = int(source.told.get("num_queries_one2one", max(count - _ONE_TO_MANY, 0) or count))
     more = count - own
-    return {
-        "query": "two_stage",
-        "learned_content": True,
-        "refine": "look_forward_twice",
-        "queries": own,
-        "one_to_many": OneToManyConfig(queries=more) if more else None,
-        "proposal_tokens": "all",
-    }
+    further = OneToManyConfig(queries=more) if more else None
+    return FAMILIES["h-deformable-detr"].replace(queries={"number": own, "one_to_many": further})
 
 
-def dino(source: Source) -> dict[str, Any]:
+def dino(source: Source) -> DetectorConfig:
     """DINO."""
-    return {
-        "query": "mixed",
-        "refine": "look_forward_twice",
-        "queries": len(source.tensors["transformer.tgt_embed.weight"]),
-        "shared_heads": all(_alike(source.tensors, name) for name in ("class_embed", "bbox_embed")),
-        "denoising": DenoisingConfig(),
-        "proposal_tokens": "all",
-        "logit_eps": 1e-3,
-        "pe_temperature": _temperature(source),
-        "pe_offset": 0.0,
-        "detections": 300,
-    }
+    shared = all(_alike(source.tensors, name) for name in ("class_embed", "bbox_embed"))
+    return FAMILIES["dino-official"].replace(
+        positions={"temperature": _temperature(source)},
+        queries={"number": len(source.tensors["transformer.tgt_embed.weight"])},
+        decoder={"refinement": {"shared_heads": shared}},
+    )
+
+
+def _learned(source: Source) -> dict[str, Any]:
+    """Learned queries."""
+    return {"number": len(source.tensors["query_embed.weight"])}
 
 
 def _anchors(source: Source) -> dict[str, Any]:
     """What DAB-DETR's relatives share; a label embedding tells that they were denoising."""
-    denoising = None
-    if "label_enc.weight" in source.tensors:
-        denoising = DenoisingConfig(contrastive=False, number=5, label_noise=0.2, box_noise=0.4)
+    told = "label_enc.weight" in source.tensors
     return {
-        "query": "anchors",
-        "queries": len(source.tensors["refpoint_embed.weight"]),
-        "denoising": denoising,
-        "logit_eps": 1e-3,
-        "detections": 300,
+        "number": len(source.tensors["refpoint_embed.weight"]),
+        "denoising": PlainDenoisingConfig() if told else None,
     }
 
 

@@ -12,7 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig
+from detr.config import (
+    BackboneConfig,
+    ContrastiveDenoisingConfig,
+    DecoderConfig,
+    DeformableCrossAttentionConfig,
+    DeformableEncoderConfig,
+    DetectorConfig,
+    LearnedQueriesConfig,
+    LookForwardTwiceConfig,
+    MixedQueriesConfig,
+    NeckConfig,
+    TwoStageQueriesConfig,
+)
 from detr.models import Detector, Target, build_detector
 from distill.data.batches import Batch
 from distill.methods import Method, build_methods
@@ -26,25 +38,37 @@ BuildDetector = Callable[..., Detector]
 TakeStep = Callable[..., Step]
 
 
-def _detector(seed: int = 0, **changes: Any) -> Detector:
-    query = changes.setdefault("query", "mixed")
-    settings: dict[str, Any] = {
-        "num_classes": CLASSES,
-        "backbone": BackboneConfig(name="test_resnet", strides=(8, 16)),
-        "levels": 3,
-        "width": 32,
-        "heads": 4,
-        "points": 2,
-        "ffn": 32,
-        "encoder_layers": 1,
-        "decoder_layers": 2,
-        "queries": 7,
-        "refine": "detach" if query == "learned" else "look_forward_twice",
-        "denoising": DenoisingConfig(number=4) if query == "mixed" else None,
-    }
+DETECTOR = DetectorConfig(
+    num_classes=CLASSES,
+    width=32,
+    attention_heads=4,
+    backbone=BackboneConfig(name="test_resnet", strides=(8, 16)),
+    neck=NeckConfig(levels=3),
+    encoder=DeformableEncoderConfig(layers=1, ffn=32, points=2),
+    queries=MixedQueriesConfig(number=7, denoising=ContrastiveDenoisingConfig(number=4)),
+    decoder=DecoderConfig(
+        layers=2,
+        ffn=32,
+        cross_attention=DeformableCrossAttentionConfig(points=2),
+        refinement=LookForwardTwiceConfig(),
+        final_norm=True,
+    ),
+)
+# By what the queries are.
+KINDS: dict[str, dict[str, Any]] = {
+    "mixed": {},
+    "two_stage": {"queries": TwoStageQueriesConfig(number=7), "decoder.final_norm": False},
+    "learned": {
+        "queries": LearnedQueriesConfig(number=7),
+        "decoder": {"refinement": {"kind": "detach"}, "final_norm": False},
+    },
+}
+
+
+def _detector(seed: int = 0, query: str = "mixed", **changes: Any) -> Detector:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        detector = build_detector(DetectorConfig(**{**settings, **changes}))
+        detector = build_detector(DETECTOR.replace(**KINDS[query]).replace(**changes))
         # Heads start at zero; nothing would reach the layers before them.
         for name, parameter in detector.named_parameters():
             if not name.startswith("backbone."):
@@ -109,7 +133,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def build() -> BuildDetector:
-    """``build(seed=0, **config)``: a tiny DINO (or what the config says) with random weights."""
+    """``build(seed=0, query="mixed", **changes)``: a tiny DINO, or other queries and changes."""
     return _detector
 
 

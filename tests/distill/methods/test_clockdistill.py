@@ -231,8 +231,8 @@ def test_weights_and_temperature_scale_their_terms(
 def test_unequal_depths_compare_the_last_layers(
     build: Build, take_step: TakeStep, method: MakeMethod
 ) -> None:
-    teacher = build(seed=1, decoder_layers=3, encoder_layers=2).eval()
-    student = build(seed=2, decoder_layers=2, encoder_layers=0).train()
+    teacher = build(seed=1, decoder={"layers": 3}, encoder={"layers": 2}).eval()
+    student = build(seed=2, decoder={"layers": 2}, encoder={"layers": 0}).train()
     options = {**EVERYTHING_OFF, "target_aware": True}
     parts = {"clockdistill/target_aware": "clockdistill/target_aware"}
     for layer_map, pairs in ((None, [(1, 2)]), ((0, 2), [(0, 0), (1, 2)])):
@@ -245,8 +245,8 @@ def test_unequal_depths_compare_the_last_layers(
 
 
 def test_other_width_and_levels(build: Build, take_step: TakeStep, method: MakeMethod) -> None:
-    teacher = build(seed=1, levels=3).eval()
-    student = build(seed=2, width=16, levels=2, queries=5).train()
+    teacher = build(seed=1, neck={"levels": 3}).eval()
+    student = build(seed=2, width=16, neck={"levels": 2}, queries={"number": 5}).train()
     clock = method("clockdistill", student, teacher)
     losses = clock.losses(take_step(student, teacher, [clock]))
     torch.stack(list(losses.values())).sum().backward()
@@ -257,8 +257,8 @@ def test_other_width_and_levels(build: Build, take_step: TakeStep, method: MakeM
 def test_models_that_share_no_level_are_refused(build: Build, method: MakeMethod) -> None:
     from detr.config import BackboneConfig
 
-    far = build(backbone=BackboneConfig(name="test_resnet", strides=(32,)), levels=1)
-    near = build(backbone=BackboneConfig(name="test_resnet", strides=(8,)), levels=1)
+    far = build(backbone=BackboneConfig(name="test_resnet", strides=(32,)), neck={"levels": 1})
+    near = build(backbone=BackboneConfig(name="test_resnet", strides=(8,)), neck={"levels": 1})
     with pytest.raises(UserError, match=r"strides \[8\].*\[32\]") as error:
         method("clockdistill", near, far)
     assert error.value.code == "method-levels"

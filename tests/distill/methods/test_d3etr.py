@@ -44,7 +44,10 @@ def cost(step: Step, layer: int, image: int, i: int, j: int) -> float:
 def test_adaptive_matching_is_equation_6_and_losses_are_8_to_11(
     build: Build, take_step: TakeStep, method: MakeMethod
 ) -> None:
-    teacher, student = build(seed=1, queries=5).eval(), build(seed=2, queries=4).train()
+    teacher, student = (
+        build(seed=1, queries={"number": 5}).eval(),
+        build(seed=2, queries={"number": 4}).train(),
+    )
     d3 = method("d3etr", student, teacher, fixed=0)
     step = take_step(student, teacher, [d3])
     assert set(step.student_outputs) == {"own", "denoising"}
@@ -76,7 +79,7 @@ def test_adaptive_matching_is_equation_6_and_losses_are_8_to_11(
 def test_renormalized_rows_sum_to_one(
     build: Build, take_step: TakeStep, method: MakeMethod
 ) -> None:
-    teacher, student = build(seed=1).eval(), build(seed=2, queries=4).train()
+    teacher, student = build(seed=1).eval(), build(seed=2, queries={"number": 4}).train()
     options = {"fixed": 0, "prediction": False, "cross_attention": False, "matching": "index"}
     plain = method("d3etr", student, teacher, **options)
     scaled = method("d3etr", student, teacher, renormalize=True, **options)
@@ -117,7 +120,7 @@ def test_fixed_group_is_compared_index_by_index(
 def test_heads_can_be_averaged(
     build: Build, teacher: Detector, take_step: TakeStep, method: MakeMethod
 ) -> None:
-    student = build(seed=2, heads=2).train()
+    student = build(seed=2, attention_heads=2).train()
     options = {"adaptive": 0, "self_attention": False, "prediction": False, "heads": "mean"}
     d3 = method("d3etr", student, teacher, **options)
     step = take_step(student, teacher, [d3])
@@ -217,7 +220,8 @@ def test_an_equal_student_has_nothing_to_learn(
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"width": 16}, {"decoder_layers": 1}, {"queries": 4}, {"queries": 9}]
+    "changes",
+    [{}, {"width": 16}, {"decoder.layers": 1}, {"queries.number": 4}, {"queries.number": 9}],
 )
 def test_gradients_reach_the_student_and_never_the_teacher(
     changes: dict[str, object], build: Build, teacher: Detector, reached: Callable[..., set[str]]
@@ -255,10 +259,10 @@ def test_images_without_objects(
 @pytest.mark.parametrize(
     ("changes", "options", "code"),
     [
-        ({"heads": 2}, {}, "method-heads"),
+        ({"attention_heads": 2}, {}, "method-heads"),
         ({"query": "learned"}, {}, "method-queries"),
-        ({"queries": 9}, {"matching": "index"}, "method-queries"),
-        ({"levels": 2}, {}, "method-levels"),
+        ({"queries.number": 9}, {"matching": "index"}, "method-queries"),
+        ({"neck.levels": 2}, {}, "method-levels"),
     ],
 )
 def test_models_that_cannot_be_paired(

@@ -152,10 +152,10 @@ def test_an_equal_student_has_nothing_to_learn(
 def test_gradients_empty_images_and_other_channels(
     name: str, place: str, build: Build, take_step: TakeStep, method: MakeMethod, target: Targets
 ) -> None:
-    teacher = build(seed=1, levels=4).eval()
+    teacher = build(seed=1, neck={"levels": 4}).eval()
     channels = {"channels": [8, 16, 24, 32]}
     backbone = BackboneConfig(name="test_resnet", strides=(16,), options=channels)
-    student = build(seed=2, width=16, levels=2, backbone=backbone).train()
+    student = build(seed=2, width=16, neck={"levels": 2}, backbone=backbone).train()
     tested = method(name, student, teacher, on=place)
     for targets in (None, [target([], [])] * 2):
         student.zero_grad()
@@ -171,8 +171,8 @@ def test_gradients_empty_images_and_other_channels(
 
 
 def test_backbones_that_share_no_map_are_refused(build: Build, method: MakeMethod) -> None:
-    near = build(backbone=BackboneConfig(name="test_resnet", strides=(8,)), levels=2)
-    far = build(backbone=BackboneConfig(name="test_resnet", strides=(16,)), levels=1)
+    near = build(backbone=BackboneConfig(name="test_resnet", strides=(8,)), neck={"levels": 2})
+    far = build(backbone=BackboneConfig(name="test_resnet", strides=(16,)), neck={"levels": 1})
     method("fitnet", near, far, on="memory")
     with pytest.raises(UserError) as error:
         method("fitnet", near, far, on="backbone")

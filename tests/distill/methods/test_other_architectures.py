@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from detr.config import BackboneConfig, DenoisingConfig, DetectorConfig, OneToManyConfig
+from detr.config import (
+    AnchorQueriesConfig,
+    BackboneConfig,
+    DecoderConfig,
+    DeformableEncoderConfig,
+    DetachedRefinementConfig,
+    DetectorConfig,
+    LearnedQueriesConfig,
+    OneToManyConfig,
+    PlainDenoisingConfig,
+)
 from detr.errors import UserError
 from detr.models import Detector, GroupOutput, QueryGroup, Target, build_detector
 from detr.models.inherit import inherit
@@ -19,26 +29,51 @@ from distill.methods.parts.points import TargetAware
 BACKBONE = BackboneConfig(
     name="resnet18", options={"channels": (8, 16, 32, 32), "layers": (1, 1, 1, 1)}
 )
-DENSE = {"levels": 1, "backbone": BACKBONE.model_copy(update={"strides": (16,)})}
-ANCHORS = {"query": "anchors", "refine": "detach", "attention": "conditional"}
+ONE_MAP = {"backbone.strides": (16,), "neck": {"levels": 1, "group_norm": False}}
+DENSE = {
+    **ONE_MAP,
+    "encoder": {"kind": "dense", "layers": 1, "ffn": 64},
+    "decoder.final_norm": True,
+}
+DETR = {
+    **DENSE,
+    "queries": LearnedQueriesConfig(number=6, reference="center", learned_content=False),
+    "decoder.cross_attention": {"kind": "dense"},
+    "heads.classes": {"kind": "softmax"},
+}
+CONDITIONAL = {
+    **DENSE,
+    "queries": LearnedQueriesConfig(number=6, reference="mlp", learned_content=False),
+    "decoder.cross_attention": {"kind": "conditional"},
+}
+DAB = {
+    **CONDITIONAL,
+    "encoder.scaled_positions": True,
+    "queries": AnchorQueriesConfig(number=6, learned_content=False),
+    "decoder.refinement": DetachedRefinementConfig(shared_heads=True),
+}
+SHARED = {
+    "decoder.refinement": DetachedRefinementConfig(shared_heads=True),
+    "decoder.shared_layers": True,
+}
+DECODERS = {"detr": DETR, "conditional": CONDITIONAL, "dab": DAB}
 
 
 def tiny(**changes: Any) -> Detector:
     torch.manual_seed(0)
-    base: dict[str, Any] = {"backbone": BACKBONE, "width": 32, "heads": 4, "ffn": 64}
-    base |= {"num_classes": 3, "encoder_layers": 1, "decoder_layers": 2, "queries": 6}
-    return build_detector(DetectorConfig(**{**base, **changes})).eval()
+    config = DetectorConfig(
+        num_classes=3,
+        width=32,
+        attention_heads=4,
+        backbone=BACKBONE,
+        encoder=DeformableEncoderConfig(layers=1, ffn=64),
+        queries=LearnedQueriesConfig(number=6),
+        decoder=DecoderConfig(layers=2, ffn=64),
+    )
+    return build_detector(config.replace(**changes)).eval()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {**DENSE, "attention": "dense", "classification": "softmax"},
-        {**DENSE, "attention": "conditional"},
-        {**DENSE, **ANCHORS, "shared_heads": True},
-    ],
-    ids=["dense", "conditional", "dab"],
-)
+@pytest.mark.parametrize("changes", DECODERS.values(), ids=DECODERS)
 def test_self_attention_maps_change_nothing(changes):
     detector = tiny(**changes)
     images, valid = torch.randn(1, 3, 64, 96), torch.tensor([[64.0, 96.0]])
@@ -57,12 +92,11 @@ def test_self_attention_maps_change_nothing(changes):
 
 
 def test_what_a_method_cannot_read_is_refused():
-    softmax = tiny(**DENSE, attention="dense", classification="softmax")
+    softmax = tiny(**DETR)
     with pytest.raises(UserError, match="softmax") as caught:
         build_methods([{"kd_detr": {}}], softmax, softmax)
     assert caught.value.code == "method-scores"
-    dense = tiny(**DENSE, attention="conditional")
-    deformable = tiny(**{**DENSE, "levels": 1})
+    dense, deformable = tiny(**CONDITIONAL), tiny(**ONE_MAP)
     with pytest.raises(UserError, match="not alike") as caught:
         build_methods([{"d3etr": {"fixed": 0}}], deformable, dense)
     assert caught.value.code == "method-attention"
@@ -74,8 +108,7 @@ def test_what_a_method_cannot_read_is_refused():
 
 
 def test_target_aware_queries_say_they_are_for_denoising():
-    noise = DenoisingConfig(contrastive=False, number=2)
-    teacher = tiny(**DENSE, **ANCHORS, shared_heads=True, denoising=noise)
+    teacher = tiny(**DAB, **{"queries.denoising": PlainDenoisingConfig(groups=2)})
     target = Target(torch.full((1, 4), 0.5), torch.tensor([2]), torch.zeros(0, 4))
     group = TargetAware(teacher, 1, 0.0)("x", [target], [torch.Generator()])
     assert teacher.denoiser is not None
@@ -86,8 +119,8 @@ def test_target_aware_queries_say_they_are_for_denoising():
 
 
 def test_a_shared_layer_inherits_the_last_and_is_inherited_by_all():
-    shared = tiny(refine="detach", shared_heads=True, shared_decoder=True)
-    apart = tiny(refine="detach", shared_heads=True)
+    shared = tiny(**SHARED)
+    apart = tiny(**{**SHARED, "decoder.shared_layers": False})
     found = inherit(shared, apart).inherited
     assert found["decoder.layers.0.ffn.expand.weight"] == "decoder.layers.1.ffn.expand.weight"
     found = inherit(apart, shared).inherited
@@ -96,7 +129,8 @@ def test_a_shared_layer_inherits_the_last_and_is_inherited_by_all():
 
 def test_stable_dino_keeps_the_one_to_many_losses(build, take_step):
     many = OneToManyConfig(queries=8, repeat=2)
-    student = build(query="two_stage", refine="detach", one_to_many=many).train()
+    changes = {"queries.one_to_many": many, "decoder.refinement.kind": "detach"}
+    student = build(query="two_stage", **changes).train()
     methods = build_methods([{"stable_dino": {}}], student, None)
     losses = methods[0].detection_losses(take_step(student, None, methods))
     assert losses is not None
@@ -104,23 +138,16 @@ def test_stable_dino_keeps_the_one_to_many_losses(build, take_step):
 
 
 def test_an_adaptor_on_fused_memory(build, take_step):
-    student, teacher = build(memory_fusion="simple").train(), build(1).eval()
+    student, teacher = build(encoder={"fusion": "simple"}).train(), build(1).eval()
     methods = build_methods([{"qskd": {"adaptor_layers": 1}}], student, teacher)
     losses = methods[0].losses(take_step(student, teacher, methods))
     assert losses["qskd/features"].isfinite()
 
 
-DECODERS = [
-    {**DENSE, "attention": "dense", "classification": "softmax"},
-    {**DENSE, "attention": "conditional"},
-    {**DENSE, **ANCHORS, "shared_heads": True},
-]
-
-
-@pytest.mark.parametrize("changes", DECODERS, ids=["detr", "conditional", "dab"])
+@pytest.mark.parametrize("changes", DECODERS.values(), ids=DECODERS)
 @pytest.mark.parametrize("name", ["d3etr", "qskd"])
 def test_dense_attention_teaches(name, changes, take_step, target):
-    if name == "qskd" and "classification" in changes:
+    if name == "qskd" and changes is DETR:
         return  # the paper's selection is about sigmoid scores
     student, teacher = tiny(**changes).train(), tiny(**changes).requires_grad_(False)
     for seed, model in enumerate((student, teacher)):
@@ -155,16 +182,23 @@ def test_softmax_scores_are_compared_as_probabilities():
 
 
 PORTS: dict[str, dict[str, Any]] = {
-    "deformable": {"query": "learned", "refine": "detach"},
-    "dab-deformable": {"query": "anchors", "refine": "detach"},
+    "deformable": {"query": "learned"},
+    "dab-deformable": {
+        "queries": AnchorQueriesConfig(number=7),
+        "decoder": {
+            "cross_attention": {"scaled_positions": True},
+            "refinement": DetachedRefinementConfig(),
+            "final_norm": False,
+        },
+    },
     "h-deformable": {
         "query": "two_stage",
-        "learned_content": True,
-        "one_to_many": OneToManyConfig(queries=8, repeat=2),
+        "queries.learned_content": True,
+        "queries.one_to_many": OneToManyConfig(queries=8, repeat=2),
     },
-    "dino, dense fusion": {"memory_fusion": "dense"},
-    "dino, u-like fusion": {"memory_fusion": "u", "encoder_layers": 2},
-    "h-deformable, simple fusion": {"query": "two_stage", "memory_fusion": "simple"},
+    "dino, dense fusion": {"encoder.fusion": "dense"},
+    "dino, u-like fusion": {"encoder.fusion": "u", "encoder.layers": 2},
+    "h-deformable, simple fusion": {"query": "two_stage", "encoder.fusion": "simple"},
 }
 
 
@@ -184,8 +218,8 @@ def test_stable_dino_on_its_ports(changes, build, take_step):
 
 
 def test_od_detr_teaches_a_shared_decoder(build, take_step):
-    shared = {"query": "learned", "refine": "detach", "shared_heads": True, "shared_decoder": True}
-    student, teacher = build(2, **shared).train(), build(1, **shared).requires_grad_(False)
+    student, teacher = (build(seed, query="learned", **SHARED) for seed in (2, 1))
+    student, teacher = student.train(), teacher.requires_grad_(False)
     methods = build_methods([{"od_detr": {}}], student, teacher.eval())
     step = take_step(student, teacher, methods)
     assert len(student.decoder.layers) == len(student.decoder.box_heads) == 1

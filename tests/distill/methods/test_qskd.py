@@ -210,7 +210,7 @@ def test_predictions_follow_equation_7(
 def test_global_alignment_pairs_every_query(
     build: Build, teacher: Detector, take_step: TakeStep, method: MakeMethod
 ) -> None:
-    student = build(seed=2, queries=5).train()
+    student = build(seed=2, queries={"number": 5}).train()
     qskd = method("qskd", student, teacher, features=False, predictions="global")
     step = take_step(student, teacher, [qskd])
     expected = 0.0
@@ -264,7 +264,9 @@ def test_an_equal_student_has_nothing_to_learn(
         assert all(g.abs().max() < 1e-6 for g in gradients)
 
 
-@pytest.mark.parametrize("changes", [{}, {"encoder_layers": 0}, {"width": 16}, {"queries": 4}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"encoder.layers": 0}, {"width": 16}, {"queries.number": 4}]
+)
 def test_gradients_reach_the_student_and_never_the_teacher(
     changes: dict[str, object], build: Build, teacher: Detector, reached: Callable[..., set[str]]
 ) -> None:
@@ -276,7 +278,7 @@ def test_gradients_reach_the_student_and_never_the_teacher(
 def test_features_do_not_reach_the_decoder_and_the_adaptor_is_no_part_of_the_student(
     build: Build, teacher: Detector, take_step: TakeStep, method: MakeMethod
 ) -> None:
-    student = build(seed=2, encoder_layers=0).train()
+    student = build(seed=2, encoder={"layers": 0}).train()
     qskd = method("qskd", student, teacher)
     assert any(name.startswith("adaptor.layers.0") for name, _ in qskd.named_parameters())
     qskd.losses(take_step(student, teacher, [qskd]))["qskd/features"].backward()

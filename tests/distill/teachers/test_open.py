@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from detr.config import BackboneConfig, ClassMap, DenoisingConfig, DetectorConfig
+from detr.config import ClassMap, DetectorConfig
 from detr.data import PreprocessConfig, open_dataset
 from detr.data.synth import generate
 from detr.errors import UserError
@@ -25,17 +25,18 @@ from distill.training.state import set_up
 INPUT = PreprocessConfig(size=(64, 96))
 DETECTOR: dict[str, Any] = {
     "backbone": {"name": "test_resnet", "strides": (8, 16)},
-    "levels": 2,
+    "neck": {"levels": 2},
     "width": 16,
-    "heads": 2,
-    "points": 2,
-    "ffn": 16,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "queries": 5,
-    "query": "mixed",
-    "refine": "look_forward_twice",
-    "denoising": {"number": 4},
+    "attention_heads": 2,
+    "encoder": {"kind": "deformable", "layers": 1, "ffn": 16, "points": 2},
+    "queries": {"kind": "mixed", "number": 5, "denoising": {"number": 4}},
+    "decoder": {
+        "layers": 2,
+        "ffn": 16,
+        "cross_attention": {"kind": "deformable", "points": 2},
+        "refinement": {"kind": "look_forward_twice"},
+        "final_norm": True,
+    },
 }
 
 
@@ -55,10 +56,7 @@ def classes(scenes: Path) -> ClassMap:
 def write_teacher(tmp_path: Path, classes: ClassMap) -> Any:
     def write(names: tuple[str, ...] = classes.names, preprocess: PreprocessConfig = INPUT) -> Path:
         torch.manual_seed(5)
-        backbone = BackboneConfig(**DETECTOR["backbone"])
-        denoising = DenoisingConfig(number=4)
-        settings = {**DETECTOR, "backbone": backbone, "denoising": denoising}
-        config = DetectorConfig(num_classes=len(names), **settings)
+        config = DetectorConfig(num_classes=len(names), **DETECTOR)
         info = ModelInfo(
             detector=config,
             classes=ClassMap(names=names, category_ids=tuple(range(1, len(names) + 1))),

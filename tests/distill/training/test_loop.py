@@ -71,7 +71,7 @@ def test_a_run_leaves_a_usable_model_and_repeats_nothing(tiny: Recipe, tmp_path:
     detector, info = load_model(run)
     assert info.provenance["step"] == 6 and 0 <= info.provenance["ap"] <= 1
     assert detector.config.num_classes == len(info.classes) == 7
-    assert "queries: 12" in (run / "recipe.yaml").read_text()
+    assert "number: 12" in (run / "recipe.yaml").read_text()
     assert json.loads((run / "environment.json").read_text())["packages"]["torch"]
     before = model.stat().st_mtime_ns
     train(tiny, run)
@@ -171,7 +171,9 @@ def test_a_checkpoint_with_code_in_it_is_refused(
     assert not (tmp_path / "pwned").exists()
 
 
-def test_distillation_runs_from_a_teacher_of_our_own(tiny: Recipe, tmp_path: Path) -> None:
+def test_distillation_runs_from_a_teacher_of_our_own(
+    tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(tiny, tmp_path / "teacher")
     student = Recipe.model_validate(
         {
@@ -185,7 +187,25 @@ def test_distillation_runs_from_a_teacher_of_our_own(tiny: Recipe, tmp_path: Pat
     train(student, tmp_path / "student")
     rows = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").open()]
     assert any(key.startswith("clockdistill/") for key in rows[0])
-    assert "teacher: AP" in (tmp_path / "student" / "log.txt").read_text()
+    log = (tmp_path / "student" / "log.txt").read_text()
+    assert "teacher: AP" in log
+    # The terminal gets one line, the log every tensor.
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "inherited" in x]
+    assert "; own: backbone" in line and len(line) < 150 and line in log
+    assert "inherited decoder.layers.1.ffn.norm.weight" in log
+    assert "own backbone.body.conv1.0.weight: backbones are not inherited" in log
+
+
+def test_training_on_labels_alone_says_what_it_leaves_out(tiny: Recipe, tmp_path: Path) -> None:
+    short = tiny.model_copy(update={"steps": 1, "data": tiny.data.model_copy(update={"val": None})})
+    (tmp_path / "recipe.yaml").write_text(short.to_yaml())
+    command = ["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]
+    changes = ["--set", "teacher=nowhere", "--set", "methods=[fitnet]", "--set", "inherit=true"]
+    done = CliRunner().invoke(main, [*command, *changes])
+    assert done.exit_code == 0, done.stderr
+    (line,) = [x for x in done.stderr.splitlines() if "left out" in x]
+    assert "left out teacher, methods, inherit;" in line and "distill run" in line
+    assert "left out" not in CliRunner().invoke(main, command).stderr
 
 
 def test_the_command_line_tells_mistakes_in_one_line(tmp_path: Path) -> None:

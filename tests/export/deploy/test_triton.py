@@ -138,7 +138,7 @@ def test_a_second_export_is_a_second_version(bundles: dict[str, Bundle], tmp_pat
     assert caught.value.code == "triton-name"
 
 
-BUILD = json.loads((Path(__file__).parents[1] / "engines/format1/engine-evidence.json").read_text())
+BUILD = json.loads((Path(__file__).parents[2] / "engines/format1/engine-evidence.json").read_text())
 BUILD = BUILD["build"]
 
 

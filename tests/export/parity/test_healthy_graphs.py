@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper
 from detr.files import sha256
 from detr.types import Detections
 from engines.bundle import GOLDEN, MODEL, Bundle, BundleInfo, Golden, Source
-from engines.msda_function import HeadShape, set_lowering
+from engines.msda_function import head_shape, set_lowering
 from engines.ort_engine import OrtEngine
 from engines.torch_engine import TorchEngine
 from export.golden import drawn_images
@@ -79,7 +79,7 @@ def test_healthy_graphs_are_accepted(
     if opset == 17:
         lower_to_17(model)
     config = reference.info.detector
-    heads = HeadShape(config.heads, config.width // config.heads, config.points)
+    heads = head_shape(config)
     set_lowering(model, heads, lowering)
     bundle = bundle_of(model, reference, batch, opset, tmp_path / "x.bundle")
     samples = Samples.of_golden(golden)

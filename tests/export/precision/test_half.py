@@ -182,7 +182,7 @@ def test_a_rejected_export_prints_what_was_measured(
     assert "--search-islands --data DATA; " in result.stderr
     report = open_bundle(tmp_path / "x.rejected.bundle").info.precision_report
     assert report.comparison is not None and report.comparison.table() in result.stdout
-    assert "half against torch, 1 golden images: rejected" in result.stdout
+    assert "half against torch, 2 golden images: rejected" in result.stdout
     assert "over budget: " in result.stdout and "float32 island: " in result.stdout
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detr.config import DenoisingConfig
+from detr.config import ContrastiveDenoisingConfig, PlainDenoisingConfig
 from detr.models import QueryGroup, Target, build_detector, cxcywh_to_xyxy
 from detr.models.attention.deformable import GroupedSelfAttention, group_spans, split_heads
-from detr.models.presets import preset
-from detr.models.queries.denoising import Denoiser
+from detr.models.queries.denoising import ContrastiveDenoiser, PlainDenoiser
+from detr.presets import preset
 
 
 def _target(*boxes: tuple[float, float, float, float]) -> Target:
@@ -20,9 +20,15 @@ def _target(*boxes: tuple[float, float, float, float]) -> Target:
 BOXES = [(0.5, 0.5, 0.2, 0.1), (0.4, 0.6, 0.1, 0.3), (0.6, 0.4, 0.2, 0.2)]
 
 
+def _denoiser(contrastive=True, **config):
+    if contrastive:
+        return ContrastiveDenoiser(ContrastiveDenoisingConfig(**config), num_classes=3, width=8)
+    return PlainDenoiser(PlainDenoisingConfig(**config), num_classes=3, width=8)
+
+
 def _group(targets, seed=0, **config):
     torch.manual_seed(5)
-    denoiser = Denoiser(DenoisingConfig(**config), num_classes=3, width=8)
+    denoiser = _denoiser(**config)
     generators = [torch.Generator().manual_seed(seed + 100 * i) for i in range(len(targets))]
     return denoiser, denoiser(targets, generators)
 
@@ -76,22 +82,19 @@ def test_labels_flip_as_often_as_asked():
     assert changed == pytest.approx(0.25 * 2 / 3, abs=0.02)
 
 
-PLAIN = {"contrastive": False, "number": 5, "label_noise": 0.2, "box_noise": 0.4}
+PLAIN = {"contrastive": False, "groups": 5, "label_noise": 0.2, "box_noise": 0.4}
 
 
 @pytest.mark.parametrize(
     ("name", "noise"),
     [
-        ("dn-dab-detr-r50", DenoisingConfig(**PLAIN)),
-        ("dn-deformable-detr-r50", DenoisingConfig(**PLAIN)),
-        (
-            "dino-r50",
-            DenoisingConfig(contrastive=True, number=100, label_noise=0.25, box_noise=1.0),
-        ),
+        ("dn-dab-detr-r50", PlainDenoisingConfig(groups=5, label_noise=0.2, box_noise=0.4)),
+        ("dn-deformable-detr-r50", PlainDenoisingConfig(groups=5, label_noise=0.2, box_noise=0.4)),
+        ("dino-r50", ContrastiveDenoisingConfig(number=100, label_noise=0.25, box_noise=1.0)),
     ],
 )
 def test_presets_have_the_papers_noise(name, noise):
-    assert preset(name, 80).denoising == noise
+    assert preset(name, 80).queries.noise == noise
 
 
 def test_plain_layout_is_every_box_once_per_group():
@@ -108,7 +111,7 @@ def test_plain_layout_is_every_box_once_per_group():
 
 def test_plain_noise_moves_a_centre_by_half_the_share_it_resizes_by():
     box = (0.5, 0.5, 0.2, 0.1)
-    _, group = _group([_target(box)], **{**PLAIN, "number": 4000})
+    _, group = _group([_target(box)], **{**PLAIN, "groups": 4000})
     moved = (group.reference[0] - torch.tensor(box)) / 0.4
     reach = torch.tensor([0.1, 0.05, 0.2, 0.1])
     share = moved / reach
@@ -126,7 +129,7 @@ def test_plain_noise_stays_where_a_logit_can_be_taken():
 
 
 def test_plain_labels_flip_to_any_class_but_never_to_unknown():
-    denoiser, group = _group([_target(BOXES[0])], **{**PLAIN, "number": 6000})
+    denoiser, group = _group([_target(BOXES[0])], **{**PLAIN, "groups": 6000})
     near = torch.cdist(group.content[0, :, :-1], denoiser.label_embedding.weight)
     shares = torch.bincount(near.argmin(-1), minlength=4) / 6000
     expected = torch.tensor([1 - 0.2 * 2 / 3, 0.2 / 3, 0.2 / 3, 0.0])
@@ -150,8 +153,9 @@ def test_own_queries_are_told_apart_by_the_last_channel(family, small_preset, ta
 def test_the_attention_mask_is_the_papers(contrastive):
     """Own queries see each other alone; a denoising group sees itself and the own queries."""
     torch.manual_seed(0)
-    config = {"contrastive": contrastive, "number": 3 if not contrastive else 9}
-    _, denoising = _group([_target(*BOXES)], **config)
+    _, denoising = _group(
+        [_target(*BOXES)], **({"number": 9} if contrastive else {"contrastive": False, "groups": 3})
+    )
     blocks, size = denoising.blocks, denoising.denoising.size
     assert blocks == 3
     own = QueryGroup("own", torch.randn(1, 4, 8), torch.rand(1, 4, 4))
@@ -194,7 +198,7 @@ def test_a_generator_makes_the_noise_repeatable_and_the_default_one_too():
 def test_an_image_gets_the_same_noise_in_every_batch(contrastive):
     crowded, sparse, empty = _target(*BOXES), _target(BOXES[0]), _target()
     torch.manual_seed(5)
-    denoiser = Denoiser(DenoisingConfig(contrastive=contrastive, number=7), 3, 8)
+    denoiser = _denoiser(**({"number": 7} if contrastive else {"contrastive": False, "groups": 7}))
 
     def kept(targets, seeds, most=0):
         group = denoiser(targets, [torch.Generator().manual_seed(s) for s in seeds], most)

@@ -12,7 +12,7 @@ import transformers
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from detr.config import BackboneConfig, DenoisingConfig
+from detr.config import BackboneConfig, ContrastiveDenoisingConfig
 from detr.errors import UserError
 from detr.models import load_model
 from detr.models.tensors import read_checkpoint
@@ -137,14 +137,14 @@ def original_names(detector, kind):
             out[re.sub(f"^{pattern}$", target, name)] = own.pop(name)
 
     move(r"backbone\.body\.(.+)", r"backbone.0.body.\1")
-    for i in range(detector.config.encoder_layers):
+    for i in range(detector.config.encoder.layers):
         ours, theirs = rf"encoder\.layers\.{i}\.", f"transformer.encoder.layers.{i}."
         move(ours + r"attention\.(.+)", theirs + r"self_attn.\1")
         move(ours + r"norm\.(.+)", theirs + r"norm1.\1")
         move(ours + r"ffn\.expand\.(.+)", theirs + r"linear1.\1")
         move(ours + r"ffn\.contract\.(.+)", theirs + r"linear2.\1")
         move(ours + r"ffn\.norm\.(.+)", theirs + r"norm2.\1")
-    for i in range(detector.config.decoder_layers):
+    for i in range(detector.config.decoder.layers):
         ours, theirs = rf"decoder\.layers\.{i}\.", f"transformer.decoder.layers.{i}."
         prefix = f"decoder.layers.{i}.self_attention."
         for part in ("weight", "bias"):
@@ -187,9 +187,9 @@ def original_names(detector, kind):
 
 @pytest.mark.parametrize("kind", ["plain", "dino", "dino_shared"])
 def test_original_checkpoints(kind, make, tmp_path):
-    changes = {"denoising": DenoisingConfig()} if kind != "plain" else {}
+    changes = {"queries.denoising": ContrastiveDenoisingConfig()} if kind != "plain" else {}
     backbone = BackboneConfig(name="resnet18", norm="frozen")
-    detector = make(kind, heads=8, backbone=backbone, **changes)
+    detector = make(kind, attention_heads=8, backbone=backbone, **changes)
     tensors = original_names(detector, "deformable" if kind == "plain" else "dino")
     path = tmp_path / "checkpoint.pth"
     torch.save({"model": tensors, "args": argparse.Namespace(nheads=8), "epoch": 3}, path)
@@ -227,11 +227,11 @@ def test_training_options_tell_what_tensors_do_not(tmp_path):
     torch.save({"model": {"x": torch.ones(1)}, "args": argparse.Namespace(dilation=True)}, path)
     assert read_checkpoint(path).options == {"dilation": True}
     tables = {"query_embed.weight": torch.zeros(1800, 4)}
-    hybrid = original_config.hybrid(original_config.Source(tables, {}, "x"))
-    assert (hybrid["queries"], hybrid["one_to_many"].queries) == (300, 1500)
+    queries = original_config.hybrid(original_config.Source(tables, {}, "x")).queries
+    assert (queries.number, queries.one_to_many.queries) == (300, 1500)
     told = {"num_queries_one2one": 900}
-    hybrid = original_config.hybrid(original_config.Source(tables, told, "x"))
-    assert (hybrid["queries"], hybrid["one_to_many"].queries) == (900, 900)
+    queries = original_config.hybrid(original_config.Source(tables, told, "x")).queries
+    assert (queries.number, queries.one_to_many.queries) == (900, 900)
 
 
 @pytest.mark.parametrize(

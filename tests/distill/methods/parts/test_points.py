@@ -8,7 +8,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from detr.config import BackboneConfig
+from detr.config import (
+    AnchorQueriesConfig,
+    BackboneConfig,
+    LearnedQueriesConfig,
+    QueriesConfig,
+)
 from detr.errors import UserError
 from detr.models import Detector, GroupOutput, QueryGroup, Target
 from distill.methods.parts.pairing import pair_layers
@@ -110,16 +115,27 @@ def test_general_points_are_shared_and_new_in_every_step(build: Build, query: st
     assert (first.position is not None) == (query == "learned")
 
 
-@pytest.mark.parametrize(("query", "patterns"), [("learned", 0), ("anchors", 0), ("anchors", 2)])
+@pytest.mark.parametrize(
+    ("queries", "patterns"),
+    [
+        (LearnedQueriesConfig(reference="mlp", learned_content=False), 0),
+        (AnchorQueriesConfig(learned_content=False), 0),
+        (AnchorQueriesConfig(learned_content=False, patterns=2), 2),
+    ],
+    ids=["learned", "anchors", "patterns"],
+)
 def test_general_points_have_content_only_where_the_models_queries_do(
-    query: str, patterns: int, build: Build
+    queries: QueriesConfig, patterns: int, build: Build
 ) -> None:
     # Released KD-DETR asks DAB-DETR about random anchors whose content is what its own begin with.
+    refinement = {"kind": "detach" if queries.has_boxes else "none"}
     facts = build(
-        query=query, attention="conditional", patterns=patterns, levels=1,
-        refine="none" if query == "learned" else "detach",
         backbone=BackboneConfig(name="test_resnet", strides=(16,)),
-    ).facts  # fmt: skip
+        neck={"levels": 1},
+        encoder={"kind": "dense", "layers": 1, "ffn": 32},
+        queries=queries,
+        decoder={"cross_attention": {"kind": "conditional"}, "refinement": refinement},
+    ).facts
     own = QueryGroup("own", torch.full((2, 7, facts.width), 3.0), torch.zeros(2, 7, 4))
     group = general_points("g", own, 5, facts, generator())
     assert (group.content == 3.0).all() == (patterns == 0)

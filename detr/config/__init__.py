@@ -1,0 +1,75 @@
+"""Configs of detectors, part by part.
+
+Torch-free on purpose: a bundle's sidecar carries a config to targets that have no torch.
+"""
+
+from __future__ import annotations
+
+from detr.config.backbone import BackboneConfig, NeckConfig, PositionsConfig
+from detr.config.base import ClassMap, LayerStack, Strict, merged
+from detr.config.decoder import (
+    ConditionalCrossAttentionConfig,
+    CrossAttentionConfig,
+    DecoderConfig,
+    DeformableCrossAttentionConfig,
+    DenseCrossAttentionConfig,
+    DetachedRefinementConfig,
+    LookForwardTwiceConfig,
+    NoRefinementConfig,
+    RefinementConfig,
+)
+from detr.config.detector import DetectorConfig
+from detr.config.encoder import DeformableEncoderConfig, DenseEncoderConfig, EncoderConfig
+from detr.config.heads import (
+    BoxesConfig,
+    ClassesConfig,
+    HeadsConfig,
+    SigmoidClassesConfig,
+    SoftmaxClassesConfig,
+)
+from detr.config.queries import (
+    AnchorQueriesConfig,
+    ContrastiveDenoisingConfig,
+    LearnedQueriesConfig,
+    MixedQueriesConfig,
+    OneToManyConfig,
+    PlainDenoisingConfig,
+    QueriesConfig,
+    TwoStageQueriesConfig,
+)
+
+__all__ = [
+    "AnchorQueriesConfig",
+    "BackboneConfig",
+    "BoxesConfig",
+    "ClassMap",
+    "ClassesConfig",
+    "ConditionalCrossAttentionConfig",
+    "ContrastiveDenoisingConfig",
+    "CrossAttentionConfig",
+    "DecoderConfig",
+    "DeformableCrossAttentionConfig",
+    "DeformableEncoderConfig",
+    "DenseCrossAttentionConfig",
+    "DenseEncoderConfig",
+    "DetachedRefinementConfig",
+    "DetectorConfig",
+    "EncoderConfig",
+    "HeadsConfig",
+    "LayerStack",
+    "LearnedQueriesConfig",
+    "LookForwardTwiceConfig",
+    "MixedQueriesConfig",
+    "NeckConfig",
+    "NoRefinementConfig",
+    "OneToManyConfig",
+    "PlainDenoisingConfig",
+    "PositionsConfig",
+    "QueriesConfig",
+    "RefinementConfig",
+    "SigmoidClassesConfig",
+    "SoftmaxClassesConfig",
+    "Strict",
+    "TwoStageQueriesConfig",
+    "merged",
+]

@@ -1,0 +1,189 @@
+"""Configs of the decoder: its cross-attention and how it refines references.
+
+A further kind is a class here, named in :data:`CrossAttentionConfig` or :data:`RefinementConfig`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from detr.config.base import LayerStack, Part, Positive
+
+
+class AnyCrossAttentionConfig(Part):
+    """What every kind of cross-attention says about itself."""
+
+    single_level: ClassVar[bool] = True
+    """Whether it works on one map only."""
+    samples: ClassVar[bool] = False
+    """Whether a query looks at a few places of the padded canvas, and not at every token."""
+    needs_places: ClassVar[bool] = True
+    """Whether it looks at the queries' references."""
+    separates_positions: ClassVar[bool] = False
+    """Whether content and position are projected apart, in self-attention as well."""
+    first_layer_differs: ClassVar[bool] = False
+    """Whether the first layer has weights that the others have not."""
+
+    @property
+    def sampling_points(self) -> int:
+        """Sampling points P per head and level; 0 where nothing is sampled."""
+        return 0
+
+    @property
+    def scales_positions(self) -> bool:
+        """Whether positions are rescaled by the content."""
+        return False
+
+
+class DeformableCrossAttentionConfig(AnyCrossAttentionConfig):
+    """Queries sample all levels around their references (Deformable DETR).
+
+    Attributes:
+        points: Sampling points P per head and level.
+        scaled_positions: Positions are rescaled by the content from layer 2 on
+            (DAB-Deformable-DETR).
+    """
+
+    single_level: ClassVar[bool] = False
+    samples: ClassVar[bool] = True
+
+    kind: Literal["deformable"] = "deformable"
+    points: Positive = 4
+    scaled_positions: bool = False
+
+    @property
+    def sampling_points(self) -> int:
+        """See the base class."""
+        return self.points
+
+    @property
+    def scales_positions(self) -> bool:
+        """See the base class."""
+        return self.scaled_positions
+
+
+class DenseCrossAttentionConfig(AnyCrossAttentionConfig):
+    """Queries look at every token of one map (DETR)."""
+
+    needs_places: ClassVar[bool] = False
+
+    kind: Literal["dense"] = "dense"
+
+
+class ConditionalCrossAttentionConfig(AnyCrossAttentionConfig):
+    """Dense, but content is compared with content and place with place.
+
+    Conditional DETR; with queries that have boxes, DAB-DETR's, which is also modulated by the
+    boxes' sizes.
+    """
+
+    separates_positions: ClassVar[bool] = True
+    first_layer_differs: ClassVar[bool] = True
+
+    kind: Literal["conditional"] = "conditional"
+
+
+CrossAttentionConfig = Annotated[
+    DeformableCrossAttentionConfig | DenseCrossAttentionConfig | ConditionalCrossAttentionConfig,
+    Field(discriminator="kind"),
+]
+
+
+class AnyRefinementConfig(Part):
+    """What every kind of refinement says about itself."""
+
+    moves: ClassVar[bool] = True
+    """Whether each layer moves the references."""
+    looks_forward_twice: ClassVar[bool] = False
+    """Whether a layer's boxes also teach the layer before."""
+
+    @property
+    def heads_per_layer(self) -> bool:
+        """Whether each layer has a class and a box head of its own."""
+        return False
+
+
+class NoRefinementConfig(AnyRefinementConfig):
+    """References stay what they are, and all layers share one class and one box head."""
+
+    moves: ClassVar[bool] = False
+
+    kind: Literal["none"] = "none"
+
+
+class MovingRefinementConfig(AnyRefinementConfig):
+    """What refinements that move the references have in common.
+
+    Attributes:
+        shared_heads: One class and one box head for all decoder layers (DAB-DETR, official DINO)
+            instead of a copy per layer.
+    """
+
+    shared_heads: bool = False
+
+    @property
+    def heads_per_layer(self) -> bool:
+        """See the base class."""
+        return not self.shared_heads
+
+
+class DetachedRefinementConfig(MovingRefinementConfig):
+    """Each layer moves the references, and no gradient follows (Deformable DETR)."""
+
+    kind: Literal["detach"] = "detach"
+
+
+class LookForwardTwiceConfig(MovingRefinementConfig):
+    """Each layer moves the references, and its boxes teach the layer before (DINO section 3.5)."""
+
+    looks_forward_twice: ClassVar[bool] = True
+
+    kind: Literal["look_forward_twice"] = "look_forward_twice"
+
+
+RefinementConfig = Annotated[
+    NoRefinementConfig | DetachedRefinementConfig | LookForwardTwiceConfig,
+    Field(discriminator="kind"),
+]
+
+
+class DecoderConfig(LayerStack):
+    """Decoder layers.
+
+    Attributes:
+        cross_attention: How queries look at the memory.
+        refinement: How references follow the boxes from layer to layer.
+        shared_layers: One set of weights for all layers (OD-DETR).
+        final_norm: A layer norm before the heads, which the references never see (DETR, DINO).
+    """
+
+    cross_attention: CrossAttentionConfig = DeformableCrossAttentionConfig()
+    refinement: RefinementConfig = NoRefinementConfig()
+    shared_layers: bool = False
+    final_norm: bool = False
+
+    @model_validator(mode="after")
+    def _alike(self) -> DecoderConfig:
+        if self.shared_layers and self.refinement.heads_per_layer:
+            raise ValueError(
+                "shared_layers repeats one layer, so heads per layer mean nothing: set "
+                "refinement.shared_heads"
+            )
+        if self.shared_layers and self.cross_attention.first_layer_differs:
+            raise ValueError(
+                "shared_layers needs layers that are alike; the first one of cross_attention: "
+                f"{self.cross_attention.kind} is not"
+            )
+        return self
+
+    @property
+    def own_layers(self) -> int:
+        """Number of layers with weights of their own."""
+        return 1 if self.shared_layers else self.layers
+
+    @property
+    def own_heads(self) -> int:
+        """Number of pairs of class and box heads."""
+        return self.layers if self.refinement.heads_per_layer else 1

@@ -1,0 +1,130 @@
+"""What a detector is made of: one validated, frozen config for every architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from detr.config.backbone import BackboneConfig, NeckConfig, PositionsConfig
+from detr.config.base import Positive, Strict
+from detr.config.decoder import DecoderConfig
+from detr.config.encoder import DeformableEncoderConfig, EncoderConfig
+from detr.config.heads import HeadsConfig
+from detr.config.queries import LearnedQueriesConfig, QueriesConfig
+
+
+class DetectorConfig(Strict):
+    """A detection transformer, part by part.
+
+    Parts of which there are several kinds say which with ``kind``; options of a kind exist on that
+    kind only.
+
+    Attributes:
+        num_classes: Number of foreground classes K.
+        width, attention_heads: Model width D and heads M of every attention.
+        dropout: In encoder and decoder.
+        backbone: The image's maps.
+        neck: Brings them to the width and adds coarser levels.
+        positions: Of the image plane.
+        encoder: What happens to the maps before the decoder.
+        queries: Where the object queries come from.
+        decoder: What they learn from the memory.
+        heads: What is said of each.
+        detections: How many (query, class) pairs the post-processing keeps.
+    """
+
+    num_classes: Positive
+    width: Annotated[int, Field(ge=8)] = 256
+    attention_heads: Positive = 8
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    backbone: BackboneConfig = BackboneConfig()
+    neck: NeckConfig = NeckConfig()
+    positions: PositionsConfig = PositionsConfig()
+    encoder: EncoderConfig = DeformableEncoderConfig()
+    queries: QueriesConfig = LearnedQueriesConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    heads: HeadsConfig = HeadsConfig()
+    detections: Positive = 100
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels per cell of each level."""
+        strides = self.backbone.strides
+        further = range(1, self.neck.levels - len(strides) + 1)
+        return (*strides, *(strides[-1] * 2**i for i in further))
+
+    @property
+    def sampling_points(self) -> int:
+        """Sampling points P per head and level of every deformable attention; 0 without any."""
+        return max(self.encoder.sampling_points, self.decoder.cross_attention.sampling_points)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DetectorConfig:
+        for reason in self._contradictions():
+            raise ValueError(reason)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Parts that cannot go together, and why."""
+        if self.width % self.attention_heads:
+            yield f"width {self.width} is not a multiple of attention_heads {self.attention_heads}"
+        if self.width % 4:
+            yield f"width {self.width} is not a multiple of 4 (2-D sine embedding)"
+        yield from self._level_contradictions()
+        queries, cross = self.queries, self.decoder.cross_attention
+        refinement, classes = self.decoder.refinement, self.heads.classes
+        if cross.needs_places and not queries.has_places:
+            yield (
+                f"decoder.cross_attention: {cross.kind} looks at places, and queries that all "
+                "refer to the middle have none"
+            )
+        if queries.has_places and not cross.needs_places:
+            yield (
+                f"queries: {queries.kind} have places, at which decoder.cross_attention: "
+                f"{cross.kind} never looks; set it to conditional or deformable, or take learned "
+                "queries with reference: center"
+            )
+        if queries.has_boxes and not refinement.moves:
+            yield (
+                f"queries: {queries.kind} start from boxes and need decoder.refinement: detach or "
+                "look_forward_twice"
+            )
+        if refinement.moves and not queries.has_boxes and not cross.samples:
+            yield (
+                f"decoder.refinement: {refinement.kind} needs decoder.cross_attention: deformable, "
+                "or queries: anchors"
+            )
+        points = {self.encoder.sampling_points, cross.sampling_points} - {0}
+        if len(points) > 1:
+            yield (
+                f"encoder.points {self.encoder.sampling_points} and decoder.cross_attention.points "
+                f"{cross.sampling_points} differ: an exported graph has one attention operator for "
+                "both"
+            )
+        if classes.no_object and (queries.from_proposals or queries.noise is not None):
+            yield (
+                f"heads.classes: {classes.kind} has no proposals or denoising, which are sigmoid's"
+            )
+
+    def _level_contradictions(self) -> Iterator[str]:
+        """What does not fit the number of levels."""
+        strides, levels = self.backbone.strides, self.neck.levels
+        if levels < len(strides):
+            yield f"neck.levels {levels} is less than the backbone's maps {len(strides)}"
+        if levels >= 5 and 4 not in strides:
+            yield f"neck.levels {levels} needs the stride-4 map: backbone.strides 4, 8, 16, 32"
+        parts = {"encoder": self.encoder, "decoder.cross_attention": self.decoder.cross_attention}
+        single = {place: part.kind for place, part in parts.items() if part.single_level}
+        for place, kind in single.items():
+            if levels != 1:
+                yield (
+                    f"{place}: {kind} works on one map: set neck.levels to 1 and backbone.strides "
+                    "to (32,), or (16,) for a dilated last stage"
+                )
+            if self.queries.from_proposals:
+                yield (
+                    f"queries: {self.queries.kind} come from proposals per level and need {place}: "
+                    "deformable"
+                )

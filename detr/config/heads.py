@@ -1,0 +1,53 @@
+"""Configs of prediction heads. A further kind of class head is named in :data:`ClassesConfig`."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from detr.config.base import Strict
+
+
+class SigmoidClassesConfig(Strict):
+    """A score per class, each independent of the others (focal loss)."""
+
+    no_object: ClassVar[bool] = False
+    """Whether a last logit says "no object"."""
+
+    kind: Literal["sigmoid"] = "sigmoid"
+
+
+class SoftmaxClassesConfig(Strict):
+    """Classes that exclude each other and "no object" (DETR)."""
+
+    no_object: ClassVar[bool] = True
+
+    kind: Literal["softmax"] = "softmax"
+
+
+ClassesConfig = Annotated[SigmoidClassesConfig | SoftmaxClassesConfig, Field(discriminator="kind")]
+
+
+class BoxesConfig(Strict):
+    """Boxes as offsets from a reference, in logits.
+
+    Attributes:
+        logit_eps: How near to 0 and 1 a reference may come before its logit is taken (Deformable
+            DETR 1e-5; DAB-DETR, DN-DETR and DINO 1e-3, which keeps boxes away from the edges).
+    """
+
+    kind: Literal["offset"] = "offset"
+    logit_eps: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5
+
+
+class HeadsConfig(Strict):
+    """What is said of each query.
+
+    Attributes:
+        classes: Class scores.
+        boxes: Boxes.
+    """
+
+    classes: ClassesConfig = SigmoidClassesConfig()
+    boxes: BoxesConfig = BoxesConfig()

@@ -1,0 +1,217 @@
+"""Configs of queries: where they come from, and what training adds to them.
+
+A further kind is a class here, named in :data:`QueriesConfig`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from detr.config.base import Part, Positive, Strict
+
+
+class DenoisingConfig(Strict):
+    """What all denoising queries have in common (DN-DETR section 4).
+
+    Attributes:
+        label_noise: Probability that a label is replaced by a random one.
+        box_noise: Scale of the box noise.
+    """
+
+    label_noise: Annotated[float, Field(ge=0, le=1)]
+    box_noise: Annotated[float, Field(ge=0)]
+
+
+class PlainDenoisingConfig(DenoisingConfig):
+    """DN-DETR's: positives only, noise on center and size, an indicator in the content.
+
+    Attributes:
+        groups: Number of denoising groups.
+    """
+
+    groups: Positive = 5
+    label_noise: Annotated[float, Field(ge=0, le=1)] = 0.2
+    box_noise: Annotated[float, Field(ge=0)] = 0.4
+
+
+class ContrastiveDenoisingConfig(DenoisingConfig):
+    """DINO's (section 3.3): a negative beside every positive, noise on corners.
+
+    Attributes:
+        number: Budget of denoising positives, DINO's ``dn_number``.
+        label_noise: DINO: 0.5 * 0.5.
+        harder_negatives: A negative's corners move by one to two half sizes (DINO); otherwise no
+            farther than a positive's (Stable-DINO's released config).
+    """
+
+    number: Positive = 100
+    label_noise: Annotated[float, Field(ge=0, le=1)] = 0.25
+    box_noise: Annotated[float, Field(ge=0)] = 1.0
+    harder_negatives: bool = True
+
+
+class OneToManyConfig(Strict):
+    """A second group of queries that shares each ground-truth box, in training (H-DETR).
+
+    Attributes:
+        queries: Their number.
+        repeat: How many of them each box is assigned to.
+    """
+
+    queries: Positive = 1500
+    repeat: Positive = 6
+
+
+class OwnQueriesConfig(Part):
+    """What every kind of queries says about itself.
+
+    Attributes:
+        number: Number of object queries N of the detector's own group.
+    """
+
+    from_proposals: ClassVar[bool] = False
+    """Whether the encoder's tokens propose them."""
+    has_boxes: ClassVar[bool] = True
+    """Whether their references are boxes and not bare centers."""
+    learned_positions: ClassVar[bool] = False
+    """Whether they bring a position of their own, instead of one made from the reference."""
+
+    number: Positive = 300
+
+    @property
+    def total(self) -> int:
+        """Number of queries that are decoded."""
+        return self.number
+
+    @property
+    def has_places(self) -> bool:
+        """Whether their references differ from each other before the first layer."""
+        return True
+
+    @property
+    def zero_content(self) -> bool:
+        """Whether all of them start without any content."""
+        return False
+
+    @property
+    def noise(self) -> PlainDenoisingConfig | ContrastiveDenoisingConfig | None:
+        """Of their denoising queries in training."""
+        return None
+
+
+class LearnedQueriesConfig(OwnQueriesConfig):
+    """A learned position each, from which the reference follows.
+
+    Attributes:
+        reference: By a ``linear`` map (Deformable DETR), an ``mlp`` (Conditional DETR), or not at
+            all: ``center``, all refer to the middle of the image (DETR).
+        learned_content: The content is learned, too (Deformable DETR); otherwise zero.
+    """
+
+    has_boxes: ClassVar[bool] = False
+    learned_positions: ClassVar[bool] = True
+
+    kind: Literal["learned"] = "learned"
+    reference: Literal["linear", "mlp", "center"] = "linear"
+    learned_content: bool = True
+
+    @property
+    def has_places(self) -> bool:
+        """See the base class."""
+        return self.reference != "center"
+
+    @property
+    def zero_content(self) -> bool:
+        """See the base class."""
+        return not self.learned_content
+
+
+class AnchorQueriesConfig(OwnQueriesConfig):
+    """Learned boxes (DAB-DETR).
+
+    Attributes:
+        learned_content: One content is learned per anchor (DAB-Deformable-DETR).
+        patterns: Otherwise each anchor is used with this many learned contents (0: content zero).
+        random_centers: Centers start evenly spread over the image instead of normally around its
+            middle.
+        denoising: Denoising queries in training, or ``None``.
+    """
+
+    kind: Literal["anchors"] = "anchors"
+    learned_content: bool = True
+    patterns: Annotated[int, Field(ge=0)] = 0
+    random_centers: bool = False
+    denoising: PlainDenoisingConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_content(self) -> AnchorQueriesConfig:
+        if self.patterns and self.learned_content:
+            raise ValueError("patterns take the place of content: set learned_content to false")
+        if self.patterns and self.denoising is not None:
+            raise ValueError("denoising needs patterns: 0; its indicator takes the content's place")
+        return self
+
+    @property
+    def total(self) -> int:
+        """See the base class."""
+        return self.number * max(1, self.patterns)
+
+    @property
+    def zero_content(self) -> bool:
+        """See the base class."""
+        return not self.learned_content and self.patterns == 0
+
+    @property
+    def noise(self) -> PlainDenoisingConfig | None:
+        """See the base class."""
+        return self.denoising
+
+
+class ProposedQueriesConfig(OwnQueriesConfig):
+    """What queries from the encoder's proposals have in common.
+
+    Attributes:
+        proposal_tokens: Which tokens may propose: those ``inside`` the image, or ``all``, as in the
+            original code, where those in the padding and at the edges compete with zero content.
+    """
+
+    from_proposals: ClassVar[bool] = True
+
+    proposal_tokens: Literal["inside", "all"] = "inside"
+
+
+class TwoStageQueriesConfig(ProposedQueriesConfig):
+    """Position and content come from the proposals (Deformable DETR, two-stage).
+
+    Attributes:
+        learned_content: The content comes from an embedding instead (H-DETR).
+        one_to_many: Queries that share boxes in training (H-DETR), or ``None``.
+    """
+
+    kind: Literal["two_stage"] = "two_stage"
+    learned_content: bool = False
+    one_to_many: OneToManyConfig | None = None
+
+
+class MixedQueriesConfig(ProposedQueriesConfig):
+    """DINO's: anchors from proposals, learned content.
+
+    Attributes:
+        denoising: Denoising queries in training, or ``None``.
+    """
+
+    kind: Literal["mixed"] = "mixed"
+    denoising: ContrastiveDenoisingConfig | None = None
+
+    @property
+    def noise(self) -> ContrastiveDenoisingConfig | None:
+        """See the base class."""
+        return self.denoising
+
+
+QueriesConfig = Annotated[
+    LearnedQueriesConfig | AnchorQueriesConfig | TwoStageQueriesConfig | MixedQueriesConfig,
+    Field(discriminator="kind"),
+]

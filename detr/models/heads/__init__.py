@@ -1,0 +1,1 @@
+"""What is said of each query: class scores and boxes."""

@@ -1,0 +1,28 @@
+"""Which source of queries a config asks for; a further kind is one entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from detr.config import (
+    AnchorQueriesConfig,
+    DetectorConfig,
+    LearnedQueriesConfig,
+    MixedQueriesConfig,
+    TwoStageQueriesConfig,
+)
+from detr.models.queries.proposals import MixedQueries, TwoStageQueries
+from detr.models.queries.sources import AnchorQueries, LearnedQueries, QuerySource
+
+_SOURCES: dict[type, Callable[[DetectorConfig, Any], QuerySource]] = {
+    LearnedQueriesConfig: LearnedQueries,
+    AnchorQueriesConfig: AnchorQueries,
+    TwoStageQueriesConfig: TwoStageQueries,
+    MixedQueriesConfig: MixedQueries,
+}
+
+
+def build_queries(config: DetectorConfig) -> QuerySource:
+    """A new source of a detector's queries."""
+    return _SOURCES[type(config.queries)](config, config.queries)

@@ -1,0 +1,192 @@
+"""The field's detectors by name: ``FAMILY-BACKBONE``, such as ``dino-r50`` or ``detr-dc5-r18``.
+
+Constants are those of the original repositories; where code bases differ, the family says whose.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from detr.config import (
+    AnchorQueriesConfig,
+    BackboneConfig,
+    BoxesConfig,
+    ConditionalCrossAttentionConfig,
+    ContrastiveDenoisingConfig,
+    DecoderConfig,
+    DeformableCrossAttentionConfig,
+    DeformableEncoderConfig,
+    DenseCrossAttentionConfig,
+    DenseEncoderConfig,
+    DetachedRefinementConfig,
+    DetectorConfig,
+    HeadsConfig,
+    LearnedQueriesConfig,
+    LookForwardTwiceConfig,
+    MixedQueriesConfig,
+    NeckConfig,
+    OneToManyConfig,
+    PlainDenoisingConfig,
+    PositionsConfig,
+    SigmoidClassesConfig,
+    SoftmaxClassesConfig,
+    TwoStageQueriesConfig,
+)
+from detr.errors import UserError
+
+# Short name to timm model and the tag of its ImageNet weights.
+BACKBONES = {
+    "r18": ("resnet18", "hub:resnet18.tv_in1k"),
+    "r34": ("resnet34", "hub:resnet34.tv_in1k"),
+    "r50": ("resnet50", "hub:resnet50.tv_in1k"),
+    "r101": ("resnet101", "hub:resnet101.tv_in1k"),
+    "swin-t": (
+        "swin_tiny_patch4_window7_224",
+        "hub:swin_tiny_patch4_window7_224.ms_in1k",
+    ),
+    "swin-s": (
+        "swin_small_patch4_window7_224",
+        "hub:swin_small_patch4_window7_224.ms_in1k",
+    ),
+    "swin-b": (
+        "swin_base_patch4_window12_384",
+        "hub:swin_base_patch4_window12_384.ms_in22k",
+    ),
+    "swin-l": (
+        "swin_large_patch4_window12_384",
+        "hub:swin_large_patch4_window12_384.ms_in22k",
+    ),
+}
+
+_ON_EDGES = HeadsConfig(boxes=BoxesConfig(logit_eps=1e-3))
+_DC5 = BackboneConfig(strides=(16,), options={"output_stride": 16})
+
+_DETR = DetectorConfig(
+    num_classes=1,
+    dropout=0.1,
+    backbone=BackboneConfig(strides=(32,)),
+    neck=NeckConfig(levels=1, group_norm=False),
+    positions=PositionsConfig(offset=0.0),
+    encoder=DenseEncoderConfig(ffn=2048),
+    queries=LearnedQueriesConfig(number=100, reference="center", learned_content=False),
+    decoder=DecoderConfig(ffn=2048, cross_attention=DenseCrossAttentionConfig(), final_norm=True),
+    heads=HeadsConfig(classes=SoftmaxClassesConfig()),
+)
+_CONDITIONAL = _DETR.replace(
+    queries=LearnedQueriesConfig(reference="mlp", learned_content=False),
+    decoder={"cross_attention": ConditionalCrossAttentionConfig()},
+    heads={"classes": SigmoidClassesConfig()},
+)
+_DAB = _CONDITIONAL.replace(
+    dropout=0.0,
+    positions={"temperature": 20.0},
+    encoder={"activation": "prelu", "scaled_positions": True},
+    queries=AnchorQueriesConfig(learned_content=False),
+    decoder={"activation": "prelu", "refinement": LookForwardTwiceConfig(shared_heads=True)},
+    heads=_ON_EDGES,
+    detections=300,
+)
+_DN = PlainDenoisingConfig()
+
+_DEFORMABLE = DetectorConfig(num_classes=1, dropout=0.1)
+_REFINED = _DEFORMABLE.replace(decoder={"refinement": DetachedRefinementConfig()})
+_TWO_STAGE = _REFINED.replace(queries=TwoStageQueriesConfig(proposal_tokens="all"))
+_DAB_DEFORMABLE = DetectorConfig(
+    num_classes=1,
+    encoder=DeformableEncoderConfig(ffn=2048),
+    queries=AnchorQueriesConfig(),
+    decoder=DecoderConfig(
+        ffn=2048,
+        cross_attention=DeformableCrossAttentionConfig(scaled_positions=True),
+        refinement=DetachedRefinementConfig(),
+    ),
+    heads=_ON_EDGES,
+    detections=300,
+)
+_H_DEFORMABLE = DetectorConfig(
+    num_classes=1,
+    encoder=DeformableEncoderConfig(ffn=2048),
+    queries=TwoStageQueriesConfig(
+        proposal_tokens="all", learned_content=True, one_to_many=OneToManyConfig()
+    ),
+    decoder=DecoderConfig(ffn=2048, refinement=LookForwardTwiceConfig()),
+)
+_DINO = DetectorConfig(
+    num_classes=1,
+    encoder=DeformableEncoderConfig(ffn=2048),
+    queries=MixedQueriesConfig(
+        number=900, proposal_tokens="all", denoising=ContrastiveDenoisingConfig()
+    ),
+    decoder=DecoderConfig(ffn=2048, refinement=LookForwardTwiceConfig(), final_norm=True),
+    heads=_ON_EDGES,
+    detections=300,
+)
+_OFFICIAL_DINO = _DINO.replace(positions=PositionsConfig(temperature=20.0, offset=0.0))
+
+# Each family's detector but for its classes and its backbone's name and weights.
+FAMILIES: dict[str, DetectorConfig] = {
+    "detr": _DETR,
+    "detr-dc5": _DETR.replace(backbone=_DC5),
+    "conditional-detr": _CONDITIONAL,
+    "conditional-detr-dc5": _CONDITIONAL.replace(backbone=_DC5),
+    "dab-detr": _DAB,
+    "dab-detr-dc5": _DAB.replace(backbone=_DC5),
+    "dab-detr-patterns": _DAB.replace(queries={"patterns": 3}),
+    "dn-dab-detr": _DAB.replace(queries={"denoising": _DN}),
+    "deformable-detr": _DEFORMABLE,
+    "deformable-detr-refine": _REFINED,
+    "deformable-detr-two-stage": _TWO_STAGE,
+    "deformable-detr-shared": _REFINED.replace(
+        decoder={"refinement": {"shared_heads": True}, "shared_layers": True}
+    ),
+    "dab-deformable-detr": _DAB_DEFORMABLE,
+    "dn-deformable-detr": _DAB_DEFORMABLE.replace(queries={"denoising": _DN}),
+    "h-deformable-detr": _H_DEFORMABLE,
+    # detrex and Stable-DINO: heads per layer, Deformable DETR's image positions.
+    "dino": _DINO,
+    "dino-5scale": _DINO.replace(backbone={"strides": (4, 8, 16, 32)}, neck={"levels": 5}),
+    # IDEA-Research/DINO: shared heads. mmdet: its positions, but heads per layer.
+    "dino-official": _OFFICIAL_DINO.replace(decoder={"refinement": {"shared_heads": True}}),
+    "dino-mmdet": _OFFICIAL_DINO,
+    "stable-dino": _DINO.replace(encoder={"fusion": "dense"}),
+}
+
+
+def preset_names() -> list[str]:
+    """Every name :func:`preset` knows."""
+    return sorted(
+        f"{family}-{backbone}"
+        for family in FAMILIES
+        for backbone in BACKBONES
+        if not ("dc5" in family and backbone.startswith("swin"))
+    )
+
+
+def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConfig:
+    """The config of a published detector.
+
+    Args:
+        name: ``FAMILY-BACKBONE``.
+        num_classes: K.
+        pretrained: Name the backbone's ImageNet weights and freeze its batch norms; otherwise it
+            starts from random weights and trains them.
+
+    Raises:
+        UserError: ``preset-unknown`` with the nearest names.
+    """
+    if name not in preset_names():
+        near = difflib.get_close_matches(name, preset_names(), 3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise UserError("preset-unknown", f"no detector is called {name!r}{hint}")
+    # Backbones' names have dashes, too, but none ends with another.
+    short = next(b for b in BACKBONES if name.endswith(f"-{b}"))
+    timm_name, weights = BACKBONES[short]
+    return FAMILIES[name.removesuffix(f"-{short}")].replace(
+        num_classes=num_classes,
+        backbone={
+            "name": timm_name,
+            "norm": "frozen" if pretrained else "train",
+            "pretrained": weights if pretrained else None,
+            "map_norm": short.startswith("swin"),
+        },
+    )
