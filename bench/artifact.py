@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -11,6 +13,8 @@ import onnx
 from detr.files import sha256
 from engines.bundle import is_bundle, open_bundle
 from engines.evidence import EVIDENCE, Evidence, graph_evidence, read_evidence
+from engines.oriented import open_bundles
+from engines.verdict import FROM_GOOD_TO_BAD, Status
 
 _FLOATS = {
     onnx.TensorProto.FLOAT,
@@ -46,7 +50,22 @@ def _safetensors(path: Path) -> int | None:
     return sum(int(math.prod(v["shape"])) for k, v in header.items() if k != "__metadata__")
 
 
-def parity_status(artifact: Path, engine: str) -> str | None:
+def identity(artifacts: Sequence[Path]) -> str:
+    """The file's SHA-256; of several files that of their hashes in turn."""
+    hashes = [sha256(file) for file in artifacts]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def worst_status(artifacts: Sequence[Path], engine: str) -> Status | None:
+    """The worst of :func:`parity_status` of several files, ``None`` where one has none."""
+    found = [parity_status(file, engine) for file in artifacts]
+    statuses = [status for status in found if status is not None]
+    if len(statuses) < len(found):
+        return None
+    return max(statuses, key=FROM_GOOD_TO_BAD.index)
+
+
+def parity_status(artifact: Path, engine: str) -> Status | None:
     """The parity gate's verdict on this very file in an engine, ``None`` where there is none."""
     if not (artifact.parent / EVIDENCE).exists():
         return None
@@ -70,5 +89,5 @@ def provenance(model: Path, artifact: Path) -> tuple[str, str]:
     """
     if not is_bundle(model):
         return "fp32", sha256(artifact)
-    info = open_bundle(model).info
+    info = open_bundles(model)[0].info
     return info.precision, info.source.sha256

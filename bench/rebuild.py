@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from detr.errors import GateError, UserError
-from engines.bundle import open_bundle
+from engines.oriented import open_bundles
 from engines.trt.backend import BACKENDS
 
 # Proving compares with ONNX Runtime on the processor, which on a target takes seconds an image.
@@ -44,8 +44,7 @@ def rebuild(
     if engine is None:
         raise UserError("rebuild-engine", "--rebuild: say for which runtime with --engine")
     for model in models:
-        open_bundle(model)
-        for command in commands(model, engine, data):
+        for command in commands([b.path for b in open_bundles(model)], engine, data):
             status = (call or _detr)(command)
             line = shlex.join(["detr", *command])
             if status == GateError.exit_status:
@@ -58,13 +57,15 @@ def rebuild(
                 )
 
 
-def commands(model: Path, engine: str, data: str) -> list[list[str]]:
-    """The ``detr`` commands that build and prove an engine."""
-    prove = ["export", "verify", str(model), "--engine", engine, "--data", data]
-    prove += ["--images", str(PROVED_IMAGES)]
-    if engine not in BACKENDS:
-        return [prove]
-    return [["export", "trt", str(model), "--backend", engine], prove]
+def commands(bundles: Sequence[Path], engine: str, data: str) -> list[list[str]]:
+    """The ``detr`` commands that build and prove a model's engine, or its two."""
+    found = []
+    for bundle in map(str, bundles):
+        if engine in BACKENDS:
+            found.append(["export", "trt", bundle, "--backend", engine])
+        found.append(["export", "verify", bundle, "--engine", engine, "--data", data])
+        found[-1] += ["--images", str(PROVED_IMAGES)]
+    return found
 
 
 def _detr(arguments: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from bench.artifact import parity_status, provenance, stored_parameters
+from bench.artifact import identity, provenance, stored_parameters, worst_status
 from bench.latency import measure_latency
 from bench.machine.clocks import Watch, read_clocks
 from bench.machine.environment import assess_environment, read_machine
@@ -27,7 +27,6 @@ from detr.data.draw import draw
 from detr.data.kitti_rows import KittiObject
 from detr.data.value_range import to_bytes
 from detr.errors import UserError
-from detr.files import sha256
 from detr.metrics import coco_ap, kitti_ap
 from detr.metrics.outcomes import GroundTruth, match_detections, pack
 from detr.types import Detections, ImageArray
@@ -230,13 +229,13 @@ def _row(
         name=artifact.name,
         engine=engine.name,
         precision=artifact.precision,
-        parity=parity_status(engine.artefact, engine.name),
+        parity=worst_status(engine.artefacts, engine.name),
         encoder_layers=engine.info.detector.encoder.layers,
         decoder_layers=engine.info.detector.decoder.layers,
         parameters=stored_parameters(engine.artefact),
-        size_mb=engine.artefact.stat().st_size / 1e6,
+        size_mb=sum(file.stat().st_size for file in engine.artefacts) / 1e6,
         artefact=str(artifact.path),
-        sha256=sha256(engine.artefact),
+        sha256=identity(engine.artefacts),
         checkpoint_sha256=artifact.checkpoint_sha256,
         coco=coco_ap.evaluate(dataset, artifact.detections, indices),
         kitti=_kitti(artifact, dataset, indices),

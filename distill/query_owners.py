@@ -52,6 +52,7 @@ class Answer:
         indices: The images.
         targets: Their objects.
         valid_sizes: ``[B, 2]`` (height, width) inside the canvas.
+        canvas: (height, width) of the padded batch.
         memory: The encoder's output.
         output: The own queries, with attention.
     """
@@ -59,6 +60,7 @@ class Answer:
     indices: list[int]
     targets: list[Target]
     valid_sizes: Tensor
+    canvas: tuple[int, int]
     memory: Memory
     output: GroupOutput
 
@@ -87,7 +89,8 @@ def answers(
         memory = detector.encode(torch.from_numpy(inputs.images).to(device), valid)
         output = detector.decode(memory, detector.queries(memory), attention)[0]
         detector.train(training)
-        yield Answer(chunk, targets, valid, memory, output)
+        canvas = inputs.images.shape[-2], inputs.images.shape[-1]
+        yield Answer(chunk, targets, valid, canvas, memory, output)
 
 
 def layer_owners(answer: Answer) -> list[list[Owners]]:

@@ -69,6 +69,11 @@ class Engine(ABC):
     batch_size: int | None
     on_gpu: bool = False
 
+    @property
+    def artefacts(self) -> tuple[Path, ...]:
+        """Every file that runs; more than one where images of two orientations have theirs."""
+        return (self.artefact,)
+
     def prepare(self, images: Sequence[ImageArray]) -> Inputs:
         """Scales, normalizes and pads ``[h, w, 3]`` uint8 RGB images.
 

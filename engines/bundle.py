@@ -35,6 +35,8 @@ MODEL = "model.onnx"
 GOLDEN = "golden.npz"
 INPUTS = ("images", "valid_sizes", "original_sizes")
 OUTPUTS = ("boxes", "scores", "labels")
+# Bundles within a folder that has one for each orientation, see :mod:`engines.oriented`.
+ORIENTATIONS = ("landscape.bundle", "portrait.bundle")
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -105,7 +107,8 @@ class BundleInfo(Strict):
         meaning = {
             "files": {name: digest for name, digest in self.files.items() if name != GOLDEN},
             "classes": self.model.classes.model_dump(mode="json"),
-            "preprocess": self.model.preprocess.model_dump(mode="json"),
+            # Without what is not set: keys that came later change no older bundle's hash.
+            "preprocess": self.model.preprocess.model_dump(mode="json", exclude_none=True),
         }
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
@@ -169,8 +172,16 @@ class Bundle:
 def is_bundle(path: Path) -> bool:
     """Whether a path is meant as a bundle: a folder named so, or one with a sidecar or a graph."""
     return path.is_dir() and (
-        path.suffix == ".bundle" or (path / SIDECAR).exists() or (path / MODEL).exists()
+        path.suffix == ".bundle"
+        or (path / SIDECAR).exists()
+        or (path / MODEL).exists()
+        or is_oriented(path)
     )
+
+
+def is_oriented(path: Path) -> bool:
+    """Whether a folder holds one bundle for each orientation of an image."""
+    return all((path / name).is_dir() for name in ORIENTATIONS)
 
 
 def open_bundle(path: Path, trusted: bool = True) -> Bundle:
@@ -185,11 +196,18 @@ def open_bundle(path: Path, trusted: bool = True) -> Bundle:
         UserError: ``bundle-missing`` (no such folder), ``bundle-sidecar`` (no or bad
             ``bundle.json``), ``bundle-missing-file``, ``bundle-changed`` (hash differs),
             ``bundle-outside`` (a file outside the folder is named), ``bundle-external-data`` (the
-            graph takes weights from a file the sidecar does not name). Where a signature is asked
-            for, what :func:`engines.signature.check` raises.
+            graph takes weights from a file the sidecar does not name), ``bundle-orientation`` (two
+            bundles, where one is wanted). Where a signature is asked for, what
+            :func:`engines.signature.check` raises.
     """
     if not path.is_dir():
         raise UserError("bundle-missing", f"{path}: no such bundle folder")
+    if is_oriented(path):
+        raise UserError(
+            "bundle-orientation",
+            f"{path}: holds a bundle for landscape and one for portrait images; name one of "
+            f"{', '.join(str(path / name) for name in ORIENTATIONS)}",
+        )
     if trusted:
         check_trusted(path)
     try:

@@ -11,8 +11,9 @@ from detr import msda
 from detr.errors import UserError
 from detr.shipped import find_model
 from engines.base import Engine
-from engines.bundle import Bundle, is_bundle, open_bundle
+from engines.bundle import Bundle, is_bundle
 from engines.evidence import graph_verdict
+from engines.oriented import OrientedEngine, open_bundles
 from engines.trt.backend import BACKENDS
 
 if TYPE_CHECKING:
@@ -85,7 +86,10 @@ def open_engine(
     if not model.exists():
         raise UserError("model-missing", f"{model}: no such checkpoint, run directory or bundle")
     if is_bundle(model):
-        return _of_bundle(open_bundle(model), engine, threads, ungated, built)
+        engines = [
+            _of_bundle(bundle, engine, threads, ungated, built) for bundle in open_bundles(model)
+        ]
+        return engines[0] if len(engines) == 1 else OrientedEngine(engines)
     if engine in (None, "torch"):
         from engines.torch_engine import TorchEngine
 
@@ -116,7 +120,10 @@ def _of_bundle(
     if name == "torch":
         from engines.torch_engine import TorchEngine, bundle_weights
 
-        return TorchEngine(bundle_weights(bundle), threads)
+        reference = TorchEngine(bundle_weights(bundle), threads)
+        # The graph's canvas, or an image of the papers' size would lie on one of its own.
+        canvas = bundle.info.model.preprocess.size
+        return reference if canvas is None else reference.on_canvas(canvas)
     if name in BACKENDS:
         from engines.trt.engine import open_trt
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,13 @@ class TorchEngine(Engine):
         self.artefact = weights_file(weights)
         self.versions = {"torch": torch.__version__}
         self.batch_size = None
+
+    def on_canvas(self, canvas: tuple[int, int]) -> TorchEngine:
+        """The same engine on a fixed canvas (height, width), if it has none of its own."""
+        placed = copy.copy(self)
+        preprocess = self.info.preprocess.on(canvas)
+        placed.info = self.info.model_copy(update={"preprocess": preprocess})
+        return placed
 
     def _infer(self, inputs: Inputs) -> RawDetections:
         torch = self._torch

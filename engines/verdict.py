@@ -10,6 +10,7 @@ from detr.config import Strict
 from engines.parity import Budget, Figure, Measured, Parity
 
 Status = Literal["accepted", "undecided", "rejected"]
+FROM_GOOD_TO_BAD: tuple[Status, ...] = ("accepted", "undecided", "rejected")
 Reference = Literal["torch", "golden", "onnxruntime"]
 
 # inputs: the network is fed something else; inputs-channels: in reverse channel order; batch: wrong

@@ -57,7 +57,7 @@ class RejectedExport(GateError):
         out: The name it did not get.
 
     Attributes:
-        bundle: Likewise.
+        bundle, verdict: Likewise.
     """
 
     def __init__(self, bundle: Bundle, verdict: EngineVerdict, out: Path) -> None:
@@ -66,7 +66,7 @@ class RejectedExport(GateError):
         if advice and advice not in complaint:
             complaint = f"{complaint}; {advice}"
         super().__init__("export-parity", f"{bundle.path}: {complaint}; {out} was not written")
-        self.bundle = bundle
+        self.bundle, self.verdict = bundle, verdict
 
 
 def export_bundle(
@@ -78,6 +78,7 @@ def export_bundle(
     images: Sequence[ImageArray] | None = None,
     request: PrecisionRequest | None = None,
     gate: bool = True,
+    canvas: tuple[int, int] | None = None,
 ) -> Bundle:
     """Exports a checkpoint and proves the result in ONNX Runtime before it takes the name ``out``.
 
@@ -90,6 +91,7 @@ def export_bundle(
         images: Golden images; drawn ones where ``None``.
         request: Precision of the graph, float32 by default.
         gate: Whether it has to pass the parity gate.
+        canvas: (height, width) of the graph; by default the first of the model's canvases.
 
     Raises:
         RejectedExport: ONNX Runtime finds other things than torch. The bundle then lies beside
@@ -97,17 +99,18 @@ def export_bundle(
         UserError: ``output-exists`` where ``out`` is something other than a bundle, or what loading
             the checkpoint and writing the files raises.
     """
-    if out.exists() and not is_bundle(out):
-        raise UserError("output-exists", f"{out}: exists and is not a bundle; nothing was written")
+    refuse_output(out)
     output_folder(out.parent)
     torch_engine = open_engine(checkpoint, "torch")
+    size = canvas or torch_engine.info.preprocess.canvases[0]
+    torch_engine = torch_engine.on_canvas(size)
     info = torch_engine.info
     with progress(range(3), f"export {out.name}", 3) as bar:
         bar.set_postfix_str("tracing the graph")
-        model = export_graph(torch_engine.detector, info.preprocess.size, opset, batch, lowering)
+        model = export_graph(torch_engine.detector, size, opset, batch, lowering)
         bar.set_postfix_str("finding the golden detections in torch")
         bar.update()
-        images = list(images) if images is not None else drawn_images(info.preprocess.size)
+        images = list(images) if images is not None else drawn_images(size)
         golden = Golden(images, _detect(torch_engine, images, 1))
         bar.set_postfix_str("writing the types")
         request = request or PrecisionRequest()
@@ -119,7 +122,7 @@ def export_bundle(
             images,
             request,
         )
-        with _replacing(out) as folder:
+        with replacing(out) as folder:
             files = _write_model(precise.model, folder)
             write_atomic(folder / GOLDEN, golden.to_bytes())
             files[GOLDEN] = sha256(folder / GOLDEN)
@@ -147,6 +150,16 @@ def export_bundle(
                 ungated_evidence(bundle).write(folder)
                 write_atomic(folder / SIDECAR, draft.model_dump_json(indent=2) + "\n")
     return open_bundle(out)
+
+
+def refuse_output(out: Path) -> None:
+    """Refuses a name that something else than a bundle has.
+
+    Raises:
+        UserError: ``output-exists``.
+    """
+    if out.exists() and not is_bundle(out):
+        raise UserError("output-exists", f"{out}: exists and is not a bundle; nothing was written")
 
 
 def _detect(engine: Engine, images: Sequence[ImageArray], size: int) -> list[Detections]:
@@ -190,7 +203,7 @@ def _reference_ap(info: ModelInfo) -> float | None:
 
 
 @contextlib.contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
+def replacing(out: Path) -> Iterator[Path]:
     """A new folder that takes the name ``out`` only if the block succeeds.
 
     Raises:

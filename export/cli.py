@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import click
+from pydantic import BaseModel
 
 from detr.cli_support import LazyGroup, emit, json_option
 from detr.errors import UserError
@@ -14,6 +16,7 @@ from detr.shipped import find_model
 from engines.bundle import Bundle, Precision, open_bundle
 from engines.evidence import read_evidence
 from engines.msda_function import Lowering
+from engines.oriented import open_bundles
 
 
 @click.group(
@@ -95,7 +98,9 @@ def onnx(
 ) -> None:
     """Export CHECKPOINT to an ONNX bundle.
 
-    CHECKPOINT is a .safetensors file, a run directory or a shipped model's name.
+    CHECKPOINT is a .safetensors file, a run directory or a shipped model's name. One at the papers'
+    sizes (short and long side) becomes two bundles in one folder, for landscape and for portrait
+    images.
 
     The bundle is run in ONNX Runtime and compared with torch before it takes its name; exit status
     3 where it finds other things. With int8 or
@@ -105,26 +110,54 @@ def onnx(
     Example: detr export onnx runs/student --out student.bundle --precision fp16
     """
     from detr.models import load_model
-    from export.bundle import RejectedExport, export_bundle
+    from export.bundle import RejectedExport
     from export.golden import dataset_images
+    from export.oriented import export_bundles
     from export.precision.apply import check_request, request_precision
 
     check_request(precision, data, search_islands, calibration)
     checkpoint, size = find_model(checkpoint), _batch(batch)
-    classes = load_model(checkpoint)[1].classes
+    info = load_model(checkpoint)[1]
+    classes = info.classes
     request = request_precision(
         precision, classes, data, search_islands, calibration, calibration_images
     )
-    images = None if data is None else dataset_images(data, classes)
+    images = None if data is None else dataset_images(data, classes, info.preprocess)
     try:
-        bundle = export_bundle(
+        bundles = export_bundles(
             checkpoint, out, int(opset), size, lowering, images, request, not no_verify
         )
     except RejectedExport as error:
         # What was measured took minutes and says what to do next.
         emit(error.bundle.info, as_json, _bundle_text(error.bundle))
         raise
-    emit(bundle.info, as_json, _bundle_text(bundle))
+    _emit_all(bundles, [bundle.info for bundle in bundles], as_json, map(_bundle_text, bundles))
+
+
+def _shows(data: str, bundle: Bundle) -> bool:
+    """Whether a data set has images of a bundle's orientation; says so where it has none."""
+    from detr.data import open_dataset
+    from export.parity.samples import images_for
+
+    model = bundle.info.model
+    found = bool(images_for(open_dataset(data, model.classes), 1, model.preprocess))
+    if not found:
+        click.echo(
+            f"{bundle.path}: {data} has no image of its orientation; compared on its golden images",
+            err=True,
+        )
+    return found
+
+
+def _emit_all(
+    bundles: Sequence[Bundle], results: Sequence[BaseModel], as_json: bool, texts: Iterable[str]
+) -> None:
+    """Prints what is known of a bundle, or of the two of a model at the papers' sizes."""
+    by_name = {
+        bundle.path.name: result.model_dump(mode="json")
+        for bundle, result in zip(bundles, results, strict=True)
+    }
+    emit(results[0] if len(results) == 1 else by_name, as_json, "\n".join(texts))
 
 
 def _bundle_text(bundle: Bundle) -> str:
@@ -208,11 +241,16 @@ def verify(
     from export.parity.budget import read_budget
     from export.parity.gate import gate_bundle
 
-    opened = open_bundle(bundle)
-    allowed = None if budget is None else read_budget(budget, opened.info.precision)
-    verdict = gate_bundle(opened, data, engines, allowed, images, draw)
-    emit(verdict, as_json, verdict.text())
-    verdict.check()
+    opened = open_bundles(bundle)
+    allowed = None if budget is None else read_budget(budget, opened[0].info.precision)
+    verdicts = []
+    for one in opened:
+        place = draw / one.path.stem if draw is not None and len(opened) > 1 else draw
+        on = data if len(opened) == 1 or data is None or _shows(data, one) else None
+        verdicts.append(gate_bundle(one, on, engines, allowed, images, place))
+    _emit_all(opened, verdicts, as_json, (verdict.text() for verdict in verdicts))
+    for verdict in verdicts:
+        verdict.check()
 
 
 @main.command()

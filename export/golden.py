@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from detr.config import ClassMap
 from detr.data import open_dataset
+from detr.data.preprocess import PreprocessConfig
 from detr.data.synth.scene import render
 from detr.types import ImageArray
+from export.parity.samples import images_for
 
 COUNT = 4
 _LEAST = 32  # pixels of a scene's side
@@ -28,12 +30,15 @@ def drawn_images(size: tuple[int, int]) -> list[ImageArray]:
     ]
 
 
-def dataset_images(spec: str, classes: ClassMap) -> list[ImageArray]:
-    """Images spread evenly over a data set.
+def dataset_images(spec: str, classes: ClassMap, preprocess: PreprocessConfig) -> list[ImageArray]:
+    """Images spread evenly over a data set, as many for each canvas.
 
     Raises:
         UserError: What opening the data set or an image raises.
     """
     dataset = open_dataset(spec, classes)
-    count = min(COUNT, len(dataset))
-    return [dataset.image(i * len(dataset) // count) for i in range(count)]
+    return [
+        dataset.image(i)
+        for canvas in preprocess.canvases
+        for i in images_for(dataset, COUNT, preprocess.on(canvas))
+    ]

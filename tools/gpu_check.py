@@ -194,7 +194,7 @@ def _report(path: Path, backend: str) -> Any:
     if not list(path.glob(f"engines/{backend}-sm*/evidence.json")):
         raise Skipped(f"no {backend} engine was built")
     with tempfile.TemporaryDirectory() as scratch:
-        size = open_bundle(path).info.model.preprocess.size
+        size = open_bundle(path).info.model.preprocess.canvases[0]
         generate(Path(scratch) / "data", 16, size, seed=0, val_fraction=0.5)
         options = ["--data", f"kitti:{scratch}/data", "--engine", backend]
         return detr("bench", "run", path, *options, "--out", f"{scratch}/report", "--json")

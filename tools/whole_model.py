@@ -61,7 +61,7 @@ def bundles(folder: Path, encoder: int, decoder: int) -> dict[Precision, Path]:
         preprocess=PreprocessConfig(size=(402, 1333)),
     )
     save_model(folder / "model.safetensors", detector, info)
-    drawn = drawn_images(info.preprocess.size)
+    drawn = drawn_images(info.preprocess.canvases[0])
     for precision, path in paths.items():
         request = PrecisionRequest(precision, calibration=drawn if precision == "int8" else ())
         # With random weights proposals nearly tie: the gate has nothing to hold int8 to.

@@ -1,7 +1,8 @@
 """Evaluation-time preprocessing, once for training's validation, export and every engine.
 
-An image is scaled to fit a fixed canvas (aspect kept), placed at the top left, normalised and
-padded with zeros *after* normalisation, so padding is the mean colour and not black.
+An image is scaled (aspect kept), placed at the top left of a canvas, normalised and padded with
+zeros *after* normalisation, so padding is the mean colour and not black. The canvas is a fixed one
+that the image just fits, or, at the papers' sizes, as large as the largest image of the batch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from detr.config import Strict
 from detr.data.value_range import ValueRange, to_bytes
@@ -24,17 +25,30 @@ Triple = tuple[float, float, float]
 _TYPES = (np.uint8, np.uint16, np.float32)
 
 
+Side = Annotated[int, Field(ge=16)]
+# Canvases of bundles are a multiple of this: the coarsest map then has whole cells, and the pixel
+# or so by which DETR's rounding exceeds ``long`` has room.
+_STRIDE = 32
+
+
 class PreprocessConfig(Strict):
     """How an image becomes a network input; stored with the weights.
 
+    Either ``size``, or ``short`` and ``long``, or all three.
+
     Attributes:
-        size: Canvas (height, width) in pixels.
+        size: Canvas (height, width) in pixels. Alone: images are scaled to just fit it.
+        short, long: The papers' size, in pixels: the short side is scaled to ``short``, or to less
+            where the long side would exceed ``long`` (DETR's ``RandomResize([800], 1333)``). On a
+            fixed canvas that this does not fit, the image is scaled to fit that.
         mean, std: RGB, in units of 0..255 (ImageNet's by default).
         range: The values of a deeper picture that become 0 and 255 before that; ``None`` for
             pictures of 8 bits.
     """
 
-    size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
+    size: tuple[Side, Side] | None = None
+    short: Side | None = None
+    long: Side | None = None
     mean: Triple = (123.675, 116.28, 103.53)
     std: Triple = (58.395, 57.12, 57.375)
     range: ValueRange | None = None
@@ -46,6 +60,59 @@ class PreprocessConfig(Strict):
         if content.get("range") is None:
             content.pop("range", None)
         return content
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PreprocessConfig:
+        if (self.short is None) != (self.long is None):
+            raise ValueError("short and long go together")
+        if self.short is not None and self.long is not None and self.short > self.long:
+            raise ValueError(f"short {self.short} is more than long {self.long}")
+        if self.size is None and self.short is None:
+            raise ValueError("give a canvas (size: [height, width]), or short and long")
+        return self
+
+    def scaled(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) to which an image of a size is scaled."""
+        if self.short is None or self.long is None:
+            assert self.size is not None
+            return fit(height, width, self.size)
+        found = shortest_side(height, width, self.short, self.long)
+        if self.size is None or (found[0] <= self.size[0] and found[1] <= self.size[1]):
+            return found
+        return fit(height, width, self.size)
+
+    def canvas(self, sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
+        """(height, width) of a batch of scaled images: the fixed one, or the largest of them.
+
+        Not rounded up to anything: the detectors take any size, and the papers' code pads no
+        further either.
+        """
+        if self.size is not None:
+            return self.size
+        return max(size[0] for size in sizes), max(size[1] for size in sizes)
+
+    @property
+    def canvases(self) -> tuple[tuple[int, int], ...]:
+        """Canvases of graphs that know one size: the fixed one, or landscape and portrait."""
+        if self.size is not None:
+            return (self.size,)
+        assert self.short is not None and self.long is not None
+        short, long = (-(-side // _STRIDE) * _STRIDE for side in (self.short, self.long))
+        return ((short, long),) if short == long else ((short, long), (long, short))
+
+    def canvas_for(self, height: int, width: int) -> tuple[int, int]:
+        """The one of :attr:`canvases` that an image belongs on, by its orientation."""
+        return self.canvases[-1 if height > width else 0]
+
+    def meant_for(self, height: int, width: int) -> bool:
+        """Whether an image belongs on the fixed canvas: of two orientations it is for one."""
+        if self.short is None or self.size is None or self.size[0] == self.size[1]:
+            return True
+        return (height > width) == (self.size[0] > self.size[1])
+
+    def on(self, canvas: tuple[int, int]) -> PreprocessConfig:
+        """The same on a fixed canvas, if it has none of its own."""
+        return self if self.size is not None else self.model_copy(update={"size": canvas})
 
 
 @dataclass(frozen=True)
@@ -72,6 +139,22 @@ def fit(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, int]:
     )
 
 
+def shortest_side(height: int, width: int, short: int, long: int | None = None) -> tuple[int, int]:
+    """The size of the same aspect with a short side of ``short``, or less for ``long``'s sake.
+
+    Rounded as in DETR (``datasets/transforms.py``): the long side is cut to whole pixels, and where
+    ``long`` decides, the short side is rounded first, so that a very long image may exceed ``long``
+    by a pixel or two.
+    """
+    low, high = min(height, width), max(height, width)
+    if long is not None and high / low * short > long:
+        short = max(1, round(long * low / high))
+    if low == short:
+        return height, width
+    other = int(short * high / low)
+    return (other, short) if width < height else (short, other)
+
+
 def _resized(image: ImageArray, height: int, width: int) -> ImageArray:
     """Antialiased bilinear scaling, rows first and then columns, each rounded to bytes.
 
@@ -92,7 +175,7 @@ def place(image: ImageArray, out: FloatArray, config: PreprocessConfig) -> None:
 
 
 def preprocess(images: Sequence[ImageArray], config: PreprocessConfig) -> Inputs:
-    """Scales, normalises and pads RGB images ``[h, w, 3]`` onto the config's canvas.
+    """Scales, normalises and pads RGB images ``[h, w, 3]`` onto one canvas.
 
     Images of uint8 are taken as they are; those of uint16 and float32 become 8 bits by the config's
     range first.
@@ -101,10 +184,6 @@ def preprocess(images: Sequence[ImageArray], config: PreprocessConfig) -> Inputs
         UserError: ``image-shape`` where an array is not ``[h, w, 3]`` of these types,
             ``image-range`` where one is float32 and the config has no range.
     """
-    height, width = config.size
-    batch = np.zeros((len(images), 3, height, width), dtype=np.float32)
-    valid = np.zeros((len(images), 2), dtype=np.float32)
-    original = np.zeros((len(images), 2), dtype=np.float32)
     for i, image in enumerate(images):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype not in _TYPES:
             raise UserError(
@@ -112,11 +191,14 @@ def preprocess(images: Sequence[ImageArray], config: PreprocessConfig) -> Inputs
                 f"image {i} of the batch is {image.dtype}{list(image.shape)}, "
                 "expected uint8 [height, width, 3] RGB (or uint16, float32)",
             )
-        image = to_bytes(image, config.range)
-        h, w = fit(image.shape[0], image.shape[1], config.size)
-        if (h, w) != image.shape[:2]:
-            image = _resized(image, h, w)
-        place(image, batch[i], config)
-        valid[i] = h, w
-        original[i] = images[i].shape[:2]
-    return Inputs(batch, valid, original)
+    sizes = [config.scaled(*image.shape[:2]) for image in images]
+    batch = np.zeros((len(images), 3, *config.canvas(sizes)), dtype=np.float32)
+    for out, image, size in zip(batch, images, sizes, strict=True):
+        shown = to_bytes(image, config.range)
+        place(shown if size == image.shape[:2] else _resized(shown, *size), out, config)
+    original = [image.shape[:2] for image in images]
+    return Inputs(batch, _pairs(sizes), _pairs(original))
+
+
+def _pairs(sizes: Sequence[tuple[int, ...]]) -> FloatArray:
+    return np.array(sizes, dtype=np.float32).reshape(-1, 2)

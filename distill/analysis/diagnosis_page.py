@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from detr.data import Dataset
-from detr.data.preprocess import fit
 from detr.data.value_range import to_bytes
 from detr.models import SampledAttention, cxcywh_to_xyxy
 from detr.plot import Axis
@@ -171,7 +170,7 @@ def _pictures(subjects: Sequence[Subject], dataset: Dataset) -> str:
             for subject in subjects:
                 answer = subject.shown[0]
                 image = dataset.image(answer.indices[shot])
-                made = draw(image, answer, shot, subject.config.size)
+                made = draw(image, answer, shot)
                 if made is None:
                     continue
                 figures.append(
@@ -198,9 +197,7 @@ def _shown(image: ImageArray) -> Image.Image:
     )
 
 
-def _attention(
-    image: ImageArray, answer: Answer, shot: int, canvas: tuple[int, int]
-) -> Image.Image | None:
+def _attention(image: ImageArray, answer: Answer, shot: int) -> Image.Image | None:
     """The image under a map of the matched queries' attention."""
     queries = [q for q in layer_owners(answer)[-1][shot] if q >= 0]
     weights = torch.zeros(answer.output.boxes[-1].shape[:2])
@@ -208,13 +205,13 @@ def _attention(
     memory = answer.memory
     looks = attended_map(answer.output.attention[-1], memory.shapes, weights)[shot]
     picture = _shown(image)
-    valid = fit(image.shape[0], image.shape[1], canvas)
+    height, width = answer.valid_sizes[shot].tolist()
     heat = np.zeros((picture.height, picture.width), dtype=np.float32)
     start = 0
-    for height, width in memory.shapes:
-        level = looks[start : start + height * width].reshape(height, width)
-        start += height * width
-        heat += _stretched(level, canvas, valid, picture.size)
+    for rows, columns in memory.shapes:
+        level = looks[start : start + rows * columns].reshape(rows, columns)
+        start += rows * columns
+        heat += _stretched(level, answer.canvas, (height, width), picture.size)
     heat = np.sqrt(heat / max(float(heat.max()), 1e-9))[..., None]
     warm = np.concatenate((np.ones_like(heat), 0.85 * heat, 0.1 * heat), -1) * 255
     mixed = np.asarray(picture) * (1 - 0.75 * heat) + warm * 0.75 * heat
@@ -222,7 +219,7 @@ def _attention(
 
 
 def _stretched(
-    level: Tensor, canvas: tuple[int, int], valid: tuple[int, int], size: tuple[int, int]
+    level: Tensor, canvas: tuple[int, int], valid: tuple[float, float], size: tuple[int, int]
 ) -> np.ndarray:
     """A level's map over the canvas, cut to the image and stretched to a size (width, height)."""
     flat = Image.fromarray(level.cpu().numpy().astype(np.float32))
@@ -233,9 +230,7 @@ def _stretched(
     return stretched * (level.shape[0] * level.shape[1])
 
 
-def _samples(
-    image: ImageArray, answer: Answer, shot: int, canvas: tuple[int, int]
-) -> Image.Image | None:
+def _samples(image: ImageArray, answer: Answer, shot: int) -> Image.Image | None:
     """The sampling points of the query matched to the largest object."""
     attention, target = answer.output.attention[-1], answer.targets[shot]
     owners = layer_owners(answer)[-1][shot]
@@ -246,7 +241,6 @@ def _samples(
     if query < 0:
         return None
     picture = _shown(image)
-    valid = fit(image.shape[0], image.shape[1], canvas)
     pen = ImageDraw.Draw(picture, "RGBA")
     for boxes, color in (
         (target.boxes[largest], (255, 255, 255, 255)),
@@ -256,7 +250,8 @@ def _samples(
         pen.rectangle(_ordered(corners.tolist()), outline=color, width=2)
     points = attention.locations[shot, query].reshape(-1, 2).cpu()
     weights = attention.weights[shot, query].flatten().cpu()
-    scale = torch.tensor([canvas[1] / valid[1], canvas[0] / valid[0]]) * torch.tensor(picture.size)
+    filled = torch.tensor(answer.canvas) / answer.valid_sizes[shot].cpu()
+    scale = filled.flip(0) * torch.tensor(picture.size)
     strongest = float(weights.max())
     for (px, py), weight in zip((points * scale).tolist(), weights.tolist(), strict=True):
         share = weight / strongest

@@ -308,7 +308,7 @@ def _config(name: str) -> tuple[DetectorConfig, tuple[int, int] | None]:
     if Path(name).is_file() or name in shipped():
         recipe = load_recipe(Path(name) if Path(name).is_file() else shipped()[name])
         return recipe.detector.for_classes(recipe.detector.num_classes or CLASSES), (
-            recipe.input.size
+            recipe.input.canvases[0]
         )
     return preset(name, CLASSES, pretrained=False), None
 

@@ -1,93 +1,138 @@
-"""Training augmentation: zoom with a random window, flip and colour jitter, per-sample seeded.
+"""Training augmentation: a random view, mirrored or not, and colour jitter, per-sample seeded.
 
-It runs on PIL images through torchvision's v2 functions: they release the interpreter lock and
-start no tensor threads, so samples are made beside the training step. All random choices come from
-one numpy generator, so a sample is a pure function of (image, labels, generator).
+The view is one of two: a zoom with a random window, or DETR's random sizes and crops. It runs on
+PIL images through torchvision's v2 functions: they release the interpreter lock and start no tensor
+threads, so samples are made beside the training step. All random choices come from one numpy
+generator, so a sample is a pure function of (image, labels, generator).
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 from torchvision.transforms.v2 import functional as transforms
 
 from detr.config import Strict
 from detr.data.dataset import Labels
-from detr.data.preprocess import fit
+from detr.data.preprocess import PreprocessConfig, fit, shortest_side
 from detr.types import FloatArray, ImageArray
+from distill.data.view import Size, View
 
-# What a crop leaves of a box: enough of it is an object, less is neither object nor background.
+# What a zoom's window leaves of a box: enough of it is an object, less is neither object nor
+# background.
 _KEPT_SHARE = 0.3
 # A window that shows no object teaches little; look for another one this many times.
 _TRIES = 8
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Pixels = Annotated[int, Field(ge=16)]
+
+
+class MultiScaleConfig(Strict):
+    """DETR's random sizes and crops, as its code has them (``datasets/coco.py``).
+
+    The short side becomes a random one of ``short``, the long side at most ``long``; with
+    probability ``crop`` after the image was brought to a random one of ``crop_short`` and a window
+    was cut from it whose sides are random numbers of ``crop_sides``. Every box that the window
+    shows any part of stays an object.
+
+    Attributes:
+        short: Short sides, pixels.
+        long: Largest long side, pixels.
+        crop: Probability of a crop.
+        crop_short: Short sides before the crop, pixels.
+        crop_sides: Least and largest side of the window, pixels.
+    """
+
+    short: Annotated[tuple[Pixels, ...], Field(min_length=1)] = tuple(range(480, 801, 32))
+    long: Pixels = 1333
+    crop: Share = 0.5
+    crop_short: Annotated[tuple[Pixels, ...], Field(min_length=1)] = (400, 500, 600)
+    crop_sides: tuple[Pixels, Pixels] = (384, 600)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MultiScaleConfig:
+        if max(self.short) > self.long:
+            raise ValueError(f"short {max(self.short)} is more than long {self.long}")
+        if self.crop_sides[0] > self.crop_sides[1]:
+            raise ValueError("crop_sides: the least side first")
+        return self
+
+
+def _multi_scale(value: object) -> object:
+    return {} if value is True else None if value is False else value
 
 
 class AugmentConfig(Strict):
-    """How training images vary.
+    """How training images vary: by a zoom, or by DETR's sizes and crops.
 
     Attributes:
         flip: Probability of a mirror image.
-        zoom: Range of the factor on the size that just fits the canvas: above 1 a random window of
-            the enlarged image is taken, below 1 the image leaves part of the canvas empty.
+        zoom: Range of the factor on the size that validation takes: above 1 a random window of the
+            enlarged image is taken, below 1 the image leaves part of the canvas empty.
+        multi_scale: DETR's in place of a zoom; ``true`` takes the published numbers.
         jitter: Largest relative change of brightness, contrast and saturation.
     """
 
     flip: Share = 0.5
-    zoom: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.8, 1.5)
+    zoom: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = (0.8, 1.5)
+    multi_scale: Annotated[MultiScaleConfig | None, BeforeValidator(_multi_scale)] = None
     jitter: Share = 0.2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_view(cls, values: Any) -> Any:
+        """DETR's view leaves no room for the zoom that is usual otherwise."""
+        if isinstance(values, dict) and values.get("multi_scale") and "zoom" not in values:
+            return {**values, "zoom": None}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AugmentConfig:
+        if self.zoom is not None and self.multi_scale is not None:
+            raise ValueError("zoom and multi_scale exclude each other: set zoom or it to null")
+        return self
 
 
 def augment(
     image: ImageArray,
     labels: Labels,
-    canvas: tuple[int, int],
+    preprocess: PreprocessConfig,
     config: AugmentConfig,
     rng: np.random.Generator,
 ) -> tuple[ImageArray, Labels]:
-    """A random view of an image, no larger than the canvas, with its labels.
+    """A random view of an image, no larger than a fixed canvas, with its labels.
 
     Args:
         image: ``[h, w, 3]`` uint8 RGB.
         labels: Boxes in pixels of ``image``.
-        canvas: (height, width) of the network input.
+        preprocess: Size in validation.
         config: What may vary.
         rng: Source of every random choice.
 
     Returns:
-        The view ``[h', w', 3]`` uint8 and its labels in pixels of the view. Boxes that the window
-        cuts to less than 30 % of their area become ignore regions.
+        The view ``[h', w', 3]`` uint8 and its labels in pixels of the view. Boxes that a zoom's
+        window cuts to less than 30 % of their area become ignore regions.
     """
-    height, width = image.shape[:2]
-    fitted = fit(height, width, canvas)
-    zoom = float(np.exp(rng.uniform(*np.log(config.zoom))))
-    full = (fitted[0] * zoom, fitted[1] * zoom)
-    out = (max(1, min(canvas[0], round(full[0]))), max(1, min(canvas[1], round(full[1]))))
-    scale = (full[0] / height, full[1] / width)
-    window = (min(height, round(out[0] / scale[0])), min(width, round(out[1] / scale[1])))
-    top, left = _window_corner(labels.boxes, (height, width), window, rng)
-
-    picture = Image.fromarray(image)
-    if (window, out) != ((height, width), (height, width)):
-        picture = transforms.resized_crop(picture, top, left, *window, size=list(out))
-    flip = rng.random() < config.flip
-    if flip:
-        picture = transforms.horizontal_flip(picture)
+    size = image.shape[0], image.shape[1]
+    if config.multi_scale is not None:
+        view = _multi_scale_view(size, preprocess, config.multi_scale, config.flip, rng)
+    else:
+        view = _zoom_view(size, labels.boxes, preprocess, config, rng)
+    picture = view.of_picture(Image.fromarray(image))
     if config.jitter:
         low, high = 1 - config.jitter, 1 + config.jitter
         picture = transforms.adjust_brightness(picture, rng.uniform(low, high))
         picture = transforms.adjust_contrast(picture, rng.uniform(low, high))
         picture = transforms.adjust_saturation(picture, rng.uniform(low, high))
 
-    ratio = (out[0] / window[0], out[1] / window[1])
-    boxes, share = _view(labels.boxes, top, left, ratio, out, flip)
-    regions, region_share = _view(labels.ignore, top, left, ratio, out, flip)
-    kept, cut = share >= _KEPT_SHARE, (share > 0) & (share < _KEPT_SHARE)
+    least = 0.0 if config.multi_scale is not None else _KEPT_SHARE
+    boxes, share = view.of_boxes(labels.boxes)
+    regions, region_share = view.of_boxes(labels.ignore)
+    kept, cut = (share >= least) & (share > 0), (share > 0) & (share < least)
     seen = region_share > 0
     return np.asarray(picture), Labels(
         boxes=boxes[kept],
@@ -97,8 +142,58 @@ def augment(
     )
 
 
+def _zoom_view(
+    size: Size,
+    boxes: FloatArray,
+    preprocess: PreprocessConfig,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> View:
+    """The size of validation times a random factor, cut to the room that validation has."""
+    fitted = preprocess.scaled(*size)
+    zoom = 1.0 if config.zoom is None else float(np.exp(rng.uniform(*np.log(config.zoom))))
+    # Without a canvas of its own an image has as much room as it fills.
+    room = fitted if preprocess.size is None else preprocess.size
+    full = (fitted[0] * zoom, fitted[1] * zoom)
+    out = (max(1, min(room[0], round(full[0]))), max(1, min(room[1], round(full[1]))))
+    scale = (full[0] / size[0], full[1] / size[1])
+    window = (min(size[0], round(out[0] / scale[0])), min(size[1], round(out[1] / scale[1])))
+    corner = _window_corner(boxes, size, window, rng)
+    return View(size, size, corner, window, out, rng.random() < config.flip)
+
+
+def _multi_scale_view(
+    size: Size,
+    preprocess: PreprocessConfig,
+    config: MultiScaleConfig,
+    flip: float,
+    rng: np.random.Generator,
+) -> View:
+    """DETR's view, made to fit where there is a fixed canvas."""
+    mirrored = bool(rng.random() < flip)
+    scaled = window = size
+    corner = (0, 0)
+    if rng.random() < config.crop:
+        # The code bounds the long side in the sizes only, not before the crop.
+        scaled = shortest_side(*size, int(rng.choice(config.crop_short)))
+        least, most = config.crop_sides
+        window = (
+            int(rng.integers(min(least, scaled[0]), min(most, scaled[0]) + 1)),
+            int(rng.integers(min(least, scaled[1]), min(most, scaled[1]) + 1)),
+        )
+        corner = (
+            int(rng.integers(0, scaled[0] - window[0] + 1)),
+            int(rng.integers(0, scaled[1] - window[1] + 1)),
+        )
+    out = shortest_side(*window, int(rng.choice(config.short)), config.long)
+    room = preprocess.size
+    if room is not None and (out[0] > room[0] or out[1] > room[1]):
+        out = fit(*out, room)
+    return View(size, scaled, corner, window, out, mirrored)
+
+
 def _window_corner(
-    boxes: FloatArray, size: tuple[int, int], window: tuple[int, int], rng: np.random.Generator
+    boxes: FloatArray, size: Size, window: Size, rng: np.random.Generator
 ) -> tuple[int, int]:
     """(top, left) of a window that shows the centre of some box, if a few tries find one."""
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -111,24 +206,3 @@ def _window_corner(
         if len(centres) == 0 or inside.all(1).any():
             break
     return top, left
-
-
-def _view(
-    boxes: FloatArray,
-    top: int,
-    left: int,
-    ratio: tuple[float, float],
-    out: tuple[int, int],
-    flip: bool,
-) -> tuple[FloatArray, npt.NDArray[np.float64]]:
-    """Boxes as the view shows them, and the share of each box's area that it shows."""
-    moved = (boxes - np.array([left, top, left, top])) * np.array([*ratio[::-1], *ratio[::-1]])
-    clipped = np.clip(moved, 0, np.array([out[1], out[0], out[1], out[0]]))
-    whole = (moved[:, 2:] - moved[:, :2]).prod(1)
-    sides = clipped[:, 2:] - clipped[:, :2]
-    share = np.where(sides.min(1, initial=np.inf) > 0, sides.prod(1), 0) / np.maximum(whole, 1e-9)
-    if flip:
-        clipped = np.stack(
-            (out[1] - clipped[:, 2], clipped[:, 1], out[1] - clipped[:, 0], clipped[:, 3]), 1
-        )
-    return clipped.astype(np.float32), share

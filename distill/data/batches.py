@@ -78,7 +78,8 @@ class Batches:
 
     Args:
         dataset: Training images.
-        preprocess: Canvas and normalisation.
+        preprocess: Canvas and normalisation. Without a fixed canvas a batch is as large as the
+            largest of this process's images, as in the papers' code.
         config: What varies.
         batch_size: Images per process and step.
         seed: Of order and augmentation.
@@ -129,18 +130,20 @@ class Batches:
         i = self.index(step, slot)
         rng = np.random.default_rng((self.seed, _SAMPLE, step, slot))
         labels = self.dataset.labels(i)
-        image, labels = augment(self._image(i), labels, self.preprocess.size, self.config, rng)
+        image, labels = augment(self._image(i), labels, self.preprocess, self.config, rng)
         return image, labels, self.dataset.image_path(i)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""
         samples = [self.sample(step, slot) for slot in self.slots]
-        images = np.zeros((len(samples), 3, *self.preprocess.size), dtype=np.float32)
+        sizes = [image.shape[:2] for image, _, _ in samples]
+        canvas = self.preprocess.canvas(sizes)
+        images = np.zeros((len(samples), 3, *canvas), dtype=np.float32)
         targets = []
         for row, (image, labels, _) in zip(images, samples, strict=True):
             place(image, row, self.preprocess)
             targets.append(target_of(labels, image.shape[:2]))
-        valid = torch.tensor([image.shape[:2] for image, _, _ in samples], dtype=torch.float32)
+        valid = torch.tensor(sizes, dtype=torch.float32)
         return Batch(torch.from_numpy(images), valid, targets, [path for _, _, path in samples])
 
     def stream(self, first: int, last: int, workers: int) -> Iterator[Batch]:

@@ -36,6 +36,7 @@ def write_sample(bundle: Bundle, out: Path, runtime: str) -> list[Path]:
             f"{bundle.path}: its model is for pictures of more than 8 bits (range "
             f"{list(info.preprocess.range)}), which the program does not read",
         )
+    (height, width), *_ = info.preprocess.canvases
     templates = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         undefined=StrictUndefined,
@@ -47,8 +48,10 @@ def write_sample(bundle: Bundle, out: Path, runtime: str) -> list[Path]:
     values = {
         "runtime": runtime,
         "name": bundle.path.name,
-        "height": info.preprocess.size[0],
-        "width": info.preprocess.size[1],
+        "height": height,
+        "width": width,
+        "short": info.preprocess.short or 0,
+        "long": info.preprocess.long or 0,
         "batch": 1 if bundle.info.batch == "dynamic" else bundle.info.batch,
         "mean": ", ".join(map(_float, info.preprocess.mean)),
         "std": ", ".join(map(_float, info.preprocess.std)),

@@ -41,7 +41,8 @@ def gate_bundle(
         data: Data set specification; the bundle's golden images where ``None``.
         engines: Further engines, by name or already open (one built from the bundle).
         budget: What is allowed; the default of the bundle's precision where ``None``.
-        images: Use this many images, spread evenly over the data.
+        images: Use this many images, spread evenly over those of the data that the bundle's canvas
+            is meant for.
         draw: Folder for a picture of each engine's worst image.
 
     Raises:
@@ -57,7 +58,7 @@ def gate_bundle(
     if data is not None:
         model = bundle.info.model
         dataset = open_dataset(data, model.classes, model.preprocess.range)
-        samples = Samples.of_dataset(dataset, images)
+        samples = Samples.of_dataset(dataset, images, model.preprocess)
     names = [engine for engine in dict.fromkeys(engines) if engine != OrtEngine.name]
     opened, verdicts = _open_all(bundle, [OrtEngine.name, *names], samples, budget, notes)
     if reference is not None:

@@ -7,9 +7,22 @@ from dataclasses import dataclass
 
 from detr.data import Dataset
 from detr.data.dataset import evenly_spaced
+from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.types import Detections, ImageArray
 from engines.bundle import Golden
+
+
+def images_for(
+    dataset: Dataset, count: int | None, preprocess: PreprocessConfig | None
+) -> list[int]:
+    """At most ``count`` indices, spread evenly over the images a canvas is meant for."""
+    found = [
+        i
+        for i in range(len(dataset))
+        if preprocess is None or preprocess.meant_for(*dataset.image_size(i))
+    ]
+    return [found[k] for k in evenly_spaced(len(found), count)] if found else []
 
 
 @dataclass(frozen=True)
@@ -39,15 +52,23 @@ class Samples:
         return Samples("golden images", names, images=golden.images, detections=detections)
 
     @staticmethod
-    def of_dataset(dataset: Dataset, count: int | None = None) -> Samples:
+    def of_dataset(
+        dataset: Dataset, count: int | None = None, preprocess: PreprocessConfig | None = None
+    ) -> Samples:
         """At most ``count`` images spread evenly over a data set.
+
+        Args:
+            dataset: The images.
+            count: How many at most; all where ``None``.
+            preprocess: Leave out what its canvas is not meant for.
 
         Raises:
             UserError: ``data-empty``.
         """
-        indices = evenly_spaced(len(dataset), count) if len(dataset) else []
+        indices = images_for(dataset, count, preprocess)
         if not indices:
-            raise UserError("data-empty", f"{dataset.spec}: no images to verify on")
+            which = "images of the bundle's orientation" if len(dataset) else "images"
+            raise UserError("data-empty", f"{dataset.spec}: no {which} to verify on")
         names = [dataset.image_path(i).name for i in indices]
         return Samples(dataset.spec, names, dataset, indices)
 

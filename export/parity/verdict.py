@@ -6,14 +6,12 @@ from collections.abc import Iterable
 
 from detr.errors import GateError
 from engines.parity import Budget, Measured
-from engines.verdict import EngineVerdict, Status
-
-_FROM_GOOD_TO_BAD: tuple[Status, ...] = ("accepted", "undecided", "rejected")
+from engines.verdict import FROM_GOOD_TO_BAD, EngineVerdict, Status
 
 
 def worst_verdict(verdicts: Iterable[EngineVerdict]) -> EngineVerdict:
     """The first of those with the worst status."""
-    return max(verdicts, key=lambda verdict: _FROM_GOOD_TO_BAD.index(verdict.status))
+    return max(verdicts, key=lambda verdict: FROM_GOOD_TO_BAD.index(verdict.status))
 
 
 class GateVerdict(Measured):

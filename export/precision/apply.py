@@ -11,6 +11,7 @@ from detr.config import ClassMap
 from detr.data import Dataset, open_dataset
 from detr.data.dataset import evenly_spaced
 from detr.errors import UserError
+from detr.model_info import ModelInfo
 from detr.types import ImageArray
 from engines.bundle import Precision
 from engines.msda_function import Lowering
@@ -156,7 +157,7 @@ def write_precision(
     """
     if request.precision == "fp32":
         return PreciseGraph(model)
-    samples = _samples(request, _SEARCHED[0])
+    samples = _samples(request, reference.info, _SEARCHED[0])
     typical = [*images, *request.calibration]
     typical += [samples.image(k) for k in range(len(samples))] if samples else []
     config = reference.info.preprocess
@@ -168,11 +169,11 @@ def write_precision(
     return writer.default() if samples is None else writer.searched(samples)
 
 
-def _samples(request: PrecisionRequest, most: int) -> Samples | None:
+def _samples(request: PrecisionRequest, info: ModelInfo, most: int) -> Samples | None:
     """Images to search the island on, if it is to be searched."""
     if not request.search or request.data is None:
         return None
-    return Samples.of_dataset(request.data, most)
+    return Samples.of_dataset(request.data, most, info.preprocess)
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class _Writer:
             search = self._search(samples)
             typed[smallest] = self._typed(search.island)
             comparison = self._compared({key: one.model for key, one in typed.items()})
-            more = _samples(self.request, _SEARCHED[1])
+            more = _samples(self.request, self.reference.info, _SEARCHED[1])
             # A few images cannot tell what all of them can, nor half precision what int8 does.
             if not comparison.violations(smallest) or more is None or len(more) <= len(samples):
                 break

@@ -45,12 +45,12 @@ def compare_precisions(
     Args:
         variants: Graphs by name; float32 first.
         info: What the model is.
-        dataset: At most 500 of its images are used, spread evenly; AP is measured where they have
-            labels.
+        dataset: At most 500 of its images are used, spread evenly over those meant for the canvas;
+            AP is measured where they have labels.
         batch: Images per run.
         lowering: Body of their attention function.
     """
-    samples = Samples.of_dataset(dataset, _MOST_IMAGES)
+    samples = Samples.of_dataset(dataset, _MOST_IMAGES, info.preprocess)
     exact = {name: half_session(model) for name, model in variants.items()}
     candidates: dict[str, list[Detections]] = {name: [] for name in variants}
     feeds: list[Inputs] = []

@@ -31,7 +31,7 @@ def bundle(checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory)
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_layer_is_named(bundle: Bundle, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = TorchEngine(Path(bundle.info.source.path))
-    image = drawn_images(bundle.info.model.preprocess.size)[1]
+    image = drawn_images(bundle.info.model.preprocess.canvases[0])[1]
     healthy = first_deviation(bundle, reference, open_engine(bundle.path, name), image)
     assert healthy is not None and healthy.compared > 20 and healthy.before < 1e-4
     assert healthy.layer in ("", "decode"), healthy.text()

@@ -91,7 +91,7 @@ def test_quantization_is_what_tensorrt_reads(int8: ModelProto) -> None:
 
 
 def test_int8_still_finds_the_objects(int8: ModelProto, engine: TorchEngine) -> None:
-    images = drawn_images(engine.info.preprocess.size)
+    images = drawn_images(engine.info.preprocess.canvases[0])
     expected = engine(images)
     feed = preprocess(images, engine.info.preprocess)
     found = session_detections(half_session(int8), feed)
@@ -112,7 +112,9 @@ def test_magnitudes_are_counted_as_numpy_counts_them() -> None:
 def test_activations_are_held_in_groups(
     engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = Network(export_graph(engine.detector, engine.info.preprocess.size, 17, 2, "gather"))
+    network = Network(
+        export_graph(engine.detector, engine.info.preprocess.canvases[0], 17, 2, "gather")
+    )
     names = sorted({network.nodes[i].input[0] for i in quantized_nodes(network)})
     assert _groups(network, names, 2) == [names], "a toy's fit into one run"
     monkeypatch.setattr(int8_module, "_AT_ONCE", 1 << 16)

@@ -35,7 +35,7 @@ def traced() -> onnx.ModelProto:
     from engines.torch_engine import TorchEngine
 
     engine = TorchEngine(find_model(TEACHER))
-    return export_graph(engine.detector, engine.info.preprocess.size, 17, 1, "gridsample")
+    return export_graph(engine.detector, engine.info.preprocess.canvases[0], 17, 1, "gridsample")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -1,5 +1,5 @@
-// From RGB pixels to the network's input, value for value as the Python package does it: scaled to
-// fit the canvas, placed at the top left, normalised, and zero where there is no image.
+// From RGB pixels to the network's input, value for value as the Python package does it: scaled,
+// placed at the top left of the canvas, normalised, and zero where there is no image.
 #pragma once
 
 #include <algorithm>
@@ -98,14 +98,36 @@ inline int fitted(int size, double scale, int canvas) {
   return std::min(canvas, std::max(1, static_cast<int>(std::nearbyint(size * scale))));
 }
 
+// Height and width with a short side of `side`, or of less where the long one would exceed `limit`.
+inline std::array<int, 2> shortest_side(const Image& image, int side, int limit) {
+  const double low = std::min(image.height, image.width);
+  const double high = std::max(image.height, image.width);
+  if (high / low * side > limit) {
+    side = std::max(1, static_cast<int>(std::nearbyint(limit * low / high)));
+  }
+  if (low == side) return {image.height, image.width};
+  const int other = static_cast<int>(side * high / low);
+  return image.width < image.height ? std::array<int, 2>{other, side}
+                                    : std::array<int, 2>{side, other};
+}
+
+// Height and width to which an image is scaled.
+inline std::array<int, 2> scaled(const Image& image) {
+  using namespace model_info;
+  if (kShort > 0) {
+    const auto size = shortest_side(image, kShort, kLong);
+    if (size[0] <= kHeight && size[1] <= kWidth) return size;
+  }
+  const double scale = std::min(static_cast<double>(kHeight) / image.height,
+                                static_cast<double>(kWidth) / image.width);
+  return {fitted(image.height, scale, kHeight), fitted(image.width, scale, kWidth)};
+}
+
 }  // namespace preprocess_detail
 
 inline Input preprocess(const Image& image) {
   using namespace model_info;
-  const double scale = std::min(static_cast<double>(kHeight) / image.height,
-                                static_cast<double>(kWidth) / image.width);
-  const int height = preprocess_detail::fitted(image.height, scale, kHeight);
-  const int width = preprocess_detail::fitted(image.width, scale, kWidth);
+  const auto [height, width] = preprocess_detail::scaled(image);
   const Image small = preprocess_detail::resize(image, height, width);
   Input input;
   input.images.assign(std::size_t{3} * kHeight * kWidth, 0.0f);

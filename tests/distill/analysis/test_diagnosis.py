@@ -45,7 +45,7 @@ def test_queries_are_counted_above_thresholds() -> None:
     group = QueryGroup("own", torch.zeros(1, 4, 4), boxes)
     memory: Any = Memory(torch.zeros(1, 1, 4), ((1, 1),), torch.zeros(1, 1), torch.ones(1, 1, 2), 0)  # type: ignore[arg-type]
     output = GroupOutput(group, [torch.zeros(1, 4, 1)], [boxes], [], [])
-    answer = Answer([0], [target], torch.ones(1, 2), memory, output)
+    answer = Answer([0], [target], torch.ones(1, 2), (1, 1), memory, output)
     assert _queries_above(answer).tolist()[:4] == [1, 1, 2, 2]
     assert _queries_above(answer).tolist()[-1] == 4
     answer.targets = [nothing]

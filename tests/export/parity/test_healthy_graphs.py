@@ -41,7 +41,7 @@ def traced(
     request: pytest.FixtureRequest, checkpoint: MakeCheckpoint
 ) -> tuple[TorchEngine, ModelProto, Batch, Golden]:
     reference = TorchEngine(checkpoint(request.param))
-    size, batch = reference.info.preprocess.size, BATCHES[request.param]
+    size, batch = reference.info.preprocess.canvases[0], BATCHES[request.param]
     model = export_graph(reference.detector, size, 18, batch, "gridsample")
     # Upside down as well: eight images give forty detections to judge by.
     images = [image[::-1].copy() for image in drawn_images(size)] + drawn_images(size)

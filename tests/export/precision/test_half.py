@@ -52,13 +52,13 @@ def traced(request: pytest.FixtureRequest, checkpoint: MakeCheckpoint) -> Traced
     name, opset = request.param
     source = checkpoint(name)
     engine = TorchEngine(source)
-    size = engine.info.preprocess.size
+    size = engine.info.preprocess.canvases[0]
     return source, engine, export_graph(engine.detector, size, opset, "dynamic", "gridsample")
 
 
 def typed_graph(traced: Traced, lowering: Lowering = "gather", island: Any = None) -> ModelProto:
     _, engine, model = traced
-    images = drawn_images(engine.info.preprocess.size)
+    images = drawn_images(engine.info.preprocess.canvases[0])
     ranges = value_ranges(model, images, engine.info.preprocess, len(images))
     result = to_half(model, DEFAULT_ISLAND if island is None else island, ranges).model
     finish_half(result, engine.info.detector, lowering)
@@ -112,7 +112,7 @@ def test_casts_are_few_and_never_in_chains(traced: Traced, island: tuple[str, ..
 @pytest.mark.parametrize("lowering", ["gridsample", "gather"])
 def test_the_default_island_finds_what_torch_finds(traced: Traced, lowering: Lowering) -> None:
     _, engine, _ = traced
-    images = drawn_images(engine.info.preprocess.size)
+    images = drawn_images(engine.info.preprocess.canvases[0])
     expected = [x for image in images for x in engine([image])]
     model = typed_graph(traced, lowering)
     runtime = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -136,7 +136,7 @@ def test_what_is_typed_half_is_half_when_emulated(traced: Traced) -> None:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(flat.SerializeToString(), options)
-    image = drawn_images(traced[1].info.preprocess.size)[:1]
+    image = drawn_images(traced[1].info.preprocess.canvases[0])[:1]
     feed = vars(preprocess(image, traced[1].info.preprocess))
     for name, value in zip(shown, session.run(shown, feed), strict=True):
         np.testing.assert_array_equal(value, value.astype(np.float16).astype(np.float32), name)
@@ -154,7 +154,7 @@ def test_bundle_says_its_island_and_runs_in_our_engines(
     assert info.precision == "fp16" and set(DEFAULT_ISLAND) <= set(info.island)
     size = onnx.load(str(out / "model.onnx")).ByteSize()
     assert size < 0.7 * model.ByteSize()
-    images = drawn_images(engine.info.preprocess.size)
+    images = drawn_images(engine.info.preprocess.canvases[0])
     names = ["half", "native"] if msda.native_available() else ["half"]
     reference = open_engine(out, "onnxruntime")(images)
     for name in names:
@@ -169,7 +169,7 @@ def test_a_rejected_export_prints_what_was_measured(
 ) -> None:
     """The tables took minutes; they are not only to be had from the rejected bundle.json."""
     source, engine, model = traced
-    generate(tmp_path / "data", 2, engine.info.preprocess.size, seed=0, val_fraction=0.5)
+    generate(tmp_path / "data", 2, engine.info.preprocess.canvases[0], seed=0, val_fraction=0.5)
     data = f"kitti:{tmp_path / 'data'}"
     monkeypatch.setattr(onnx_export, "export_graph", lambda *_: model)
     monkeypatch.setattr(cost, "_ROUNDS", 1)
@@ -193,9 +193,9 @@ def test_a_searched_island_is_proved_on_the_data(
     traced: Traced, tmp_path: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, engine, model = traced
-    generate(tmp_path / "data", 3, engine.info.preprocess.size, seed=0, val_fraction=0.34)
+    generate(tmp_path / "data", 3, engine.info.preprocess.canvases[0], seed=0, val_fraction=0.34)
     data = open_dataset(f"kitti:{tmp_path / 'data'}", engine.info.classes)
-    images = drawn_images(engine.info.preprocess.size)[:2]
+    images = drawn_images(engine.info.preprocess.canvases[0])[:2]
     monkeypatch.setattr(cost, "_ROUNDS", 1)
     request = PrecisionRequest(
         precision, calibration=images if precision == "int8" else (), search=True, data=data
@@ -298,7 +298,7 @@ def test_activations_beyond_half_precision_stay_single_whatever_the_island() -> 
 
 def test_ranges_are_measured_on_images(traced: Traced) -> None:
     _, engine, model = traced
-    images = drawn_images(engine.info.preprocess.size)
+    images = drawn_images(engine.info.preprocess.canvases[0])
     ranges = value_ranges(model, images, engine.info.preprocess, 2)
     network = Network(model)
     values = {x for node in network.nodes for x in node.output if network.is_float(x)}
