@@ -136,6 +136,17 @@ def main(folder: str) -> None:
     torch.save(found, here / f"rank{world.rank}.pt")
 
 
+def train_teacher(tiny: Recipe, tmp_path: Path) -> None:
+    """The teacher of all cases, ``teacher`` in a folder."""
+    teacher = recipe_of(tiny, {}, 4, tmp_path)
+    # Far from its start, where boxes are their references, as the student's are: the sign of a
+    # difference that is all rounding would be the gradient of its size.
+    rates = teacher.optimizer.model_copy(update={"lr": 1e-2, "backbone_lr": 1e-2})
+    changes = {"steps": 1, "seed": 7, "optimizer": rates}
+    with FROZEN_NORM:
+        train(teacher.model_copy(update=changes), tmp_path / "teacher")
+
+
 def torchrun(*arguments: object) -> None:
     """Runs this file in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -152,13 +163,7 @@ def torchrun(*arguments: object) -> None:
 
 def test_two_processes_equal_one_with_all_images(tiny: Recipe, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(tiny.model_dump_json())
-    teacher = recipe_of(tiny, {}, 4, tmp_path)
-    # Far from its start, where boxes are their references, as the student's are: the sign of a
-    # difference that is all rounding would be the gradient of its size.
-    rates = teacher.optimizer.model_copy(update={"lr": 1e-2, "backbone_lr": 1e-2})
-    changes = {"steps": 1, "seed": 7, "optimizer": rates}
-    with FROZEN_NORM:
-        train(teacher.model_copy(update=changes), tmp_path / "teacher")
+    train_teacher(tiny, tmp_path)
     torchrun(tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     for name, changes in cases().items():
@@ -209,9 +214,7 @@ def long_main(folder: str) -> None:
 
 def test_parts_and_processes_mean_the_same_training(tiny: Recipe, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(tiny.model_dump_json())
-    teacher = recipe_of(tiny, {}, 4, tmp_path).model_copy(update={"steps": 1, "seed": 7})
-    with FROZEN_NORM:
-        train(teacher, tmp_path / "teacher")
+    train_teacher(tiny, tmp_path)
     torchrun(tmp_path, "long")
     two = json.loads((tmp_path / "long0.json").read_text())
     for name in LONG_CASES:
