@@ -74,8 +74,10 @@ class World:
         dist.all_reduce(flat)
         flat /= self.size
         parts = torch.split(flat, [p.numel() for p in parameters])
-        for p, part in zip(parameters, parts, strict=True):
-            p.grad = part.view_as(p)
+        for p, gradient, part in zip(parameters, gradients, parts, strict=True):
+            # Into the gradient's own memory: a fused optimiser walks through weight and gradient
+            # in the order they lie in, which is another one for channels-last kernels.
+            p.grad = gradient.copy_(part.view_as(p))
 
 
 def join() -> World:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from detr.cli_support import progress
 from detr.data.dataset import Dataset, evenly_spaced
 from detr.data.preprocess import PreprocessConfig, preprocess
 from detr.metrics.coco_ap import CocoAp, evaluate
 from detr.models.protocol import ObjectDetector
+from detr.suppression import suppress
 from detr.types import Detections
 
 _BATCH = 8
@@ -32,7 +32,7 @@ def detect(
         dataset: Gives the images.
         config: Canvas and normalisation.
         indices: Which images.
-        nms: IoU above which a better detection of the same class drops another; DETRs need none.
+        nms: IoU above which a better detection of the same class drops another.
     """
     device = next(detector.parameters()).device
     training = detector.training
@@ -47,20 +47,10 @@ def detect(
             torch.from_numpy(inputs.original_sizes).to(device),
         )
         for row in zip(boxes, scores, labels, strict=True):
-            kept = row if nms is None else suppress(*row, nms)
-            found.append(Detections(*(x.cpu().numpy() for x in kept)))
+            one = Detections(*(x.cpu().numpy() for x in row))
+            found.append(one if nms is None else suppress(one, nms))
     detector.train(training)
     return found
-
-
-def suppress(
-    boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Non-maximum suppression within each class: Stable-DINO's evaluation uses IoU 0.8."""
-    from torchvision.ops import batched_nms
-
-    kept = batched_nms(boxes, scores, labels, threshold)
-    return boxes[kept], scores[kept], labels[kept]
 
 
 def measure_ap(
@@ -70,7 +60,15 @@ def measure_ap(
     images: int | None = None,
     nms: float | None = None,
 ) -> CocoAp:
-    """COCO AP on a data set, or on ``images`` of it spread evenly over its length."""
+    """COCO AP on a data set, or on ``images`` of it spread evenly over its length.
+
+    Args:
+        detector: What is measured.
+        dataset: Images and labels.
+        config: Canvas and normalisation.
+        images: At most so many.
+        nms: See :func:`detect`.
+    """
     indices = evenly_spaced(len(dataset), images)
     return evaluate(dataset, detect(detector, dataset, config, indices, nms), indices)
 

@@ -141,13 +141,10 @@ class ValidationRecipe(Strict):
     Attributes:
         every: Steps between measurements; 0 measures at the end only.
         images: At most this many images of ``data.val`` (the last measurement takes them all).
-        nms: Drop detections that overlap a better one of their class by more than this IoU;
-            ``None`` drops none.
     """
 
     every: Annotated[int, Field(ge=0)] = 0
     images: Positive | None = None
-    nms: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 def _inherit(value: object) -> object:
@@ -434,8 +431,10 @@ def _explain(
 
 
 def _moved(problem: Problem) -> str | None:
-    """Where a detector's key of earlier releases, whose values were plain, is to be found now."""
+    """Where a key of earlier releases is to be found now."""
     key = problem.key
+    if key == ("validation", "nms"):
+        return "detector.nms"
     if len(key) != 2 or key[0] != "detector" or not (problem.unknown or problem.no_mapping):
         return None
     places = MOVED.get(key[1])

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from detr.data.preprocess import Inputs, preprocess
 from detr.errors import UserError
 from detr.model_info import ModelInfo
+from detr.suppression import suppress
 from detr.types import Detections, FloatArray, ImageArray, IntArray
 
 
@@ -104,11 +105,13 @@ class Engine(ABC):
         return RawDetections(full.boxes[:count], full.scores[:count], full.labels[:count])
 
     def finish(self, raw: RawDetections) -> list[Detections]:
-        """Splits a batch into detections per image."""
-        return [
+        """Splits a batch into detections per image, without duplicates where the model says so."""
+        found = [
             Detections(boxes, scores, labels)
             for boxes, scores, labels in zip(raw.boxes, raw.scores, raw.labels, strict=True)
         ]
+        nms = self.info.detector.nms
+        return found if nms is None else [suppress(one, nms) for one in found]
 
     def __call__(self, images: Sequence[ImageArray]) -> list[Detections]:
         """Images in, detections out; the batch is taken as it is given."""

@@ -36,6 +36,8 @@ class DetectorConfig(Strict):
         decoder: What they learn from the memory.
         heads: What is said of each.
         detections: How many (query, class) pairs the post-processing keeps.
+        nms: Those that overlap a better one of their class by more than this IoU are dropped
+            afterwards, wherever the model finds objects (Stable-DINO: 0.8); ``None`` drops none.
     """
 
     num_classes: Positive
@@ -50,6 +52,7 @@ class DetectorConfig(Strict):
     decoder: DecoderConfig = DecoderConfig()
     heads: HeadsConfig = HeadsConfig()
     detections: Positive = 100
+    nms: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ that it is 1 (``rescale``). The code looks positional scores up by class, so tha
 of one class in the whole batch only the last counts (``class_scatter``); the paper does it pair by
 pair. The code also supervises denoising queries this way, at class weight 1 (``denoising``). The
 L1 and GIoU weights and those of the cost are the recipe's. Memory fusion belongs to the encoder and
-suppression of duplicates to the evaluation (``validation.nms``).
+suppression of duplicates to the evaluation (``detector.nms``).
 """
 
 from __future__ import annotations

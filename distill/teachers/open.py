@@ -106,7 +106,8 @@ def tell_ap(
                 f"min_teacher_ap: {minimum}: there is no data.val to measure {path} on",
             )
         return
-    result = check_ap(path, opened.teacher, val, recipe.input, _SLICE, minimum)
+    nms = None if opened.detector is None else opened.detector.config.nms
+    result = check_ap(path, opened.teacher, val, recipe.input, _SLICE, minimum, nms)
     say(
         f"teacher {path.name}: AP {result.ap:.3f}, AP50 {result.ap50:.3f} on {result.images} "
         f"images of {val.spec}"
@@ -168,6 +169,7 @@ def check_ap(
     preprocess: PreprocessConfig,
     images: int | None,
     minimum: float | None,
+    nms: float | None = None,
 ) -> CocoAp:
     """Measures the teacher where the student will be measured.
 
@@ -178,11 +180,12 @@ def check_ap(
         preprocess: Of the student.
         images: Measure on at most this many, spread evenly.
         minimum: Least AP, 0..1.
+        nms: The teacher's, see :class:`detr.config.DetectorConfig`.
 
     Raises:
         UserError: ``teacher-weak`` where the AP is below ``minimum``.
     """
-    result = measure_ap(teacher, dataset, preprocess, images)
+    result = measure_ap(teacher, dataset, preprocess, images, nms)
     if minimum is not None and result.ap < minimum:
         raise GateError(
             "teacher-weak",

@@ -253,7 +253,7 @@ def validate(state: State, run: RunDir, done: int, images: int | None = None) ->
     if state.val is not None:
         recipe = state.recipe
         for name, model in state.weights.items():
-            result = measure_ap(model, state.val, recipe.input, images, recipe.validation.nms)
+            result = measure_ap(model, state.val, recipe.input, images, recipe.detector.nms)
             results[name] = result
             # The weights that count have plain names, the others say whose they are.
             prefix = f"{name}/" if text else ""

@@ -19,6 +19,7 @@ from detr.errors import UserError
 from detr.files import output_error, write_atomic
 from engines.bundle import GOLDEN, INPUTS, MODEL, SIDECAR, Bundle
 from engines.evidence import EVIDENCE, read_evidence, trusted_artefact
+from export.deploy.graph_alone import check_graph_alone
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
@@ -81,8 +82,10 @@ def write_repository(
     Raises:
         UserError: ``triton-engine`` (which engine, or one Triton does not take),
             ``engine-rejected``, ``triton-name``, ``triton-differs`` (the repository has a model of
-            this name with other inputs and outputs), and what trusting the engine raises.
+            this name with other inputs and outputs), ``deploy-nms``, and what trusting the engine
+            raises.
     """
+    check_graph_alone(bundle, "Triton")
     name = name or bundle.path.resolve().stem
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
         raise UserError(

@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from detr.config import merged
 from detr.errors import UserError
@@ -135,6 +136,17 @@ def main(folder: str) -> None:
     torch.save(found, here / f"rank{world.rank}.pt")
 
 
+def train_teacher(tiny: Recipe, tmp_path: Path) -> None:
+    """The teacher of all cases, ``teacher`` in a folder."""
+    teacher = recipe_of(tiny, {}, 4, tmp_path)
+    # Far from its start, where boxes are their references, as the student's are: the sign of a
+    # difference that is all rounding would be the gradient of its size.
+    rates = teacher.optimizer.model_copy(update={"lr": 1e-2, "backbone_lr": 1e-2})
+    changes = {"steps": 1, "seed": 7, "optimizer": rates}
+    with FROZEN_NORM:
+        train(teacher.model_copy(update=changes), tmp_path / "teacher")
+
+
 def torchrun(*arguments: object) -> None:
     """Runs this file in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -151,13 +163,7 @@ def torchrun(*arguments: object) -> None:
 
 def test_two_processes_equal_one_with_all_images(tiny: Recipe, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(tiny.model_dump_json())
-    teacher = recipe_of(tiny, {}, 4, tmp_path)
-    # Far from its start, where boxes are their references, as the student's are: the sign of a
-    # difference that is all rounding would be the gradient of its size.
-    rates = teacher.optimizer.model_copy(update={"lr": 1e-2, "backbone_lr": 1e-2})
-    changes = {"steps": 1, "seed": 7, "optimizer": rates}
-    with FROZEN_NORM:
-        train(teacher.model_copy(update=changes), tmp_path / "teacher")
+    train_teacher(tiny, tmp_path)
     torchrun(tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     for name, changes in cases().items():
@@ -193,7 +199,9 @@ def long_losses(tiny: Recipe, name: str, accumulate: int, world: World, folder: 
     with FROZEN_NORM:
         run = RunDir(folder / f"long-{name}-{world.size}-{accumulate}", recipe, world.main)
         state = set_up(recipe, run, world)
-    return [train_step(state, state.batches.batch(i), i) for i in range(LONG)]
+    steps = [train_step(state, state.batches.batch(i), i) for i in range(LONG)]
+    # The norm of the gradients is no loss, and one number for what rounding does to all of them.
+    return [{k: v for k, v in values.items() if k != "grad_norm"} for values in steps]
 
 
 def long_main(folder: str) -> None:
@@ -206,9 +214,7 @@ def long_main(folder: str) -> None:
 
 def test_parts_and_processes_mean_the_same_training(tiny: Recipe, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(tiny.model_dump_json())
-    teacher = recipe_of(tiny, {}, 4, tmp_path).model_copy(update={"steps": 1, "seed": 7})
-    with FROZEN_NORM:
-        train(teacher, tmp_path / "teacher")
+    train_teacher(tiny, tmp_path)
     torchrun(tmp_path, "long")
     two = json.loads((tmp_path / "long0.json").read_text())
     for name in LONG_CASES:
@@ -218,6 +224,19 @@ def test_parts_and_processes_mean_the_same_training(tiny: Recipe, tmp_path: Path
             for other in (two[name][index], parts[index]):
                 assert other == pytest.approx(whole[index], rel=1e-4, abs=1e-5), (name, index)
         assert whole[-1]["loss"] < whole[0]["loss"]
+
+
+def test_averaged_gradients_lie_in_memory_as_the_weights_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.mul_(2))  # two that are equal
+    kernel = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    kernel(torch.randn(1, 3, 8, 8)).square().sum().backward()
+    assert kernel.weight.grad is not None
+    before = kernel.weight.grad.clone()
+    World(0, 2, torch.device("cpu")).average_gradients([kernel])
+    torch.testing.assert_close(kernel.weight.grad, before)
+    assert kernel.weight.grad.stride() == kernel.weight.stride() != (27, 9, 3, 1)
 
 
 def test_what_cannot_be_shared_is_told(tiny: Recipe, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from detr.errors import UserError
 from detr.types import ImageArray
 from engines import open as open_module
 from engines import open_bundle, open_engine
+from engines.base import Engine, RawDetections
 from engines.split import split
 
 MakeBundle = Callable[..., Path]
@@ -166,3 +167,16 @@ def test_split_runs_every_node_once(toy_bundle: MakeBundle) -> None:
         onnx.checker.check_model(segment.model, full_check=True)
     # The boxes' scale is asked for at the end only, so it is computed there.
     assert "scale" in names[names.index("where_2") :]
+
+
+def test_a_model_that_suppresses_does_so_in_every_engine(toy_bundle: MakeBundle) -> None:
+    engine = open_engine(toy_bundle(1).path, "onnxruntime")
+    boxes = np.array([[[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]]], np.float32)
+    raw = RawDetections(boxes, np.array([[0.9, 0.8, 0.7]], np.float32), np.zeros((1, 3), np.int64))
+    assert len(engine.finish(raw)[0]) == 3
+    detector = engine.info.detector.replace(nms=0.8)
+    engine.info = engine.info.model_copy(update={"detector": detector})
+    (found,) = engine.finish(raw)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.7])
+    # No engine has a way of its own around it.
+    assert all("finish" not in vars(kind) for kind in Engine.__subclasses__())

@@ -15,16 +15,20 @@ from PIL import Image
 
 from detr.config import ClassMap
 from detr.data.preprocess import PreprocessConfig, preprocess
+from detr.errors import UserError
 from export.deploy.cpp import c_string, write_sample
+from export.deploy.triton import write_repository
 
 CLASSES = ("Car", 'say "tram"?', "Fußgänger")
 CONFIG = PreprocessConfig(size=(60, 100), mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.4))
 
 
-def fake_bundle(path: Path, config: PreprocessConfig = CONFIG) -> Any:
+def fake_bundle(path: Path, config: PreprocessConfig = CONFIG, nms: float | None = None) -> Any:
     """As much of a bundle as the sample's sources are made of."""
     model = SimpleNamespace(
-        preprocess=config, classes=ClassMap(names=CLASSES, category_ids=(1, 2, 3))
+        preprocess=config,
+        classes=ClassMap(names=CLASSES, category_ids=(1, 2, 3)),
+        detector=SimpleNamespace(nms=nms),
     )
     info = SimpleNamespace(model=model, batch="dynamic", files={"model.onnx": "ab" * 32})
     return SimpleNamespace(path=path, info=info)
@@ -219,3 +223,16 @@ def test_sample_finds_what_onnx_runtime_finds(
     )
     names = bundle.info.model.classes.names
     assert [x[1] for x in lines] == [names[k] for k in expected.labels.tolist()]
+
+
+def test_what_comes_after_the_graph_is_not_left_out_silently(tmp_path: Path) -> None:
+    bundle = fake_bundle(tmp_path / "x.bundle", nms=0.8)
+    for deploy in (
+        lambda: write_sample(bundle, tmp_path, "onnxruntime"),
+        lambda: write_repository(bundle, tmp_path),
+    ):
+        with pytest.raises(
+            UserError, match=r"duplicates after the graph \(detector.nms: 0\.8\)"
+        ) as e:
+            deploy()
+        assert e.value.code == "deploy-nms"
