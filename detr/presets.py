@@ -121,7 +121,17 @@ _DINO = DetectorConfig(
     heads=_ON_EDGES,
     detections=300,
 )
-_OFFICIAL_DINO = _DINO.replace(positions=PositionsConfig(temperature=20.0, offset=0.0))
+_OFFICIAL_DINO = _DINO.replace(
+    positions=PositionsConfig(temperature=20.0, offset=0.0),
+    decoder={"refinement": {"shared_heads": True}},
+)
+_STABLE_DINO = _DINO.replace(encoder={"fusion": "dense"})
+
+
+def _five_scales(config: DetectorConfig) -> DetectorConfig:
+    """The same from the map of stride 4 on."""
+    return config.replace(backbone={"strides": (4, 8, 16, 32)}, neck={"levels": 5})
+
 
 # Each family's detector but for its classes and its backbone's name and weights.
 FAMILIES: dict[str, DetectorConfig] = {
@@ -144,12 +154,16 @@ FAMILIES: dict[str, DetectorConfig] = {
     "h-deformable-detr": _H_DEFORMABLE,
     # detrex and Stable-DINO: heads per layer, Deformable DETR's image positions.
     "dino": _DINO,
-    "dino-5scale": _DINO.replace(backbone={"strides": (4, 8, 16, 32)}, neck={"levels": 5}),
+    "dino-5scale": _five_scales(_DINO),
     # IDEA-Research/DINO: shared heads. mmdet: its positions, but heads per layer.
-    "dino-official": _OFFICIAL_DINO.replace(decoder={"refinement": {"shared_heads": True}}),
-    "dino-mmdet": _OFFICIAL_DINO,
-    "stable-dino": _DINO.replace(encoder={"fusion": "dense"}),
+    "dino-official": _OFFICIAL_DINO,
+    "dino-official-5scale": _five_scales(_OFFICIAL_DINO),
+    "dino-mmdet": _OFFICIAL_DINO.replace(decoder={"refinement": {"shared_heads": False}}),
+    "stable-dino": _STABLE_DINO,
+    "stable-dino-5scale": _five_scales(_STABLE_DINO),
 }
+# Families of detrex, which freezes a ResNet's stem; the others' code freezes its first stage, too.
+_STEM_ONLY = {"dino", "dino-5scale", "stable-dino", "stable-dino-5scale"}
 
 
 def preset_names() -> list[str]:
@@ -168,8 +182,9 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
     Args:
         name: ``FAMILY-BACKBONE``.
         num_classes: K.
-        pretrained: Name the backbone's ImageNet weights and freeze its batch norms; otherwise it
-            starts from random weights and trains them.
+        pretrained: Name the backbone's ImageNet weights and freeze its batch norms and, of a
+            ResNet, the stages that the family's code freezes; otherwise it starts from random
+            weights and trains all.
 
     Raises:
         UserError: ``preset-unknown`` with the nearest names.
@@ -181,12 +196,15 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
     # Backbones' names have dashes, too, but none ends with another.
     short = next(b for b in BACKBONES if name.endswith(f"-{b}"))
     timm_name, weights = BACKBONES[short]
-    return FAMILIES[name.removesuffix(f"-{short}")].replace(
+    family = name.removesuffix(f"-{short}")
+    frozen = 0 if short.startswith("swin") or not pretrained else 1 + (family not in _STEM_ONLY)
+    return FAMILIES[family].replace(
         num_classes=num_classes,
         backbone={
             "name": timm_name,
             "norm": "frozen" if pretrained else "train",
             "pretrained": weights if pretrained else None,
             "map_norm": short.startswith("swin"),
+            "frozen_stages": frozen,
         },
     )

@@ -8,11 +8,15 @@ made from the ground truth, next to KD-DETR's random ("general") points and the 
 queries ("specific"), and the student follows the teacher's answers in proportion to the teacher's
 confidence.
 
-Where the paper is silent: LCMD is divided by the number of images (FGD); the confidence is the best
-*sigmoid* score (KD-DETR's code; the paper writes softmax, but these detectors are trained with
-sigmoids); T is 10 (KD-DETR); equation 9's sum over all points of a batch is divided by the sum of
-their weights, per layer; the KL divergence sums over classes and L1 over coordinates, as in the
-detection loss. With unequal decoder depths only the last layers are compared (section 4.5.2).
+Where the paper is silent: LCMD is divided by the number of images (FGD); T is 10 (KD-DETR); the KL
+divergence sums over classes and L1 over coordinates, as in the detection loss. With unequal decoder
+depths only the last layers are compared (section 4.5.2).
+
+Where the default is KD-DETR's reading and not what is printed: equation 9 has no factor T² and no
+normalizer, and equation 10 takes the best of a *softmax*; here the divergence is multiplied by T²
+(``squared_temperature``), the sum over all points of a batch is divided by the sum of their
+weights, per layer (``normalize``), and the weight is the best sigmoid score, for these detectors
+are trained with sigmoids (``confidence``).
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from distill.methods.parts.masks import scale_masks
 from distill.methods.parts.pairing import LayerMap, pair_decoders, pair_levels, split_levels
 from distill.methods.parts.points import (
     ForStudent,
+    Scores,
     TargetAware,
     answer_distances,
     check_same_kind,
@@ -58,6 +63,12 @@ class ClockDistillOptions(Strict):
         general_points: How many; as many as the teacher has queries by default.
         specific: Ask the teacher's own queries.
         temperature: Of the class distributions.
+        squared_temperature: Multiply the divergence by the temperature's square; equation 9 does
+            not.
+        confidence: Of a point, from the teacher's scores: the best ``sigmoid``, or the best of a
+            ``softmax`` as equation 10 has it.
+        normalize: Divide by the sum of the confidences; else by the number of images, which is
+            equation 9 for each image.
         class_weight, l1_weight, giou_weight: Lambdas of equation 9.
         layer_map: Teacher decoder layer (from 0) for each student layer, null for none.
     """
@@ -73,6 +84,9 @@ class ClockDistillOptions(Strict):
     general_points: Annotated[int, Field(ge=1)] | None = None
     specific: bool = True
     temperature: Annotated[float, Field(gt=0)] = 10.0
+    squared_temperature: bool = True
+    confidence: Scores = "sigmoid"
+    normalize: bool = True
     class_weight: Weight = 1.0
     l1_weight: Weight = 5.0
     giou_weight: Weight = 2.0
@@ -183,7 +197,7 @@ class ClockDistill(Method[ClockDistillOptions]):
         return self.options.plain_weight * (error * valid).sum() / (count * width)
 
     def _logits(self, step: Step) -> dict[str, Tensor]:
-        """TCLD: all points of a layer share one normaliser, so confident ones lead."""
+        """TCLD: all points of a layer share one normaliser, if any, so confident ones lead."""
         options = self.options
         compared = [
             answer_distances(
@@ -191,17 +205,23 @@ class ClockDistill(Method[ClockDistillOptions]):
                 self._answers(step, part),
                 self.layers,
                 options.temperature,
+                options.confidence,
             )
             for part in self.roles
         ]
         weights = torch.cat([c.confidence for c in compared], -1)
-        total = mean_over_processes(weights.sum((1, 2))).clamp(min=_TINY)
+        total = weights.new_full((len(weights),), float(len(step.targets)))
+        if options.normalize:
+            total = mean_over_processes(weights.sum((1, 2))).clamp(min=_TINY)
+        divergence = options.class_weight
+        if not options.squared_temperature:
+            divergence /= options.temperature**2
 
         def summed(terms: list[Tensor]) -> Tensor:
             return ((weights * torch.cat(terms, -1)).sum((1, 2)) / total).sum()
 
         return {
-            f"{self.name}/class": options.class_weight * summed([c.kl for c in compared]),
+            f"{self.name}/class": divergence * summed([c.kl for c in compared]),
             f"{self.name}/l1": options.l1_weight * summed([c.l1 for c in compared]),
             f"{self.name}/giou": options.giou_weight * summed([c.giou for c in compared]),
         }

@@ -41,6 +41,7 @@ from distill.methods.parts.best_queries import (
     original_matches,
     stages,
 )
+from distill.methods.parts.teacher_group import ground_truth_losses
 from distill.methods.parts.two_matchings import (
     Rules,
     matching_losses,
@@ -70,6 +71,9 @@ class OdDetrOptions(Strict):
         prediction: Distil predictions.
         task_aligned: Scores of matched queries become score^alpha * IoU^beta (TOOD).
         alpha, beta: These exponents.
+        prediction_target: What the student's answers to the teacher's queries learn: the
+            ``teacher``'s, or the ``ground_truth`` as the teacher assigns it (DETRDistill's
+            query-prior assignment, the rival of table 5).
         listen: Boxes follow the teacher's only where those are better ("Listen2stu").
         unmatched_boxes: Boxes of queries without an object follow, too (the naive rival).
         positions: Whose positions and anchors the prediction group has.
@@ -94,6 +98,7 @@ class OdDetrOptions(Strict):
     task_aligned: bool = True
     alpha: Exponent = 0.25
     beta: Exponent = 0.75
+    prediction_target: Literal["teacher", "ground_truth"] = "teacher"
     listen: bool = True
     unmatched_boxes: bool = False
     positions: Literal["teacher", "student"] = "teacher"
@@ -200,8 +205,10 @@ class OdDetr(Method[OdDetrOptions]):
     def losses(self, step: Step) -> dict[str, Tensor]:
         """``prediction_*`` (equations 5 and 6) and ``auxiliary_*``."""
         losses: dict[str, Tensor] = {}
-        if self.options.prediction:
+        if self.options.prediction and self.options.prediction_target == "teacher":
             losses |= self._named("prediction", self._prediction(step))
+        elif self.options.prediction:
+            losses |= self._query_prior(step)
         if self.options.auxiliary:
             losses |= self._named("auxiliary", self._auxiliary(step))
         return losses
@@ -253,6 +260,13 @@ class OdDetr(Method[OdDetrOptions]):
             "l1": (weights * l1).sum() / step.normalizer,
             "giou": (weights * (1 - overlap)).sum() / step.normalizer,
         }
+
+    def _query_prior(self, step: Step) -> dict[str, Tensor]:
+        """DETRDistill's query-prior assignment, with this teacher."""
+        output = step.student_outputs[f"{self.name}/prediction"]
+        matches = self.teacher_assignment(step).matches
+        found = ground_truth_losses(output, step.targets, matches, step.normalizer, self.loss)
+        return {f"{self.name}/prediction_{key}": value for key, value in found.items()}
 
     def _scores(
         self, teacher: GroupOutput, matches: Matches, their_iou: Tensor, truth: JoinedTargets

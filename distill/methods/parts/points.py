@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from distill.methods.base import align, float32
 from distill.methods.parts.pairing import Pairs
 
 _SEED = 20240607
+Scores = Literal["sigmoid", "softmax"]
 
 
 def check_same_kind(student: Facts, teacher: Facts, method: str) -> None:
@@ -187,7 +189,11 @@ class AnswerDistances:
 
 
 def answer_distances(
-    student: GroupOutput, teacher: GroupOutput, pairs: Pairs, temperature: float
+    student: GroupOutput,
+    teacher: GroupOutput,
+    pairs: Pairs,
+    temperature: float,
+    scores: Scores = "sigmoid",
 ) -> AnswerDistances:
     """Compares the answers of both models to the same queries, in float32.
 
@@ -196,12 +202,14 @@ def answer_distances(
         teacher: Of a group of the same queries; gets none.
         pairs: (student, teacher) decoder layers.
         temperature: Of the class distributions.
+        scores: What the confidence is the best of.
     """
     logits = torch.stack([student.logits[s] for s, _ in pairs])
     boxes = float32(torch.stack([student.boxes[s] for s, _ in pairs]))
     their_logits = float32(torch.stack([teacher.logits[t] for _, t in pairs])).detach()
     their_boxes = float32(torch.stack([teacher.boxes[t] for _, t in pairs])).detach()
-    confidence = their_logits.sigmoid().amax(-1)
+    ranked = their_logits.sigmoid() if scores == "sigmoid" else their_logits.softmax(-1)
+    confidence = ranked.amax(-1)
     if student.group.padding is not None:
         confidence = confidence.masked_fill(student.group.padding, 0.0)
     return AnswerDistances(

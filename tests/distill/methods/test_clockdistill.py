@@ -25,8 +25,13 @@ EVERYTHING_OFF = {"memory": "off", "target_aware": False, "general": False, "spe
 
 
 @torch.no_grad()
-def equation_9(step: Step, parts: dict[str, str], pairs: list[tuple[int, int]]) -> dict[str, float]:
-    """Equation 9 query by query; ``parts`` maps the student's role to the teacher's."""
+def equation_9(
+    step: Step, parts: dict[str, str], pairs: list[tuple[int, int]], printed: bool = False
+) -> dict[str, float]:
+    """Equation 9 query by query; ``parts`` maps the student's role to the teacher's.
+
+    As printed for each image, or with KD-DETR's factor, confidence and divisor.
+    """
     totals = {"class": 0.0, "l1": 0.0, "giou": 0.0}
     for ours, theirs in pairs:
         sums, weight = dict.fromkeys(totals, 0.0), 0.0
@@ -45,27 +50,32 @@ def equation_9(step: Step, parts: dict[str, str], pairs: list[tuple[int, int]]) 
                         student.boxes[ours][image, query],
                         teacher.boxes[theirs][image, query],
                     )
-                    w = float(z_t.sigmoid().max())
+                    w = float((z_t.softmax(-1) if printed else z_t.sigmoid()).max())
                     p, q = (z_t / 10).softmax(-1), (z_s / 10).softmax(-1)
-                    sums["class"] += w * 100 * float((p * (p / q).log()).sum())
+                    sums["class"] += w * (1 if printed else 100) * float((p * (p / q).log()).sum())
                     sums["l1"] += w * 5 * float((b_s - b_t).abs().sum())
                     overlap = giou(cxcywh_to_xyxy(b_s), cxcywh_to_xyxy(b_t))
                     sums["giou"] += w * 2 * float(1 - overlap)
                     weight += w
         for name in totals:
-            totals[name] += sums[name] / weight
+            totals[name] += sums[name] / (len(step.targets) if printed else weight)
     return totals
 
 
+PRINTED = {"squared_temperature": False, "confidence": "softmax", "normalize": False}
+
+
+@pytest.mark.parametrize("printed", [False, True])
 def test_logit_distillation_is_equation_9(
-    student: Detector, teacher: Detector, take_step: TakeStep, method: MakeMethod
+    printed: bool, student: Detector, teacher: Detector, take_step: TakeStep, method: MakeMethod
 ) -> None:
-    clock = method("clockdistill", student, teacher, general_points=4)
+    options = PRINTED if printed else {}
+    clock = method("clockdistill", student, teacher, general_points=4, **options)
     step = take_step(student, teacher, [clock])
     losses = clock.losses(step)
     parts = {f"clockdistill/{p}": f"clockdistill/{p}" for p in ("target_aware", "general")}
     parts["clockdistill/specific"] = "own"
-    for name, value in equation_9(step, parts, [(0, 0), (1, 1)]).items():
+    for name, value in equation_9(step, parts, [(0, 0), (1, 1)], printed).items():
         assert losses[f"clockdistill/{name}"].item() == pytest.approx(value, rel=1e-3)
         assert value > 0
 

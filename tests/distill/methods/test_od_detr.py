@@ -85,6 +85,27 @@ def test_prediction_distillation_is_equations_5_and_6(
         assert losses[f"od_detr/prediction_{key}"].item() == pytest.approx(value, rel=1e-3)
 
 
+def test_query_prior_teaches_the_ground_truth_by_the_teachers_assignment(
+    student: Detector, teacher: Detector, take_step: TakeStep, method: MakeMethod
+) -> None:
+    options = {"auxiliary": False, "prediction_target": "ground_truth"}
+    od = method("od_detr", student, teacher, **options)
+    step = take_step(student, teacher, [od])
+    losses = od.losses(step)
+    assert set(losses) == {f"od_detr/prediction_{key}" for key in ("class", "l1", "giou")}
+    ours, theirs = step.student_outputs["od_detr/prediction"], step.teacher_outputs["own"]
+    total = 0.0
+    for layer in range(len(ours.logits)):
+        matches = match(theirs.logits[layer][None], theirs.boxes[layer][None], step.targets, COSTS)
+        columns = (matches.image, matches.query, matches.box)
+        for i, q, b in zip(*(x.tolist() for x in columns), strict=True):
+            delta = ours.boxes[layer][i, q].detach() - step.targets[i].boxes[b]
+            total += 5 * float(delta.abs().sum()) / float(step.normalizer)
+    assert losses["od_detr/prediction_l1"].item() == pytest.approx(total, rel=1e-4)
+    gradients = torch.autograd.grad(losses["od_detr/prediction_class"], ours.logits)
+    assert all((g.abs().sum(-1) > 0).all() for g in gradients)
+
+
 def test_naive_prediction_moves_every_box(
     student: Detector, teacher: Detector, take_step: TakeStep, method: MakeMethod
 ) -> None:

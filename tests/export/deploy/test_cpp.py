@@ -16,11 +16,16 @@ from PIL import Image
 from detr.config import ClassMap
 from detr.data.preprocess import PreprocessConfig, preprocess
 from detr.errors import UserError
+from detr.types import ImageArray
 from export.deploy.cpp import c_string, write_sample
 from export.deploy.triton import write_repository
 
 CLASSES = ("Car", 'say "tram"?', "Fußgänger")
 CONFIG = PreprocessConfig(size=(60, 100), mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.4))
+
+
+# As in a bundle for one orientation at the papers' sizes.
+PAPERS = PreprocessConfig(short=50, long=90, size=(64, 96))
 
 
 def fake_bundle(path: Path, config: PreprocessConfig = CONFIG, nms: float | None = None) -> Any:
@@ -44,8 +49,17 @@ def compiler() -> str:
 
 @pytest.fixture(scope="module")
 def dump(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sample")
-    write_sample(fake_bundle(folder / "x.bundle"), folder, "onnxruntime")
+    return dumping(compiler, tmp_path_factory.mktemp("sample"), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def dump_papers(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dumping(compiler, tmp_path_factory.mktemp("papers"), PAPERS)
+
+
+def dumping(compiler: str, folder: Path, config: PreprocessConfig) -> Path:
+    """The program that writes what the sample feeds a network."""
+    write_sample(fake_bundle(folder / "x.bundle", config), folder, "onnxruntime")
     command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
     subprocess.run(
         [*command, str(folder / "dump_input.cpp"), "-o", str(folder / "dump")], check=True
@@ -66,8 +80,26 @@ def test_input_is_the_packages(
     image[: height // 2] = generator.integers(0, 256, 3)
     Image.fromarray(image).save(tmp_path / f"i.{suffix}")
     subprocess.run([dump, tmp_path / f"i.{suffix}", tmp_path / "out"], check=True)
-    found = np.fromfile(tmp_path / "out", np.float32)
-    expected = preprocess([image], CONFIG)
+    same_input(tmp_path / "out", image, CONFIG)
+
+
+# Landscape, the short side reached; bounded by the long side, which rounding exceeds; portrait,
+# which the canvas bounds; already of the size.
+@pytest.mark.parametrize(
+    ("height", "width"), [(75, 100), (60, 240), (20, 192), (100, 75), (50, 70), (64, 64), (200, 31)]
+)
+def test_input_at_the_papers_sizes_is_the_packages(
+    dump_papers: Path, tmp_path: Path, height: int, width: int
+) -> None:
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "i.ppm")
+    subprocess.run([dump_papers, tmp_path / "i.ppm", tmp_path / "out"], check=True)
+    same_input(tmp_path / "out", image, PAPERS)
+
+
+def same_input(path: Path, image: ImageArray, config: PreprocessConfig) -> None:
+    found = np.fromfile(path, np.float32)
+    expected = preprocess([image], config)
     np.testing.assert_allclose(found[:-4], expected.images.ravel(), rtol=0, atol=1e-5)
     assert found[-4:].tolist() == [*expected.valid_sizes[0], *expected.original_sizes[0]]
 

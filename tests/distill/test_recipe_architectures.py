@@ -1,0 +1,142 @@
+"""Recipes are the published architectures: each detector is its preset, the one parity is for."""
+
+from __future__ import annotations
+
+import pytest
+
+from detr.config import DetectorConfig
+from detr.presets import preset
+from distill.recipe import Recipe, find_recipe, load_recipe, shipped
+
+# The preset of each recipe whose name does not tell it.
+PRESETS = {
+    "coco-conditional-dc5-r101": "conditional-detr-dc5-r101",
+    "coco-conditional-dc5-r18": "conditional-detr-dc5-r18",
+    "coco-conditional-dc5-r50": "conditional-detr-dc5-r50",
+    "coco-conditional-r101": "conditional-detr-r101",
+    "coco-conditional-r18": "conditional-detr-r18",
+    "coco-conditional-r50": "conditional-detr-r50",
+    "coco-dab-deformable-r50": "dab-deformable-detr-r50",
+    "coco-dab-r101": "dab-detr-r101",
+    "coco-dab-r18": "dab-detr-r18",
+    "coco-dab-r50": "dab-detr-r50",
+    "coco-deformable-r101": "deformable-detr-r101",
+    "coco-deformable-r18": "deformable-detr-r18",
+    "coco-deformable-r50": "deformable-detr-r50",
+    "coco-deformable-refine-r50": "deformable-detr-refine-r50",
+    "coco-detr-dc5-r101": "detr-dc5-r101",
+    "coco-detr-dc5-r18": "detr-dc5-r18",
+    "coco-detr-dc5-r50": "detr-dc5-r50",
+    "coco-detr-r101": "detr-r101",
+    "coco-detr-r18": "detr-r18",
+    "coco-detr-r50": "detr-r50",
+    "coco-dino-5s-r50": "dino-official-5scale-r50",
+    "coco-dino-r18": "dino-mmdet-r18",
+    "coco-dino-r50": "dino-mmdet-r50",
+    "coco-dino-swin-l": "dino-mmdet-swin-l",
+    "coco-h-deformable-r50": "h-deformable-detr-r50",
+    "coco-od-dab-deformable-r50": "dab-deformable-detr-r50",
+    "coco-od-deformable-r50": "deformable-detr-shared-r50",
+    "coco-od-dino-5s-r50": "dino-official-5scale-r50",
+    "coco-od-dino-r50-12e": "dino-official-r50",
+    "coco-od-dino-r50-24e": "dino-official-r50",
+    "coco-od-dino-swin-l-12e": "dino-official-swin-l",
+    "coco-od-dino-swin-l-24e": "dino-official-swin-l",
+    "coco-stable-dab-deformable-r50": "dab-deformable-detr-r50",
+    "coco-stable-deformable-r50": "deformable-detr-refine-r50",
+    "coco-stable-dino-5s-r50": "stable-dino-5scale-r50",
+    "coco-stable-dino-r50-12e": "stable-dino-r50",
+    "coco-stable-dino-r50-24e": "stable-dino-r50",
+    "coco-stable-dino-swin-l-12e": "stable-dino-swin-l",
+    "coco-stable-dino-swin-l-24e": "stable-dino-swin-l",
+    "coco-stable-h-deformable-r50": "h-deformable-detr-r50",
+}
+# Small detectors of our own, from random weights.
+OWN = {"demo-student", "demo-teacher", "kitti-small"}
+# Stable-DINO's further baselines were trained with detrex, which freezes a ResNet's stem alone.
+DETREX = {"backbone.frozen_stages": 1}
+PORTS = {
+    "coco-stable-dab-deformable-r50",
+    "coco-stable-deformable-r50",
+    "coco-stable-h-deformable-r50",
+}
+FAMILIES = {"dino": "dino-mmdet", "dab": "dab-detr", "deformable": "deformable-detr"}
+
+
+def published(name: str) -> DetectorConfig:
+    """The architecture a shipped recipe is to have, of one class."""
+    if name not in PRESETS:
+        # METHOD-FAMILY-TEACHER-STUDENT on COCO, the same or FAMILY-BACKBONE on KITTI.
+        family = next(f for f in (*FAMILIES, "conditional", "detr") if f"-{f}-" in name)
+        family = {**FAMILIES, "conditional": "conditional-detr", "detr": "detr"}[family]
+        dilated = "-dc5" if "-dc5-" in name else ""
+        return preset(f"{family}{dilated}-{name.rpartition('-')[2]}", 1)
+    found = preset(PRESETS[name], 1)
+    return found.replace(**DETREX) if name in PORTS else found
+
+
+def loaded(name: str) -> Recipe:
+    return load_recipe(find_recipe(name))
+
+
+@pytest.mark.parametrize("name", sorted(set(shipped()) - OWN))
+def test_a_recipe_trains_its_presets_detector(name: str) -> None:
+    assert loaded(name).detector.for_classes(1) == published(name)
+
+
+@pytest.mark.parametrize("name", sorted(set(shipped()) - OWN))
+def test_images_have_the_papers_sizes(name: str) -> None:
+    recipe = loaded(name)
+    assert (recipe.input.short, recipe.input.long) == (800, 1333)
+    if name.startswith("coco-"):
+        assert recipe.input.size is None
+        view = recipe.augment.multi_scale
+        assert view is not None and recipe.augment.jitter == 0 and recipe.augment.flip == 0.5
+        assert (view.short, view.long) == (tuple(range(480, 801, 32)), 1333)
+        assert (view.crop, view.crop_short, view.crop_sides) == (0.5, (400, 500, 600), (384, 600))
+    else:
+        assert recipe.input.size == (416, 1344)
+
+
+def frozen(name: str) -> int:
+    return preset(name, 1).backbone.frozen_stages
+
+
+def test_what_is_frozen_follows_the_code_base() -> None:
+    for family in ("detr", "dab-detr", "deformable-detr", "dino-official", "dino-mmdet"):
+        assert frozen(f"{family}-r50") == 2
+    assert frozen("dino-r50") == frozen("stable-dino-r50") == frozen("stable-dino-5scale-r101") == 1
+    assert frozen("dino-mmdet-swin-l") == frozen("stable-dino-swin-l") == 0
+    assert preset("detr-r50", 1, pretrained=False).backbone.frozen_stages == 0
+
+
+def test_schedules_are_the_released_ones() -> None:
+    """Drop after 11 of 12, 20 of 24, 30 of 36 and 40 of 50 epochs, whatever line asks for them."""
+    drops = {12: 11, 24: 20, 36: 30, 50: 40, 500: 400}
+    for name, path in shipped().items():
+        if name in OWN:
+            continue
+        lines = [
+            x for x in path.read_text().splitlines() if x.startswith("# ") and ": --set steps=" in x
+        ]
+        variants = [loaded(name)]
+        variants += [
+            load_recipe(path, line.partition(": --set ")[2].split(" --set ")) for line in lines
+        ]
+        for recipe in variants:
+            epoch = 7392 if name.startswith("coco-") else 374
+            epochs = recipe.steps // epoch
+            assert recipe.steps == epochs * epoch, name
+            assert recipe.optimizer.drops == pytest.approx((drops[epochs] / epochs,), abs=1e-3), (
+                name
+            )
+
+
+def test_what_the_papers_print_beside_the_detector() -> None:
+    assert loaded("coco-od-deformable-r50").optimizer.weight_decay == 2e-5
+    assert loaded("coco-od-dino-r50-12e").optimizer.weight_decay == 1e-4
+    for name in shipped():
+        if "clockdistill" in name:
+            assert loaded(name).inherit is None, name
+        if "d3etr" in name or "qskd" in name:
+            assert loaded(name).inherit is not None, name
