@@ -194,8 +194,8 @@ def _load(attention: Attention, capability: tuple[int, int]) -> _Loaded:
         _checked(driver.cuLibraryGetKernel(library, name.encode()))
         for name in (cuda_source.FORWARD, cuda_source.BACKWARD)
     ]
-    functions = [driver.CUfunction(int(kernel)) for kernel in kernels]
-    return _Loaded(*functions, attention.threads, attention.groups_per_block)
+    forward, backward = (driver.CUfunction(int(kernel)) for kernel in kernels)
+    return _Loaded(forward, backward, attention.threads, attention.groups_per_block)
 
 
 def _arguments(
