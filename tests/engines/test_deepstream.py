@@ -101,12 +101,15 @@ def test_every_frame_of_a_batch_has_its_own(sized_bundle: Bundle, parser: ctypes
     for frame in range(4):
         found = parsed(parser, output, frame, threshold=0.0)
         assert found, f"frame {frame} is empty"
-        rows = [row for row in output[frame] if row[2] > row[0] and row[3] > row[1]]
+        inside = np.clip(output[frame][:, :4], 0, [48, 32, 48, 32])
+        seen = (inside[:, 2:] > inside[:, :2]).all(1)
+        rows, boxes = output[frame][seen], inside[seen]
         assert len(found) == len(rows)
-        for (label, left, top, width, height, score), row in zip(found, rows, strict=True):
+        for (label, left, top, width, height, score), row, box in zip(
+            found, rows, boxes, strict=True
+        ):
             assert (label, score) == (row[5], pytest.approx(row[4]))
-            box = [left, top, left + width, top + height]
-            np.testing.assert_allclose(box, np.clip(row[:4], 0, [48, 32, 48, 32]), atol=1e-4)
+            np.testing.assert_allclose([left, top, left + width, top + height], box, atol=1e-4)
     first, last = (parsed(parser, output, frame, threshold=0.5) for frame in (0, 3))
     assert first and last == []
 
