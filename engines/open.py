@@ -14,7 +14,16 @@ from engines.bundle import Bundle, is_bundle, open_bundle
 from engines.evidence import graph_evidence
 from engines.trt.backend import BACKENDS
 
-ENGINES = ("onnxruntime", "half", "openvino", "native", "torch", *BACKENDS)
+ENGINES = (
+    "onnxruntime",
+    "half",
+    "openvino",
+    "native",
+    "torch",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt-rtx",
+    *BACKENDS,
+)
 
 
 def open_engine(model: Path, engine: str | None = None, threads: int | None = None) -> Engine:
@@ -25,7 +34,8 @@ def open_engine(model: Path, engine: str | None = None, threads: int | None = No
         engine: One of :data:`ENGINES`, ``openvino:GPU`` for another device than the CPU; by
             default ``torch`` for a checkpoint. For a bundle it is ``openvino``, ``native`` where
             that is not installed, or ``onnxruntime`` where our kernel was not compiled. ``half`` is
-            ONNX Runtime with every value typed float16 rounded, to see what half precision costs.
+            ONNX Runtime with every value typed float16 rounded, to see what half precision costs;
+            ``onnxruntime-cuda`` and ``onnxruntime-tensorrt-rtx`` are its providers for GPUs.
         threads: Threads within an operator; the runtime's default where ``None``.
 
     Raises:
@@ -72,6 +82,10 @@ def engine_of(bundle: Bundle, engine: str | None = None, threads: int | None = N
         from engines.trt.engine import open_trt
 
         return open_trt(bundle, BACKENDS[name])
+    if name.startswith("onnxruntime-"):
+        from engines.ort_gpu_engine import OrtGpuEngine
+
+        return OrtGpuEngine(bundle, name, threads)
     if name == "half":
         from engines.half_emulation import HalfEngine
 
