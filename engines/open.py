@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from engines.torch_engine import TorchEngine
     from engines.trt.engine import TrtEngine
 
-ENGINES = ("onnxruntime", "half", "openvino", "native", "torch", *BACKENDS)
+ENGINES = (
+    "onnxruntime",
+    "half",
+    "openvino",
+    "native",
+    "torch",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt-rtx",
+    *BACKENDS,
+)
 
 
 @overload
@@ -65,7 +74,8 @@ def open_engine(
         engine: One of :data:`ENGINES`, ``openvino:GPU`` for another device than the CPU; by
             default ``torch`` for a checkpoint. For a bundle it is ``openvino``, ``native`` where
             that is not installed, or ``onnxruntime`` where our kernel was not compiled. ``half`` is
-            ONNX Runtime with every value typed float16 rounded, to see what half precision costs.
+            ONNX Runtime with every value typed float16 rounded, to see what half precision costs;
+            ``onnxruntime-cuda`` and ``onnxruntime-tensorrt-rtx`` are its providers for GPUs.
         threads: Threads within an operator; the runtime's default where ``None``.
         ungated: Opens what the parity gate rejected or has not seen without a word: for the gate.
         built: Folder of the TensorRT engine to open, in place of the bundle's that fits this
@@ -128,6 +138,10 @@ def _of_bundle(
         from engines.trt.engine import open_trt
 
         return open_trt(bundle, BACKENDS[name], built, ungated)
+    if name.startswith("onnxruntime-"):
+        from engines.ort_gpu_engine import OrtGpuEngine
+
+        return OrtGpuEngine(bundle, name, threads)
     if name == "half":
         from engines.half_emulation import HalfEngine
 

@@ -22,6 +22,10 @@ from engines.oriented import open_bundles
 @click.group(
     cls=LazyGroup,
     lazy={
+        "deepstream": (
+            "export.deploy.deepstream_command:deepstream",
+            "Write a bundle for NVIDIA DeepStream.",
+        ),
         "check": ("export.deploy.sign:check", "Check that a bundle is as its owner signed it."),
         "sign": ("export.deploy.sign:sign", "Sign a bundle with everything in it."),
         "trt": ("export.deploy.tensorrt:trt", "Build a bundle's TensorRT engine."),

@@ -34,16 +34,11 @@ def check_targets(trt: Any, capabilities: tuple[int, ...]) -> None:
 
 
 def configure(trt: Any, config: Any, capabilities: tuple[int, ...]) -> None:
-    """Tells a builder which GPUs the engine is for, and that it shall allocate nothing in a run.
-
-    One stream for all: for several GPUs the builder otherwise spreads a detector over streams of
-    its own, whose tensors then live side by side (docs/tensorrt.md has the figures).
-    """
+    """Tells a builder which GPUs the engine is for, and that it shall allocate nothing in a run."""
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), index)
     config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    config.max_aux_streams = 0
 
 
 class RuntimeCache:

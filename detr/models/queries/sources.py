@@ -91,7 +91,12 @@ class LearnedQueries(QuerySource):
         """Reference ``[..., 2]`` of a learned position ``[..., D]``."""
         if self.reference_points is None:
             return torch.full_like(position[..., :2], 0.5)
-        out: Tensor = self.reference_points(position).sigmoid()
+        out: Tensor = self.reference_points(position)
+        if out.dtype in (torch.float16, torch.bfloat16):
+            # Autocast's halves tell neighbouring pixels of a large image apart no more, and every
+            # layer's boxes start from these.
+            out = out.float()
+        out = out.sigmoid()
         return out
 
     def position(self, reference: Tensor, memory: Memory) -> Tensor:

@@ -7,7 +7,9 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
+// Given by a build that wants other vectors than its instruction set has: 4 for none at all.
+#if defined(MSDA_VECTOR_BYTES)
+#elif defined(__AVX512F__)
 #define MSDA_VECTOR_BYTES 64
 #elif defined(__AVX__)
 #define MSDA_VECTOR_BYTES 32
@@ -130,8 +132,9 @@ MSDA_FUNCTION Corners<Acc> sums(V a, V b, V c, V d) {
 template <class Acc, int N>
 struct Row {
     using Scalar = Acc;
-    static constexpr int kWidth =
-        N * sizeof(Acc) <= MSDA_VECTOR_BYTES ? N : MSDA_VECTOR_BYTES / int(sizeof(Acc));
+    static constexpr int kMostWidth =
+        MSDA_VECTOR_BYTES > sizeof(Acc) ? MSDA_VECTOR_BYTES / int(sizeof(Acc)) : 1;
+    static constexpr int kWidth = N < kMostWidth ? N : kMostWidth;
     static constexpr int kCount = N / kWidth;
     using V = typename Vector<Acc, kWidth>::type;
     V part[kCount];

@@ -70,7 +70,14 @@ MSDA_FUNCTION float fused(float a, float b, float c) {
     return a * b + c;
 #endif
 }
-MSDA_FUNCTION double fused(double a, double b, double c) { return a * b + c; }
+MSDA_FUNCTION double fused(double a, double b, double c) {
+#if !defined(__CUDA_ARCH__) && (defined(__FMA__) || defined(__ARM_FEATURE_FMA))
+    // Left to the compiler, some of its versions of a loop would round twice and others once.
+    return __builtin_fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
 
 MSDA_FUNCTION float widen(float value) { return value; }
 MSDA_FUNCTION double widen(double value) { return value; }
