@@ -1,6 +1,6 @@
 """Builds DINO ResNet-18 with TensorRT-RTX for GPUs that are not here: size, memory, layers.
 
-    python tools/trt_builds.py [--layers 6 6] [--keep FOLDER] [--out docs/measured/trt-builds.json]
+    python -m tools.trt_builds [--layers 6 6] [--keep FOLDER] [--out docs/measured/trt-builds.json]
 
 Random weights, batch 1, every precision, for SM 86, for SM 89 and for both in one engine. Nothing
 runs: what is told is the builder's own account of memory and of the engine's layers.
@@ -11,14 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent))
-from whole_model import bundles
 
 from detr.files import write_atomic
 from engines.bundle import open_bundle
@@ -26,6 +22,7 @@ from engines.trt.backend import BACKENDS, load
 from engines.trt.build import BuildOptions, build_engine
 from export.bundle import export_bundle
 from export.precision.apply import PrecisionRequest
+from tools.whole_model import bundles
 
 TARGETS = ((86,), (89,), (86, 89))
 
@@ -35,13 +32,13 @@ def build(path: Path, targets: tuple[int, ...]) -> dict[str, Any]:
     begin = time.process_time()
     options = BuildOptions(compute_capabilities=targets)
     built = build_engine(open_bundle(path), BACKENDS["tensorrt-rtx"], options)
-    made = built.evidence.build
-    memory = made["memory_bytes"]
+    made = built.build
+    memory = made.memory_bytes
     return {
-        "precision": made["precision"],
-        "compute_capabilities": made["compute_capabilities"],
-        "lowering": made["lowering"],
-        "engine_mib": round(made["bytes"] / 2**20, 1),
+        "precision": made.precision,
+        "compute_capabilities": made.compute_capabilities,
+        "lowering": made.lowering,
+        "engine_mib": round(made.bytes / 2**20, 1),
         "activation_mib": round(memory["activation"] / 2**20, 1),
         "weights_mib": round(memory["weights"] / 2**20, 1),
         "engine_layers": built.layers.count,
@@ -65,14 +62,14 @@ def main() -> None:
         if not paths["fp16"].exists():
             request = PrecisionRequest("fp16")
             weights = folder / "model.safetensors"
-            export_bundle(weights, paths["fp16"], 17, 1, request=request, verify=False)
+            export_bundle(weights, paths["fp16"], 17, 1, request=request, gate=False)
         rows = []
         for precision in ("fp32", "fp16", "int8"):
             for targets in TARGETS:
                 rows.append(build(paths[precision], targets))
                 print(json.dumps(rows[-1]), flush=True)
     told = {
-        "command": f"python tools/trt_builds.py --layers {options.layers[0]} {options.layers[1]}",
+        "command": f"python -m tools.trt_builds --layers {options.layers[0]} {options.layers[1]}",
         "model": "DINO ResNet-18, FFN 2048, 900 queries, 402x1333, batch 1, random weights",
         "tensorrt_rtx": load(BACKENDS["tensorrt-rtx"]).__version__,
         "machine": platform.machine(),

@@ -19,11 +19,12 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from detr.data.preprocess import PreprocessConfig, fit
+from detr.data.preprocess import PreprocessConfig
 from detr.files import output_error, output_folder, write_atomic
 from engines.bundle import MODEL, Bundle, BundleInfo
 from engines.external_weights import save_with_weights
 from engines.trt.lowering import lowered_model
+from export.deploy.graph_alone import check_graph_alone
 
 CONFIG = "config_infer.txt"
 LABELS = "labels.txt"
@@ -63,8 +64,9 @@ def write_deepstream(
         score: Detections that score less are dropped.
 
     Raises:
-        UserError: The folder is not writable or the disk is full.
+        UserError: ``deploy-nms``, or the folder is not writable or the disk is full.
     """
+    check_graph_alone(bundle, "nvinfer")
     output_folder(out)
     if bundle.info.batch != "dynamic":
         batch = bundle.info.batch
@@ -99,7 +101,7 @@ def frames_to_detections(bundle: Bundle, frame: tuple[int, int]) -> onnx.ModelPr
     size: int | str = batch.dim_value or batch.dim_param
     found = next(o for o in graph.output if o.name == "scores").type.tensor_type.shape.dim[1]
     single = TensorProto.FLOAT
-    frames = helper.make_tensor_value_info(_NETWORK_INPUT, single, [size, 3, *config.size])
+    frames = helper.make_tensor_value_info(_NETWORK_INPUT, single, [size, 3, *config.canvases[0]])
     detections = helper.make_tensor_value_info(_DETECTIONS, single, [size, found.dim_value, 6])
     for field, value in (("node", nodes), ("input", [frames]), ("output", [detections])):
         del getattr(graph, field)[:]
@@ -113,8 +115,8 @@ def _front(
     config: PreprocessConfig, frame: tuple[int, int]
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """From frames to the graph's own three inputs."""
-    height, width = config.size
-    valid = fit(*frame, config.size)
+    height, width = config.canvases[0]
+    valid = config.scaled(*frame)
     constants: dict[str, npt.NDArray[np.generic]] = {
         "mean": np.array(config.mean, np.float32).reshape(1, 3, 1, 1),
         "scale": (1 / np.array(config.std, np.float32)).reshape(1, 3, 1, 1),
@@ -159,7 +161,7 @@ def _front(
 def config_text(bundle: Bundle, batch: int, score: float) -> str:
     """The content of ``config_infer.txt``; keys are those of the element ``nvinfer``."""
     info = bundle.info
-    height, width = info.model.preprocess.size
+    height, width = info.model.preprocess.canvases[0]
     engine = f"model_b{batch}_gpu0_{info.precision}.engine"
     typed = (
         "# nvinfer builds this engine at its first start."
@@ -206,5 +208,5 @@ topk={info.model.detector.detections}
 
 
 def _shape(batch: int, info: BundleInfo) -> str:
-    size = info.model.preprocess.size
+    size = info.model.preprocess.canvases[0]
     return f"{_NETWORK_INPUT}:{batch}x3x{size[0]}x{size[1]}"
