@@ -18,9 +18,10 @@ TINY = [
     "batch_size=2",
     "checkpoint_every=2",
     "detector.width=32",
-    "detector.heads=2",
-    "detector.ffn=32",
-    "detector.queries=12",
+    "detector.attention_heads=2",
+    "detector.encoder.ffn=32",
+    "detector.decoder.ffn=32",
+    "detector.queries.number=12",
     "detector.backbone.options={channels: [8, 8, 8, 8], layers: [1, 1, 1, 1]}",
 ]
 

@@ -57,9 +57,11 @@ class PreprocessConfig(Strict):
     def _unless_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Sidecars of models for 8 bits stay what they were, and older releases read them."""
         content: dict[str, Any] = handler(self)
-        if content.get("range") is None:
-            content.pop("range", None)
-        return content
+        return {
+            key: value
+            for key, value in content.items()
+            if value is not None or key not in ("size", "short", "long", "range")
+        }
 
     @model_validator(mode="after")
     def _consistent(self) -> PreprocessConfig:

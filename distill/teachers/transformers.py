@@ -241,28 +241,37 @@ def load(folder: Path, preprocess: PreprocessConfig) -> HuggingFaceTeacher:
     names = _names(published, folder / "config.json")
     wanted = _image_format(folder / "preprocessor_config.json")
     try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        # The library counts its outputs by the names; a number without one is an output, too.
+        config.id2label = dict(enumerate(names))
         model, found = transformers.AutoModelForObjectDetection.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError("teacher-unreadable", f"{PREFIX}{folder}: {line}") from error
     # The library fills what is missing with random numbers, and a random teacher teaches nothing.
-    absent = sorted([*found["missing_keys"], *(str(x[0]) for x in found["mismatched_keys"])])
+    other_shapes = {str(name): stored for name, stored, _ in found["mismatched_keys"]}
+    for name, stored in other_shapes.items():
+        if "class_embed" in name:
+            raise UserError(
+                "teacher-classes",
+                f"{folder / 'config.json'}: id2label names class {len(names) - 1}, the detector "
+                f"has {stored[0]} class outputs",
+            )
+    absent = sorted([*found["missing_keys"], *other_shapes])
     if absent:
         rest = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         raise UserError(
             "teacher-unreadable",
             f"{PREFIX}{folder}: missing or of another shape: {', '.join(absent[:3])}{rest}",
         )
-    teacher = HuggingFaceTeacher(model, wanted, preprocess, names)
-    if len(names) > teacher.facts.num_classes:
-        raise UserError(
-            "teacher-classes",
-            f"{folder / 'config.json'}: id2label names class {len(names) - 1}, the detector has "
-            f"{teacher.facts.num_classes} class outputs",
-        )
-    return teacher
+    return HuggingFaceTeacher(model, wanted, preprocess, names)
 
 
 def _layers(said: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

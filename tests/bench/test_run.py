@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -275,7 +276,7 @@ def test_where_the_report_cannot_lie_is_found_out_before_measuring(
 def test_rebuild_builds_and_proves_before_it_measures(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("bench.rebuild.open_bundle", lambda path: None)
+    monkeypatch.setattr("bench.rebuild.open_bundles", lambda path: [SimpleNamespace(path=path)])
     called: list[list[str]] = []
 
     def answers(*statuses: int) -> Any:
@@ -300,7 +301,7 @@ def test_rebuild_builds_and_proves_before_it_measures(
 
 
 def test_rebuild_calls_options_that_exist() -> None:
-    for command in commands(Path("s.bundle"), "tensorrt", "kitti:k"):
+    for command in commands([Path("s.bundle")], "tensorrt", "kitti:k"):
         found: Any = detr
         for name in command[:2]:
             found = found.get_command(click.Context(found), name)

@@ -6,20 +6,19 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 
 import pytest
 
 from detr.presets import FAMILIES
+from tools.overfit import overfit
 
 DOCS = Path(__file__).parents[2] / "docs"
-SCRIPT = DOCS / "measure" / "overfit.py"
 
 
 @pytest.mark.parametrize(("family", "steps"), [("dino", 150)])
 def test_four_images_by_heart(family, steps, tmp_path):
-    assert runpy.run_path(str(SCRIPT))["overfit"](family, steps, tmp_path) >= 0.9
+    assert overfit(family, steps, tmp_path) >= 0.9
 
 
 def test_every_family_was_seen_to():

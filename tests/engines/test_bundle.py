@@ -71,7 +71,7 @@ BROKEN: dict[str, tuple[str, str, Callable[[Path], object]]] = {
     "newer format": (
         "bundle-sidecar",
         "format",
-        lambda f: rewrite(f, lambda s: s.update(format=2)),
+        lambda f: rewrite(f, lambda s: s.update(format=99)),
     ),
     "graph not listed": (
         "bundle-sidecar",

@@ -128,7 +128,8 @@ def test_an_attention_writes_no_samples_out(bundle: Bundle, half: bool) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     set_lowering(model, HeadShape(8, 32, 4), "gather")
     onnx.save_model(model, str(bundle.model))
-    detector = bundle.info.model.detector.model_copy(update={"width": 256, "heads": 8, "points": 4})
+    sizes = {"encoder.points": 4, "decoder.cross_attention.points": 4}
+    detector = bundle.info.model.detector.replace(width=256, attention_heads=8, **sizes)
     info_ = bundle.info.model_copy(
         update={"model": bundle.info.model.model_copy(update={"detector": detector}), "batch": 1}
     )

@@ -27,6 +27,9 @@ from detr.models import Detector, build_detector
 from detr.models.inherit import inherit
 from detr.models.transfer import spread_layers
 
+# Of as many channels as no other.
+OTHER = BackboneConfig(name="resnet18", strides=(8, 16))
+
 
 def detector(seed: int, **changes: Any) -> Detector:
     config = DetectorConfig(
@@ -205,5 +208,5 @@ def test_no_encoder_and_other_query_kind() -> None:
 
 def test_nothing_to_inherit_is_an_error() -> None:
     with pytest.raises(UserError, match="width 16 and 32") as error:
-        inherit(detector(2, width=16, num_classes=2), detector(1))
+        inherit(detector(2, width=16, num_classes=2, backbone=OTHER), detector(1))
     assert error.value.code == "inherit-nothing"

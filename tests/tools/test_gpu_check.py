@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from detr.data.preprocess import PreprocessConfig
 from tools import gpu_check
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,7 +156,7 @@ def test_commands_take_their_options(script: ModuleType, monkeypatch: pytest.Mon
     typed: list[list[str]] = []
     monkeypatch.setattr(script, "detr", lambda *words: typed.append([str(w) for w in words]))
     monkeypatch.setattr(script, "load", lambda backend: None)
-    info = SimpleNamespace(model=SimpleNamespace(preprocess=SimpleNamespace(size=(96, 320))))
+    info = SimpleNamespace(model=SimpleNamespace(preprocess=PreprocessConfig(size=(96, 320))))
     monkeypatch.setattr(script, "open_bundle", lambda path: SimpleNamespace(info=info))
     monkeypatch.setattr(script.Path, "glob", lambda *_: [1])
     monkeypatch.setattr(script, "generate", lambda *_, **__: None)

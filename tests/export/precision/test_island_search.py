@@ -129,7 +129,7 @@ def test_an_island_that_fails_on_all_images_is_searched_again_and_gives_way(
             images=120, batch=1, engine="openvino", rows=tuple(rows), advice=()
         )
 
-    def some(_request: object, most: int) -> Samples:
+    def some(_request: object, _info: object, most: int) -> Samples:
         return Samples("", ["a"] * most, images=[0] * most)
 
     def search(_writer: object, samples: Samples) -> IslandSearch:
