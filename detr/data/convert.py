@@ -61,8 +61,10 @@ def convert(source: str, to: str, link: bool = False) -> Converted:
         notes.append("areas of masks are lost: AP by size will go by those of boxes")
     if findings.warnings:
         notes.append(findings.summary())
+    if dataset.exif is not None:
+        notes.append(f"say exif: {dataset.exif} in a data YAML of it again")
     if dataset.value_range is not None:
-        notes.append(f"say range: {list(dataset.value_range)} in a data YAML again")
+        notes.append(f"say range: {list(dataset.value_range)} in a data YAML of it again")
     return Converted(
         data=f"{name}:{root}:{split}",
         images=len(dataset),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detr.config import ClassMap
-from detr.data.images import Exif
+from detr.data.images import Exif, Header, read_header
 from detr.data.kitti_rows import KittiLabels
 from detr.errors import UserError
 from detr.types import FloatArray, ImageArray, ImageId, IntArray
@@ -106,6 +106,10 @@ class Dataset(ABC):
     @abstractmethod
     def image_size(self, i: int) -> tuple[int, int]:
         """(height, width), without decoding the pixels."""
+
+    def header(self, i: int) -> Header:
+        """Of the picture's file; raises UserError where there is none or it is no picture."""
+        return read_header(self.image_path(i))
 
     @abstractmethod
     def labels(self, i: int) -> Labels:

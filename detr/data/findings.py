@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from detr.cli_support import counted, progress
 from detr.data.dataset import Annotation, Dataset, evenly_spaced
-from detr.data.images import Exif, Header, read_header, read_image
+from detr.data.images import Exif, Header, read_image
 from detr.data.value_range import measure
 from detr.errors import UserError
 
@@ -166,7 +166,7 @@ def look(dataset: Dataset, i: int, pictures: bool = True) -> Look:
     path, header = dataset.image_path(i), None
     if pictures or path.exists():
         try:
-            header = read_header(path)
+            header = dataset.header(i)
             findings += _as_errors(_size_errors(path, header, dataset.bounds(i), dataset.exif))
         except UserError as error:
             findings += _as_errors([error])

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from detr.data import fields
 from detr.errors import UserError
-from detr.files import TEXT
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,9 @@ def read_label_file(path: Path) -> list[KittiObject]:
 def scan_label_file(path: Path) -> tuple[list[KittiObject], list[UserError]]:
     """All objects of a file that can be read, and an error for every row that cannot."""
     try:
-        lines = path.read_text(encoding=TEXT).splitlines()
-    except FileNotFoundError:
-        return [], [UserError("label-missing", f"{path}: no such label file")]
-    except UnicodeDecodeError:
-        return [], [UserError("label-unreadable", f"{path}: not a text file")]
-    except OSError as error:
-        return [], [UserError("label-unreadable", f"{path}: {error.strerror or error}")]
+        lines = fields.read_lines(path)
+    except UserError as error:
+        return [], [error]
     objects: list[KittiObject] = []
     errors: list[UserError] = []
     for number, line in enumerate(lines, start=1):
@@ -91,11 +87,8 @@ def _parse(columns: list[str], where: str, line: int) -> KittiObject:
         )
     values: list[float] = []
     for k, text in enumerate(columns[1:], start=2):
-        try:
-            values.append(float(text))
-        except ValueError:
-            values.append(math.nan)
-        if not math.isfinite(values[-1]):
+        values.append(fields.parse_number(text))
+        if math.isnan(values[-1]):
             raise UserError("kitti-label-value", f"{where}: column {k} is {text!r}, not a number")
     x0, y0, x1, y1 = values[3:7]
     return KittiObject(

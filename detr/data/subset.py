@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detr.data.dataset import Dataset, Labels, Protocols, Scan
+from detr.data.images import Header
 from detr.data.kitti_rows import KittiLabels, KittiObject
 from detr.errors import UserError
 from detr.files import TEXT
@@ -42,6 +43,10 @@ class Subset(Dataset):
     def image_size(self, i: int) -> tuple[int, int]:
         """(height, width)."""
         return self._whole.image_size(self._indices[i])
+
+    def header(self, i: int) -> Header:
+        """Of the picture's file."""
+        return self._whole.header(self._indices[i])
 
     def labels(self, i: int) -> Labels:
         """Of the image."""

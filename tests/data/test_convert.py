@@ -142,6 +142,30 @@ def test_splits_share_a_folder_and_nothing_is_overwritten(scenes: Path, tmp_path
         assert caught.value.code == "output-exists"
 
 
+def test_what_only_a_yaml_can_say_is_to_be_said_again(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.new("RGB", (80, 60))
+    picture.paste((255, 0, 0), (40, 10, 60, 50))
+    picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [40, 10, 20, 40]}
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 80, "height": 60}],
+        "annotations": [row],
+        "categories": [{"id": 1, "name": "red"}],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(document))
+    spec = tmp_path / "d.yaml"
+    spec.write_text("format: coco\nimages: .\nannotations: labels.json\nexif: ignore\n")
+    done = convert(str(spec), f"yolo:{tmp_path / 'yolo'}")
+    assert done.notes == ["say exif: ignore in a data YAML of it again"]
+    assert inspect(open_dataset(done.data)).errors[0].code == "image-exif"
+    spec.write_text("format: yolo\npath: yolo\nsplit: train\nexif: ignore\n")
+    again = open_dataset(str(spec))
+    x0, y0, x1, y1 = again.labels(0).boxes[0].astype(int)
+    assert inspect(again).findings == [] and again.image(0)[y0:y1, x0:x1, 0].min() > 150
+
+
 @pytest.mark.parametrize("to", ["yolo", "yolo:", "bdd100k:/tmp/x", "nothing:/tmp/x"])
 def test_what_cannot_be_written(scenes: Path, to: str) -> None:
     with pytest.raises(UserError) as caught:

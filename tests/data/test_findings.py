@@ -283,6 +283,10 @@ def test_no_object_at_all_is_told_before_anything_else(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         inspect(open_dataset(f"kitti:{tmp_path}")).stop()
     assert caught.value.code == "no-ground-truth"
+    # Some images without objects are no mistake.
+    car = "Car 0 0 -1.5 20 20 80 50 1.5 1.6 3.9 1 1.6 20 -1.5\n"
+    (tmp_path / "training/label_2/000001.txt").write_text(car + region)
+    assert inspect(open_dataset(f"kitti:{tmp_path}")).findings == []
 
 
 def test_without_pictures_labels_can_still_be_scored(odd_boxes: Path) -> None:

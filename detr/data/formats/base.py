@@ -93,7 +93,7 @@ class FileDataset(Dataset):
         return judge(self.read(i), self._size_if_known(i), self.bounds(i), self._drop)
 
     def header(self, i: int) -> Header:
-        """Of the picture's file; raises UserError where there is none or it is no picture."""
+        """Of the picture's file, read once."""
         if i not in self._headers:
             self._headers[i] = read_header(self.image_path(i))
         return self._headers[i]

@@ -8,19 +8,17 @@ they are near to. The last pixel of a ``box2d`` is part of it.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from detr.config import ClassMap
-from detr.data import json_fields as fields
+from detr.data import fields
 from detr.data.dataset import Annotation, Scan
 from detr.data.formats.base import DataFormat, FileDataset, existing
 from detr.data.policy import IGNORE, ClassPolicy
 from detr.data.spec import PlacedSpec
 from detr.errors import UserError
-from detr.files import TEXT
 from detr.types import ImageId
 
 BDD_CLASSES = ClassMap(
@@ -135,12 +133,7 @@ class BddDataset(FileDataset):
 
 
 def _frames(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    try:
-        document = json.loads(path.read_text(encoding=TEXT))
-    except OSError as error:
-        raise UserError("data-missing", f"{path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError("bdd100k-json", f"{path}: {error}") from error
+    document = fields.read_json(path, "bdd100k-json")
     if isinstance(document, dict):  # Scalabel's own files wrap the list
         document = document.get("frames")
     if not isinstance(document, list):

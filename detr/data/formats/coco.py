@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import model_validator
 
 from detr.config import ClassMap
-from detr.data import json_fields as fields
+from detr.data import fields
 from detr.data.dataset import Annotation, Scan
 from detr.data.formats.base import DataFormat, FileDataset
 from detr.data.formats.coco_file import ROBOFLOW, CocoFile, annotation_file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,10 +10,9 @@ from typing import Any
 
 from detr.cli_support import counted
 from detr.config import ClassMap
-from detr.data import json_fields as fields
+from detr.data import fields
 from detr.data.formats.base import existing
 from detr.errors import UserError
-from detr.files import TEXT
 from detr.types import ImageId
 
 ROBOFLOW = "_annotations.coco.json"
@@ -206,12 +204,7 @@ class CocoFile:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding=TEXT))
-    except OSError as error:
-        raise UserError("data-missing", f"{path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError("coco-json", f"{path}: {error}") from error
+    document = fields.read_json(path, "coco-json")
     if not isinstance(document, dict):
         raise UserError("coco-json", f"{path}: not a COCO instances file (no object at the top)")
     return document

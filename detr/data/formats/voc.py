@@ -18,6 +18,7 @@ from typing import Literal
 
 from detr.cli_support import progress
 from detr.config import ClassMap
+from detr.data import fields
 from detr.data.dataset import Annotation, Scan
 from detr.data.formats.base import DataFormat, existing
 from detr.data.formats.pairs import PairedDataset, by_stem, read_split
@@ -127,11 +128,8 @@ def _text(element: Element, path: str, where: str) -> str:
 
 def _number(element: Element, path: str, where: str) -> float:
     text = _text(element, path, where)
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    value = fields.parse_number(text)
+    if math.isnan(value):
         raise UserError("voc-object", f"{where}: {path} is {text!r}, not a number")
     return value
 

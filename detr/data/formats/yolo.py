@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detr.config import ClassMap
+from detr.data import fields
 from detr.data.dataset import Annotation, Box, Scan
 from detr.data.formats.base import DataFormat, FileDataset, existing
 from detr.data.formats.pairs import by_stem, ids_of
@@ -151,18 +152,10 @@ class YoloDataset(FileDataset):
         """The rows of image ``i`` as class indices, in pixels."""
         path, found = self.label_path(i), Scan()
         try:
-            lines = path.read_text(encoding=TEXT).splitlines()
-        except FileNotFoundError:
-            return found
-        except UnicodeDecodeError:
-            found.errors.append(UserError("label-unreadable", f"{path}: not a text file"))
-            return found
-        except OSError as error:
-            found.errors.append(UserError("label-unreadable", f"{path}: {error.strerror or error}"))
-            return found
-        try:
-            height, width = self.image_size(i)
-        except UserError as error:  # relative boxes mean nothing without it
+            lines = fields.read_lines(path) if path.exists() else []
+            # Relative boxes mean nothing without it.
+            height, width = self.image_size(i) if lines else (0, 0)
+        except UserError as error:
             found.errors.append(error)
             return found
         for number, line in enumerate(lines, start=1):
@@ -237,11 +230,8 @@ class YoloDataset(FileDataset):
 
 
 def _number(text: str, column: int, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    value = fields.parse_number(text)
+    if math.isnan(value):
         raise UserError("yolo-label-value", f"{where}: column {column} is {text!r}, not a number")
     return value
 

@@ -1,6 +1,7 @@
-"""Values of JSON rows that people's programs wrote: taken for what they are, never guessed at.
+"""Reading label files, whose values are taken for what they are and never guessed at.
 
-``"0"`` is text and no number, ``1.7`` no whole one, ``true`` no 1; ``2.0`` is the whole number 2.
+In JSON ``"0"`` is text and no number, ``1.7`` no whole one, ``true`` no 1; ``2.0`` is the whole
+number 2.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from detr.errors import UserError
+from detr.files import TEXT
 from detr.types import ImageId, is_image_id
 
 _MISSING = object()
@@ -19,6 +23,45 @@ _LARGEST = 2**53
 
 class FieldError(ValueError):
     """A field that is missing or not what it should be, in a few words."""
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a label file.
+
+    Raises:
+        UserError: ``label-missing`` or ``label-unreadable``.
+    """
+    try:
+        return path.read_text(encoding=TEXT).splitlines()
+    except FileNotFoundError as error:
+        raise UserError("label-missing", f"{path}: no such label file") from error
+    except UnicodeDecodeError as error:
+        raise UserError("label-unreadable", f"{path}: not a text file") from error
+    except OSError as error:
+        raise UserError("label-unreadable", f"{path}: {error.strerror or error}") from error
+
+
+def read_json(path: Path, code: str) -> Any:
+    """The content of an annotation file.
+
+    Raises:
+        UserError: ``data-missing``, or ``code`` where it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding=TEXT))
+    except OSError as error:
+        raise UserError("data-missing", f"{path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(code, f"{path}: {error}") from error
+
+
+def parse_number(word: str) -> float:
+    """A number written in a row of text; NaN where it is none, or infinite."""
+    try:
+        value = float(word)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def shown(value: object) -> str:
