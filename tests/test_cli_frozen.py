@@ -59,6 +59,7 @@ def test_every_verb_shows_an_example(path: str, command: click.Command) -> None:
     assert path.split()[-1] in command.help.split("Example:")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["detr", "distill", "export", "bench"])
 def test_scripts_are_installed(script: str) -> None:
     run = subprocess.run(

@@ -104,6 +104,7 @@ def run(block: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     return names
 
 
+@pytest.mark.slow
 def test_five_lines_find_objects(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +115,7 @@ def test_five_lines_find_objects(
     assert {line.split()[0] for line in printed} <= {"Car", "Van", "Truck", "Pedestrian", "Cyclist"}
 
 
+@pytest.mark.slow
 def test_five_lines_build_a_detector_and_run_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def test_distil_export_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (student / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_onnxruntime_equals_torch_on_real_images(shared_data: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "teacher.bundle"
     detr("export", "onnx", "demo-teacher", "--out", bundle)

@@ -30,6 +30,7 @@ def report(*arguments: str) -> OpReport:
     return OpReport.model_validate_json(result.stdout)
 
 
+@pytest.mark.slow
 def test_all_contenders_agree_and_are_compared() -> None:
     found = report("--preset", "kitti-decoder", "--threads", "1")
     assert (found.queries, found.threads, found.levels) == (11, 1, [(6, 9), (3, 5)])
@@ -49,6 +50,7 @@ def test_all_contenders_agree_and_are_compared() -> None:
     assert found.text().count("\n") >= len(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_skips_those_who_cannot(dtype: str) -> None:
     rows = {row.name: row for row in report("--dtype", dtype, "--against", "gather").rows}
@@ -58,6 +60,7 @@ def test_half_precision_skips_those_who_cannot(dtype: str) -> None:
         assert rows["native"].forward_ms is not None
 
 
+@pytest.mark.slow
 def test_a_wrong_output_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(problem: msda_contenders.AttentionInputs) -> Contender:
         wrong = np.zeros_like(problem.grad_out)
@@ -103,6 +106,7 @@ def test_peak_memory_sees_what_was_freed_again() -> None:
     assert 36 * 2**20 < peak.bytes < 80 * 2**20
 
 
+@pytest.mark.slow
 def test_json_is_json() -> None:
     result = CliRunner().invoke(op, ["msda", "--against", "gather", "--json"])
     assert json.loads(result.stdout)["preset"] == "kitti-encoder"

@@ -43,6 +43,7 @@ def test_welch_agrees_with_scipy(sizes: tuple[int, int]) -> None:
     assert found.value == pytest.approx(b.mean() - a.mean())
 
 
+@pytest.mark.slow
 def test_welch_covers_the_true_difference_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     covered = 0

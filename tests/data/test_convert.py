@@ -61,6 +61,7 @@ def same(ours: CocoAp, theirs: CocoAp) -> None:
         assert found.count == theirs.per_class[name].count
 
 
+@pytest.mark.slow
 def test_carla_as_coco_yolo_and_voc_gives_the_same_ap(shared_data: Path, tmp_path: Path) -> None:
     carla = shared_data / "carla"
     coco = open_dataset(f"coco:{carla}:val")

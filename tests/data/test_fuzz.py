@@ -157,6 +157,7 @@ def row_of(draw: st.DataObject, good: list[str], names: list[str]) -> str:
     return " ".join(row)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(draw=st.data())
 def test_coco(root: Path, draw: st.DataObject) -> None:

@@ -66,6 +66,7 @@ def test_both_formats_check_clean_and_hold_the_same(tmp_path: Path) -> None:
         assert isinstance(data, FileDataset) and check(data).findings == []
 
 
+@pytest.mark.slow
 def test_scenes_are_what_a_detector_needs() -> None:
     objects = [o for i in range(60) for o in render(SIZE, 0, i).objects]
     kept = [o for o in objects if o.type != "DontCare"]

@@ -77,6 +77,7 @@ class Repeated:
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_lowers_the_loss_and_reaches_every_parameter(case, small_preset):
     family, changes = CASES[case]
@@ -118,6 +119,7 @@ def test_inference_has_only_its_own_queries(family, small_preset):
         assert memory.padding.any() and outside.abs().max() == 0
 
 
+@pytest.mark.slow
 def test_frozen_norms_over_random_weights_are_refused(tiny, tmp_path):
     """They would keep the statistics of nothing for ever; other norms have none."""
     backbone = tiny.detector.backbone.model_copy(update={"norm": "frozen"})

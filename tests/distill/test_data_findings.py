@@ -56,6 +56,7 @@ def test_what_is_left_out_is_said_in_the_log(tiny: Recipe, scenes: Path, tmp_pat
     assert "10 warnings (box-empty 10)" in (tmp_path / "run/log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_range_of_deep_images_goes_from_the_data_to_the_model(
     tiny: Recipe, scenes: Path, tmp_path: Path
 ) -> None:

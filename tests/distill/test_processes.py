@@ -161,6 +161,7 @@ def torchrun(*arguments: object) -> None:
     assert run.returncode == 0, run.stderr[-4000:]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_all_images(tiny: Recipe, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(tiny.model_dump_json())
     train_teacher(tiny, tmp_path)
@@ -212,6 +213,7 @@ def long_main(folder: str) -> None:
     (here / f"long{world.rank}.json").write_text(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_parts_and_processes_mean_the_same_training(tiny: Recipe, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(tiny.model_dump_json())
     train_teacher(tiny, tmp_path)

@@ -32,6 +32,7 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_shipped_recipes_are_valid_and_name_themselves(name: str) -> None:
     assert load_recipe(find_recipe(name)).name == name

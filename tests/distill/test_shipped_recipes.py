@@ -51,6 +51,7 @@ def methods_of(recipe: Recipe) -> list[Method]:
         return build_methods(recipe.methods, student, teacher, loss=recipe.loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_recipe_loads_freezes_and_builds(name: str, tmp_path: Path) -> None:
     path = find_recipe(name)
@@ -86,6 +87,7 @@ def leaves(content: dict[str, Any], key: tuple[str, ...] = ()) -> dict[tuple[str
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_detector_is_its_preset_and_what_the_recipe_says(name: str) -> None:
     sections = written(name)
@@ -115,6 +117,7 @@ def ablations() -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "line"), ablations())
 def test_every_ablation_builds_as_typed(name: str, line: str) -> None:
     words = shlex.split(line.partition(": --set ")[2])

@@ -98,6 +98,7 @@ def test_results_outlive_the_next_run(toy_bundle: MakeBundle) -> None:
     np.testing.assert_array_equal(first.boxes, kept)
 
 
+@pytest.mark.slow
 def test_closed_engine_leaves_nothing(toy_bundle: MakeBundle) -> None:
     def operators() -> int:
         gc.collect()

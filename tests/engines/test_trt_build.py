@@ -69,6 +69,7 @@ def test_for_a_plugin_the_node_is_left_and_nothing_else(bundle: Bundle) -> None:
     assert not model.functions, "a parser without the plugin would take the body silently"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("lowering", ["gather", "gridsample"])
 def test_builds_for_gpus_that_are_not_here(bundle: Bundle, lowering: BuildLowering) -> None:

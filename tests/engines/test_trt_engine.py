@@ -215,6 +215,7 @@ def test_layers_are_timed_outside_the_graph(make: Make) -> None:
     assert engine.run(inputs(2)).scores.shape == (2, 5)
 
 
+@pytest.mark.slow
 def test_memory_is_counted_and_given_back(make: Make) -> None:
     engine, cuda, _ = make()
     assert engine.memory_bytes == 1000 + sum(len(b) for b in cuda.blocks.values()) // 2

@@ -54,6 +54,7 @@ def bundle(
     return open_bundle(out), source
 
 
+@pytest.mark.slow
 def test_graph_form(bundle: tuple[Bundle, Path]) -> None:
     info, config = bundle[0].info, bundle[0].info.model.detector
     model = onnx.load(str(bundle[0].model))
@@ -89,6 +90,7 @@ def test_sidecar_records_the_proof(bundle: tuple[Bundle, Path]) -> None:
     assert len(bundle[0].golden().images) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "native"])
 def test_engines_find_what_torch_finds(bundle: tuple[Bundle, Path], name: str) -> None:
     generator = np.random.default_rng(5)
@@ -110,6 +112,7 @@ def test_engines_find_what_torch_finds(bundle: tuple[Bundle, Path], name: str) -
         assert parity.matched >= 30
 
 
+@pytest.mark.slow
 def test_real_images(bundle: tuple[Bundle, Path], shared_data: Path) -> None:
     data = open_dataset(f"kitti:{shared_data / 'kitti_tiny'}")
     images = [data.image(i) for i in range(20)]
@@ -123,6 +126,7 @@ def test_real_images(bundle: tuple[Bundle, Path], shared_data: Path) -> None:
     assert compare_detections(expected, found).violations(Budget()) == []
 
 
+@pytest.mark.slow
 def test_a_wrong_graph_is_not_kept(
     bundle: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +167,7 @@ def test_a_full_disk_costs_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_large_weights_lie_beside_the_graph(
     bundle: tuple[Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

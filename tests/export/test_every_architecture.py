@@ -70,6 +70,7 @@ def agree(wanted: list[Detections], found: list[Detections]) -> None:
     assert parity.violations(budget) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_runtimes_agree(
     family: str,
@@ -101,6 +102,7 @@ def test_runtimes_agree(
     )
 
 
+@pytest.mark.slow
 def test_extracted_layers_export(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     """What ``detr model extract`` writes is a checkpoint like any other."""
     student = tmp_path / "student.safetensors"

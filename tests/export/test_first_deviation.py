@@ -28,6 +28,7 @@ def bundle(checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory)
     return open_bundle(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_layer_is_named(bundle: Bundle, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = TorchEngine(Path(bundle.info.source.path))

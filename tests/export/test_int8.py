@@ -57,6 +57,7 @@ def int8(engine: TorchEngine) -> ModelProto:
     return typed
 
 
+@pytest.mark.slow
 def test_pairs_sit_on_weighted_products_alone(int8: ModelProto) -> None:
     graph = int8.graph
     back = {n.output[0]: n for n in graph.node if n.op_type == "DequantizeLinear"}
@@ -109,6 +110,7 @@ def test_magnitudes_are_counted_as_numpy_counts_them() -> None:
     assert _histogram(np.zeros((2, 3), np.float32), 0.0)[0] == 6
 
 
+@pytest.mark.slow
 def test_activations_are_held_in_groups(
     engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

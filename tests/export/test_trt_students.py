@@ -66,6 +66,7 @@ def student(
         yield make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_a_student_is_built_for_two_architectures(
     student: MakeBundle, precision: Precision, monkeypatch: pytest.MonkeyPatch

@@ -38,6 +38,7 @@ def traced() -> onnx.ModelProto:
     return export_graph(engine.detector, engine.info.preprocess.canvases[0], 17, 1, "gridsample")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_accepted_and_built(
     traced: onnx.ModelProto, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

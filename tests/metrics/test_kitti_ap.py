@@ -34,6 +34,7 @@ def many(extra_truth: list[KittiObject], extra_found: list[KittiObject]) -> Kitt
     return evaluate(objects, detections, ["Car"]).per_class["Car"]
 
 
+@pytest.mark.slow
 def test_reproduces_the_offline_evaluation(shared_data: Path, tmp_path: Path) -> None:
     with tarfile.open(shared_data / "kitti_labels/label_2_reconstructed.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")

@@ -29,6 +29,7 @@ def test_every_depth(depth, small_preset):
     check(small_preset("deformable-detr-refine", **depths))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_from_shallow_to_deep(family, small_preset):
     check(small_preset(family, **{"encoder.layers": 12, "decoder.layers": 12}))

@@ -13,6 +13,7 @@ from detr.presets import preset
 ALL = ["plain", "refine", "two_stage", "dino", "dino_shared"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL)
 def test_detections_are_sorted_and_inside_the_image(kind, make, batch):
     with torch.no_grad():
@@ -28,6 +29,7 @@ def test_detections_are_sorted_and_inside_the_image(kind, make, batch):
     assert (boxes[..., 1::2] <= height[..., None]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL)
 def test_forward_equals_the_three_steps(kind, make, batch):
     detector = make(kind)
@@ -45,6 +47,7 @@ def test_forward_equals_the_three_steps(kind, make, batch):
     torch.testing.assert_close(boxes[0, 0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["refine", "dino"])
 def test_half_precision_stays_close(kind, make, batch, targets):
     detector = make(kind)
@@ -77,6 +80,7 @@ def test_output_structure(make, batch):
         torch.testing.assert_close(sampled.weights.sum((-1, -2)), torch.ones(2, 12, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("encoder_layers", [0, 2])
 def test_a_gradient_step_lowers_the_loss_and_reaches_every_parameter(
@@ -123,6 +127,7 @@ class _Features(nn.Module):
         return self.maps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "refine", "two_stage", "dino"])
 @pytest.mark.parametrize("offset", [0.0, -0.5])
 def test_a_larger_canvas_changes_nothing(kind, offset, make):
@@ -146,6 +151,7 @@ def test_a_larger_canvas_changes_nothing(kind, offset, make):
     torch.testing.assert_close(results[0].logits[-1], results[1].logits[-1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_look_forward_twice_reaches_the_head_before(make, batch):
     def head_grad(refine: str) -> torch.Tensor | None:
         detector = make("dino", **{"decoder.refinement": {"kind": refine}})
@@ -234,6 +240,7 @@ def test_a_narrow_group_norm_keeps_eight_channels(make):
     assert make("plain").neck.projections[0][1].num_groups == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "published"),
     [
@@ -253,6 +260,7 @@ def test_parameter_counts_are_the_published_ones(name, published):
     assert counts["total"] == sum(p.numel() for p in detector.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -286,6 +294,7 @@ def test_memory_as_maps_and_back(make, batch):
     assert torch.equal(levels.tokens(), memory.tokens)
 
 
+@pytest.mark.slow
 def test_forward_exports_with_a_dynamic_batch(make, batch):
     detector = make("dino")
     dynamic = torch.export.Dim("batch", min=1, max=8)

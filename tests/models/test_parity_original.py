@@ -66,6 +66,7 @@ def assert_close(ours: list[torch.Tensor] | torch.Tensor, theirs: np.ndarray) ->
     torch.testing.assert_close(ours, torch.from_numpy(theirs), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", sorted(path.stem for path in GOLDEN.glob("*.npz")))
 def test_same_answers(case):
     golden = np.load(GOLDEN / f"{case}.npz")
@@ -103,6 +104,7 @@ def detrex(backbone: dict[str, torch.Tensor], channels: Sequence[int]) -> Detect
     return convert(state | backbone, "detrex").detector
 
 
+@pytest.mark.slow
 def test_detrex_convnext():
     golden = np.load(GOLDEN / "backbones" / "detrex-convnext.npz")
     detector = detrex(state_dict(golden), (192, 384, 768))
@@ -114,6 +116,7 @@ def test_detrex_convnext():
         assert_close(found[:, ::48], golden[f"map_{i}"])
 
 
+@pytest.mark.slow
 def test_detrex_swin():
     """It has the names of the original DINO's Swin, which an answer of its code holds."""
     golden = np.load(GOLDEN / "dino-swin.npz")

@@ -136,6 +136,7 @@ def share_decoder_heads(model: torch.nn.Module) -> None:
             inner.load_state_dict(getattr(model, name).state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DEFORMABLE)
 def test_deformable_detr(kind):
     backbone = {**SMALL_RESNET, "out_features": ["stage2", "stage3", "stage4"]}
@@ -154,6 +155,7 @@ def dense_backbone(name: str, dilated: bool) -> dict[str, Any]:
     return timm_backbone(name, 4, **({"output_stride": 16} if dilated else {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dilated", [False, True], ids=["C5", "DC5"])
 @pytest.mark.parametrize("kind", ["detr", "conditional_detr"])
 def test_dense_detectors(kind, dilated):
@@ -166,6 +168,7 @@ def test_dense_detectors(kind, dilated):
 DAB = {"hidden_size": 256, **{k: v for k, v in SMALL.items() if k != "d_model"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"num_patterns": 3}, {"random_refpoints_xy": True}, {"activation_function": "relu"}],
@@ -179,6 +182,7 @@ def test_dab_detr(options):
     assert_same_predictions(model)
 
 
+@pytest.mark.slow
 def test_dab_detr_with_a_dilated_backbone():
     model = published("dab-detr", **DAB, backbone_config=dense_backbone("resnet50", True))
     model.model.decoder.bbox_embed.load_state_dict(model.bbox_predictor.state_dict())
@@ -204,6 +208,7 @@ def in_double() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_deformable_detr_with_whole_backbones(name):
     model = published(

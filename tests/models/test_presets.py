@@ -69,6 +69,7 @@ DENSE = {"decoder.cross_attention": DenseCrossAttentionConfig()}
 SOFTMAX = {"heads.classes": SoftmaxClassesConfig()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KITTI)
 def test_kitti_costs_are_the_published_ones(name):
     gflops, millions = KITTI[name]
@@ -79,6 +80,7 @@ def test_kitti_costs_are_the_published_ones(name):
     assert found.gflops == pytest.approx(sum(p.gflops for p in found.parts.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COCO)
 def test_coco_costs_are_the_published_ones(name):
     gflops, millions = COCO[name]
@@ -87,6 +89,7 @@ def test_coco_costs_are_the_published_ones(name):
     assert found.parameters / 1e6 == pytest.approx(millions, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OD_DETR)
 def test_a_shared_decoder_has_the_published_size(name):
     with torch.device("meta"):
@@ -94,6 +97,7 @@ def test_a_shared_decoder_has_the_published_size(name):
     assert total / 1e6 == pytest.approx(OD_DETR[name], rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["dino-mmdet", "dab-detr", "deformable-detr"])
 def test_coco_differences(family):
     """Between R50 and R18, the published numbers rule the printed size out and 800 x 1136 in."""
@@ -113,6 +117,7 @@ def test_tokens_are_the_published_ones():
     assert sum(found.tokens) == 17721
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_builds(family):
     config = preset(f"{family}-r50", 80, pretrained=False)

@@ -50,6 +50,7 @@ def test_every_old_key_has_a_place_now():
     assert flat.keys() - kept == MOVED.keys()
 
 
+@pytest.mark.slow
 def test_the_old_demo_teacher_is_the_shipped_one(tmp_path):
     weights = ASSETS / "demo-teacher.safetensors"
     old = tmp_path / "teacher.safetensors"

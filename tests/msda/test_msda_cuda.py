@@ -55,6 +55,7 @@ class OnCpu:
         getattr(self.library, kernel)(*pointers, self.kind.blocks(groups))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize(
     ("dtype", "channels"),
@@ -102,6 +103,7 @@ def test_the_device_code_matches_the_reference(dtype: str, channels: int, folder
         np.testing.assert_allclose(grad, exact, rtol=0, atol=slack * scale, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 def test_compiles_for_every_architecture(folder: Path) -> None:
     source = folder / "attention.cu"

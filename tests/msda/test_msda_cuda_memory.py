@@ -61,6 +61,7 @@ def run(program: Path, arrays: list[Array], order: int) -> list[Array]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "channels", "fixed"),
     [

@@ -26,6 +26,7 @@ def inputs(
     return tuple(tensor.requires_grad_(grad) for tensor in tensors)  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 def test_opcheck() -> None:
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         value, locations, weights = inputs(dtype, grad=True)
@@ -94,6 +95,7 @@ class Attention(nn.Module):
         return ms_deform_attn(value * 2, SHAPES, locations.sigmoid(), weights.softmax(-1)) + 1
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break() -> None:
     """Through the whole of it, code generation included."""
     tensors, again = inputs(grad=True), inputs(grad=True)

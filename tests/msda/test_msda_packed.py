@@ -54,6 +54,7 @@ def both_ways(
     return out, np.concatenate(parts, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", _native.targets())
 @pytest.mark.parametrize("shapes", [((1, 1),), ((1, 9),), ((9, 1),), ((5, 4),)])
@@ -125,6 +126,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_nothing_past_the_end_of_an_array_is_touched() -> None:
     command: list[Any] = [sys.executable, "-c", GUARDED]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)

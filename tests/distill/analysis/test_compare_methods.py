@@ -99,6 +99,7 @@ def test_names_are_escaped() -> None:
     assert "<script>" not in page and "<b>" not in page
 
 
+@pytest.mark.slow
 def test_a_comparison_through_the_command_line_goes_on(tiny: Recipe, tmp_path: Path) -> None:
     """A method without a teacher, really trained, in processes of their own; then once more."""
     path = tmp_path / "tiny.yaml"

@@ -58,6 +58,7 @@ def test_curves_draw_every_value() -> None:
     assert curves({"student": []}, "steps", "AP") == ""
 
 
+@pytest.mark.slow
 def test_a_run_is_diagnosed(tiny: Recipe, tmp_path: Path) -> None:
     recipe = tiny.model_copy(
         update={"validation": tiny.validation.model_copy(update={"every": 2, "images": 1})}

@@ -41,6 +41,7 @@ def test_parts_leave_out_the_parts_within_them(monkeypatch: pytest.MonkeyPatch) 
     assert dict(clock.seconds) == {"losses": 3, "matching": 10}
 
 
+@pytest.mark.slow
 def test_every_method_is_split_into_its_parts(tiny: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(tiny.to_yaml())

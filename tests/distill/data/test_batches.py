@@ -79,6 +79,7 @@ def batches(scenes: Path, rank: int = 0, world: int = 1) -> Batches:
     return Batches(data, PreprocessConfig(size=CANVAS), AugmentConfig(), 2, 5, rank, world)
 
 
+@pytest.mark.slow
 def test_a_batch_is_a_function_of_seed_and_step(scenes: Path) -> None:
     straight = list(batches(scenes).stream(0, 6, workers=2))
     later = list(batches(scenes).stream(3, 6, workers=1))

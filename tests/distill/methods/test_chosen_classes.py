@@ -24,6 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("columns", [USED, (90, 3, 1, 44, 2, 17, 8)], ids=["80", "7"])
 def test_losses_are_those_of_a_teacher_cut_by_hand(

@@ -49,6 +49,7 @@ def watch(
             monkeypatch.setattr(module, function.__name__, watched)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in METHODS), *MORE])
 def test_every_assignment_and_mask_is_made_once(
     name: str,
@@ -107,6 +108,7 @@ def test_detrdistill_weighs_a_layers_queries_once_for_all_levels(
     assert layers == [0, 1]
 
 
+@pytest.mark.slow
 def test_what_was_computed_lives_as_long_as_the_step(
     student: Detector, take_step: TakeStep
 ) -> None:

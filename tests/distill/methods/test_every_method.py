@@ -88,6 +88,7 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn(
         assert float(losses[f"{name}/{part}"]) == pytest.approx(0, abs=2e-5), part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("empty", [2, 1])
 def test_images_without_objects(

@@ -147,6 +147,7 @@ def test_an_equal_student_has_nothing_to_learn(
         assert abs(value.item()) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("place", ["backbone", "neck", "memory"])
 def test_gradients_empty_images_and_other_channels(

@@ -91,6 +91,7 @@ def test_self_attention_maps_change_nothing(changes):
     torch.testing.assert_close(found, 0.5 * maps[:, 0] + 2 * maps[:, 5])
 
 
+@pytest.mark.slow
 def test_what_a_method_cannot_read_is_refused():
     softmax = tiny(**DETR)
     with pytest.raises(UserError, match="softmax") as caught:

@@ -76,6 +76,7 @@ def section(text: str, language: str) -> str:
     return "".join(line.removeprefix("   ") for line in block.splitlines(keepends=True))
 
 
+@pytest.mark.slow
 def test_the_recipe_in_contributing_runs_from_another_folder(tiny: Recipe, tmp_path: Path) -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     (tmp_path / "my_package").mkdir()

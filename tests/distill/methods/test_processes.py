@@ -47,6 +47,7 @@ def one_image(value: Any, image: int, batch: int) -> Any:
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_two_processes_equal_one(
     name: str,

@@ -229,6 +229,7 @@ def test_global_alignment_pairs_every_query(
     assert sum(v.item() for v in qskd.losses(step).values()) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", ["positive_hard", "positive", "hard", "easy"])
 @pytest.mark.parametrize("pool", ["box", "image"])
 def test_every_selection_is_finite_and_teaches(

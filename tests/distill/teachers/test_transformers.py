@@ -57,6 +57,7 @@ def lesson(tiny: Recipe, folder: Path, methods: Any, **changes: Any) -> Recipe:
     return Recipe.model_validate(settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", models.CONFIGS)
 def test_each_family_teaches(kind: str, folders: Any, tiny: Recipe, tmp_path: Path) -> None:
     recipe = lesson(tiny, folders[kind], LESSONS[kind])
@@ -75,6 +76,7 @@ def test_each_family_teaches(kind: str, folders: Any, tiny: Recipe, tmp_path: Pa
         assert torch.equal(tensor, before[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("methods", "missing"),
     [
@@ -96,6 +98,7 @@ def test_what_it_cannot_teach_is_refused(
     assert "\n" not in error.value.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", models.CONFIGS)
 def test_its_facts_are_those_of_the_network(kind: str, folders: Any) -> None:
     teacher = load(folders[kind], INPUT)

@@ -41,6 +41,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_module, "train_step", stopping)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_with_the_weights_of_an_unstopped_one(
     tiny: Recipe, tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_run_leaves_a_usable_model_and_repeats_nothing(tiny: Recipe, tmp_path:
     assert "nothing to do" in (run / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(tiny: Recipe, tmp_path: Path) -> None:
     update = {"steps": 60, "checkpoint_every": 60}
     longer = Recipe.model_validate(
@@ -183,6 +185,7 @@ def test_a_checkpoint_with_code_in_it_is_refused(
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.slow
 def test_distillation_runs_from_a_teacher_of_our_own(
     tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +243,7 @@ def test_the_command_line_lists_methods_and_recipes() -> None:
     assert {"demo-teacher", "demo-student"} <= recipes.keys()
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model_and_one_of_them_writes(tiny: Recipe, tmp_path: Path) -> None:
     short = tiny.model_copy(update={"steps": 2, "data": tiny.data.model_copy(update={"val": None})})
     (tmp_path / "recipe.yaml").write_text(short.to_yaml())

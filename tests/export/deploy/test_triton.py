@@ -92,6 +92,7 @@ def bundles(checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     }
 
 
+@pytest.mark.slow
 def test_a_dynamic_batch_is_batched_by_triton(bundles: dict[str, Bundle], tmp_path: Path) -> None:
     made = write_repository(bundles["dynamic"], tmp_path, max_batch=6)
     config = parse(made.folder / "config.pbtxt")
@@ -155,6 +156,7 @@ def add_engine(bundle: Bundle, name: str, **changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_engines_are_served_where_they_are_trusted(checkpoint: Any, tmp_path: Path) -> None:
     path = tmp_path / "e.bundle"
     export_bundle(checkpoint("dino-no-encoder"), path, 17, "dynamic")

@@ -34,6 +34,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return open_bundle(out)
 
 
+@pytest.mark.slow
 def test_the_healthy_export_is_accepted(
     healthy: Bundle, reference: TorchEngine, samples: Samples
 ) -> None:
@@ -45,6 +46,7 @@ def test_the_healthy_export_is_accepted(
     assert verdict.ap is not None and verdict.ap > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_fault_is_rejected(
     name: str, healthy: Bundle, tmp_path: Path, reference: TorchEngine, samples: Samples

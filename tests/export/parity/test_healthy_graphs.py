@@ -65,6 +65,7 @@ def bundle_of(
     return Bundle(folder, info)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [17, 18])
 @pytest.mark.parametrize("lowering", ["gridsample", "gather"])
 def test_healthy_graphs_are_accepted(

@@ -72,6 +72,7 @@ def types(model: ModelProto) -> dict[str, int]:
     return found | {x.name: x.data_type for x in graph.initializer}
 
 
+@pytest.mark.slow
 def test_every_node_has_a_readable_name(traced: Traced) -> None:
     names = [node.name for node in traced[2].graph.node]
     assert len(set(names)) == len(names)
@@ -98,6 +99,7 @@ def test_types_are_where_they_belong(traced: Traced) -> None:
     assert {value.type.tensor_type.elem_type for value in ends} == {SINGLE, TensorProto.INT64}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("island", [(), ("norm",), ("softmax", "locations"), DEFAULT_ISLAND])
 def test_casts_are_few_and_never_in_chains(traced: Traced, island: tuple[str, ...]) -> None:
     model = typed_graph(traced, island=island)
@@ -109,6 +111,7 @@ def test_casts_are_few_and_never_in_chains(traced: Traced, island: tuple[str, ..
     assert len(set(to)) == len(to), "a value is cast twice to one type"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lowering", ["gridsample", "gather"])
 def test_the_default_island_finds_what_torch_finds(traced: Traced, lowering: Lowering) -> None:
     _, engine, _ = traced
@@ -125,6 +128,7 @@ def test_the_default_island_finds_what_torch_finds(traced: Traced, lowering: Low
             assert compare_detections(expected, found).violations(default_budget("fp16")) == []
 
 
+@pytest.mark.slow
 def test_what_is_typed_half_is_half_when_emulated(traced: Traced) -> None:
     model = typed_graph(traced, "gridsample", island=("geometry",))
     named = [x.name for x in model.graph.value_info if x.type.tensor_type.elem_type == HALF]
@@ -142,6 +146,7 @@ def test_what_is_typed_half_is_half_when_emulated(traced: Traced) -> None:
         np.testing.assert_array_equal(value, value.astype(np.float16).astype(np.float32), name)
 
 
+@pytest.mark.slow
 def test_bundle_says_its_island_and_runs_in_our_engines(
     traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +168,7 @@ def test_bundle_says_its_island_and_runs_in_our_engines(
         assert compare_detections(reference, found, close).violations(close) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("traced", CASES[1:], indirect=True, ids=lambda case: case[0])
 def test_a_rejected_export_prints_what_was_measured(
     traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -187,6 +193,7 @@ def test_a_rejected_export_prints_what_was_measured(
 
 
 # Not of the DINO: with random weights its proposals nearly tie, and float32 itself swaps them.
+@pytest.mark.slow
 @pytest.mark.parametrize("traced", CASES[1:], indirect=True, ids=lambda case: case[0])
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_searched_island_is_proved_on_the_data(

@@ -90,6 +90,7 @@ def test_a_window_sees_no_opposite_edge():
     assert difference[:20].max() == 0
 
 
+@pytest.mark.slow
 def test_published_sizes():
     for name, millions in (("tiny", 27.5), ("small", 48.8), ("base", 86.7), ("large", 195.0)):
         window = "window7_224" if name in ("tiny", "small") else "window12_384"

@@ -185,6 +185,7 @@ def original_names(detector, kind):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "dino", "dino_shared"])
 def test_original_checkpoints(kind, make, tmp_path):
     changes = {"queries.denoising": ContrastiveDenoisingConfig()} if kind != "plain" else {}

@@ -42,6 +42,7 @@ def test_distances_by_hand() -> None:
     assert distances(student, teacher, mean=True).classes.item() == pytest.approx(LN2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mean", [False, True])
 @pytest.mark.parametrize("block", [40, 10])  # two problems, or two rows of one, at a time
 def test_costs_are_the_weighted_distances_of_every_pair(
@@ -104,6 +105,7 @@ def test_a_square_problem_with_cheap_columns_is_solved_exactly() -> None:
     assert torch.equal(assign(costs)[2], assign(priced)[2])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("solver")
 @pytest.mark.parametrize(
     ("height", "width"), [(1, 1), (1, 9), (9, 1), (64, 64), (65, 130), (130, 65), (200, 200)]
