@@ -79,8 +79,8 @@ def test_a_run_leaves_a_usable_model_and_repeats_nothing(tiny: Recipe, tmp_path:
     assert [k for row in rows for k in row if k.endswith("ap")] == ["ap", "student/ap"]
     assert not torch.equal(detector.source.content.weight, other.source.content.weight)
     saved = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-    for name, model in (("ema", detector), ("student", other)):
-        for key, tensor in model.state_dict().items():
+    for name, kept in (("ema", detector), ("student", other)):
+        for key, tensor in kept.state_dict().items():
             assert torch.equal(tensor, saved[name][key]), (name, key)
     assert detector.config.num_classes == len(info.classes) == 7
     assert "number: 12" in (run / "recipe.yaml").read_text()
