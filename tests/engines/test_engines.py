@@ -170,7 +170,7 @@ def test_split_runs_every_node_once(toy_bundle: MakeBundle) -> None:
 
 
 def test_a_model_that_suppresses_does_so_in_every_engine(toy_bundle: MakeBundle) -> None:
-    engine = open_engine(toy_bundle(1).path, "onnxruntime")
+    engine = open_engine(toy_bundle(1), "onnxruntime")
     boxes = np.array([[[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]]], np.float32)
     raw = RawDetections(boxes, np.array([[0.9, 0.8, 0.7]], np.float32), np.zeros((1, 3), np.int64))
     assert len(engine.finish(raw)[0]) == 3
