@@ -9,6 +9,8 @@ from detr.errors import UserError
 
 # KITTI's and COCO's boxes touch or pass the border by a fraction of a pixel.
 TOLERANCE = 1.5
+# Pixels; farther is no picture, and too far is infinite in single precision.
+_FAR = 1e7
 
 
 def judge(
@@ -61,6 +63,8 @@ def _problem(
     x0, y0, x1, y1 = annotation.box
     if x1 < x0 or y1 < y0:
         return UserError("box-inverted", f"{_shown(annotation)} has a negative size")
+    if max(map(abs, annotation.box)) > _FAR:
+        return UserError("box-outside", f"{_shown(annotation)} lies outside any image")
     if x0 == x1 or y0 == y1:
         return _empty(annotation)
     if size is not None:

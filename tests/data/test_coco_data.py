@@ -92,6 +92,7 @@ def test_crowds_are_regions_boxes_are_clipped_and_flat_ones_skipped(coco: Maker)
         (annotation(9, iscrowd=2), "coco-annotation", "iscrowd is 2"),
         (annotation(9, area="150"), "coco-annotation", 'area is "150", not a number'),
         (annotation(9, bbox=[90, 5, 5, 5]), "box-outside", "outside the image (80x60)"),
+        (annotation(9, bbox=[3, 5, 1e300, 5]), "box-outside", "outside any image"),
         (annotation(9, bbox=[30, 5, -5, 5]), "box-inverted", "negative size"),
     ],
 )
