@@ -64,6 +64,7 @@ class EngineBuild(Strict):
         ptx: Of the plugin, where it is in the engine.
         version_compatible: Whether it runs in later releases of the same major version.
         hardware_compatible: Whether it runs on any GPU from Ampere on.
+        dla_layers: How many of the network's layers were given to the DLA.
         batch: Smallest, usual and largest batch.
         seconds: Time the build took.
         bytes: Size of the engine.
@@ -82,6 +83,7 @@ class EngineBuild(Strict):
     ptx: PtxVersions | None = None
     version_compatible: bool
     hardware_compatible: bool
+    dla_layers: int = 0
     batch: tuple[int, int, int]
     seconds: float
     bytes: int

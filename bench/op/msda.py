@@ -36,8 +36,6 @@ _CHECKED = 200
 _TOLERANCE = {"float32": 2e-3, "float16": 4e-3, "bfloat16": 3e-2}
 _OUR_TOLERANCE = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
 _ROUNDS, _BURST_CALLS, _BURST_SECONDS = 5, 20, 0.5
-# Calls timed together on a GPU: but for the first, starting one is hidden by the one before it.
-_QUEUED = 20
 
 
 @dataclass(frozen=True)
@@ -117,22 +115,23 @@ def reference_output(problem: AttentionInputs) -> tuple[Array, Array]:
     return chosen, fallback.forward(sizes, value, locations, weights).reshape(sizes.out)
 
 
-def _burst(call: Callable[[], object], wait: Callable[[], None] | None) -> list[float]:
-    """Milliseconds of a few calls, after one that is not counted.
+def _burst(call: Callable[[], object], replay: Callable[[], float] | None) -> list[float]:
+    """Times of a call in milliseconds, until there are enough or it took long enough.
 
-    That one wakes the contender's own threads and puts those of the one before it to sleep.
+    On a GPU the device's own time of replays from a CUDA graph; see :mod:`bench.op.replay`. On the
+    CPU after one call that is not counted: it wakes the contender's own threads and puts those of
+    the one before it to sleep.
     """
-    calls = 1 if wait is None else _QUEUED
-    finish = wait or (lambda: None)
-    call()
-    finish()
     times: list[float] = []
-    while not times or (calls * sum(times) < 1e3 * _BURST_SECONDS and len(times) < _BURST_CALLS):
+    if replay is None:
+        call()
+    while not times or (sum(times) < 1e3 * _BURST_SECONDS and len(times) < _BURST_CALLS):
         start = perf_counter()
-        for _ in range(calls):
+        if replay is None:
             call()
-        finish()
-        times.append(1e3 * (perf_counter() - start) / calls)
+            times.append(1e3 * (perf_counter() - start))
+        else:
+            times.append(replay())
     return times
 
 
@@ -146,9 +145,9 @@ class _Entrant:
     both: list[float] = field(default_factory=list)
 
     def burst(self) -> None:
-        self.forward += _burst(self.contender.forward, self.contender.wait)
+        self.forward += _burst(self.contender.forward, self.contender.replay)
         if self.contender.both is not None:
-            self.both += _burst(self.contender.both, self.contender.wait)
+            self.both += _burst(self.contender.both, self.contender.replay_both)
 
     def finish(self) -> None:
         self.row.calls = len(self.forward)

@@ -21,7 +21,7 @@ class OpRow(BaseModel):
         forward_ms: Median of the forward calls.
         forward_best_ms: Fastest of them.
         both_ms: Median of forward plus backward; ``None`` where it has no backward.
-        calls: Forward calls timed; on CUDA, rows of calls.
+        calls: Forward calls timed; on CUDA, replays of a graph of calls.
         extra_mb: Peak memory of a forward call above what was held before it, output included, MiB.
         error: Largest absolute difference from float64 on the checked queries.
         times_faster: ``BASE``'s forward time divided by this one's.

@@ -20,7 +20,7 @@ from detr.files import sha256, write_atomic
 from engines.bundle import MODEL, Bundle
 from engines.evidence import EngineBuild, Evidence, LayerCount, PtxVersions
 from engines.external_weights import save_with_weights
-from engines.trt import rtx
+from engines.trt import dla, rtx
 from engines.trt.backend import Backend, BuildLowering, load
 from engines.trt.check import here_platform, plugin_hash
 from engines.trt.cuda import compute_capability, no_device
@@ -45,6 +45,7 @@ class BuildOptions:
         version_compatible: Whether it shall run in other releases of the same major version.
         hardware_compatible: Whether it shall run on any GPU from Ampere on.
         profile_batch: Smallest, usual and largest batch of a dynamic graph.
+        dla: Whether backbone and neck shall run on a Jetson's deep learning accelerator.
     """
 
     lowering: BuildLowering | None = None
@@ -53,6 +54,7 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     profile_batch: tuple[int, int, int] = (1, 1, 4)
+    dla: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,12 @@ def build_engine(
             ``cuda-bindings-missing`` (our plugin cannot be compiled).
     """
     _check_options(backend, options)
+    if options.dla and bundle.info.precision == "fp32":
+        raise UserError(
+            "engine-option",
+            f"--dla: the accelerator computes in FP16 and INT8, and {bundle.path} is fp32; export "
+            "it with --precision fp16",
+        )
     trt = load(backend)
     capabilities = _targets(backend, options)
     if backend.names_targets:
@@ -104,7 +112,7 @@ def build_engine(
             "of time; take --lowering gather",
         )
     ptx = _compiled_plugin(bundle) if lowering == "plugin" else None
-    folder = engine_folder(bundle, backend, capabilities, options.hardware_compatible)
+    folder = engine_folder(bundle, backend, capabilities, options)
     log = Log()
     start = time.perf_counter()
     try:
@@ -135,6 +143,7 @@ def build_engine(
             ptx=ptx,
             version_compatible=options.version_compatible,
             hardware_compatible=options.hardware_compatible,
+            dla_layers=build.dla_layers,
             batch=build.batch,
             seconds=round(seconds, 1),
             bytes=len(data),
@@ -151,11 +160,12 @@ def engine_folder(
     bundle: Bundle,
     backend: Backend,
     capabilities: tuple[int, ...],
-    hardware_compatible: bool = False,
+    options: BuildOptions = BuildOptions(),
 ) -> Path:
     """Where the engine of a bundle for some GPUs lies."""
-    architecture = "ampere-plus" if hardware_compatible else ""
+    architecture = "ampere-plus" if options.hardware_compatible else ""
     architecture = architecture or "sm" + "-".join(str(c) for c in capabilities)
+    architecture += "-dla" if options.dla else ""
     return bundle.path / "engines" / f"{backend.name}-{architecture}-{bundle.info.precision}"
 
 
@@ -181,6 +191,9 @@ def _check_options(backend: Backend, options: BuildOptions) -> None:
         ),
         f"--hardware-compatible: {backend.name} engines are for the GPUs of --compute-capability, "
         "which may be several": (options.hardware_compatible and not backend.compatibility),
+        f"--dla: {backend.name} runs on no Jetson; take --backend tensorrt": (
+            options.dla and backend.names_targets
+        ),
     }
     for message, wrong in faults.items():
         if wrong:
@@ -249,12 +262,14 @@ class _Build:
         self.logger = make_logger(trt, log)
         self.batch = _batch(bundle, options)
         self.layers: LayerReport | None = None
+        self.dla_layers = 0
 
     def run(self, lowering: BuildLowering, capabilities: tuple[int, ...]) -> bytes:
         trt = self.trt
         builder = trt.Builder(self.logger)
         network = builder.create_network(self._network_flags(lowering))
         model = lowered_model(self.bundle, lowering)
+        on_accelerator = dla.front(model)
         with (
             tempfile.TemporaryDirectory() as scratch,
             progress(iter(()), f"build {self.backend.name}", 100) as bar,
@@ -269,6 +284,8 @@ class _Build:
             self.layers = network_layers(network)
             config = builder.create_builder_config()
             keep = self._configure(builder, network, config, capabilities)
+            if self.options.dla:
+                self.dla_layers = dla.place(trt, builder, network, config, on_accelerator)
             watch = Progress(bar)
             # Held by name: the bindings of some releases keep no reference of their own.
             config.progress_monitor = monitor = make_monitor(trt, watch)

@@ -78,6 +78,11 @@ def refuse_known_bad(bundle: Bundle, backend: Backend, options: BuildOptions) ->
 @click.option(
     "--hardware-compatible", is_flag=True, help="Run on any GPU from Ampere on, more slowly."
 )
+@click.option(
+    "--dla",
+    is_flag=True,
+    help="Run backbone and neck on a Jetson's deep learning accelerator, where it has one.",
+)
 @click.option("--data", help="Data set to verify the engine on; the golden images by default.")
 @click.option("--no-verify", is_flag=True, help="Leave the engine unverified.")
 @json_option
@@ -90,6 +95,7 @@ def trt(
     timing_cache: Path | None,
     version_compatible: bool,
     hardware_compatible: bool,
+    dla: bool,
     data: str | None,
     no_verify: bool,
     as_json: bool,
@@ -108,6 +114,7 @@ def trt(
         version_compatible,
         hardware_compatible,
         _three(profile_batch),
+        dla,
     )
     opened, backend = open_bundle(bundle), BACKENDS[backend_name]
     refuse_rejected(opened)

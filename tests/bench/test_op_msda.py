@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from bench.op import contenders as msda_contenders
 from bench.op import msda as op_msda
 from bench.op.contenders import Contender, PeakMemory
 from bench.op.msda import AttentionPreset, OpReport, make_inputs, op
+from bench.op.replay import Replay, copies_needed
 from detr import msda
 from detr.errors import GateError, UserError
 
@@ -71,11 +75,79 @@ def test_a_wrong_output_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         op_msda.benchmark_msda("kitti-encoder", "float32", "cpu", set(), 1, 1)
 
 
-def test_calls_on_a_gpu_are_queued_and_timed_together() -> None:
-    events: list[str] = []
-    times = op_msda._burst(lambda: events.append("call"), lambda: events.append("wait"))
-    queue = ["call"] * op_msda._QUEUED
-    assert len(times) == 1 and events == ["call", "wait", *queue, "wait"]
+def test_on_a_gpu_replays_are_timed_and_no_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch of ten microseconds is what Python takes to start it."""
+    monkeypatch.setattr(op_msda, "_BURST_SECONDS", 10.0)
+    taken = iter([3.0, 1.0] + [0.5] * 100)
+    times = op_msda._burst(lambda: pytest.fail("timed from Python"), lambda: next(taken))
+    assert times[:3] == [3.0, 1.0, 0.5] and len(times) == op_msda._BURST_CALLS
+
+
+@pytest.mark.parametrize(
+    ("size", "cache", "copies"),
+    [(2**20, 50 * 2**20, 64), (29 * 2**20, 50 * 2**20, 5), (2**30, 2**20, 2), (0, 2**20, 64)],
+)
+def test_copies_leave_nothing_of_the_first_in_the_cache(size: int, cache: int, copies: int) -> None:
+    assert copies_needed(size, cache) == copies
+    assert copies == 64 or (copies - 1) * size >= 2 * cache
+
+
+class FakeCuda:
+    """As much of ``torch.cuda`` as a replay needs; what runs outside a graph is noted apart."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.graph_open = False
+        self.clock = 0.0
+        cuda = self
+
+        class Graph:
+            def replay(self) -> None:
+                cuda.notes.append("replay")
+                cuda.clock += 12.0
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = cuda.clock
+
+            def synchronize(self) -> None: ...
+
+            def elapsed_time(self, end: Any) -> float:
+                return float(end.at - self.at)
+
+        class Stream:
+            def wait_stream(self, other: Any) -> None:
+                assert other is not self
+
+        self.CUDAGraph, self.Event, self.Stream = Graph, Event, Stream
+        self.main = Stream()
+
+    def current_stream(self) -> Any:
+        return self.main
+
+    @contextlib.contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        assert stream is not self.main, "warmed up on the default stream"
+        yield
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any) -> Iterator[None]:
+        self.graph_open = True
+        yield
+        self.graph_open = False
+
+
+def test_a_replay_records_every_copy_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda()
+    monkeypatch.setattr(torch, "cuda", fake)
+    seen: list[tuple[bool, str]] = []
+    replay = Replay(lambda inputs: seen.append((fake.graph_open, inputs)), ["a", "b", "c", "d"])
+    assert seen == [(False, "a")] * 3 + [(True, copy) for copy in "abcd"]
+    assert fake.notes == ["replay"], "the first uploads the graph and is not counted"
+    assert replay.milliseconds() == 3.0, "12 ms for four calls"
 
 
 def test_encoder_samples_lie_around_their_query() -> None:

@@ -201,6 +201,7 @@ def test_a_bar_that_cannot_be_shown_costs_no_engine(
         (RTX, {"timing_cache": Path("t")}, "--timing-cache"),
         (RTX, {"version_compatible": True}, "--version-compatible"),
         (RTX, {"hardware_compatible": True}, "--compute-capability"),
+        (RTX, {"dla": True}, "--backend tensorrt"),
         (TENSORRT, {"compute_capabilities": (86,)}, "--backend tensorrt-rtx"),
     ],
 )

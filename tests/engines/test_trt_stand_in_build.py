@@ -49,7 +49,7 @@ class Base:
     def __init__(self) -> None: ...
 
 
-def fake_tensorrt(calls: list[Any], plan: bytes | None = b"plan") -> Any:
+def fake_tensorrt(calls: list[Any], plan: bytes | None = b"plan", accelerators: int = 2) -> Any:
     """As much of TensorRT as a build touches."""
     tensor = types.SimpleNamespace(
         name="images", shape=(-1, 3, 32, 48), dtype=types.SimpleNamespace(name="HALF")
@@ -80,6 +80,7 @@ def fake_tensorrt(calls: list[Any], plan: bytes | None = b"plan") -> Any:
         calls,
         get_timing_cache=lambda: cache,
         set_timing_cache=set_timing_cache,
+        can_run_on_DLA=lambda layer: layer.type.name == "CONVOLUTION",
         create_timing_cache=create_timing_cache,
     )
     profile = Recorder(calls)
@@ -97,6 +98,7 @@ def fake_tensorrt(calls: list[Any], plan: bytes | None = b"plan") -> Any:
         create_builder_config=lambda: config,
         create_optimization_profile=lambda: profile,
         build_serialized_network=build,
+        num_DLA_cores=accelerators,
     )
     return types.SimpleNamespace(
         __version__="10.16.1.11",
@@ -107,7 +109,10 @@ def fake_tensorrt(calls: list[Any], plan: bytes | None = b"plan") -> Any:
         NetworkDefinitionCreationFlag=types.SimpleNamespace(
             STRONGLY_TYPED=1, PREFER_AOT_PYTHON_PLUGINS=2
         ),
-        BuilderFlag=types.SimpleNamespace(TF32="TF32", VERSION_COMPATIBLE="VC"),
+        BuilderFlag=types.SimpleNamespace(
+            TF32="TF32", VERSION_COMPATIBLE="VC", GPU_FALLBACK="GPU_FALLBACK"
+        ),
+        DeviceType=types.SimpleNamespace(GPU="GPU", DLA="DLA"),
         HardwareCompatibilityLevel=types.SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS"),
         ProfilingVerbosity=types.SimpleNamespace(DETAILED="DETAILED"),
     )
@@ -210,6 +215,25 @@ def test_engines_for_other_releases_and_gpus(
     assert ("hardware_compatibility_level", "AMPERE_PLUS") in calls
     assert built.folder.name == "tensorrt-ampere-plus-fp32"
     assert built.build.hardware_compatible is True
+
+
+def test_backbone_and_neck_on_the_accelerator(
+    with_tensorrt: Callable[..., tuple[BuiltEngine, list[Any]]], bundle: Bundle
+) -> None:
+    with pytest.raises(UserError, match="export it with --precision fp16") as error:
+        with_tensorrt(dla=True)
+    assert error.value.code == "engine-option"
+    model = onnx.load(str(bundle.model))
+    model.graph.node[0].name = "conv"
+    onnx.save_model(model, str(bundle.model))
+    object.__setattr__(bundle, "info", bundle.info.model_copy(update={"precision": "fp16"}))
+    built, calls = with_tensorrt(dla=True)
+    assert built.folder.name == "tensorrt-sm86-dla-fp16"
+    assert built.build.dla_layers == 1
+    devices = [call for call in calls if call[0] == "set_device_type"]
+    assert [(layer.name, device) for _, layer, device in devices] == [("conv", "DLA")]
+    assert ("set_flag", "GPU_FALLBACK") in calls and ("DLA_core", 0) in calls
+    assert calls.index(("DLA_core", 0)) < calls.index("build")
 
 
 def test_tactics_are_kept_for_the_next_build(

@@ -18,8 +18,10 @@ from engines.bundle import Bundle, Precision
 from engines.evidence import trusted_artefact
 from engines.open import open_engine
 from engines.trt import build as builder
+from engines.trt import dla
 from engines.trt.backend import BACKENDS
 from engines.trt.build import BuildOptions, build_engine
+from engines.trt.lowering import lowered_model
 from export import bundle as onnx_export
 from export.deploy.tensorrt import refuse_known_bad
 from export.golden import drawn_images
@@ -97,6 +99,16 @@ def test_a_student_is_built_for_two_architectures(
     assert evidence.build.compute_capabilities == (86, 89)
     assert evidence.build.precision == precision and evidence.build.lowering == "gather"
     assert path.stat().st_size > 100_000
+
+    # What a Jetson's accelerator would get: every convolution, in every precision, and no token.
+    model = lowered_model(bundle, "gather")
+    kinds = {node.name: node.op_type for node in model.graph.node}
+    accelerated = dla.front(model)
+    assert len(set(accelerated)) == len(accelerated)
+    assert {n for n in accelerated if kinds[n] == "Conv"} == {
+        name for name, kind in kinds.items() if kind == "Conv"
+    }
+    assert not any(name.startswith("attention") or kinds[name] == "MatMul" for name in accelerated)
 
     assert built.layers.source == "builder" and 0 < built.layers.count < len(built.layers.layers)
     layers = built.layers.layers
