@@ -33,7 +33,7 @@ test: install lint
 	-$(MAKE) bindings
 	$(PYTEST) --durations=25
 
-# Python bindings of TensorRT and CUDA by release (100 MB); the tests that need them skip without.
+# Python bindings of TensorRT and CUDA by release (several hundred MB); the tests that need them skip without.
 bindings: install
 	$(BIN)/python tools/bindings.py
 
