@@ -170,8 +170,8 @@ class Recipe(Strict):
             transformers library's detectors; needed by ``distill run``.
         teacher_classes: What the teacher calls those of the data's classes that have another name
             there (``{Car: car}``); it may know more classes, in any order.
-        methods: One ``{name: options}`` per distillation method; their losses are added. A method outside the
-            package is named by its place, ``my_package.my_module:MyMethod``.
+        methods: One ``{name: options}`` per distillation method; their losses are added. A method
+            outside the package is named by its place, ``my_package.my_module:MyMethod``.
         inherit: Start from the teacher's weights (true, or an explicit layer map).
         start: Run directory, ``.safetensors`` or name of a shipped model whose weights the detector
             starts from, with or without a teacher.
