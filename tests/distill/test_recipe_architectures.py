@@ -81,7 +81,9 @@ def loaded(name: str) -> Recipe:
 
 @pytest.mark.parametrize("name", sorted(set(shipped()) - OWN))
 def test_a_recipe_trains_its_presets_detector(name: str) -> None:
-    assert loaded(name).detector.for_classes(1) == published(name)
+    detector = loaded(name).detector.for_classes(1)
+    # What is done with the detections is the recipe's (Stable-DINO: NMS at 0.8).
+    assert detector.model_copy(update={"nms": None}) == published(name)
 
 
 @pytest.mark.parametrize("name", sorted(set(shipped()) - OWN))

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from detr.data.preprocess import fit, preprocess
 from engines.bundle import Bundle
-from engines.open import engine_of
+from engines.open import open_engine
 from export.cli import main
 from export.deploy.deepstream import PARSER, frames_to_detections
 
@@ -51,7 +51,7 @@ def test_the_graph_finds_what_the_bundle_finds(sized_bundle: Bundle, count: int)
     assert [i.name for i in model.graph.input] == ["frames"]
     assert [o.name for o in model.graph.output] == ["detections"]
     (found,) = session(model).run(None, {"frames": as_nvinfer_scales(sized_bundle, images)})
-    engine = engine_of(sized_bundle, "onnxruntime")
+    engine = open_engine(sized_bundle, "onnxruntime")
     inputs = engine.prepare(images)
     wanted = engine.run(inputs)
     assert found.shape == (count, 5, 6) and found.dtype == np.float32

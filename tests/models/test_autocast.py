@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from detr.models.presets import FAMILIES
 
 from detr.config import DetectorConfig
 from detr.models import build_detector
+from detr.presets import FAMILIES
 
 
 @pytest.mark.parametrize("family", FAMILIES)
