@@ -180,6 +180,6 @@ def test_a_model_that_suppresses_does_so_in_every_engine(toy_bundle: MakeBundle)
     engine.info = engine.info.model_copy(update={"detector": detector})
     (found,) = engine.finish(raw)
     assert found.scores.tolist() == pytest.approx([0.9, 0.7])
-    # No engine has a way of its own around it; a pair hands each image to one of its two.
+    # No engine has a way of its own around it; stand-ins of other tests may.
     ours = [kind for kind in Engine.__subclasses__() if kind.__module__.startswith("engines.")]
-    assert {kind.__name__ for kind in ours if "finish" in vars(kind)} <= {"OrientedEngine"}
+    assert ours and not any("finish" in vars(kind) for kind in ours)
