@@ -1,4 +1,4 @@
-"""Measures an artefact: average precision, latency, and the report that carries both.
+"""Measures an artifact: average precision, latency, and the report that carries both.
 
 Imports without torch.
 """

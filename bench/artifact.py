@@ -76,7 +76,7 @@ def parity_status(artifact: Path, engine: str) -> Status | None:
         evidence = read_evidence(artifact.parent)
         if evidence.sha256 != sha256(artifact):
             evidence = None
-    if evidence is None or evidence.artefact != artifact.name:
+    if evidence is None or evidence.artifact != artifact.name:
         return None
     verdict = evidence.verdicts.get(engine)
     return None if verdict is None else verdict.status

@@ -1,4 +1,4 @@
-"""``detr bench``: average precision and latency of artefacts."""
+"""``detr bench``: average precision and latency of artifacts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ABOVE = {
 
 @click.group(cls=LazyGroup, lazy=_ABOVE, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Measure average precision and latency of the same artefact.
+    """Measure average precision and latency of the same artifact.
 
     Example: detr bench run student.bundle --data kitti:/data/kitti:val
     """

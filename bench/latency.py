@@ -1,6 +1,6 @@
 """How long an engine takes: engine only and end to end, on real images that change every time.
 
-End to end is from decoded RGB pixels in memory to detections in memory: resize, normalise, run,
+End to end is from decoded RGB pixels in memory to detections in memory: resize, normalize, run,
 decode. Reading and decoding files is the camera's or the disk's time, not the detector's.
 """
 
@@ -73,7 +73,7 @@ def measure_latency(
     Args:
         engine: What to time.
         images: ``[h, w, 3]`` uint8 RGB, taken in turn: a cache must not see one image only.
-        warmup: Untimed calls first (allocations, lazy initialisation); more where they take less
+        warmup: Untimed calls first (allocations, lazy initialization); more where they take less
             than a second.
         iterations: Timed calls.
         batch: Images per call.
@@ -123,7 +123,7 @@ def _turn(images: Sequence[ImageArray], call: int, batch: int) -> list[ImageArra
 
 
 def summarize(nanoseconds: npt.NDArray[Any], batch: int) -> Timing:
-    """Mean, percentiles (linear between neighbours) and minimum of call times in nanoseconds."""
+    """Mean, percentiles (linear between neighbors) and minimum of call times in nanoseconds."""
     ms = nanoseconds / 1e6
     p50, p90, p99 = np.percentile(ms, [50, 90, 99])
     return Timing(

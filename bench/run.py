@@ -89,7 +89,7 @@ def open_artifact(name: str, path: Path, engine: str | None) -> Artifact:
         UserError: What :func:`engines.open.open_engine` raises.
     """
     opened = open_engine(path, engine)
-    return Artifact(name, path, opened, *provenance(path, opened.artefact), [])
+    return Artifact(name, path, opened, *provenance(path, opened.artifact), [])
 
 
 def benchmark_artifacts(
@@ -229,13 +229,13 @@ def _row(
         name=artifact.name,
         engine=engine.name,
         precision=artifact.precision,
-        parity=worst_status(engine.artefacts, engine.name),
+        parity=worst_status(engine.artifacts, engine.name),
         encoder_layers=engine.info.detector.encoder.layers,
         decoder_layers=engine.info.detector.decoder.layers,
-        parameters=stored_parameters(engine.artefact),
-        size_mb=sum(file.stat().st_size for file in engine.artefacts) / 1e6,
-        artefact=str(artifact.path),
-        sha256=identity(engine.artefacts),
+        parameters=stored_parameters(engine.artifact),
+        size_mb=sum(file.stat().st_size for file in engine.artifacts) / 1e6,
+        artifact=str(artifact.path),
+        sha256=identity(engine.artifacts),
         checkpoint_sha256=artifact.checkpoint_sha256,
         coco=coco_ap.evaluate(dataset, artifact.detections, indices),
         kitti=_kitti(artifact, dataset, indices),

@@ -10,7 +10,7 @@ from detr.cli_support import LazyGroup
 @click.group(
     cls=LazyGroup,
     lazy={
-        "bench": ("bench.cli:main", "Measure AP and latency of the artefact that ships."),
+        "bench": ("bench.cli:main", "Measure AP and latency of the artifact that ships."),
         "data": ("detr.data.cli:data", "Check, show, convert, split data sets."),
         "demo": ("detr.demo:demo", "The whole path on synthetic road scenes, in minutes."),
         "distill": ("distill.cli:main", "Train detectors, distil large ones into small ones."),

@@ -16,13 +16,13 @@ _LOG_FROM = 8
 
 @dataclass(frozen=True)
 class Point:
-    """One artefact in the plot.
+    """One artifact in the plot.
 
     Attributes:
         name: Label.
         ms, low_ms, high_ms: Median latency and the ends of its whisker.
         ap: 0..1.
-        color: CSS colour.
+        color: CSS color.
         pareto: On the front: no other point is both faster and more accurate.
     """
 

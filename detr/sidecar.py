@@ -1,4 +1,4 @@
-"""Reading the JSON files the project writes beside its artefacts."""
+"""Reading the JSON files the project writes beside its artifacts."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class World:
         flat /= self.size
         parts = torch.split(flat, [p.numel() for p in parameters])
         for p, gradient, part in zip(parameters, gradients, parts, strict=True):
-            # Into the gradient's own memory: a fused optimiser walks through weight and gradient
+            # Into the gradient's own memory: a fused optimizer walks through weight and gradient
             # in the order they lie in, which is another one for channels-last kernels.
             p.grad = gradient.copy_(part.view_as(p))
 

@@ -30,7 +30,7 @@ def detect(
     Args:
         detector: What is run.
         dataset: Gives the images.
-        config: Canvas and normalisation.
+        config: Canvas and normalization.
         indices: Which images.
         nms: IoU above which a better detection of the same class drops another.
     """
@@ -65,7 +65,7 @@ def measure_ap(
     Args:
         detector: What is measured.
         dataset: Images and labels.
-        config: Canvas and normalisation.
+        config: Canvas and normalization.
         images: At most so many.
         nms: See :func:`detect`.
     """

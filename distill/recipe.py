@@ -164,7 +164,7 @@ class Recipe(Strict):
     Attributes:
         name: Names the run directory ``runs/NAME``.
         data: Data sets.
-        input: Canvas and normalisation.
+        input: Canvas and normalization.
         detector: Architecture; a preset and what it changes of it.
         teacher: Run directory or ``.safetensors`` of the teacher, or ``hf:FOLDER`` for one of the
             transformers library's detectors; needed by ``distill run``.
@@ -178,7 +178,7 @@ class Recipe(Strict):
         start_classes: What ``start`` calls those of the data's classes that have another name there
             (``{Car: car}``).
         freeze: Parts that are not trained; they compute as in evaluation.
-        optimizer: Optimiser and schedule.
+        optimizer: Optimizer and schedule.
         steps: Length of the run.
         batch_size: Images per step, of all processes.
         accumulate: Parts in which each process sees its images of a step, one after the other, to

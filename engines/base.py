@@ -56,7 +56,7 @@ class Engine(ABC):
     Attributes:
         name: Name of the runtime, as ``open_engine`` takes it.
         info: Architecture, classes and preprocessing of the model.
-        artefact: The file whose hash identifies what runs.
+        artifact: The file whose hash identifies what runs.
         versions: Version of each package that matters for the result; ``attention`` says what
             computes the deformable attention: our kernel, or a body of standard operators.
         batch_size: Largest batch of one run, ``None`` where any will do.
@@ -65,15 +65,15 @@ class Engine(ABC):
 
     name: str
     info: ModelInfo
-    artefact: Path
+    artifact: Path
     versions: dict[str, str]
     batch_size: int | None
     on_gpu: bool = False
 
     @property
-    def artefacts(self) -> tuple[Path, ...]:
+    def artifacts(self) -> tuple[Path, ...]:
         """Every file that runs; more than one where images of two orientations have theirs."""
-        return (self.artefact,)
+        return (self.artifact,)
 
     def prepare(self, images: Sequence[ImageArray]) -> Inputs:
         """Scales, normalizes and pads ``[h, w, 3]`` uint8 RGB images.
@@ -98,7 +98,7 @@ class Engine(ABC):
         if count > self.batch_size:
             raise UserError(
                 "batch-too-large",
-                f"{self.artefact}: a batch of {count} images, but it was exported for "
+                f"{self.artifact}: a batch of {count} images, but it was exported for "
                 f"{self.batch_size}; export with --batch {count} or --batch dynamic",
             )
         full = self._infer(filled(inputs, self.batch_size))

@@ -1,4 +1,4 @@
-"""What is known of an artefact: which file, made how, and whether it was shown to answer rightly.
+"""What is known of an artifact: which file, made how, and whether it was shown to answer rightly.
 
 ``evidence.json`` lies beside every engine, and in a bundle for its graph. An engine contains code,
 so one whose hash is not the one written here is never loaded.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import AliasChoices, BeforeValidator, Field
 
 from detr.config import Strict
 from detr.errors import UserError
@@ -23,6 +23,8 @@ from engines.verdict import EngineVerdict
 
 EVIDENCE = "evidence.json"
 EVIDENCE_FORMAT: Literal[2] = 2
+# The first release wrote the second name.
+_ARTIFACT = AliasChoices("artifact", "artefact")
 LayerSource = Literal["engine", "builder", "network"]
 
 
@@ -102,10 +104,10 @@ class Evidence(Strict):
 
     Attributes:
         format: Version of this file.
-        artefact: Name of the file it speaks of, in the same folder.
+        artifact: Name of the file it speaks of, in the same folder.
         sha256: Hash of that file.
         bundle_sha256: :attr:`engines.bundle.BundleInfo.fingerprint` of the bundle it was made from.
-        backend: Runtime the artefact is for, as ``open_engine`` takes it.
+        backend: Runtime the artifact is for, as ``open_engine`` takes it.
         status: ``unverified`` until the parity gate has seen it.
         reasons: What was over the budget, one phrase each; empty unless rejected.
         verdicts: The gate's verdicts by engine.
@@ -113,7 +115,7 @@ class Evidence(Strict):
     """
 
     format: Literal[1, 2] = EVIDENCE_FORMAT
-    artefact: str
+    artifact: str = Field(validation_alias=_ARTIFACT)
     sha256: str
     bundle_sha256: str
     backend: str
@@ -123,13 +125,13 @@ class Evidence(Strict):
     build: Annotated[EngineBuild | None, BeforeValidator(_stored_build)] = None
 
     def write(self, folder: Path) -> None:
-        """Writes it into the artefact's folder, all or nothing."""
+        """Writes it into the artifact's folder, all or nothing."""
         write_atomic(folder / EVIDENCE, self.model_dump_json(indent=2) + "\n")
 
 
 @dataclass(frozen=True)
 class Trusted:
-    """An artefact whose hash is the one in its evidence.
+    """An artifact whose hash is the one in its evidence.
 
     Attributes:
         path: Where it lies.
@@ -143,7 +145,7 @@ class Trusted:
 
 
 def read_evidence(folder: Path) -> Evidence:
-    """Reads the evidence of the artefact in a folder; the artefact itself is not looked at.
+    """Reads the evidence of the artifact in a folder; the artifact itself is not looked at.
 
     Raises:
         UserError: ``evidence-missing`` or ``evidence-unreadable``.
@@ -183,24 +185,24 @@ def graph_verdict(bundle: Bundle, engine: str) -> EngineVerdict | None:
     return None if evidence is None else evidence.verdicts.get(engine)
 
 
-def trusted_artefact(folder: Path) -> Trusted:
-    """The artefact of a folder and its evidence, its hash checked.
+def trusted_artifact(folder: Path) -> Trusted:
+    """The artifact of a folder and its evidence, its hash checked.
 
     Raises:
-        UserError: ``artefact-changed`` where the hash differs, ``artefact-missing``, and what
+        UserError: ``artifact-changed`` where the hash differs, ``artifact-missing``, and what
             :func:`read_evidence` raises.
     """
     evidence = read_evidence(folder)
-    path = folder / Path(evidence.artefact).name
+    path = folder / Path(evidence.artifact).name
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(
-            "artefact-missing", f"{path}: named in {EVIDENCE} but not there ({error.strerror})"
+            "artifact-missing", f"{path}: named in {EVIDENCE} but not there ({error.strerror})"
         ) from error
     if hashlib.sha256(data).hexdigest() != evidence.sha256:
         raise UserError(
-            "artefact-changed",
+            "artifact-changed",
             f"{path}: its hash is not the one in {EVIDENCE}; it is not loaded, build it again",
         )
     return Trusted(path, data, evidence)

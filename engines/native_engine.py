@@ -80,7 +80,7 @@ class NativeEngine(Engine):
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.info = bundle.info.model
-        self.artefact = bundle.model
+        self.artifact = bundle.model
         self.versions = {
             "onnxruntime": ort.__version__,
             "attention": f"kernel {msda.instruction_set()}",
@@ -94,7 +94,7 @@ class NativeEngine(Engine):
         self, inputs: Inputs, names: Sequence[str]
     ) -> dict[str, npt.NDArray[Any]] | None:
         """Values within the graph, from pieces that hand them out; the kernel runs between them."""
-        shown = with_outputs(onnx.load(str(self.artefact)), names)
+        shown = with_outputs(onnx.load(str(self.artifact)), names)
         values = self._run(_load(shown, self._threads, keep=True), inputs)
         made = [value.name for value in shown.graph.output][len(OUTPUTS) :]
         return {name: values[name].numpy() for name in made}

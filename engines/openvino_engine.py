@@ -47,7 +47,7 @@ class OpenVinoEngine(Engine):
     def __init__(self, bundle: Bundle, threads: int | None = None, device: str = "CPU") -> None:
         openvino = _openvino()
         self.info = bundle.info.model
-        self.artefact = bundle.model
+        self.artifact = bundle.model
         self.on_gpu = device != "CPU"
         self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
         self._core = openvino.Core()
@@ -79,7 +79,7 @@ class OpenVinoEngine(Engine):
         self, inputs: Inputs, names: Sequence[str]
     ) -> dict[str, npt.NDArray[Any]] | None:
         """Values within the graph, from a graph that has them as results; fused less for it."""
-        model = with_outputs(onnx.load(str(self.artefact)), names)
+        model = with_outputs(onnx.load(str(self.artifact)), names)
         shown = [value.name for value in model.graph.output][len(OUTPUTS) :]
         request = self._compiled(self._read(model), len(inputs.images))
         found = request.infer(_feed(inputs), share_inputs=True)

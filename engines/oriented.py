@@ -55,15 +55,15 @@ class OrientedEngine(Engine):
         # What is common to both: the size of an image, on no canvas yet.
         preprocess = landscape.info.preprocess.model_copy(update={"size": None})
         self.info = landscape.info.model_copy(update={"preprocess": preprocess})
-        self.artefact = landscape.artefact
+        self.artifact = landscape.artifact
         self.versions = landscape.versions
         self.batch_size = landscape.batch_size
         self.on_gpu = landscape.on_gpu
 
     @property
-    def artefacts(self) -> tuple[Path, ...]:
+    def artifacts(self) -> tuple[Path, ...]:
         """See the base class."""
-        return tuple(engine.artefact for engine in self.engines)
+        return tuple(engine.artifact for engine in self.engines)
 
     def prepare(self, images: Sequence[ImageArray]) -> Inputs:
         """See the base class.
@@ -76,7 +76,7 @@ class OrientedEngine(Engine):
         if len(engines) > 1:
             raise UserError(
                 "image-orientations",
-                f"{self.artefact.parent.parent}: landscape and portrait images in one batch; "
+                f"{self.artifact.parent.parent}: landscape and portrait images in one batch; "
                 "prepare each kind alone",
             )
         return next(iter(engines.values())).prepare(images)

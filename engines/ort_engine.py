@@ -79,7 +79,7 @@ class OrtEngine(Engine):
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.info = bundle.info.model
-        self.artefact: Path = bundle.model
+        self.artifact: Path = bundle.model
         self.versions = {
             "onnxruntime": ort.__version__,
             "attention": f"{bundle.info.lowering} body",
@@ -95,7 +95,7 @@ class OrtEngine(Engine):
         self, inputs: Inputs, names: Sequence[str]
     ) -> dict[str, npt.NDArray[Any]] | None:
         """Values within the graph, from a session that has them as outputs."""
-        model = with_outputs(onnx.load(str(self.artefact)), names)
+        model = with_outputs(onnx.load(str(self.artifact)), names)
         shown = [value.name for value in model.graph.output][len(OUTPUTS) :]
         session = self._load(model, None)
         return dict(zip(shown, session.run(shown, _feed(inputs)), strict=True))

@@ -40,7 +40,7 @@ class TorchEngine(Engine):
         self._threads = threads
         detector, self.info = load_model(weights)
         self.detector = detector.eval()
-        self.artefact = weights_file(weights)
+        self.artifact = weights_file(weights)
         self.versions = {"torch": torch.__version__}
         self.batch_size = None
 

@@ -136,7 +136,7 @@ def export_bundle(
                 batch=batch,
                 files=files,
                 source=Source(
-                    path=str(torch_engine.artefact.resolve()), sha256=sha256(torch_engine.artefact)
+                    path=str(torch_engine.artifact.resolve()), sha256=sha256(torch_engine.artifact)
                 ),
                 reference_ap=_reference_ap(info),
                 versions={name: version(name) for name in _PACKAGES},

@@ -238,7 +238,7 @@ def verify(
 
     ONNX Runtime is judged always, other engines on request. Exit status 3 where one is over the
     budget or there was too little to judge by; the verdict is kept in evidence.json beside the
-    artefact.
+    artifact.
 
     Example: detr export verify student.bundle --data kitti:data/kitti:val --engine native
     """
@@ -321,7 +321,7 @@ def cpp(bundle: Path, out: Path, runtime: str, as_json: bool) -> None:
     """Write a small C++17 program that runs BUNDLE: no Python, no OpenCV.
 
     It reads a PPM or BMP image, prepares it exactly as this package does, runs the model and prints
-    what it found. Sizes, classes and normalisation are in the generated model_info.hpp.
+    what it found. Sizes, classes and normalization are in the generated model_info.hpp.
 
     Example: detr export cpp student.bundle --out sample --runtime onnxruntime
     """

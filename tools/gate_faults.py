@@ -52,7 +52,7 @@ def sampler_option(name: str, value: Any) -> Change:
 
 
 def half_pixel(model: ModelProto) -> None:
-    """The half pixel between cell centres and cell edges is forgotten (gather body)."""
+    """The half pixel between cell centers and cell edges is forgotten (gather body)."""
     regather(model)
     for node in model.functions[0].node:
         if node.op_type == "Constant":
@@ -164,15 +164,15 @@ def norm_in_half(model: ModelProto) -> None:
     steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Mul", [x, c["factor"]], "big", {}),
         ("ReduceMean", ["h_big"], "mean", {"axes": [-1]}),
-        ("Sub", ["h_big", "h_mean"], "centred", {}),
-        ("Mul", ["h_centred", "h_centred"], "square", {}),
+        ("Sub", ["h_big", "h_mean"], "centerd", {}),
+        ("Mul", ["h_centerd", "h_centerd"], "square", {}),
         ("Greater", ["h_square", c["limit"]], "over", {}),
         ("Where", ["h_over", c["infinity"], "h_square"], "back", {}),
         ("ReduceSum", ["h_back", axis], "sum", {}),
         ("Div", ["h_sum", c["width"]], "variance", {}),
         ("Add", ["h_variance", c["tiny"]], "safe", {}),
         ("Sqrt", ["h_safe"], "root", {}),
-        ("Div", ["h_centred", "h_root"], "normed", {}),
+        ("Div", ["h_centerd", "h_root"], "normed", {}),
         ("Mul", ["h_normed", scale], "scaled", {}),
     ]
     nodes = [

@@ -36,9 +36,9 @@ def scene(images: int, seed: int) -> list[Target]:
     targets = []
     for _ in range(images):
         sides = 0.05 + 0.3 * torch.rand(OBJECTS, 2, generator=generator)
-        centres = sides / 2 + (1 - sides) * torch.rand(OBJECTS, 2, generator=generator)
+        centers = sides / 2 + (1 - sides) * torch.rand(OBJECTS, 2, generator=generator)
         labels = torch.randint(CLASSES, (OBJECTS,), generator=generator)
-        targets.append(Target(torch.cat((centres, sides), 1), labels, torch.zeros(0, 4)))
+        targets.append(Target(torch.cat((centers, sides), 1), labels, torch.zeros(0, 4)))
     return targets
 
 

@@ -136,7 +136,7 @@ def _kind(row: ReportRow) -> tuple[object, ...]:
 
 
 def _machine(row: ReportRow) -> str:
-    """What latency depends on and the artefact does not bring along."""
+    """What latency depends on and the artifact does not bring along."""
     machine, gpu = row.environment.machine, row.environment.after.accelerator
     parts = [f"{machine.cpu}, {machine.cores_usable} of {machine.cores} cores"]
     if gpu is not None:
@@ -208,7 +208,7 @@ def _differences(
 ) -> list[Difference]:
     """Every entry against the reference in AP, and in latency against its machine's reference.
 
-    AP is the artefact's and the engine's, not the machine's: it is tested once.
+    AP is the artifact's and the engine's, not the machine's: it is tested once.
     """
     base = entries[reference]
     tested = {_identity(members[reference])}

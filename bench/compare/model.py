@@ -15,7 +15,7 @@ Quantity = Literal["AP", "latency"]
 
 
 class Entry(BaseModel):
-    """One artefact on one machine, or several trainings of it, over all their runs.
+    """One artifact on one machine, or several trainings of it, over all their runs.
 
     Attributes:
         name: Unique in the comparison.
@@ -28,7 +28,7 @@ class Entry(BaseModel):
         ms, ms_low, ms_high: Median, least and most of the runs' median end-to-end latency.
         p90_ms: Median of the runs' 90th percentiles, end to end.
         engine_ms: Median of the runs' median engine-only latency.
-        size_mb: Of the first artefact.
+        size_mb: Of the first artifact.
         pareto: No other entry of its machine is both faster and more accurate.
     """
 

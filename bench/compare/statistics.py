@@ -93,7 +93,7 @@ def _incomplete_beta(x: float, a: float, b: float) -> float:
 def block_bootstrap_medians(samples: Float64Array, replicates: int, seed: int) -> Float64Array:
     """Medians of resampled series of calls that follow one another.
 
-    Latencies of neighbouring calls are alike (clocks, caches, other processes), so blocks of calls
+    Latencies of neighboring calls are alike (clocks, caches, other processes), so blocks of calls
     are drawn and not single ones: Künsch, The jackknife and the bootstrap for general stationary
     observations, Annals of Statistics 17 (1989).
 

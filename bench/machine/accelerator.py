@@ -178,7 +178,7 @@ def read_nvml(nvml: Any, variables: Mapping[str, str]) -> Accelerator | None:
     """Reads the GPU that CUDA's first device is.
 
     Args:
-        nvml: The module ``pynvml``, initialised, or something that answers like it.
+        nvml: The module ``pynvml``, initialized, or something that answers like it.
         variables: The environment, for ``CUDA_VISIBLE_DEVICES`` and ``CUDA_DEVICE_ORDER``.
 
     Returns:

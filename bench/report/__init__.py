@@ -1,1 +1,1 @@
-"""One report, one row per artefact; the model first, the pages made of it beside it."""
+"""One report, one row per artifact; the model first, the pages made of it beside it."""

@@ -15,7 +15,7 @@ from bench.report.grid import depth, grid
 from bench.report.model import Report, ReportRow, percent
 from detr.plot import Point, ap_over_latency
 
-# Told apart with every common colour vision, on light and on dark ground.
+# Told apart with every common color vision, on light and on dark ground.
 _COLORS = ("#3b82c4", "#d97a1e", "#2f9e7a", "#c2559d", "#8b6fd0", "#8a8f1f", "#5f7488", "#c4483d")
 
 
@@ -23,7 +23,7 @@ def render_html(report: Report) -> str:
     """Fills the template; every text from outside is escaped by it."""
     series = {row.name: f"{row.precision} {row.engine}" for row in report.rows}
     shades = palette(dict.fromkeys(series.values()))
-    # In a sweep a colour is an engine and a precision, or there would be too many of them.
+    # In a sweep a color is an engine and a precision, or there would be too many of them.
     colors = palette(series) if not report.grid else {n: shades[s] for n, s in series.items()}
     return load_template(Path(__file__).with_name("report.html.j2")).render(
         report=report,
@@ -52,7 +52,7 @@ def load_template(template: Path) -> Template:
 
 
 def palette(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name, in the order given."""
+    """A color for each name, in the order given."""
     return {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(names)}
 
 

@@ -61,7 +61,7 @@ def _budget(report: Report) -> list[str]:
     if report.budget is None:
         return []
     missed = report.misses()
-    return ["Budget missed: " + "; ".join(missed) if missed else "Budget held by every artefact."]
+    return ["Budget missed: " + "; ".join(missed) if missed else "Budget held by every artifact."]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The report: one model with one row per measured artefact ; the pages made of it lie beside it."""
+"""The report: one model with one row per measured artifact; the pages made of it lie beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from bench.latency import Latency
 from bench.machine.clocks import ClockRange
@@ -16,7 +16,7 @@ from detr.metrics.kitti_ap import KittiAp
 
 
 class PerformanceBudget(BaseModel):
-    """What an artefact must hold.
+    """What an artifact must hold.
 
     Attributes:
         ms: Most milliseconds for the 90th percentile end to end: nine images of ten are in time.
@@ -39,24 +39,24 @@ class PerformanceBudget(BaseModel):
 
 
 class ReportRow(BaseModel):
-    """One artefact: what it is, how right it is and how fast, measured on the same file.
+    """One artifact: what it is, how right it is and how fast, measured on the same file.
 
     Attributes:
         name: Short and unique in the report.
         engine: Runtime that ran it.
-        precision: Of the artefact (``fp32``, ``fp16``, ``int8``).
+        precision: Of the artifact (``fp32``, ``fp16``, ``int8``).
         parity: What the parity gate says of this file in this engine, where it was asked.
         encoder_layers, decoder_layers: Of the model.
         parameters: Stored weights, where the format lets them be counted.
-        size_mb: Of the artefact, 10^6 bytes.
-        artefact: Path as given on the command line.
-        sha256: Of the artefact.
+        size_mb: Of the artifact, 10^6 bytes.
+        artifact: Path as given on the command line.
+        sha256: Of the artifact.
         checkpoint_sha256: Of the trained weights it was made from: an engine built twice, or a
             bundle exported twice, is one training.
         coco: COCO AP on the report's data.
         kitti: KITTI AP, where the data is KITTI.
         latency: Engine only and end to end.
-        environment: Machine and clocks while this artefact was timed.
+        environment: Machine and clocks while this artifact was timed.
     """
 
     name: str
@@ -67,7 +67,10 @@ class ReportRow(BaseModel):
     decoder_layers: int | None = None
     parameters: int | None = None
     size_mb: float
-    artefact: str
+    # The key of the first release: old reports are compared with new ones for years.
+    artifact: str = Field(
+        validation_alias=AliasChoices("artefact", "artifact"), serialization_alias="artefact"
+    )
     sha256: str
     checkpoint_sha256: str | None = None
     coco: CocoAp
@@ -101,14 +104,14 @@ class Picture(BaseModel):
 
 
 class Example(BaseModel):
-    """One image with its ground truth and what every artefact found in it."""
+    """One image with its ground truth and what every artifact found in it."""
 
     title: str
     pictures: list[Picture]
 
 
 class Report(BaseModel):
-    """Accuracy and latency of artefacts on one data set.
+    """Accuracy and latency of artifacts on one data set.
 
     Attributes:
         format: Version of the JSON form.
@@ -116,7 +119,7 @@ class Report(BaseModel):
         data: Data set as named on the command line.
         created: ISO 8601, UTC.
         reference: Name of the row the others are compared with.
-        rows: One per artefact, in the order given.
+        rows: One per artifact, in the order given.
         grid: Whether the rows are a sweep over depths, precisions and engines, shown as a table of
             them.
         skipped: What a sweep could not measure, and why.
@@ -147,9 +150,9 @@ class Report(BaseModel):
     matches: bytes | None = Field(default=None, exclude=True, repr=False)
 
     def verdict(self) -> list[str]:
-        """One sentence per artefact other than the reference, the most accurate first.
+        """One sentence per artifact other than the reference, the most accurate first.
 
-        A report of a single artefact has one sentence about it.
+        A report of a single artifact has one sentence about it.
         """
         base = next(row for row in self.rows if row.name == self.reference)
         others = [row for row in self.rows if row is not base]
@@ -183,7 +186,7 @@ class Report(BaseModel):
         return lines
 
     def misses(self) -> list[str]:
-        """One phrase per artefact over the budget; empty where all hold it or there is none."""
+        """One phrase per artifact over the budget; empty where all hold it or there is none."""
         if self.budget is None:
             return []
         found = {row.name: self.budget.misses(row) for row in self.rows}
@@ -212,10 +215,10 @@ class Report(BaseModel):
 
     def to_json(self) -> str:
         """Everything but the pictures; ``Report.model_validate_json`` reads it back."""
-        return self.model_dump_json(indent=2, exclude={"examples"}) + "\n"
+        return self.model_dump_json(indent=2, exclude={"examples"}, by_alias=True) + "\n"
 
     def to_csv(self) -> str:
-        """One line per artefact; AP as a fraction, times in milliseconds."""
+        """One line per artifact; AP as a fraction, times in milliseconds."""
         sink = io.StringIO()
         records = [_flat(row, self.data) for row in self.rows]
         # A row without KITTI AP must not decide the columns.
@@ -280,7 +283,7 @@ def _flat(row: ReportRow, data: str) -> dict[str, object]:
         "throttling": throttling if isinstance(throttling, str) else "; ".join(throttling),
         "os": row.environment.machine.os,
         "versions": "; ".join(f"{k} {v}" for k, v in row.environment.machine.packages.items()),
-        "artefact": row.artefact,
+        "artefact": row.artifact,
         "sha256": row.sha256,
     }
     return record

@@ -14,7 +14,7 @@ from detr.types import ImageArray
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """A color that stays with a class; neighbours in the list are far apart in hue."""
+    """A color that stays with a class; neighbors in the list are far apart in hue."""
     hue = (label * 0.618034 + 0.12) % 1.0  # the golden ratio spreads any number of hues
     r, g, b = colorsys.hsv_to_rgb(hue, 0.85, 1.0)
     return int(r * 255), int(g * 255), int(b * 255)
@@ -39,7 +39,7 @@ def draw(
     Args:
         image: ``[h, w, 3]`` RGB.
         boxes: ``[N, 4]`` x0 y0 x1 y1 in pixels.
-        labels: ``[N]`` indices into ``names``; -1 is drawn grey and without a name.
+        labels: ``[N]`` indices into ``names``; -1 is drawn gray and without a name.
         names: Class names.
         scores: ``[N]``, shown behind the name in percent.
 

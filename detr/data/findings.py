@@ -20,7 +20,7 @@ from detr.errors import UserError
 
 # Of one kind, as many are shown: what is wrong fits one screen.
 _SHOWN = 5
-# Deep pictures that are decoded to see what values they have, and grey levels that are enough.
+# Deep pictures that are decoded to see what values they have, and gray levels that are enough.
 _DEEP_SAMPLE, _LEVELS = 8, 64
 
 
@@ -181,7 +181,7 @@ def depth_findings(dataset: Dataset, looks: Sequence[Look]) -> list[Finding]:
     of_all = f"of {counted(len(headers), 'image')}"
     findings = []
     if cut:
-        told = f"{len(cut)} {of_all} have colour of 16 bits, of which the upper 8 are read"
+        told = f"{len(cut)} {of_all} have color of 16 bits, of which the upper 8 are read"
         findings += _as_warnings(
             [UserError("image-depth", f"{dataset.image_path(cut[0])}: {told}")]
         )
@@ -207,7 +207,7 @@ def depth_findings(dataset: Dataset, looks: Sequence[Look]) -> list[Finding]:
         return findings + _as_errors([UserError("image-range", f"{told}; {advice}")])
     levels = round((high - low) / 257) + 1
     if levels < _LEVELS:
-        told += f", which become {counted(levels, 'grey level')} of 256; {advice}"
+        told += f", which become {counted(levels, 'gray level')} of 256; {advice}"
         findings += _as_warnings([UserError("image-depth", told)])
     return findings
 

@@ -44,7 +44,7 @@ def read_image(
 ) -> ImageArray:
     """Decodes a picture as ``[h, w, 3]`` RGB.
 
-    EXIF rotation is applied, as every viewer does, unless ``exif`` is ``ignore``. Grey is repeated,
+    EXIF rotation is applied, as every viewer does, unless ``exif`` is ``ignore``. Gray is repeated,
     CMYK is converted, and transparent pixels lie over black.
 
     Args:
@@ -89,8 +89,8 @@ def _deep(image: Image.Image) -> ImageArray:
     """uint16 where the values fit, else float32."""
     values = np.asarray(image)
     fits = values.dtype != np.float32 and values.min() >= 0 and values.max() <= 65535
-    grey = values.astype(np.uint16) if fits else values.astype(np.float32)
-    return np.repeat(grey[..., None], 3, axis=2)  # type: ignore[return-value]  # dtype is lost
+    gray = values.astype(np.uint16) if fits else values.astype(np.float32)
+    return np.repeat(gray[..., None], 3, axis=2)  # type: ignore[return-value]  # dtype is lost
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Header:
         stored: (height, width) of the raster as stored.
         orientation: EXIF orientation; 1 where there is none, 2 to 8 turn or mirror the raster.
         deep: Whether its values are read as more than 8 bits.
-        cut: Whether it has more, but only the upper 8 are read: colour of 16 bits.
+        cut: Whether it has more, but only the upper 8 are read: color of 16 bits.
     """
 
     stored: tuple[int, int]

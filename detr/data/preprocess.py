@@ -1,7 +1,7 @@
 """Evaluation-time preprocessing, once for training's validation, export and every engine.
 
-An image is scaled (aspect kept), placed at the top left of a canvas, normalised and padded with
-zeros *after* normalisation, so padding is the mean colour and not black. The canvas is a fixed one
+An image is scaled (aspect kept), placed at the top left of a canvas, normalized and padded with
+zeros *after* normalization, so padding is the mean color and not black. The canvas is a fixed one
 that the image just fits, or, at the papers' sizes, as large as the largest image of the batch.
 """
 
@@ -122,7 +122,7 @@ class Inputs:
     """A batch ready for a detector, numpy.
 
     Attributes:
-        images: ``[B, 3, H, W]`` float32, normalised, zero padded.
+        images: ``[B, 3, H, W]`` float32, normalized, zero padded.
         valid_sizes: ``[B, 2]`` float32 (height, width) of the image inside the canvas.
         original_sizes: ``[B, 2]`` float32 (height, width) of the image as read.
     """
@@ -168,7 +168,7 @@ def _resized(image: ImageArray, height: int, width: int) -> ImageArray:
 
 
 def place(image: ImageArray, out: FloatArray, config: PreprocessConfig) -> None:
-    """Normalises an image that fits the canvas into the top left of ``out`` ``[3, H, W]``."""
+    """Normalizes an image that fits the canvas into the top left of ``out`` ``[3, H, W]``."""
     scale = (1.0 / np.asarray(config.std, dtype=np.float32))[:, None, None]
     shift = np.asarray(config.mean, dtype=np.float32)[:, None, None]
     target = out[:, : image.shape[0], : image.shape[1]]
@@ -177,7 +177,7 @@ def place(image: ImageArray, out: FloatArray, config: PreprocessConfig) -> None:
 
 
 def preprocess(images: Sequence[ImageArray], config: PreprocessConfig) -> Inputs:
-    """Scales, normalises and pads RGB images ``[h, w, 3]`` onto one canvas.
+    """Scales, normalizes and pads RGB images ``[h, w, 3]`` onto one canvas.
 
     Images of uint8 are taken as they are; those of uint16 and float32 become 8 bits by the config's
     range first.

@@ -1,7 +1,7 @@
 """Pictures of more than 8 bits: which of their values become black and white.
 
 A thermal camera's 14-bit values between 7000 and 8200, divided by 257 like any 16-bit picture,
-become five grey levels. Its range, told with the data, makes them 256.
+become five gray levels. Its range, told with the data, makes them 256.
 """
 
 from __future__ import annotations

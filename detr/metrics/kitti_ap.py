@@ -29,7 +29,7 @@ OFFICIAL_CLASSES = ("Car", "Pedestrian", "Cyclist")
 # below 1; whoever shows such a figure marks it.
 MEANINGFUL_COUNT = 41
 
-_NEIGHBOUR = {"car": "van", "pedestrian": "person_sitting"}
+_NEIGHBOR = {"car": "van", "pedestrian": "person_sitting"}
 _SAMPLES = MEANINGFUL_COUNT
 
 _Floats = npt.NDArray[np.float64]
@@ -104,7 +104,7 @@ class _Image:
     """One image, reduced to what matters for one class.
 
     Attributes:
-        neighbour: ``[G]`` ground truth is of the class easily confused with the evaluated one.
+        neighbor: ``[G]`` ground truth is of the class easily confused with the evaluated one.
         height, occlusion, truncation: ``[G]`` of the ground truth.
         same: ``[D]`` detection is of the evaluated class.
         det_height: ``[D]`` whole pixels.
@@ -113,7 +113,7 @@ class _Image:
         candidates: Per ground truth, (detection, IoU) of those above the overlap, in file order.
     """
 
-    neighbour: _Bools
+    neighbor: _Bools
     height: _Floats
     occlusion: _Floats
     truncation: _Floats
@@ -131,7 +131,7 @@ def evaluable(labels: KittiLabels) -> list[str]:
     """
     found = []
     for name in OFFICIAL_CLASSES:
-        allowed = {name.lower(), _NEIGHBOUR.get(name.lower())}
+        allowed = {name.lower(), _NEIGHBOR.get(name.lower())}
         sources = labels.sources(name)
         if name in sources and all(source.lower() in allowed for source in sources):
             found.append(name)
@@ -172,8 +172,8 @@ def evaluate(
 def _reduce(
     objects: Sequence[KittiObject], found: Sequence[KittiObject], name: str, min_overlap: float
 ) -> _Image:
-    neighbour_name = _NEIGHBOUR.get(name)
-    truth = [o for o in objects if o.type.lower() in (name, neighbour_name)]
+    neighbor_name = _NEIGHBOR.get(name)
+    truth = [o for o in objects if o.type.lower() in (name, neighbor_name)]
     # A detection of another class takes part only where it may be too low to count.
     smallest = max(limits.min_height for limits in _DIFFICULTIES.values())
     candidates = [
@@ -185,7 +185,7 @@ def _reduce(
     shared = _intersection(det_boxes, dont_care)
     overlaps = _iou(boxes, det_boxes)
     return _Image(
-        neighbour=np.array([o.type.lower() != name for o in truth], dtype=bool),
+        neighbor=np.array([o.type.lower() != name for o in truth], dtype=bool),
         height=boxes[:, 3] - boxes[:, 1],
         occlusion=np.array([o.occluded for o in truth], dtype=np.float64),
         truncation=np.array([o.truncated for o in truth], dtype=np.float64),
@@ -229,7 +229,7 @@ def _evaluate(images: Sequence[_Image], limits: _Difficulty) -> KittiLevel:
 def _counts(image: _Image, limits: _Difficulty) -> _Bools:
     """``[G]`` ground truth that must be found at this difficulty; the rest is ignored."""
     return (
-        ~image.neighbour
+        ~image.neighbor
         & (image.occlusion <= limits.max_occlusion)
         & (image.truncation <= limits.max_truncation)
         & (image.height >= limits.min_height)

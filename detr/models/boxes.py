@@ -15,19 +15,19 @@ def inverse_sigmoid(x: Tensor, eps: float = LOGIT_EPS) -> Tensor:
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """``[..., 4]`` centre and size to corners."""
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat((centre - half, centre + half), -1)
+    """``[..., 4]`` center and size to corners."""
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat((center - half, center + half), -1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """``[..., 4]`` corners to centre and size."""
+    """``[..., 4]`` corners to center and size."""
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat(((low + high) / 2, high - low), -1)
 
 
 def lift(reference: Tensor, eps: float = LOGIT_EPS) -> Tensor:
-    """Logits ``[..., 4]`` a box offset is added to: a bare centre has zero size logits.
+    """Logits ``[..., 4]`` a box offset is added to: a bare center has zero size logits.
 
     Args:
         reference: ``[..., 2]`` or ``[..., 4]`` in [0, 1].

@@ -26,7 +26,7 @@ def _deformable_flops(
     out_shape: Any = None,
     **_: Any,
 ) -> int:
-    """Four neighbours blended, then weighted, per sample and channel: 5 multiply-adds."""
+    """Four neighbors blended, then weighted, per sample and channel: 5 multiply-adds."""
     batch, queries, heads, levels, points = weights
     return 2 * 5 * batch * queries * heads * levels * points * value[3]
 

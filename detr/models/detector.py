@@ -78,7 +78,7 @@ class Detector(nn.Module):
         """Backbone, neck and encoder.
 
         Args:
-            images: ``[B, 3, H, W]``, normalised, padded at the right and bottom.
+            images: ``[B, 3, H, W]``, normalized, padded at the right and bottom.
             valid_sizes: ``[B, 2]`` (height, width) of the image inside the canvas, pixels.
         """
         features = self.backbone(images)

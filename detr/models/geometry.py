@@ -1,4 +1,4 @@
-"""Where tokens lie and what they cover: padding, valid ratios, centres and sampling frames.
+"""Where tokens lie and what they cover: padding, valid ratios, centers and sampling frames.
 
 An image sits at the top left of a padded canvas. References and boxes are relative to the image
 *without* its padding; attention samples the padded map. ``valid_ratios`` takes one to the other.
@@ -16,15 +16,15 @@ from detr.models.structures import LevelShapes
 
 
 class SamplingFrame(NamedTuple):
-    """Turns the offsets a query predicts into sampling locations: ``centre + offset * unit``.
+    """Turns the offsets a query predicts into sampling locations: ``center + offset * unit``.
 
     Attributes:
-        centre: ``[B, N, V, P, 2]`` (x, y) of the reference on each level, in [0, 1] of the canvas;
-            repeated over the points and contiguous, so that the sum over heads runs vectorised.
+        center: ``[B, N, V, P, 2]`` (x, y) of the reference on each level, in [0, 1] of the canvas;
+            repeated over the points and contiguous, so that the sum over heads runs vectorized.
         unit: ``[B, N, V, P, 2]`` (or 1s for B and N) length of one offset step, same coordinates.
     """
 
-    centre: Tensor
+    center: Tensor
     unit: Tensor
 
 
@@ -32,7 +32,7 @@ def valid_ratios(valid_sizes: Tensor, shapes: LevelShapes, canvas: tuple[int, in
     """Share of each level's cells that the image covers, ``[B, V, 2]`` as (width, height).
 
     A cell belongs to the image if its first pixel does: ``x * canvas / cells < valid width``. That
-    is what the original codes get by resizing the pixel mask to the level with nearest-neighbour
+    is what the original codes get by resizing the pixel mask to the level with nearest-neighbor
     sampling, also on a canvas that is no multiple of the stride.
 
     Args:
@@ -61,17 +61,17 @@ def padding_mask(ratios: Tensor, shapes: LevelShapes) -> Tensor:
     return torch.cat(masks, 1)
 
 
-def token_centres(ratios: Tensor, shapes: LevelShapes) -> Tensor:
-    """``[B, S, 2]`` (x, y) cell centres relative to the image without padding (may exceed 1)."""
-    centres = []
+def token_centers(ratios: Tensor, shapes: LevelShapes) -> Tensor:
+    """``[B, S, 2]`` (x, y) cell centers relative to the image without padding (may exceed 1)."""
+    centers = []
     for level, (height, width) in enumerate(shapes):
         x = torch.arange(width, device=ratios.device, dtype=ratios.dtype) + 0.5
         y = torch.arange(height, device=ratios.device, dtype=ratios.dtype) + 0.5
         x = x[None] / (ratios[:, level, 0, None] * width)
         y = y[None] / (ratios[:, level, 1, None] * height)
         grid = (x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width))
-        centres.append(torch.stack(grid, -1).flatten(1, 2))
-    return torch.cat(centres, 1)
+        centers.append(torch.stack(grid, -1).flatten(1, 2))
+    return torch.cat(centers, 1)
 
 
 def sampling_frame(
@@ -89,24 +89,24 @@ def sampling_frame(
         points: Sampling points P per level.
     """
     ratios = ratios[:, None]
-    centre = reference[:, :, None, :2] * ratios
+    center = reference[:, :, None, :2] * ratios
     if reference.shape[-1] == 2:
-        unit = 1 / _extents(shapes, centre)[None]
+        unit = 1 / _extents(shapes, center)[None]
     else:
         unit = reference[:, :, None, 2:] * ratios * (0.5 / points)
     repeat = (1, 1, 1, points, 1)
-    return SamplingFrame(centre[:, :, :, None].repeat(repeat), unit[:, :, :, None].repeat(repeat))
+    return SamplingFrame(center[:, :, :, None].repeat(repeat), unit[:, :, :, None].repeat(repeat))
 
 
 def join_frames(frames: list[SamplingFrame]) -> SamplingFrame:
     """Concatenates frames of several query groups along N; the kinds of reference may differ."""
     if len(frames) == 1:
         return frames[0]
-    centre = torch.cat([frame.centre for frame in frames], 1)
+    center = torch.cat([frame.center for frame in frames], 1)
     if all(frame.unit.shape[1] == 1 for frame in frames):
-        return SamplingFrame(centre, frames[0].unit)
+        return SamplingFrame(center, frames[0].unit)
     return SamplingFrame(
-        centre, torch.cat([frame.unit.expand_as(frame.centre) for frame in frames], 1)
+        center, torch.cat([frame.unit.expand_as(frame.center) for frame in frames], 1)
     )
 
 

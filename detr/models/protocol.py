@@ -103,7 +103,7 @@ class Teacher(ObjectDetector, Protocol):
         """What it sees.
 
         Args:
-            images: ``[B, 3, H, W]``, as the student gets them: normalised, padded at the right and
+            images: ``[B, 3, H, W]``, as the student gets them: normalized, padded at the right and
                 bottom.
             valid_sizes: ``[B, 2]`` (height, width) of the image inside the canvas, pixels.
 

@@ -1,7 +1,7 @@
 """What flows between a detector's three steps: memory, query groups and their outputs.
 
 Shape legend: B batch, S tokens of all levels, D width, N queries, K classes, V levels, L decoder
-layers, M heads, P points, R reference size (2: centre, 4: cx cy w h).
+layers, M heads, P points, R reference size (2: center, 4: cx cy w h).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The measures of four papers on one slice of a data set: queries that change their object between
 validations (DN-DETR's IS), objects that change their query between decoder layers (Stable-DINO's
 unstable score), objects matched alike by student and teacher (OD-DETR, figure 5) and queries per
-object by generalised IoU (QSKD, table 1).
+object by generalized IoU (QSKD, table 1).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ModelDiagnosis(BaseModel):
         path: Where it came from.
         unstable: By layer ("encoder to 1", "1 to 2", ...), percent of objects whose query is
             another one than in the layer before.
-        queries_per_object: By least generalised IoU, mean number of queries whose best object it
+        queries_per_object: By least generalized IoU, mean number of queries whose best object it
             is.
         consistency: Percent of objects whose query has the same number in the teacher's last
             layer; ``None`` without a teacher of as many queries.
@@ -251,7 +251,7 @@ def _diagnose_model(subject: Subject, dataset: Dataset, indices: Sequence[int]) 
 
 
 def _queries_above(answer: Answer) -> torch.Tensor:
-    """Queries whose best generalised IoU is above each threshold, summed over images."""
+    """Queries whose best generalized IoU is above each threshold, summed over images."""
     counts = torch.zeros(len(THRESHOLDS))
     for boxes, target in zip(answer.output.boxes[-1], answer.targets, strict=True):
         if len(target.labels):

@@ -88,7 +88,7 @@ def render(result: Diagnosis, subjects: Sequence[Subject], dataset: Dataset) -> 
         ),
         _section(
             "Queries per object",
-            "Queries whose best object it is, by least generalised IoU (QSKD, table 1).",
+            "Queries whose best object it is, by least generalized IoU (QSKD, table 1).",
             _table(result),
         ),
     ]

@@ -96,7 +96,7 @@ class StepCost(BaseModel):
         matching: Assignments, those of the detection loss included.
         losses: The rest of the losses.
         backward: Backward pass.
-        optimizer: Gradient norm, optimiser, weight average.
+        optimizer: Gradient norm, optimizer, weight average.
         total: The whole step.
         added: Share of ``total`` beyond the plain step and the teacher's inference.
         matching_and_losses: Their share of ``total``.

@@ -1,4 +1,4 @@
-"""Training augmentation: a random view, mirrored or not, and colour jitter, per-sample seeded.
+"""Training augmentation: a random view, mirrored or not, and color jitter, per-sample seeded.
 
 The view is one of two: a zoom with a random window, or DETR's random sizes and crops. It runs on
 PIL images through torchvision's v2 functions: they release the interpreter lock and start no tensor
@@ -195,14 +195,14 @@ def _multi_scale_view(
 def _window_corner(
     boxes: FloatArray, size: Size, window: Size, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """(top, left) of a window that shows the centre of some box, if a few tries find one."""
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    """(top, left) of a window that shows the center of some box, if a few tries find one."""
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     top = left = 0
     for _ in range(_TRIES):
         top = int(rng.integers(0, size[0] - window[0] + 1))
         left = int(rng.integers(0, size[1] - window[1] + 1))
         corner = np.array([left, top])
-        inside = (centres >= corner) & (centres < corner + np.array([window[1], window[0]]))
-        if len(centres) == 0 or inside.all(1).any():
+        inside = (centers >= corner) & (centers < corner + np.array([window[1], window[0]]))
+        if len(centers) == 0 or inside.all(1).any():
             break
     return top, left

@@ -36,7 +36,7 @@ class Batch:
     """One training batch on the CPU.
 
     Attributes:
-        images: ``[B, 3, H, W]`` float32, normalised and padded.
+        images: ``[B, 3, H, W]`` float32, normalized and padded.
         valid_sizes: ``[B, 2]`` float32 (height, width) of each image inside the canvas.
         targets: Ground truth relative to the image without its padding.
         paths: The files, for messages.
@@ -78,7 +78,7 @@ class Batches:
 
     Args:
         dataset: Training images.
-        preprocess: Canvas and normalisation. Without a fixed canvas a batch is as large as the
+        preprocess: Canvas and normalization. Without a fixed canvas a batch is as large as the
             largest of this process's images, as in the papers' code.
         config: What varies.
         batch_size: Images per process and step.

@@ -31,7 +31,7 @@ class PairTerms:
     Attributes:
         score: Of the box's class.
         l1: Distance of the boxes, summed over coordinates.
-        giou: Their generalised IoU.
+        giou: Their generalized IoU.
     """
 
     score: Tensor
@@ -73,7 +73,7 @@ class MatchingCosts:
     Attributes:
         classes: Of the class cost.
         l1: Of the boxes' L1 distance.
-        giou: Of their negative generalised IoU.
+        giou: Of their negative generalized IoU.
     """
 
     classes: float = 2.0

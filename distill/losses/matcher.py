@@ -28,7 +28,7 @@ def match(
     padding: Tensor | None = None,
     no_object: bool = False,
 ) -> Matches:
-    """Assigns each ground-truth box the prediction that minimises the total cost, layer by layer.
+    """Assigns each ground-truth box the prediction that minimizes the total cost, layer by layer.
 
     An image with more boxes than queries leaves the worst-fitting boxes without a query.
 

@@ -1,4 +1,4 @@
-"""Overlap of boxes on tensors: IoU, generalised IoU, share inside regions.
+"""Overlap of boxes on tensors: IoU, generalized IoU, share inside regions.
 
 All boxes are x0 y0 x1 y1 (``detr.models.cxcywh_to_xyxy`` converts), in any one unit.
 """

@@ -70,7 +70,7 @@ def build_methods(
 ) -> list[Method[Any]]:
     """The methods of a recipe, with the modules they bring along on the student's device.
 
-    Call it after the student and the teacher have their weights and before the optimiser is made.
+    Call it after the student and the teacher have their weights and before the optimizer is made.
 
     Args:
         specs: ``{name: options}`` each, in the recipe's order.

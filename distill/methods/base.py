@@ -7,10 +7,10 @@ file and never an edit of the training loop:
 2. the teacher has decoded all its groups in one call: :meth:`Method.followup_groups`;
 3. the student has decoded all its groups in one call: :meth:`Method.detection_losses` and
    :meth:`Method.losses`;
-4. the optimiser has stepped: :meth:`Method.after_step`.
+4. the optimizer has stepped: :meth:`Method.after_step`.
 
 Modules a method brings along (adapters, generators, frozen tables) are made in its ``__init__``,
-before the optimiser, and are saved with the checkpoint like any other module's state. They are
+before the optimizer, and are saved with the checkpoint like any other module's state. They are
 never part of the student that is exported.
 """
 
@@ -153,7 +153,7 @@ class Method(nn.Module, ABC, Generic[MethodOptions]):
         """
 
     def after_step(self, step: Step) -> None:
-        """Called when the optimiser has stepped."""
+        """Called when the optimizer has stepped."""
 
 
 def align(student_width: int, teacher_width: int) -> nn.Module:

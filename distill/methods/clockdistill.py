@@ -197,7 +197,7 @@ class ClockDistill(Method[ClockDistillOptions]):
         return self.options.plain_weight * (error * valid).sum() / (count * width)
 
     def _logits(self, step: Step) -> dict[str, Tensor]:
-        """TCLD: all points of a layer share one normaliser, if any, so confident ones lead."""
+        """TCLD: all points of a layer share one normalizer, if any, so confident ones lead."""
         options = self.options
         compared = [
             answer_distances(

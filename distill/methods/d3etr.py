@@ -10,7 +10,7 @@ predictions (equations 10 and 11) follow the teacher's, in both groups (equation
 Where the paper is silent: the cross-entropy is a mean over classes (with mu = 20 that is about the
 size of the other terms) and equation 10's sum over queries is divided by their number; attention
 maps are softmax weights before dropout, the teacher's re-indexed on both axes without
-renormalising, compared in the mean over all elements. Sampled (deformable) attention is compared as
+renormalizing, compared in the mean over all elements. Sampled (deformable) attention is compared as
 the dense map it amounts to; cells nobody looks at count in the mean, as there. With several groups
 of one kind (table 5), a further adaptive group has learned queries of its own and its own
 ground-truth loss, and a further fixed group repeats the first. With softmax scores (DETR) p is the

@@ -1,7 +1,7 @@
 """QSKD: knowledge distillation via query selection for detection transformers (2024).
 
 Group query selection (GQS, section 3.2, equation 3): besides the queries matched to an object, the
-negative ones whose generalised IoU with some object exceeds tau are worth teaching ("hard"); each
+negative ones whose generalized IoU with some object exceeds tau are worth teaching ("hard"); each
 belongs to the object it overlaps most. Attention-guided feature distillation (AGFD, equations 4 to
 6): the student's encoder output follows the teacher's where the first decoder layer of the teacher
 looks for those queries. Local aligned prediction distillation (LAPD, equation 7): per object the
@@ -13,7 +13,7 @@ Dense attention (Conditional DETR, DAB-DETR) is the map itself, averaged over he
 Where the paper is silent: sampled attention is split bilinearly among the cells around each sample
 and averaged over heads; one mask spans all levels. The mask is multiplied by the number of cells
 (weights average about one): as published it is so small that the variance falls below batch norm's
-epsilon and nothing would be normalised. Cells in the padding, and images that select no query, take
+epsilon and nothing would be normalized. Cells in the padding, and images that select no query, take
 no part in statistics or error. The cross-entropy is summed over classes and each layer's loss
 divided by its pairs (equation 7 divides by nothing); selection is made anew in every layer; the
 weights are those of the detection loss (2/5/2 or 1/5/2). Plain encoder distillation (the first row
@@ -59,8 +59,8 @@ class QskdOptions(Strict):
         feature_weight: Of AGFD.
         select: Which queries guide both parts: matched ones and hard negatives, or one kind only
             (tables 5 and 6).
-        threshold: Tau: a negative is hard above this generalised IoU.
-        overlap_weights: Weigh each query's attention with one plus its generalised IoU.
+        threshold: Tau: a negative is hard above this generalized IoU.
+        overlap_weights: Weigh each query's attention with one plus its generalized IoU.
         mask_scale: ``cells`` multiplies the mask by the number of cells, ``none`` leaves it.
         adaptor_layers: Encoder layers put on the student's memory for AGFD only; by default one
             where the student's encoder is shallower than the teacher's, else none.
@@ -210,7 +210,7 @@ class Qskd(Method[QskdOptions]):
         return self.teacher_selection(step).layers(places)
 
     def _features(self, step: Step) -> Tensor:
-        """AGFD (section 3.3): mean squared error of the masked, normalised memories."""
+        """AGFD (section 3.3): mean squared error of the masked, normalized memories."""
         output, memory = step.teacher_outputs["own"], step.teacher_memory
         assert memory is not None
         selected = self._selected(step, [len(output.logits) - 1])

@@ -2,7 +2,7 @@
 
 Position-supervised loss (section 2.2, equation 3): a matched query's score is trained towards a
 function f1 of its IoU with the box, not towards one. Position-modulated cost (section 2.3, equation
-4): matching multiplies a query's score with a function f2 of its rescaled generalised IoU.
+4): matching multiplies a query's score with a function f2 of its rescaled generalized IoU.
 
 Departures between paper and released code, each with its switch: equation 3 has no alpha, the code
 weighs positives with 0.25 and the rest with 0.75 (done here). The paper rescales f1 so that an

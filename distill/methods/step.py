@@ -21,7 +21,7 @@ class Step:
 
     Attributes:
         index: Training step, counted from 0.
-        images: ``[B, 3, H, W]`` normalised, padded images, the same for student and teacher.
+        images: ``[B, 3, H, W]`` normalized, padded images, the same for student and teacher.
         valid_sizes: ``[B, 2]`` valid (height, width) of each image in pixels.
         targets: Ground truth per image, boxes relative to the image without its padding.
         student: The network being trained.

@@ -131,7 +131,7 @@ def load_teacher(
 
     Raises:
         UserError: What :func:`distill.teachers.chosen_classes.columns_of` raises, ``teacher-input``
-            where the teacher was trained on differently normalised images, or what
+            where the teacher was trained on differently normalized images, or what
             :func:`detr.models.load_model` raises.
     """
     detector, info = load_model(path)
@@ -150,7 +150,7 @@ def load_teacher(
     if (info.preprocess.mean, info.preprocess.std) != (preprocess.mean, preprocess.std):
         raise UserError(
             "teacher-input",
-            f"{path}: the teacher's images are normalised with mean {info.preprocess.mean} and std "
+            f"{path}: the teacher's images are normalized with mean {info.preprocess.mean} and std "
             f"{info.preprocess.std}, the student's with {preprocess.mean} and {preprocess.std}; "
             "they must agree (input.mean, input.std)",
         )

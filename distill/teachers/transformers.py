@@ -1,6 +1,6 @@
 """Detectors of the transformers library as frozen teachers (``teacher: hf:FOLDER``).
 
-They see each image in their own size and normalisation, and what they say is brought to the
+They see each image in their own size and normalization, and what they say is brought to the
 student's canvas: boxes are relative to the image for both, and maps are sampled where the student's
 cells are. They answer their own queries only; nobody can ask them others.
 """
@@ -31,7 +31,7 @@ from detr.models import (
     TeacherPart,
     detections,
 )
-from detr.models.geometry import padding_mask, token_centres, valid_ratios
+from detr.models.geometry import padding_mask, token_centers, valid_ratios
 
 PREFIX = "hf:"
 # Model type to its name.
@@ -76,7 +76,7 @@ class HuggingFaceTeacher(nn.Module):
     Args:
         model: The transformers model.
         image_format: How it wants its images.
-        student: How the student's images are normalised.
+        student: How the student's images are normalized.
         class_names: By index; an output without a name has an empty one.
 
     Attributes:
@@ -136,8 +136,8 @@ class HuggingFaceTeacher(nn.Module):
             (math.ceil(canvas[0] / s), math.ceil(canvas[1] / s)) for s in self.facts.strides
         )
         ratios = valid_ratios(valid_sizes, shapes, canvas)
-        centres = token_centres(ratios, shapes)
-        parts = torch.split(centres, [h * w for h, w in shapes], 1)
+        centers = token_centers(ratios, shapes)
+        parts = torch.split(centers, [h * w for h, w in shapes], 1)
         tokens = torch.cat([_sampled(m, p) for m, p in zip(maps, parts, strict=True)], 1)
         padding = padding_mask(ratios, shapes)
         positions = torch.zeros_like(tokens)
@@ -169,7 +169,7 @@ class HuggingFaceTeacher(nn.Module):
         return detections(answer.logits[-1], answer.boxes[-1], original_sizes, _CLASSES, DETECTIONS)
 
     def _pictures(self, images: Tensor, valid_sizes: Tensor) -> Tensor:
-        """The images without their padding in the detector's size and normalisation."""
+        """The images without their padding in the detector's size and normalization."""
         cut = [
             functional.interpolate(
                 image[None, :, :height, :width],
@@ -291,9 +291,9 @@ def _layers(said: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     )
 
 
-def _sampled(maps: Tensor, centres: Tensor) -> Tensor:
+def _sampled(maps: Tensor, centers: Tensor) -> Tensor:
     """Values ``[B, n, C]`` of maps ``[B, C, H, W]`` at places ``[B, n, 2]`` of the image."""
-    grid = (2 * centres - 1)[:, :, None].to(maps.dtype)
+    grid = (2 * centers - 1)[:, :, None].to(maps.dtype)
     found = functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)
     return found.squeeze(-1).transpose(1, 2)
 
@@ -324,14 +324,14 @@ def _image_format(path: Path) -> ImageFormat:
         raise UserError(
             "teacher-input", f"{path}: size must be a fixed height and width, not {size}"
         )
-    normalised = bool(told.get("do_normalize", True))
+    normalized = bool(told.get("do_normalize", True))
     rescaled = bool(told.get("do_rescale", True))
     try:
         return ImageFormat(
             (int(size["height"]), int(size["width"])),
             float(told.get("rescale_factor", 1 / 255)) if rescaled else 1.0,
-            tuple(map(float, told["image_mean"])) if normalised else (0.0, 0.0, 0.0),
-            tuple(map(float, told["image_std"])) if normalised else (1.0, 1.0, 1.0),
+            tuple(map(float, told["image_mean"])) if normalized else (0.0, 0.0, 0.0),
+            tuple(map(float, told["image_std"])) if normalized else (1.0, 1.0, 1.0),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

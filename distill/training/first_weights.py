@@ -54,7 +54,7 @@ def _take(
         theirs, ours = info.preprocess, recipe.input
         if (theirs.mean, theirs.std) != (ours.mean, ours.std):
             run.say(
-                f"start: {path} was trained on images normalised with mean {theirs.mean} and std "
+                f"start: {path} was trained on images normalized with mean {theirs.mean} and std "
                 f"{theirs.std}, these have {ours.mean} and {ours.std} (input.mean, input.std)"
             )
     elif recipe.inherit is not None:

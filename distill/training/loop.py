@@ -1,6 +1,6 @@
 """The training loop: one step, and the run around it.
 
-A step is a pure function of (weights, optimiser state, seed, step number): batches and every
+A step is a pure function of (weights, optimizer state, seed, step number): batches and every
 random choice follow from (seed, step). A run that is stopped and goes on from its checkpoint
 therefore ends with the very weights of a run that was never stopped.
 """
@@ -116,7 +116,7 @@ def losses_of(state: State, step: Step) -> dict[str, Tensor]:
 
 
 def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
-    """One optimiser step; returns the losses of all processes, their sum as ``loss``.
+    """One optimizer step; returns the losses of all processes, their sum as ``loss``.
 
     Raises:
         UserError: ``loss-not-finite`` naming the step and the batch's files; no weight has moved.

@@ -66,12 +66,12 @@ class State:
 
     @property
     def trained(self) -> list[nn.Module]:
-        """Modules whose parameters the optimiser moves."""
+        """Modules whose parameters the optimizer moves."""
         return [self.student, *self.methods]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimiser moves."""
+        """What the optimizer moves."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
@@ -190,7 +190,7 @@ class State:
 
 
 def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
-    """Opens the data, builds the student, checks the teacher, prepares the optimiser.
+    """Opens the data, builds the student, checks the teacher, prepares the optimizer.
 
     Raises:
         UserError: Whatever is wrong with data, architecture, teacher or methods.

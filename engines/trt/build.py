@@ -129,7 +129,7 @@ def build_engine(
     if device_memory is not None:
         memory["device"] = device_memory
     evidence = Evidence(
-        artefact=ENGINE,
+        artifact=ENGINE,
         sha256=sha256(folder / ENGINE),
         bundle_sha256=bundle.info.fingerprint,
         backend=backend.name,

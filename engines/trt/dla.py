@@ -1,7 +1,7 @@
 """The deep learning accelerator of a Jetson: backbone and neck on it, the transformer on the GPU.
 
 The accelerator convolves, pools and adds in FP16 and INT8. A detector's backbone and neck are that
-and come first, so the engine crosses over once per feature level; attention, normalisation over
+and come first, so the engine crosses over once per feature level; attention, normalization over
 channels and look-ups stay on the GPU.
 """
 
@@ -34,7 +34,7 @@ def front(model: onnx.ModelProto, image: str = "images") -> list[str]:
     found = []
     for node in model.graph.node:
         inputs = {name for name in node.input if name}
-        # Weights on their way through a quantiser belong to whatever takes them.
+        # Weights on their way through a quantizer belong to whatever takes them.
         if inputs <= weights and node.op_type in _SPATIAL:
             weights.update(node.output)
         elif node.op_type in _SPATIAL and inputs & maps and inputs <= maps | weights:

@@ -14,7 +14,7 @@ from detr.data.preprocess import Inputs
 from detr.errors import UserError
 from engines.base import Engine, RawDetections, filled
 from engines.bundle import INPUTS, OUTPUTS, Bundle
-from engines.evidence import trusted_artefact
+from engines.evidence import trusted_artifact
 from engines.trt import rtx
 from engines.trt.backend import Backend, load
 from engines.trt.check import Here, find_engine, here_platform, plugin_hash, rebuild_command
@@ -35,7 +35,7 @@ def open_trt(
 
     Raises:
         UserError: ``tensorrt-missing``, ``tensorrt-version``, ``device-missing``, what
-            :func:`engines.trt.check.find_engine` refuses, and ``artefact-changed`` where the
+            :func:`engines.trt.check.find_engine` refuses, and ``artifact-changed`` where the
             engine is not the one its evidence speaks of.
     """
     trt = load(backend)
@@ -47,7 +47,7 @@ def open_trt(
         )
     here = Here(trt.__version__, capability, plugin_hash(), here_platform())
     folder = built or find_engine(bundle, backend, here, ungated)[0]
-    trusted = trusted_artefact(folder)
+    trusted = trusted_artifact(folder)
     evidence = trusted.evidence
     if evidence.status == "unverified" and not ungated:
         warnings.warn(
@@ -101,7 +101,7 @@ class TrtEngine(Engine):
     ) -> None:
         self.name = backend.name
         self.info = bundle.info.model
-        self.artefact = path
+        self.artifact = path
         self.versions = {backend.module: trt.__version__}
         self._trt, self._backend, self._device, self._rebuild = trt, backend, device, rebuild
         self._log = Log()
@@ -148,7 +148,7 @@ class TrtEngine(Engine):
         # A context of its own: the profiler stays with it and slows every run.
         context = self._new_context()
         if context is None:
-            raise RuntimeError(f"{self.artefact}: no second context: {self._last_error()}")
+            raise RuntimeError(f"{self.artifact}: no second context: {self._last_error()}")
         profiler = make_profiler(self._trt, times)
         context.profiler = profiler
         batch = max(len(inputs.images), self._least)
@@ -176,7 +176,7 @@ class TrtEngine(Engine):
         if count > self._most:
             raise UserError(
                 "batch-too-large",
-                f"{self.artefact}: a batch of {count} images, but it was built for "
+                f"{self.artifact}: a batch of {count} images, but it was built for "
                 f"{self._least} to {self._most}; build it again: {self._rebuild} "
                 f"--profile-batch {self._least},{self._least},{count}",
             )
@@ -214,10 +214,10 @@ class TrtEngine(Engine):
         for name in INPUTS:
             rest = tuple(self._engine.get_tensor_shape(name))[1:]
             if not context.set_input_shape(name, (batch, *rest)):
-                raise RuntimeError(f"{self.artefact}: {name}: {self._last_error()}")
+                raise RuntimeError(f"{self.artifact}: {name}: {self._last_error()}")
         for name, pointer in self._pointers.items():
             if not context.set_tensor_address(name, pointer):
-                raise RuntimeError(f"{self.artefact}: {name}: {self._last_error()}")
+                raise RuntimeError(f"{self.artifact}: {name}: {self._last_error()}")
 
     def _prepare(self, batch: int) -> None:
         """Makes ready for a batch size and records its CUDA graph.
@@ -260,7 +260,7 @@ class TrtEngine(Engine):
     def _execute(self, context: Any = None) -> None:
         context = self._context if context is None else context
         if not context.execute_async_v3(self._device.stream):
-            raise RuntimeError(f"{self.artefact}: {self._last_error()}")
+            raise RuntimeError(f"{self.artifact}: {self._last_error()}")
 
     def _last_error(self) -> str:
         return self._log.last_error()

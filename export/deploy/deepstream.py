@@ -1,7 +1,7 @@
 """A bundle for NVIDIA DeepStream: what the element ``nvinfer`` reads, and a parser it loads.
 
 ``nvinfer`` hands a network one input, pixels scaled to fit and padded on the right and below, and
-knows one standard deviation for all channels. So the graph written here normalises by itself, puts
+knows one standard deviation for all channels. So the graph written here normalizes by itself, puts
 zeros where padding is, and knows the size of the frames. Its one output is ``detections``,
 ``[B, T, 6]`` float32: box in pixels of the network's input, score and class. Where all outputs
 begin with the batch and have one type, ``nvinfer`` finds every frame's part of them.
@@ -130,7 +130,7 @@ def _front(
     steps = [
         ("Sub", [_NETWORK_INPUT, "mean"], "shifted"),
         ("Mul", ["shifted", "scale"], "scaled"),
-        # Padding is zero after the normalisation, not black before it.
+        # Padding is zero after the normalization, not black before it.
         ("Mul", ["scaled", "lines"], "cut"),
         ("Mul", ["cut", "columns"], "images"),
         ("Shape", [_NETWORK_INPUT], "batch"),
@@ -181,7 +181,7 @@ def config_text(bundle: Bundle, batch: int, score: float) -> str:
 gpu-id=0
 process-mode=1
 network-type=0
-# The graph normalises by itself.
+# The graph normalizes by itself.
 model-color-format=0
 net-scale-factor=1
 infer-dims=3;{height};{width}

@@ -171,7 +171,7 @@ def _text(built: BuiltEngine, evidence: Evidence) -> str:
     why = build.not_run_because
     status = f"{evidence.status} ({why})" if why and evidence.status == "unverified" else None
     return (
-        f"{built.folder / evidence.artefact}: {status or evidence.status}; "
+        f"{built.folder / evidence.artifact}: {status or evidence.status}; "
         f"{build.precision}, {build.lowering}, batch {'-'.join(map(str, build.batch))}, "
         f"{build.bytes / 2**20:.1f} MiB{memory}, built in {build.seconds:.0f} s\n"
         f"{built.layers.count} layers, told by the {built.layers.source}: {types}"

@@ -18,7 +18,7 @@ from detr.data.preprocess import preprocess
 from detr.errors import UserError
 from detr.files import output_error, write_atomic
 from engines.bundle import GOLDEN, INPUTS, MODEL, SIDECAR, Bundle
-from engines.evidence import EVIDENCE, read_evidence, trusted_artefact
+from engines.evidence import EVIDENCE, read_evidence, trusted_artifact
 from export.deploy.graph_alone import check_graph_alone
 
 CONFIG = "config.pbtxt"
@@ -94,7 +94,7 @@ def write_repository(
     chosen = _engine(bundle, engine)
     backend, content, evidence = "onnxruntime", bundle.model.read_bytes(), None
     if chosen is not None:
-        trusted = trusted_artefact(chosen)
+        trusted = trusted_artifact(chosen)
         content, evidence = trusted.data, trusted.evidence
         backend = _BACKEND
     dynamic = bundle.info.batch == "dynamic"

@@ -1,4 +1,4 @@
-"""The gate's verdicts in the evidence files beside the artefacts, and what follows from them."""
+"""The gate's verdicts in the evidence files beside the artifacts, and what follows from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engines.evidence import (
     Evidence,
     graph_evidence,
     graph_verdict,
-    trusted_artefact,
+    trusted_artifact,
 )
 from engines.ort_engine import OrtEngine
 from engines.verdict import EngineVerdict
@@ -21,7 +21,7 @@ from export.parity.verdict import GateVerdict, worst_verdict
 
 
 def write_evidence(bundle: Bundle, engines: Iterable[Engine], verdict: GateVerdict) -> None:
-    """Writes verdicts into the evidence file beside each artefact.
+    """Writes verdicts into the evidence file beside each artifact.
 
     Verdicts of other engines on the same file are kept; one rejection makes the file rejected.
 
@@ -31,9 +31,9 @@ def write_evidence(bundle: Bundle, engines: Iterable[Engine], verdict: GateVerdi
         verdict: What the gate says.
 
     Raises:
-        UserError: ``artefact-changed`` where an engine's file is not the one that was compared.
+        UserError: ``artifact-changed`` where an engine's file is not the one that was compared.
     """
-    folders = {engine.name: engine.artefact.parent for engine in engines}
+    folders = {engine.name: engine.artifact.parent for engine in engines}
     by_folder: dict[Path, dict[str, list[EngineVerdict]]] = {}
     for entry in verdict.engines:
         names = by_folder.setdefault(folders.get(entry.engine, bundle.path), {})
@@ -42,7 +42,7 @@ def write_evidence(bundle: Bundle, engines: Iterable[Engine], verdict: GateVerdi
         if folder == bundle.path:
             evidence = graph_evidence(bundle) or ungated_evidence(bundle)
         else:
-            evidence = trusted_artefact(folder).evidence
+            evidence = trusted_artifact(folder).evidence
         _with_verdicts(
             evidence, {name: worst_verdict(entries) for name, entries in names.items()}
         ).write(folder)
@@ -66,7 +66,7 @@ def _with_verdicts(evidence: Evidence, verdicts: Mapping[str, EngineVerdict]) ->
 def ungated_evidence(bundle: Bundle) -> Evidence:
     """Evidence of a graph nobody has compared with anything."""
     return Evidence(
-        artefact=bundle.model.name,
+        artifact=bundle.model.name,
         sha256=bundle.info.files[MODEL],
         bundle_sha256=bundle.info.fingerprint,
         backend=OrtEngine.name,

@@ -190,7 +190,7 @@ class _Pass:
     def _activation(self, name: str, position: int) -> str:
         if name not in self._pairs:
             scale = self._initializer(f"{name}/scale", np.array(self._scales[name], np.float32))
-            integers, back = f"{name}/int8", f"{name}/dequantised"
+            integers, back = f"{name}/int8", f"{name}/dequantized"
             like = self._network.infos[name].type.tensor_type.shape
             self._add("QuantizeLinear", [name, scale, self._zero], integers, position, like)
             self._add("DequantizeLinear", [integers, scale, self._zero], back, position, like)
@@ -213,7 +213,7 @@ class _Pass:
                 self._initializer(f"{name}/scale", scale),
                 self._initializer(f"{name}/zero", np.zeros(scale.shape, np.int8)),
             ]
-            back = f"{name}/dequantised"
+            back = f"{name}/dequantized"
             info = helper.make_tensor_value_info(back, TensorProto.FLOAT, array.shape)
             self._add(
                 "DequantizeLinear", inputs, back, position, info.type.tensor_type.shape, axis=axis

@@ -34,8 +34,8 @@ class BrightBoxEngine(Engine):
 
     name = "onnxruntime"
 
-    def __init__(self, artefact: Path, shift: float = 0.0) -> None:
-        self.artefact = artefact
+    def __init__(self, artifact: Path, shift: float = 0.0) -> None:
+        self.artifact = artifact
         self.versions = {"onnxruntime": "0.0"}
         self.batch_size = None
         self.shift = shift
@@ -93,7 +93,7 @@ def make_row(name: str, ap: float, ms: float, kitti: bool = True) -> ReportRow:
         engine="onnxruntime",
         precision="fp32",
         size_mb=12.5,
-        artefact=f"runs/{name}.bundle",
+        artifact=f"runs/{name}.bundle",
         sha256=hashlib.sha256(name.encode()).hexdigest(),
         coco=CocoAp(
             ap=ap, ap50=min(1, ap * 1.5), ap75=ap, ap_small=None, ap_medium=ap, ap_large=ap,

@@ -162,7 +162,7 @@ def test_machines_have_fronts_of_their_own(write: Write) -> None:
         ("latency", "student on A", "teacher on A"),
         ("latency", "student on B", "teacher on B"),
     ]
-    # One artefact is one AP, wherever it ran.
+    # One artifact is one AP, wherever it ran.
     assert sum("AP of student" in note for note in comparison.notes) == 1
     assert any("different machines" in note for note in comparison.notes)
 
@@ -181,7 +181,7 @@ def measured(
         path.write_bytes((2).to_bytes(8, "little") + b"{}" + name.encode())
         made[name] = engine_type(path, shift)
     monkeypatch.setattr(bench_run, "open_engine", lambda path, engine: made[path.stem])
-    paths = [engine.artefact for engine in made.values()]
+    paths = [engine.artifact for engine in made.values()]
     report = bench_run.benchmark(paths, f"kitti:{data}:val", iterations=4)
     write_report(report, tmp_path / f"report{student:g}")
     return tmp_path / f"report{student:g}"

@@ -21,7 +21,7 @@ class SlowEngine(Engine):
     batch_size = None
 
     def __init__(self) -> None:
-        self.artefact = Path("none")
+        self.artifact = Path("none")
         self.versions = {}
         self.calls: list[list[int]] = []
 

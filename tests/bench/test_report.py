@@ -96,10 +96,10 @@ def test_a_report_of_the_first_version_reads_and_writes_the_same_keys() -> None:
     recorded = RECORDED.read_text()
     report = Report.model_validate_json(recorded)
     assert without_nulls(json.loads(report.to_json())) == without_nulls(json.loads(recorded))
-    assert report.misses() == [] and report.rows[1].artefact == "runs/demo/student.bundle"
+    assert report.misses() == [] and report.rows[1].artifact == "runs/demo/student.bundle"
 
 
-def test_csv_has_a_line_per_artefact(report: Report) -> None:
+def test_csv_has_a_line_per_artifact(report: Report) -> None:
     rows = list(csv.DictReader(report.to_csv().splitlines()))
     assert [row["name"] for row in rows] == ["teacher", "baseline", "student"]
     assert float(rows[2]["ap"]) == 0.48

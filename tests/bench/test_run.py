@@ -49,7 +49,7 @@ def engines(
 
 
 def models(engines: dict[str, Any]) -> list[Path]:
-    return [engine.artefact for engine in engines.values()]
+    return [engine.artifact for engine in engines.values()]
 
 
 def test_report_of_two_models(engines: dict[str, Any], bright_cars: Path) -> None:
@@ -314,7 +314,7 @@ def test_rows_say_what_the_parity_gate_said(tmp_path: Path) -> None:
     model.write_bytes(b"graph")
     assert parity_status(model, "native") is None
     evidence = Evidence(
-        artefact="model.engine", sha256=sha256(model), bundle_sha256="0", backend="tensorrt",
+        artifact="model.engine", sha256=sha256(model), bundle_sha256="0", backend="tensorrt",
         verdicts={"native": EngineVerdict(
             engine="native", reference="torch", samples="4 golden images", budget=ParityBudget(),
             status="rejected",

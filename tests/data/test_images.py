@@ -18,11 +18,11 @@ def saved(path: Path, image: Image.Image, **options: Any) -> Path:
     return path
 
 
-def test_grey_palette_and_cmyk_become_rgb(tmp_path: Path) -> None:
-    grey = saved(tmp_path / "grey.png", Image.new("L", (5, 3), 77))
+def test_gray_palette_and_cmyk_become_rgb(tmp_path: Path) -> None:
+    gray = saved(tmp_path / "gray.png", Image.new("L", (5, 3), 77))
     palette = saved(tmp_path / "p.png", Image.new("RGB", (5, 3), (9, 200, 30)).convert("P"))
     cmyk = saved(tmp_path / "cmyk.jpg", Image.new("CMYK", (5, 3), (0, 255, 255, 0)))
-    assert (read_image(grey) == 77).all() and read_image(grey).shape == (3, 5, 3)
+    assert (read_image(gray) == 77).all() and read_image(gray).shape == (3, 5, 3)
     assert read_image(palette)[0, 0, 1] > 150
     red, green, blue = read_image(cmyk)[1, 1]
     assert red > 220 and green < 40 and blue < 40
@@ -97,12 +97,12 @@ def test_a_picture_of_too_many_pixels_is_refused_in_plain_words(tmp_path: Path) 
     assert caught.value.code == "image-unreadable"
 
 
-def test_names_can_be_read_on_the_colour_of_every_class() -> None:
+def test_names_can_be_read_on_the_color_of_every_class() -> None:
     size = (60, 90)
     for label in range(80):
-        grey = np.full((*size, 3), 90, np.uint8)
+        gray = np.full((*size, 3), 90, np.uint8)
         name = ["MMMM"] * 80
-        drawn = draw(grey, np.array([[5, 30, 60, 50]]), np.array([label]), name)
+        drawn = draw(gray, np.array([[5, 30, 60, 50]]), np.array([label]), name)
         strip = drawn[18:30, 5:30].reshape(-1, 3) / 255
         light = (strip**2.2) @ (0.2126, 0.7152, 0.0722)
         assert (light.max() + 0.05) / (light.min() + 0.05) > 4

@@ -15,7 +15,7 @@ from detr.data.preprocess import fit
 from detr.errors import UserError
 
 
-def test_padding_is_zero_after_normalisation() -> None:
+def test_padding_is_zero_after_normalization() -> None:
     config = PreprocessConfig(size=(32, 64))
     image = np.full((16, 16, 3), 255, dtype=np.uint8)
     inputs = preprocess([image], config)
@@ -42,7 +42,7 @@ def test_fit_keeps_the_aspect(
     assert fit(*image, canvas) == expected
 
 
-def test_a_grey_array_is_refused() -> None:
+def test_a_gray_array_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         preprocess([np.zeros((16, 16), dtype=np.uint8)], PreprocessConfig(size=(32, 32)))
     assert caught.value.code == "image-shape"

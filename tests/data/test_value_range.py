@@ -57,7 +57,7 @@ def test_the_doctor_says_what_is_lost_and_which_range_to_declare(tmp_path: Path)
     (found,) = inspect(dataset).findings
     assert (found.severity, found.code) == ("warning", "image-depth")
     assert "3 of 3 images have values from 700" in found.message
-    assert "become 6 grey levels of 256; say range: [700" in found.message
+    assert "become 6 gray levels of 256; say range: [700" in found.message
     assert check(dataset).findings == [found]
     assert len(np.unique(preprocess([dataset.image(0)], PreprocessConfig(size=SIZE)).images)) < 19
 
@@ -133,7 +133,7 @@ def test_a_range_that_is_none(tmp_path: Path, value_range: object) -> None:
     assert caught.value.code == "data-yaml" and "range" in caught.value.message
 
 
-def test_colour_of_16_bits_is_read_by_its_upper_half_and_that_is_said(tmp_path: Path) -> None:
+def test_color_of_16_bits_is_read_by_its_upper_half_and_that_is_said(tmp_path: Path) -> None:
     rows = np.full((*SIZE, 3), 4000, dtype=">u2")
     raw = b"".join(b"\0" + row.tobytes() for row in rows)
 

@@ -84,7 +84,7 @@ def test_a_step_lowers_the_loss_and_reaches_every_parameter(case, small_preset):
     torch.manual_seed(0)
     detector = build_detector(small_preset(family, **changes)).train()
     detector.backbone.eval()  # batch norm over two images is another function after each step
-    # The papers' optimiser and rate.
+    # The papers' optimizer and rate.
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-4)
     repeated = Repeated()
     with mock.patch.object(ProposalHead, "forward", functools.partialmethod(repeated)):

@@ -64,8 +64,8 @@ def test_the_range_of_deep_images_goes_from_the_data_to_the_model(
     (folder / "training/image_2").mkdir(parents=True)
     (folder / "training/label_2").symlink_to(scenes / "training/label_2")
     for path in (scenes / "training/image_2").iterdir():
-        grey = np.asarray(Image.open(path).convert("L"), dtype=np.uint16)
-        Image.fromarray(7000 + grey * 4).save(folder / "training/image_2" / path.name)
+        gray = np.asarray(Image.open(path).convert("L"), dtype=np.uint16)
+        Image.fromarray(7000 + gray * 4).save(folder / "training/image_2" / path.name)
     (folder / "d.yaml").write_text("format: kitti\npath: .\nrange: [7000, 8020]\n")
     changes = {"data": {"train": str(folder / "d.yaml"), "val": f"kitti:{folder}"}, "steps": 1}
     recipe = Recipe.model_validate({**tiny.model_dump(), **changes})
@@ -73,7 +73,7 @@ def test_the_range_of_deep_images_goes_from_the_data_to_the_model(
     train(recipe, run)
     detector, info = load_model(run)
     assert info.preprocess.range == (7000, 8020)
-    # Grey scenes of 8 bits teach and measure the same.
+    # Gray scenes of 8 bits teach and measure the same.
     plain = tmp_path / "plain"
     (plain / "training/image_2").mkdir(parents=True)
     (plain / "training/label_2").symlink_to(scenes / "training/label_2")

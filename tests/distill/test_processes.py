@@ -90,7 +90,7 @@ def recipe_of(recipe: Recipe, changes: dict[str, Any], batch: int, teacher: Path
     if content["detector"]["neck"]["levels"] == 1:
         content["detector"]["backbone"]["strides"] = [16]
     content |= {"steps": STEPS, "batch_size": batch, "methods": changes.get("methods", [])}
-    # The optimiser divides gradients by their size and so makes much of rounding; gradients are
+    # The optimizer divides gradients by their size and so makes much of rounding; gradients are
     # compared themselves, and the weights stay where they are.
     content["optimizer"] |= {"lr": 1e-12, "backbone_lr": 1e-12, "clip": 0.0}
     if content["methods"]:

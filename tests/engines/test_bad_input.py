@@ -81,7 +81,7 @@ def turned(path: Path) -> None:
 
 
 PICTURES: dict[str, tuple[Any, tuple[int, int]]] = {
-    "grey.png": (lambda path: Image.new("L", (40, 20), 90).save(path), (40, 20)),
+    "gray.png": (lambda path: Image.new("L", (40, 20), 90).save(path), (40, 20)),
     "alpha.png": (lambda path: Image.new("RGBA", (40, 20), (90, 90, 90, 255)).save(path), (40, 20)),
     "deep.png": (
         lambda path: Image.fromarray(np.full((20, 40), 90 * 257, np.uint16)).save(path),
@@ -109,7 +109,7 @@ def test_pictures_of_every_kind_are_read_the_same(toy_bundle: MakeBundle, tmp_pa
         boxes = np.array([d["box"] for d in one["detections"]])
         assert np.isfinite(boxes).all()
         if size == (40, 20):
-            # A grey of 90 in every mode: CMYK and JPEG round by a level or two.
+            # A gray of 90 in every mode: CMYK and JPEG round by a level or two.
             wanted = np.array([d["box"] for d in expected["detections"]])
             np.testing.assert_allclose(boxes, wanted, atol=0.5, err_msg=name)
 

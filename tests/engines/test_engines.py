@@ -121,7 +121,7 @@ def test_engines_are_opened_in_one_place() -> None:
 def test_a_bundle_that_is_open_is_not_read_again(toy_bundle: MakeBundle) -> None:
     bundle = open_bundle(toy_bundle())
     (bundle.path / "bundle.json").unlink()
-    assert open_engine(bundle, "onnxruntime").artefact == bundle.model
+    assert open_engine(bundle, "onnxruntime").artifact == bundle.model
     with pytest.raises(ValueError, match="not onnxruntime"):
         open_engine(bundle, "onnxruntime", built=bundle.path)
 

@@ -1,4 +1,4 @@
-"""An artefact is trusted only with evidence beside it that names its very bytes."""
+"""An artifact is trusted only with evidence beside it that names its very bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engines.evidence import (
     Evidence,
     LayerCount,
     read_evidence,
-    trusted_artefact,
+    trusted_artifact,
 )
 
 BUILD = EngineBuild(
@@ -38,7 +38,7 @@ BUILD = EngineBuild(
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "model.engine").write_bytes(b"code")
     Evidence(
-        artefact="model.engine",
+        artifact="model.engine",
         sha256=sha256(tmp_path / "model.engine"),
         bundle_sha256="0" * 64,
         backend="tensorrt",
@@ -51,13 +51,13 @@ def folder(tmp_path: Path) -> Path:
 
 def refused(folder: Path) -> UserError:
     with pytest.raises(UserError) as error:
-        trusted_artefact(folder)
+        trusted_artifact(folder)
     assert str(folder) in str(error.value)
     return error.value
 
 
 def test_what_was_written_is_read(folder: Path) -> None:
-    trusted = trusted_artefact(folder)
+    trusted = trusted_artifact(folder)
     evidence = trusted.evidence
     assert (trusted.path, trusted.data) == (folder / "model.engine", b"code")
     assert evidence == read_evidence(folder)
@@ -65,15 +65,15 @@ def test_what_was_written_is_read(folder: Path) -> None:
     assert evidence.build == BUILD
 
 
-def test_a_changed_artefact_is_not_trusted(folder: Path) -> None:
+def test_a_changed_artifact_is_not_trusted(folder: Path) -> None:
     (folder / "model.engine").write_bytes(b"codf")
     error = refused(folder)
-    assert error.code == "artefact-changed" and "not loaded" in error.message
+    assert error.code == "artifact-changed" and "not loaded" in error.message
 
 
-def test_a_missing_artefact(folder: Path) -> None:
+def test_a_missing_artifact(folder: Path) -> None:
     (folder / "model.engine").unlink()
-    assert refused(folder).code == "artefact-missing"
+    assert refused(folder).code == "artifact-missing"
 
 
 def test_without_evidence_nothing_is_trusted(folder: Path) -> None:
@@ -85,7 +85,7 @@ def test_without_evidence_nothing_is_trusted(folder: Path) -> None:
     ("old", "new", "place"),
     [
         ('"rejected"', '"fine"', "status"),
-        ('"artefact"', '"artifact"', "artifact: no such key"),
+        ('"artifact"', '"artefactum"', "artefactum: no such key"),
         ("{", "", "file"),
         ('"format": 2', '"format": 3', "format"),
         ('"seconds"', '"minutes"', "build.minutes: no such key"),
@@ -98,9 +98,9 @@ def test_damaged_evidence_names_the_place(folder: Path, old: str, new: str, plac
     assert error.code == "evidence-unreadable" and f"{EVIDENCE}: {place}" in error.message
 
 
-def test_an_artefact_elsewhere_is_not_followed(folder: Path) -> None:
+def test_an_artifact_elsewhere_is_not_followed(folder: Path) -> None:
     inside = folder / "inside"
     inside.mkdir()
     text = (folder / EVIDENCE).read_text()
     (inside / EVIDENCE).write_text(text.replace("model.engine", "../model.engine"))
-    assert refused(inside).code == "artefact-missing"
+    assert refused(inside).code == "artifact-missing"

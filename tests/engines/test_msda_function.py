@@ -82,7 +82,7 @@ def inputs(shapes: Any, batch: int, seed: int = 0) -> dict[str, Any]:
     tokens, levels, queries = sum(h * w for h, w in shapes), len(shapes), 9
     sampling = (batch, queries, HEAD.heads, levels, HEAD.points)
     locations = generator.uniform(-0.3, 1.3, (*sampling, 2))
-    # Corners and edges of the map, cell centres, and far outside on all sides.
+    # Corners and edges of the map, cell centers, and far outside on all sides.
     for query, where in enumerate([(0, 0), (1, 1), (0, 1), (0.5, 0.5), (-1e6, 1e6), (1e6, 0.5)]):
         locations[:, query] = where
     arrays = {

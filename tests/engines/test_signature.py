@@ -63,7 +63,7 @@ def bundle(toy_bundle: MakeBundle) -> Path:
     engine.mkdir(parents=True)
     (engine / "model.engine").write_bytes(bytes(range(256)) * 16)
     Evidence(
-        artefact="model.engine",
+        artifact="model.engine",
         sha256=sha256(engine / "model.engine"),
         bundle_sha256=open_bundle(folder).info.fingerprint,
         backend="tensorrt",

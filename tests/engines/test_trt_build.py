@@ -16,7 +16,7 @@ from onnx import helper
 
 from detr.errors import UserError
 from engines.bundle import Bundle, open_bundle
-from engines.evidence import LayerCount, trusted_artefact
+from engines.evidence import LayerCount, trusted_artifact
 from engines.msda_function import HeadShape, is_attention, make_node, set_lowering
 from engines.trt import build as builder
 from engines.trt.backend import BACKENDS, BuildLowering
@@ -76,7 +76,7 @@ def test_builds_for_gpus_that_are_not_here(bundle: Bundle, lowering: BuildLoweri
     pytest.importorskip("tensorrt_rtx")
     built = build_engine(bundle, RTX, BuildOptions(lowering, (89, 86, 86), profile_batch=(1, 2, 3)))
     assert built.folder == bundle.path / "engines" / "tensorrt-rtx-sm86-89-fp32"
-    trusted = trusted_artefact(built.folder)
+    trusted = trusted_artifact(built.folder)
     path, evidence = trusted.path, trusted.evidence
     assert evidence.build is not None
     assert path.stat().st_size == evidence.build.bytes > 10_000
@@ -146,7 +146,7 @@ def test_another_models_weights_in_the_working_directory(
     (tmp_path / "model.onnx.data").write_bytes(b"mine")
     monkeypatch.chdir(tmp_path)
     built = build_engine(bundle, RTX, BuildOptions(compute_capabilities=(86,)))
-    assert trusted_artefact(built.folder).evidence == built.evidence
+    assert trusted_artifact(built.folder).evidence == built.evidence
     assert (tmp_path / "model.onnx.data").read_bytes() == b"mine"
 
 
@@ -191,7 +191,7 @@ def test_a_bar_that_cannot_be_shown_costs_no_engine(
 
     monkeypatch.setattr(Progress, "_show", closed)
     built = build_engine(bundle, RTX, BuildOptions(compute_capabilities=(86,)))
-    assert trusted_artefact(built.folder).evidence == built.evidence
+    assert trusted_artifact(built.folder).evidence == built.evidence
 
 
 @pytest.mark.parametrize(

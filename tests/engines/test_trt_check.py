@@ -58,7 +58,7 @@ def add(bundle: Bundle, name: str = "tensorrt-sm86-fp32", **changes: Any) -> Pat
     for key, value in changes.items():
         (build if key in build else fields)[key] = value
     sha = sha256(folder / "model.engine")
-    Evidence(**{"artefact": "model.engine", "sha256": sha, "build": build} | fields).write(folder)
+    Evidence(**{"artifact": "model.engine", "sha256": sha, "build": build} | fields).write(folder)
     return folder
 
 
@@ -278,7 +278,7 @@ def test_an_engine_that_was_changed_is_not_opened(bundle: Bundle) -> None:
     (folder / "model.engine").write_bytes(b"something else")
     with pytest.raises(UserError, match="not loaded") as error:
         open_engine(bundle.path, "tensorrt")
-    assert error.value.code == "artefact-changed"
+    assert error.value.code == "artifact-changed"
 
 
 @pytest.mark.usefixtures("gpu")

@@ -45,7 +45,7 @@ class Runner:
         folder.mkdir(parents=True)
         (folder / "model.engine").write_bytes(b"engine")
         evidence = Evidence(
-            artefact="model.engine",
+            artifact="model.engine",
             sha256=sha256(folder / "model.engine"),
             bundle_sha256=bundle.info.fingerprint,
             backend=backend.name,

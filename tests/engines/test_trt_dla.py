@@ -14,7 +14,7 @@ from engines.trt import dla
 
 
 def graph() -> onnx.ModelProto:
-    """A small detector: a quantised convolution, a residual, a neck, tokens, attention."""
+    """A small detector: a quantized convolution, a residual, a neck, tokens, attention."""
     import numpy as np
 
     node = helper.make_node

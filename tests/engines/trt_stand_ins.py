@@ -270,7 +270,7 @@ class RuntimeConfig:
 
 
 class Base:
-    """What the bindings' base classes ask for: to be initialised by name."""
+    """What the bindings' base classes ask for: to be initialized by name."""
 
     def __init__(self) -> None:
         self.ready = True

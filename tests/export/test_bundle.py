@@ -99,7 +99,7 @@ def test_engines_find_what_torch_finds(bundle: tuple[Bundle, Path], name: str) -
         for size in [(64, 96), (90, 60), (33, 200)]
     ]
     reference = open_engine(bundle[0].path, "torch")
-    assert reference.artefact.samefile(bundle[1])
+    assert reference.artifact.samefile(bundle[1])
     engine = open_engine(bundle[0].path, name)
     expected = [found for image in images for found in reference([image])]
     for size in (1, 3) if engine.batch_size is None else (engine.batch_size,):

@@ -59,7 +59,7 @@ def test_every_engine_answers_for_both_orientations(
     pair: Path, source: Path, name: str | None
 ) -> None:
     engine = open_engine(pair, name)
-    assert isinstance(engine, OrientedEngine) and len(engine.artefacts) == 2
+    assert isinstance(engine, OrientedEngine) and len(engine.artifacts) == 2
     images = scenes()
     together = engine([images[0], images[1]])
     reference = open_engine(source)

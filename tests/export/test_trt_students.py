@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from engines.bundle import Bundle, Precision
-from engines.evidence import trusted_artefact
+from engines.evidence import trusted_artifact
 from engines.open import open_engine
 from engines.trt import build as builder
 from engines.trt import dla
@@ -92,7 +92,7 @@ def test_a_student_is_built_for_two_architectures(
     refuse_known_bad(bundle, RTX, options)
     built = build_engine(bundle, RTX, options)
 
-    trusted = trusted_artefact(built.folder)
+    trusted = trusted_artifact(built.folder)
     path, evidence = trusted.path, trusted.evidence
     assert path.parent.name == f"tensorrt-rtx-sm86-89-{precision}"
     assert evidence.build is not None
@@ -122,6 +122,6 @@ def test_a_student_is_built_for_two_architectures(
         assert not {"HALF", "INT8"} & set(types)
     else:
         assert types["HALF"] > 20
-    quantised = [layer for layer in layers if layer.kind == "QUANTIZE"]
-    assert bool(quantised) == (precision == "int8")
-    assert all(layer.outputs == ("INT8",) for layer in quantised)
+    quantized = [layer for layer in layers if layer.kind == "QUANTIZE"]
+    assert bool(quantized) == (precision == "int8")
+    assert all(layer.outputs == ("INT8",) for layer in quantized)

@@ -17,7 +17,7 @@ pytest.importorskip("tensorrt_rtx")
 from detr.data.synth.scene import render
 from detr.shipped import find_model
 from engines.bundle import Precision
-from engines.evidence import graph_evidence, trusted_artefact
+from engines.evidence import graph_evidence, trusted_artifact
 from engines.trt import build as builder
 from engines.trt.backend import BACKENDS
 from engines.trt.build import BuildOptions, build_engine
@@ -66,7 +66,7 @@ def test_accepted_and_built(
     assert np.isfinite(half.max_score) and half.max_score > 1e-5, "nothing was rounded"
 
     built = build_engine(bundle, RTX, BuildOptions(compute_capabilities=(89,)))
-    trusted = trusted_artefact(built.folder)
+    trusted = trusted_artifact(built.folder)
     assert trusted.evidence.bundle_sha256 == evidence.bundle_sha256
     assert trusted.evidence.build is not None
     assert trusted.evidence.build.precision == precision

@@ -52,7 +52,7 @@ def tiny_config(kind: str, **changes: Any) -> DetectorConfig:
 
 
 def _jitter(detector: Detector) -> None:
-    """Moves zero-initialised parameters, so that no path is tested at a special point."""
+    """Moves zero-initialized parameters, so that no path is tested at a special point."""
     with torch.no_grad():
         for parameter in detector.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from detr.models.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
-from detr.models.geometry import padding_mask, sampling_frame, token_centres, valid_ratios
+from detr.models.geometry import padding_mask, sampling_frame, token_centers, valid_ratios
 from detr.models.queries.position import image_positions, reference_embedding
 
 SHAPES = ((12, 20), (6, 10), (3, 5))
@@ -78,19 +78,19 @@ def test_reference_embedding_order():
 def test_sampling_frames():
     ratios = torch.tensor([[[0.5, 1.0], [0.6, 0.8], [1.0, 1.0]]])
     box = torch.tensor([[[0.2, 0.4, 0.1, 0.3]]])
-    centre, unit = sampling_frame(box, ratios, SHAPES, points=4)
-    torch.testing.assert_close(centre[0, 0, 1, 2], torch.tensor([0.2 * 0.6, 0.4 * 0.8]))
+    center, unit = sampling_frame(box, ratios, SHAPES, points=4)
+    torch.testing.assert_close(center[0, 0, 1, 2], torch.tensor([0.2 * 0.6, 0.4 * 0.8]))
     torch.testing.assert_close(unit[0, 0, 1, 3], torch.tensor([0.1 * 0.6 / 8, 0.3 * 0.8 / 8]))
-    centre, unit = sampling_frame(box[..., :2], ratios, SHAPES, points=4)
-    torch.testing.assert_close(centre[0, 0, 0, 0], torch.tensor([0.1, 0.4]))
+    center, unit = sampling_frame(box[..., :2], ratios, SHAPES, points=4)
+    torch.testing.assert_close(center[0, 0, 0, 0], torch.tensor([0.1, 0.4]))
     torch.testing.assert_close(unit[0, 0, 2, 0], torch.tensor([1 / 5, 1 / 3]))
 
 
-def test_token_centres_are_relative_to_the_image():
+def test_token_centers_are_relative_to_the_image():
     ratios = valid_ratios(torch.tensor([[96.0, 80.0]]), SHAPES, CANVAS)
-    centres = token_centres(ratios, SHAPES)[0, : 12 * 20].view(12, 20, 2)
-    torch.testing.assert_close(centres[3, 9], torch.tensor([9.5 / 10, 3.5 / 12]))
-    assert centres[3, 10, 0] > 1
+    centers = token_centers(ratios, SHAPES)[0, : 12 * 20].view(12, 20, 2)
+    torch.testing.assert_close(centers[3, 9], torch.tensor([9.5 / 10, 3.5 / 12]))
+    assert centers[3, 10, 0] > 1
 
 
 def test_box_formats_invert_each_other():

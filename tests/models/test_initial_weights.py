@@ -45,7 +45,7 @@ def rare(x: Tensor) -> None:
 
 
 def small(x: Tensor) -> None:
-    """Centres stay, sizes shrink."""
+    """Centers stay, sizes shrink."""
     assert x.tolist() == [0, 0, -2, -2]
 
 

@@ -74,8 +74,8 @@ def randomise(model: torch.nn.Module) -> None:
             if name.endswith("running_var"):
                 x.copy_(1 + 0.1 * noise.abs())
             elif x.dim() < 2:
-                centre = 1.0 if name.endswith("weight") else 0.0  # a norm's
-                x.copy_(centre + 0.1 * noise)
+                center = 1.0 if name.endswith("weight") else 0.0  # a norm's
+                x.copy_(center + 0.1 * noise)
             else:
                 # Queries of natural size: tiny ones are all alike.
                 x.copy_(noise if "embedding" in name else noise / x[0].numel() ** 0.5)

@@ -127,7 +127,7 @@ def test_every_family_builds(family):
     assert 3e7 < total < 6e7
 
 
-def test_an_unknown_name_suggests_its_neighbours():
+def test_an_unknown_name_suggests_its_neighbors():
     with pytest.raises(UserError, match="did you mean dino-r50") as caught:
         preset("dinor50", 80)
     assert caught.value.code == "preset-unknown"

@@ -86,9 +86,9 @@ def test_half_values_of_every_size_survive(kind: str) -> None:
     numbers = [0.0, -0.0, 2.0**-24, -(2.0**-20), 6e-5, 1.0, -3.14159, 60000.0, -65504.0, np.inf]
     values = np.array(numbers * 4, dtype=np.float32)[:36].reshape(1, 1, 1, 36)
     values = bfloat16(values) if kind == "bfloat16" else values.astype(np.float16)
-    centre = np.full((1, 1, 1, 1, 1, 2), 0.5, np.float32)
+    center = np.full((1, 1, 1, 1, 1, 2), 0.5, np.float32)
     one = np.ones((1, 1, 1, 1, 1), np.float32)
-    out = msda.forward(values, ((1, 1),), centre, one)
+    out = msda.forward(values, ((1, 1),), center, one)
     np.testing.assert_array_equal(out.reshape(-1), values.reshape(-1))
 
 

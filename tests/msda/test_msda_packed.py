@@ -65,7 +65,7 @@ def test_packed_and_in_place_give_the_same_bits(shapes: Shapes, target: str, kin
         case = make_case(shapes, batch=2, channels=7, queries=queries, points=samples, seed=samples)
         case.locations[:, ::5, :, :, 0] = np.nan
         case.locations[:, 1::5, :, :, -1] = (0.0, 1.0)  # a corner of the map
-        case.locations[:, 2::5, :, :, -1, 1] = 0.5 / shapes[0][0]  # on a texel's centre
+        case.locations[:, 2::5, :, :, -1, 1] = 0.5 / shapes[0][0]  # on a texel's center
         packed, in_place = both_ways(shapes, *typed(kind, case), target)
         assert packed.tobytes() == in_place.tobytes(), samples
         if kind == "float32":

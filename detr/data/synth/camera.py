@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 Points = npt.NDArray[np.float64]
-Colour = tuple[float, float, float]
-Patch = tuple[Points, Colour]
-"""A polygon ``[n, 2]`` in pixels and its RGB colour in 0..255."""
+Color = tuple[float, float, float]
+Patch = tuple[Points, Color]
+"""A polygon ``[n, 2]`` in pixels and its RGB color in 0..255."""
 
 
 @dataclass(frozen=True)
@@ -25,32 +25,32 @@ class Light:
     Attributes:
         sun: Unit vector towards the sun (X, up, Z).
         ambient: Share of light that comes from everywhere.
-        haze: Colour of the far distance.
-        visibility: Metres after which a colour is 63 % haze.
+        haze: Color of the far distance.
+        visibility: Metres after which a color is 63 % haze.
     """
 
     sun: tuple[float, float, float]
     ambient: float
-    haze: Colour
+    haze: Color
     visibility: float
 
-    def shade(self, colour: Colour, normal: Sequence[float], distance: float) -> Colour:
-        """The colour of a face with this outward normal at this distance."""
+    def shade(self, color: Color, normal: Sequence[float], distance: float) -> Color:
+        """The color of a face with this outward normal at this distance."""
         towards = sum(n * s for n, s in zip(normal, self.sun, strict=True))
         return self.fade(
-            scaled(colour, self.ambient + (1 - self.ambient) * max(0.0, towards)), distance
+            scaled(color, self.ambient + (1 - self.ambient) * max(0.0, towards)), distance
         )
 
-    def fade(self, colour: Colour, distance: float) -> Colour:
-        """The colour seen through ``distance`` metres of air."""
+    def fade(self, color: Color, distance: float) -> Color:
+        """The color seen through ``distance`` metres of air."""
         keep = float(np.exp(-distance / self.visibility))
-        r, g, b = (keep * c + (1 - keep) * h for c, h in zip(colour, self.haze, strict=True))
+        r, g, b = (keep * c + (1 - keep) * h for c, h in zip(color, self.haze, strict=True))
         return r, g, b
 
 
-def scaled(colour: Colour, factor: float) -> Colour:
-    """A colour made lighter or darker."""
-    return colour[0] * factor, colour[1] * factor, colour[2] * factor
+def scaled(color: Color, factor: float) -> Color:
+    """A color made lighter or darker."""
+    return color[0] * factor, color[1] * factor, color[2] * factor
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class Camera:
         y = self.cy + (self.above_ground - points[:, 1]) * scale
         return np.stack([x, y], axis=1)
 
-    def sees(self, centre: Points, normal: Points) -> bool:
+    def sees(self, center: Points, normal: Points) -> bool:
         """Whether a face is turned towards the camera."""
         eye = np.array([0.0, self.above_ground, 0.0])
-        return float((centre - eye) @ normal) < 0
+        return float((center - eye) @ normal) < 0
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class View:
     light: Light
     place: Placement
 
-    def face(self, local: Points, normal: Points, colour: Colour) -> list[Patch]:
+    def face(self, local: Points, normal: Points, color: Color) -> list[Patch]:
         """One planar face, or nothing where it is turned away."""
         world = self.place.world(local)
         if not self.camera.sees(world.mean(axis=0), normal):
@@ -122,23 +122,23 @@ class View:
         return [
             (
                 self.camera.project(world),
-                self.light.shade(colour, normal.tolist(), float(world[:, 2].mean())),
+                self.light.shade(color, normal.tolist(), float(world[:, 2].mean())),
             )
         ]
 
     def side(
-        self, outline: Sequence[tuple[float, float]], across: float, colour: Colour
+        self, outline: Sequence[tuple[float, float]], across: float, color: Color
     ) -> list[Patch]:
         """A patch on a side plane: outline of (forward, up) at ``across`` metres off the axis."""
         local = np.array([(f, u, across) for f, u in outline])
-        return self.face(local, self.place.direction(0, 0, np.sign(across)), colour)
+        return self.face(local, self.place.direction(0, 0, np.sign(across)), color)
 
     def end(
         self,
         forward: float,
         facing: int,
         corners: tuple[float, float, float, float],
-        colour: Colour,
+        color: Color,
     ) -> list[Patch]:
         """A rectangle across the vehicle at ``forward``; corners are (across0, up0, across1, up1).
 
@@ -148,26 +148,26 @@ class View:
         local = np.array(
             [(forward, u0, a0), (forward, u0, a1), (forward, u1, a1), (forward, u1, a0)]
         )
-        return self.face(local, self.place.direction(facing, 0, 0), colour)
+        return self.face(local, self.place.direction(facing, 0, 0), color)
 
     def extrude(
         self,
         profile: Sequence[tuple[float, float]],
         half_width: float,
-        colours: Sequence[Colour],
-        side_colour: Colour,
+        colors: Sequence[Color],
+        side_color: Color,
     ) -> list[Patch]:
         """A convex profile of (forward, up) pulled across the vehicle's width.
 
         Args:
             profile: Corners, counter-clockwise seen with forward to the right and up upwards.
             half_width: Metres.
-            colours: Of the strip from each corner to the next.
-            side_colour: Of both sides.
+            colors: Of the strip from each corner to the next.
+            side_color: Of both sides.
         """
         patches: list[Patch] = []
         following = [*profile[1:], profile[0]]
-        for (f0, u0), (f1, u1), colour in zip(profile, following, colours, strict=True):
+        for (f0, u0), (f1, u1), color in zip(profile, following, colors, strict=True):
             local = np.array(
                 [
                     (f0, u0, -half_width),
@@ -178,21 +178,21 @@ class View:
             )
             length = float(np.hypot(f1 - f0, u1 - u0))
             normal = self.place.direction((u1 - u0) / length, -(f1 - f0) / length, 0)
-            patches += self.face(local, normal, colour)
+            patches += self.face(local, normal, color)
         for across in (-half_width, half_width):
-            patches += self.side(profile, across, side_colour)
+            patches += self.side(profile, across, side_color)
         return patches
 
 
 def disc(
-    centre: tuple[float, float], radius: tuple[float, float], corners: int = 12
+    center: tuple[float, float], radius: tuple[float, float], corners: int = 12
 ) -> list[tuple[float, float]]:
     """An ellipse as a polygon."""
     angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     return list(
         zip(
-            (centre[0] + radius[0] * np.cos(angle)).tolist(),
-            (centre[1] + radius[1] * np.sin(angle)).tolist(),
+            (center[0] + radius[0] * np.cos(angle)).tolist(),
+            (center[1] + radius[1] * np.sin(angle)).tolist(),
             strict=True,
         )
     )

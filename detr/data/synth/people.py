@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from detr.data.synth.camera import Colour, Patch, View, disc, scaled
+from detr.data.synth.camera import Color, Patch, View, disc, scaled
 
-_SKIN: tuple[Colour, ...] = ((224, 182, 150), (198, 150, 116), (140, 96, 70), (92, 62, 46))
-_HAIR: tuple[Colour, ...] = ((36, 28, 24), (84, 58, 36), (160, 130, 80), (120, 120, 122))
-_CLOTH: tuple[Colour, ...] = (
+_SKIN: tuple[Color, ...] = ((224, 182, 150), (198, 150, 116), (140, 96, 70), (92, 62, 46))
+_HAIR: tuple[Color, ...] = ((36, 28, 24), (84, 58, 36), (160, 130, 80), (120, 120, 122))
+_CLOTH: tuple[Color, ...] = (
     (170, 40, 44),
     (36, 60, 120),
     (40, 110, 76),
@@ -20,15 +20,14 @@ _CLOTH: tuple[Colour, ...] = (
     (118, 86, 140),
     (226, 116, 48),
 )
-_TROUSERS: tuple[Colour, ...] = ((40, 48, 76), (36, 36, 38), (104, 92, 74), (78, 82, 90))
+_TROUSERS: tuple[Color, ...] = ((40, 48, 76), (36, 36, 38), (104, 92, 74), (78, 82, 90))
 
 Joint = tuple[float, float]
 
 
-def _pick(rng: np.random.Generator, colours: Sequence[Colour]) -> Colour:
+def _pick(rng: np.random.Generator, colors: Sequence[Color]) -> Color:
     r, g, b = (
-        float(np.clip(c + rng.normal(0, 9), 8, 244))
-        for c in colours[int(rng.integers(len(colours)))]
+        float(np.clip(c + rng.normal(0, 9), 8, 244)) for c in colors[int(rng.integers(len(colors)))]
     )
     return r, g, b
 
@@ -58,9 +57,9 @@ class _Figure:
         self._foot = camera.project(np.array([(place.x, 0.0, place.z)]))[0]
         self._scale = camera.focal / place.z
 
-    def add(self, outline: Sequence[Joint], colour: Colour) -> None:
+    def add(self, outline: Sequence[Joint], color: Color) -> None:
         points = np.array(outline) * (self._scale, -self._scale) + self._foot
-        lit = self.view.light.shade(colour, (0.0, 0.45, -0.89), self.view.place.z)
+        lit = self.view.light.shade(color, (0.0, 0.45, -0.89), self.view.place.z)
         self.patches.append((points, lit))
 
 
@@ -112,7 +111,7 @@ def pedestrian(
     return figure.patches
 
 
-def _head(figure: _Figure, at: Joint, skin: Colour, hair: Colour) -> None:
+def _head(figure: _Figure, at: Joint, skin: Color, hair: Color) -> None:
     figure.add(_limb((at[0], at[1] - 0.18), at, 0.10), scaled(skin, 0.8))
     figure.add(disc(at, (0.10, 0.125)), skin)
     figure.add(

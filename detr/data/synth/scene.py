@@ -1,6 +1,6 @@
 """One road scene: a layout, its picture and its KITTI labels.
 
-Solids are painted far to near into a picture and, with their number as colour, into a mask of the
+Solids are painted far to near into a picture and, with their number as color, into a mask of the
 same size. The pixels an object still owns in the finished mask, over those it owned when it was
 painted, are its visible fraction: that gives KITTI's occlusion level.
 """
@@ -81,10 +81,10 @@ class _Canvas:
         self._own = ImageDraw.Draw(self.mask)
 
     def draw(self, patches: list[Patch], owner: int | None = None) -> None:
-        for points, colour in patches:
+        for points, color in patches:
             # Pillow's integers would overflow on a point just before the lens.
             outline = np.clip(points * SUPERSAMPLE, -1e6, 1e6).ravel().tolist()
-            r, g, b = (min(255, max(0, int(c))) for c in colour)
+            r, g, b = (min(255, max(0, int(c))) for c in color)
             self._paint.polygon(outline, fill=(r, g, b))
             if owner is not None:
                 self._own.polygon(outline, fill=owner)
@@ -184,12 +184,12 @@ def _objects(
                 solids.append(_solid(name, place, size, camera, light, rng))
                 break
     if rng.random() < 0.35:
-        centre = Placement(float(rng.uniform(road.left, road.right)), float(rng.uniform(58, 90)), 0)
+        center = Placement(float(rng.uniform(road.left, road.right)), float(rng.uniform(58, 90)), 0)
         for _ in range(int(rng.integers(2, 5))):
             name = "Car" if rng.random() < 0.7 else "Pedestrian"
             place = Placement(
-                centre.x + float(rng.uniform(-4, 4)),
-                centre.z + float(rng.uniform(-4, 12)),
+                center.x + float(rng.uniform(-4, 4)),
+                center.z + float(rng.uniform(-4, 12)),
                 -np.pi / 2,
             )
             solids.append(_solid(name, place, STATISTICS[name].size(rng), camera, light, rng))

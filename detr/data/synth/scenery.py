@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from detr.data.synth.camera import Camera, Colour, Light, Patch, Placement, View, disc, scaled
+from detr.data.synth.camera import Camera, Color, Light, Patch, Placement, View, disc, scaled
 from detr.data.synth.vehicles import GLASS, TRIM, paint
 
 FAR = 400.0
@@ -25,7 +25,7 @@ class Road:
         parking: Width of the parking strip inside each kerb, 0 for none.
         walk: Width of the pavement outside each kerb.
         crossing: Distance of a crossing street, or None.
-        asphalt, verge: Colours.
+        asphalt, verge: Colors.
         houses: Buildings rather than grass and trees beyond the pavement.
     """
 
@@ -35,8 +35,8 @@ class Road:
     parking: float
     walk: float
     crossing: float | None
-    asphalt: Colour
-    verge: Colour
+    asphalt: Color
+    verge: Color
     houses: bool
 
 
@@ -45,7 +45,7 @@ def make_road(rng: np.random.Generator) -> Road:
     parking = 2.3 if rng.random() < 0.6 else 0.0
     lane = float(rng.uniform(3.1, 3.7))
     oncoming = int(rng.integers(1, 3))
-    grey = float(rng.uniform(72, 118))
+    gray = float(rng.uniform(72, 118))
     houses = bool(rng.random() < 0.6)
     green = np.array((rng.uniform(70, 110), rng.uniform(100, 135), rng.uniform(50, 70)))
     paved = np.array((1.0, 0.96, 0.9)) * rng.uniform(120, 160)
@@ -59,7 +59,7 @@ def make_road(rng: np.random.Generator) -> Road:
         parking=parking,
         walk=float(rng.uniform(2.0, 3.5)),
         crossing=float(rng.uniform(13, 32)) if rng.random() < 0.4 else None,
-        asphalt=(grey, grey * 1.0, grey * 1.03),
+        asphalt=(gray, gray * 1.0, gray * 1.03),
         verge=(float(verge[0]), float(verge[1]), float(verge[2])),
         houses=houses,
     )
@@ -85,7 +85,7 @@ def sky(camera: Camera, light: Light, rng: np.random.Generator) -> npt.NDArray[n
 
 
 def _ground(
-    camera: Camera, light: Light, x: tuple[float, float], z: tuple[float, float], colour: Colour
+    camera: Camera, light: Light, x: tuple[float, float], z: tuple[float, float], color: Color
 ) -> list[Patch]:
     """A ground rectangle, in strips so that the haze grows with distance."""
     z0, z1 = max(z[0], NEAR), z[1]
@@ -93,24 +93,24 @@ def _ground(
     patches: list[Patch] = []
     for near, far in pairwise(cuts):
         world = np.array([(x[0], 0, near), (x[1], 0, near), (x[1], 0, far), (x[0], 0, far)])
-        patches.append((camera.project(world), light.fade(colour, min((near + far) / 2, 160))))
+        patches.append((camera.project(world), light.fade(color, min((near + far) / 2, 160))))
     return patches
 
 
 def ground(camera: Camera, light: Light, road: Road, rng: np.random.Generator) -> list[Patch]:
     """Verge, pavement, asphalt, kerbs, lane marks and the crossing street."""
 
-    def flat(x: tuple[float, float], z: tuple[float, float], colour: Colour) -> list[Patch]:
-        return _ground(camera, light, x, z, colour)
+    def flat(x: tuple[float, float], z: tuple[float, float], color: Color) -> list[Patch]:
+        return _ground(camera, light, x, z, color)
 
     whole = (NEAR, FAR)
-    paving: Colour = (150, 146, 140)
+    paving: Color = (150, 146, 140)
     patches = flat((-300, 300), whole, road.verge)
     patches += flat((road.left - road.walk, road.right + road.walk), whole, paving)
     for kerb in (road.left, road.right):
         patches += flat((kerb - 0.15, kerb + 0.15), whole, (186, 184, 178))
     patches += flat((road.left, road.right), whole, road.asphalt)
-    white: Colour = (222, 222, 216)
+    white: Color = (222, 222, 216)
     if road.crossing is not None:
         z = road.crossing
         patches += flat((-300, 300), (z - 3.6, z + 3.6), road.asphalt)
@@ -142,11 +142,11 @@ def hills(camera: Camera, light: Light, rng: np.random.Generator) -> list[Patch]
     x = np.linspace(-10, camera.width + 10, n)
     top = np.stack([x, camera.cy - np.minimum(height, 0.16) * camera.height], axis=1)
     base = np.array([(camera.width + 10, camera.cy + 2), (-10, camera.cy + 2)])
-    colour = (rng.uniform(70, 110), rng.uniform(90, 120), rng.uniform(75, 105))
-    return [(np.concatenate([top, base]), light.fade(colour, 110))]
+    color = (rng.uniform(70, 110), rng.uniform(90, 120), rng.uniform(75, 105))
+    return [(np.concatenate([top, base]), light.fade(color, 110))]
 
 
-_WALLS: tuple[Colour, ...] = (
+_WALLS: tuple[Color, ...] = (
     (188, 170, 146),
     (164, 110, 88),
     (206, 198, 184),
@@ -183,8 +183,8 @@ def tree(view: View, height: float, rng: np.random.Generator) -> list[Patch]:
     z = view.place.z
     patches: list[Patch] = []
 
-    def add(outline: list[tuple[float, float]], colour: Colour) -> None:
-        patches.append((np.array(outline) * (scale, -scale) + foot, view.light.fade(colour, z)))
+    def add(outline: list[tuple[float, float]], color: Color) -> None:
+        patches.append((np.array(outline) * (scale, -scale) + foot, view.light.fade(color, z)))
 
     trunk = rng.uniform(0.12, 0.2)
     add(
@@ -213,8 +213,8 @@ def bush(view: View, rng: np.random.Generator) -> list[Patch]:
     for k in range(7):
         at = (rng.uniform(-wide, wide), high * (0.35 + 0.08 * k))
         outline = disc(at, (wide * 0.4, high * 0.4), 9)
-        colour = view.light.fade(scaled(green, 0.65 + 0.07 * k), view.place.z)
-        patches.append((np.array(outline) * (scale, -scale) + foot, colour))
+        color = view.light.fade(scaled(green, 0.65 + 0.07 * k), view.place.z)
+        patches.append((np.array(outline) * (scale, -scale) + foot, color))
     return patches
 
 
@@ -224,7 +224,7 @@ def pole(view: View, rng: np.random.Generator) -> list[Patch]:
     height = (7.0, 2.4, 3.2)[kind]
     foot = view.camera.project(np.array([(view.place.x, 0.0, view.place.z)]))[0]
     scale = view.camera.focal / view.place.z
-    shapes: list[tuple[list[tuple[float, float]], Colour]] = [
+    shapes: list[tuple[list[tuple[float, float]], Color]] = [
         ([(-0.06, 0), (0.06, 0), (0.06, height), (-0.06, height)], (104, 106, 108))
     ]
     if kind == 0:
@@ -236,7 +236,7 @@ def pole(view: View, rng: np.random.Generator) -> list[Patch]:
             )
         )
     elif kind == 1:
-        sign: Colour = ((36, 76, 168), (206, 44, 40), (226, 190, 52))[int(rng.integers(3))]
+        sign: Color = ((36, 76, 168), (206, 44, 40), (226, 190, 52))[int(rng.integers(3))]
         shapes.append((disc((0, height), (0.36, 0.36), (3, 4, 12)[int(rng.integers(3))]), sign))
         shapes.append((disc((0, height), (0.2, 0.2), 8), (232, 232, 228)))
     else:
@@ -247,23 +247,23 @@ def pole(view: View, rng: np.random.Generator) -> list[Patch]:
             )
         )
         lamp = int(rng.integers(3))
-        for k, colour in enumerate(((46, 196, 92), (236, 178, 44), (226, 44, 40))):
+        for k, color in enumerate(((46, 196, 92), (236, 178, 44), (226, 44, 40))):
             tone = 1.0 if k == lamp else 0.3
             shapes.append(
-                (disc((0, height - 0.75 + 0.3 * k), (0.11, 0.11), 8), scaled(colour, tone))
+                (disc((0, height - 0.75 + 0.3 * k), (0.11, 0.11), 8), scaled(color, tone))
             )
     return [
-        (np.array(outline) * (scale, -scale) + foot, view.light.fade(colour, view.place.z))
-        for outline, colour in shapes
+        (np.array(outline) * (scale, -scale) + foot, view.light.fade(color, view.place.z))
+        for outline, color in shapes
     ]
 
 
 def crate(view: View, rng: np.random.Generator) -> list[Patch]:
-    """A skip, a kiosk or a bin: a box of a vehicle's size and colours, without wheels or lamps."""
+    """A skip, a kiosk or a bin: a box of a vehicle's size and colors, without wheels or lamps."""
     h, w, ln = rng.uniform(0.9, 2.4), rng.uniform(0.7, 1.9), rng.uniform(0.8, 3.0)
-    colour = paint(rng)
+    color = paint(rng)
     box = [(-ln / 2, 0.0), (ln / 2, 0.0), (ln / 2, h), (-ln / 2, h)]
-    patches = view.extrude(box, w / 2, [colour] * 4, colour)
+    patches = view.extrude(box, w / 2, [color] * 4, color)
     for across in (-w * 0.502, w * 0.502):
         for k in (0.3, 0.6):
             patches += view.side(
@@ -274,7 +274,7 @@ def crate(view: View, rng: np.random.Generator) -> list[Patch]:
                     (-ln / 2, h * k + 0.07),
                 ],
                 across,
-                scaled(colour, 0.6),
+                scaled(color, 0.6),
             )
     for facing in (-1, 1):
         patches += view.end(facing * ln * 0.502, facing, (-w / 2, h * 0.85, w / 2, h), TRIM)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from detr.data.synth.camera import Colour, Patch, View, disc, scaled
+from detr.data.synth.camera import Color, Patch, View, disc, scaled
 
 Size = tuple[float, float, float]
 
-GLASS: Colour = (58, 74, 92)
-TYRE: Colour = (24, 24, 26)
-RIM: Colour = (150, 150, 155)
-TRIM: Colour = (38, 38, 42)
-RED: Colour = (215, 32, 28)
-HEADLIGHT: Colour = (250, 246, 220)
-PLATE: Colour = (232, 228, 205)
+GLASS: Color = (58, 74, 92)
+TYRE: Color = (24, 24, 26)
+RIM: Color = (150, 150, 155)
+TRIM: Color = (38, 38, 42)
+RED: Color = (215, 32, 28)
+HEADLIGHT: Color = (250, 246, 220)
+PLATE: Color = (232, 228, 205)
 
-_PAINTS: tuple[Colour, ...] = (
+_PAINTS: tuple[Color, ...] = (
     (196, 200, 205),
     (226, 228, 230),
     (44, 46, 52),
@@ -31,11 +31,11 @@ _PAINTS: tuple[Colour, ...] = (
 )
 
 
-_PAINT_SHARE = np.array([5, 5, 5, 5, 3, 3, 2, 1.5, 1.5, 1.5, 1]) / 33.5  # greys lead
+_PAINT_SHARE = np.array([5, 5, 5, 5, 3, 3, 2, 1.5, 1.5, 1.5, 1]) / 33.5  # grays lead
 
 
-def paint(rng: np.random.Generator) -> Colour:
-    """A car colour."""
+def paint(rng: np.random.Generator) -> Color:
+    """A car color."""
     base = _PAINTS[int(rng.choice(len(_PAINTS), p=_PAINT_SHARE))]
     r, g, b = (float(np.clip(c + rng.normal(0, 10), 12, 240)) for c in base)
     return r, g, b
@@ -71,11 +71,11 @@ def _lights(view: View, size: Size, up: float, lamp: tuple[float, float]) -> lis
     _, w, ln = size
     wide, high = lamp
     patches: list[Patch] = []
-    for facing, colour in ((-1, RED), (1, HEADLIGHT)):
+    for facing, color in ((-1, RED), (1, HEADLIGHT)):
         at = facing * (ln / 2 + 0.01)
         edge = w / 2 - 0.05
-        patches += view.end(at, facing, (-edge, up, -edge + wide, up + high), colour)
-        patches += view.end(at, facing, (edge - wide, up, edge, up + high), colour)
+        patches += view.end(at, facing, (-edge, up, -edge + wide, up + high), color)
+        patches += view.end(at, facing, (edge - wide, up, edge, up + high), color)
         if facing > 0:
             patches += view.end(at, facing, (-w * 0.24, up - 0.05, w * 0.24, up + 0.14), TRIM)
         patches += view.end(at, facing, (-0.27, up - 0.22, 0.27, up - 0.1), PLATE)
@@ -129,7 +129,7 @@ def van(view: View, size: Size, rng: np.random.Generator) -> list[Patch]:
     """One tall box with a short sloping nose; a delivery van has few windows."""
     h, w, ln = size
     white = rng.random() < 0.5
-    body: Colour = (224, 226, 226) if white else paint(rng)
+    body: Color = (224, 226, 226) if white else paint(rng)
     floor, belt = 0.24, h * 0.52
     nose = ln / 2 - ln * 0.06
     hull = [
@@ -179,10 +179,10 @@ def van(view: View, size: Size, rng: np.random.Generator) -> list[Patch]:
 
 
 def truck(view: View, size: Size, rng: np.random.Generator) -> list[Patch]:
-    """A driver's cab and, behind a gap, a high cargo box with a stripe of its own colour."""
+    """A driver's cab and, behind a gap, a high cargo box with a stripe of its own color."""
     h, w, ln = size
     cab = paint(rng)
-    tones: tuple[Colour, ...] = (
+    tones: tuple[Color, ...] = (
         (216, 214, 206),
         (188, 196, 204),
         (206, 176, 112),
@@ -219,7 +219,7 @@ def truck(view: View, size: Size, rng: np.random.Generator) -> list[Patch]:
     return patches + _wheels(view, size, 0.5, axles)
 
 
-def _cargo_marks(view: View, size: Size, bed: float, split: float, stripe: Colour) -> list[Patch]:
+def _cargo_marks(view: View, size: Size, bed: float, split: float, stripe: Color) -> list[Patch]:
     h, w, ln = size
     back = -ln / 2 - 0.01
     low, high = bed + (h - bed) * 0.40, bed + (h - bed) * 0.62
@@ -239,7 +239,7 @@ def _cargo_marks(view: View, size: Size, bed: float, split: float, stripe: Colou
     return patches
 
 
-def _cab_marks(view: View, size: Size, split: float, cab: Colour) -> list[Patch]:
+def _cab_marks(view: View, size: Size, split: float, cab: Color) -> list[Patch]:
     h, w, ln = size
     front = ln / 2 + 0.01
     patches: list[Patch] = []

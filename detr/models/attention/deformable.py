@@ -89,7 +89,7 @@ class DeformableAttention(nn.Module):
         weights = self.attention_weights(query)
         weights = weights.unflatten(-1, (self.heads, self.levels * self.points)).softmax(-1)
         weights = weights.unflatten(-1, (self.levels, self.points))
-        locations = torch.addcmul(frame.centre[:, :, None], offsets, frame.unit[:, :, None])
+        locations = torch.addcmul(frame.center[:, :, None], offsets, frame.unit[:, :, None])
         sampled = ms_deform_attn(value, shapes, locations, weights)
         return self.output_proj(sampled), locations, weights
 

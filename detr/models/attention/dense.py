@@ -146,7 +146,7 @@ class ConditionalCrossAttention(CrossAttention):
 
 
 class SpatialQuery(Places):
-    """Where a query looks: the sine code of its centre, reshaped by its content.
+    """Where a query looks: the sine code of its center, reshaped by its content.
 
     Conditional DETR (section 3.3): the code is multiplied by an MLP of the content, except in the
     first layer. DAB-DETR (section 4.3) also stretches the x and y halves by the ratio of a size

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def norm_groups(width: int) -> int:
     """Groups of a group norm: 32 at width 256 and above, never fewer than 8 channels each.
 
-    Narrow models would otherwise normalise single channels, which erases their mean.
+    Narrow models would otherwise normalize single channels, which erases their mean.
     """
     return max(g for g in range(1, 33) if width % g == 0 and width // g >= min(8, width))
 
@@ -25,25 +25,25 @@ class Neck(nn.Module):
         channels: Of the backbone maps, finest first.
         levels: Number of levels that come out.
         width: Their channels D.
-        normalise: Group norm after each convolution, which then starts as Xavier's; DETR has
+        normalize: Group norm after each convolution, which then starts as Xavier's; DETR has
             none and torch's own start.
     """
 
     def __init__(
-        self, channels: Sequence[int], levels: int, width: int, normalise: bool = True
+        self, channels: Sequence[int], levels: int, width: int, normalize: bool = True
     ) -> None:
         super().__init__()
         convs: list[nn.Conv2d] = [nn.Conv2d(c, width, 1) for c in channels]
         for extra in range(levels - len(channels)):
             inputs = channels[-1] if extra == 0 else width
             convs.append(nn.Conv2d(inputs, width, 3, stride=2, padding=1))
-        for conv in convs if normalise else ():
+        for conv in convs if normalize else ():
             nn.init.xavier_uniform_(conv.weight)
             assert conv.bias is not None
             nn.init.zeros_(conv.bias)
         groups = norm_groups(width)
         self.projections = nn.ModuleList(
-            nn.Sequential(conv, *([nn.GroupNorm(groups, width)] if normalise else []))
+            nn.Sequential(conv, *([nn.GroupNorm(groups, width)] if normalize else []))
             for conv in convs
         )
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 MODULE = SwinTransformerBlock.__module__
 # What timm must be told to accept other canvases than its own.
 OPTIONS: dict[str, Any] = {"strict_img_size": False, "always_partition": True}
-# Added to the scores of tokens that are neighbours only because the map was rolled.
+# Added to the scores of tokens that are neighbors only because the map was rolled.
 _APART = -100.0
 
 
@@ -35,7 +35,7 @@ class _Block(SwinTransformerBlock):
         shifts, mask = self.shift_size, None
         if any(shifts):
             x = torch.roll(x, (-shifts[0], -shifts[1]), (1, 2))
-            mask = self._neighbours(height + down, width + right, x)
+            mask = self._neighbors(height + down, width + right, x)
         windows = window_partition(x, self.window_size).flatten(1, 2)
         seen = self.attn(windows, mask=mask).unflatten(1, self.window_size)
         x = window_reverse(seen, self.window_size, height + down, width + right)
@@ -43,7 +43,7 @@ class _Block(SwinTransformerBlock):
             x = torch.roll(x, shifts, (1, 2))
         return x[:, :height, :width].contiguous()
 
-    def _neighbours(self, height: int, width: int, like: Tensor) -> Tensor:
+    def _neighbors(self, height: int, width: int, like: Tensor) -> Tensor:
         """``[windows, T, T]`` added to the scores: zero between tokens of one region."""
         axes = []
         for size, window, shift in zip(

@@ -60,7 +60,7 @@ class Backbone(nn.Module):
         return features
 
     def _finished(self, index: int, x: Tensor) -> Tensor:
-        """One map, normalised where asked, with its channels second."""
+        """One map, normalized where asked, with its channels second."""
         if not self.channels_last:
             x = x.permute(0, 2, 3, 1)
         if self.norms:

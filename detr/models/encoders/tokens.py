@@ -16,7 +16,7 @@ from detr.models.attention.deformable import (
     token_span,
 )
 from detr.models.encoders.base import Encoder
-from detr.models.geometry import SamplingFrame, sampling_frame, token_centres
+from detr.models.geometry import SamplingFrame, sampling_frame, token_centers
 from detr.models.layers import MLP, FeedForward, inner_mlp
 from detr.models.queries.position import image_positions
 from detr.models.structures import Levels, LevelShapes, Memory
@@ -239,7 +239,7 @@ class DeformableEncoder(TokenEncoder):
         self._fuse(encoder)
 
     def _place(self, padding: Tensor, ratios: Tensor, shapes: LevelShapes) -> SamplingFrame:
-        return sampling_frame(token_centres(ratios, shapes), ratios, shapes, self.points)
+        return sampling_frame(token_centers(ratios, shapes), ratios, shapes, self.points)
 
 
 class DenseEncoder(TokenEncoder):

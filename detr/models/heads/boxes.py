@@ -14,7 +14,7 @@ def box_head(width: int, placed: bool = True, size_bias: float = 0.0) -> MLP:
         width: Input and hidden width.
         placed: Boxes have references and start where they are; otherwise they start at random.
         size_bias: First value of placed boxes' width and height logits; -2 makes boxes of 0.12
-            where the reference is a bare centre.
+            where the reference is a bare center.
     """
     head = MLP(width, width, width, 4)
     if not placed:

@@ -175,7 +175,7 @@ class ContrastiveDenoiser(Denoiser):
         sign = torch.where(drawn[..., 4:] < 0.5, -1.0, 1.0)
         size = drawn[..., :4] + negative
         corners = cxcywh_to_xyxy(boxes) + size * sign * half * self.box_noise
-        # A negative's corners may cross: such a box keeps its centre and the smallest size.
+        # A negative's corners may cross: such a box keeps its center and the smallest size.
         return xyxy_to_cxcywh(corners.clamp(0, 1)).clamp(self.eps, 1 - self.eps)
 
 
@@ -205,7 +205,7 @@ class PlainDenoiser(Denoiser):
         return self.number
 
     def noisy_boxes(self, boxes: Tensor, drawn: Tensor) -> Tensor:
-        """Moves centres by up to half a size and scales sizes, each times the noise (section 4.2).
+        """Moves centers by up to half a size and scales sizes, each times the noise (section 4.2).
 
         See the base class.
         """

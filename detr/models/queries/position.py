@@ -40,7 +40,7 @@ def image_positions(
     """2-D sine position of every token, y in the first half of the channels, x in the second.
 
     Counts cells from 1 and divides by the number of cells the image covers, so the last valid cell
-    is at ``2 pi`` (``offset`` -0.5 moves it to the cell's centre). Cells in the padding repeat the
+    is at ``2 pi`` (``offset`` -0.5 moves it to the cell's center). Cells in the padding repeat the
     last valid one.
 
     Args:

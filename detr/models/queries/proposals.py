@@ -9,7 +9,7 @@ from detr.config import DetectorConfig, MixedQueriesConfig, TwoStageQueriesConfi
 from detr.config.queries import ProposedQueriesConfig
 from detr.errors import UserError
 from detr.models.boxes import inverse_sigmoid
-from detr.models.geometry import token_centres
+from detr.models.geometry import token_centers
 from detr.models.heads.boxes import box_head
 from detr.models.heads.classes import class_head
 from detr.models.layers import inner_mlp
@@ -81,17 +81,17 @@ class ProposalHead(nn.Module):
 
 
 def default_boxes(ratios: Tensor, shapes: LevelShapes) -> tuple[Tensor, Tensor]:
-    """The box every token starts from: its cell's centre, side ``0.05 * 2 ** level``.
+    """The box every token starts from: its cell's center, side ``0.05 * 2 ** level``.
 
     Returns:
         Boxes ``[B, S, 4]`` and whether they lie within (0.01, 0.99), ``[B, S, 1]``.
     """
-    centres = token_centres(ratios, shapes)
+    centers = token_centers(ratios, shapes)
     sides = [
-        centres.new_full((1, height * width, 2), 0.05 * 2.0**level)
+        centers.new_full((1, height * width, 2), 0.05 * 2.0**level)
         for level, (height, width) in enumerate(shapes)
     ]
-    boxes = torch.cat((centres, torch.cat(sides, 1).expand_as(centres)), -1)
+    boxes = torch.cat((centers, torch.cat(sides, 1).expand_as(centers)), -1)
     return boxes, ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True)
 
 

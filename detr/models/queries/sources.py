@@ -54,7 +54,7 @@ class LearnedQueries(QuerySource):
     Conditional DETR's is an MLP of it. DETR's boxes refer to nothing, which is the same as all of
     them referring to the middle of the image.
 
-    Groups without a position get the sine code that encoder tokens at their centre have, which
+    Groups without a position get the sine code that encoder tokens at their center have, which
     needs no inverse of the learned map and treats 2-d and 4-d references alike.
     """
 
@@ -93,7 +93,7 @@ class LearnedQueries(QuerySource):
             return torch.full_like(position[..., :2], 0.5)
         out: Tensor = self.reference_points(position)
         if out.dtype in (torch.float16, torch.bfloat16):
-            # Autocast's halves tell neighbouring pixels of a large image apart no more, and every
+            # Autocast's halves tell neighboring pixels of a large image apart no more, and every
             # layer's boxes start from these.
             out = out.float()
         out = out.sigmoid()
@@ -129,8 +129,8 @@ class AnchorQueries(QuerySource):
         self.anchors = nn.Embedding(queries.number, 4)
         if queries.random_centers:
             with torch.no_grad():
-                centres = self.anchors.weight[:, :2]
-                centres.copy_(inverse_sigmoid(torch.rand_like(centres)))
+                centers = self.anchors.weight[:, :2]
+                centers.copy_(inverse_sigmoid(torch.rand_like(centers)))
         count = queries.number if queries.learned_content else queries.patterns
         self.content = nn.Embedding(count, config.width - self.told) if count else None
         self.reference_mlp = inner_mlp(2 * config.width, config.width, config.width)

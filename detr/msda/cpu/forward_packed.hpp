@@ -110,7 +110,7 @@ struct alignas(64) Located {
             const unsigned cell = static_cast<unsigned>(at.line + 1) * down[i] +
                                   static_cast<unsigned>(at.column + 1) * row_bytes;
             // Of a sample outside, all corners are in the zeros above its level. With masks, as GCC
-            // makes a branch of many choices by `inside` and then does not vectorise.
+            // makes a branch of many choices by `inside` and then does not vectorize.
             const unsigned kept = at.inside ? ~0u : 0u;
             const unsigned left = start[i] + (cell & kept);
             top[to + i] = left;

@@ -10,7 +10,7 @@ namespace detr_msda {
 
 // Calls task(context, index, worker) for each index in [0, count), on up to `threads` threads of
 // which the caller is number 0; returns when all are done. Indices are handed out in order, so
-// neighbours run at about the same time. A call made while another runs works on its own thread.
+// neighbors run at about the same time. A call made while another runs works on its own thread.
 void parallel(long long count, int threads,
               void (*task)(void *context, long long index, int worker), void *context);
 

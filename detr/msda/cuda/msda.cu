@@ -11,7 +11,7 @@
 //   MSDA_THREADS                 threads per block
 //   MSDA_FORWARD_ONLY            optional: leave the backward kernel out
 //
-// One block serves kGroups neighbouring (image, query, head) triples. First its threads locate the
+// One block serves kGroups neighboring (image, query, head) triples. First its threads locate the
 // samples of all of them, each sample once; then MSDA_LANES threads per triple read the corners.
 #include "msda.hpp"
 

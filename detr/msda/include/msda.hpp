@@ -5,7 +5,7 @@
 //                     weight[b, q, m, v, p] * bilinear(value[b, level v, m, :], location[b, q, m,
 //                     v, p])
 //
-// Locations are (x, y) in [0, 1] of the level; texel centres lie at (i + 0.5) / size (grid_sample's
+// Locations are (x, y) in [0, 1] of the level; texel centers lie at (i + 0.5) / size (grid_sample's
 // align_corners=False) and everything outside a level is zero. Source: Zhu et al., "Deformable
 // DETR", arXiv 2010.04159, equation 3.
 //
@@ -145,7 +145,7 @@ struct Place {
 };
 
 // Places (x, y) in a level. Far away, infinite and NaN coordinates are not inside. No branches, so
-// that a loop over samples vectorises.
+// that a loop over samples vectorizes.
 template <class Acc>
 MSDA_FUNCTION Place<Acc> place(Acc x, Acc y, int height, int width) {
     const Acc w = static_cast<Acc>(width), h = static_cast<Acc>(height);

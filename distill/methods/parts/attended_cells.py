@@ -58,7 +58,7 @@ def attended_cells(sampled: SampledAttention, shapes: LevelShapes) -> Cells:
     counts = sizes.prod(1)[::points]
     starts = (counts.cumsum(0) - counts).repeat_interleave(points).to(torch.float32)
     across, down = locations.flatten(-3, -2).unbind(-1)
-    # Weight and place of either neighbour along one axis; what lies outside weighs nothing. Cells
+    # Weight and place of either neighbor along one axis; what lies outside weighs nothing. Cells
     # are numbered in float32, which is exact up to 2^24 of them.
     columns, rows = _neighbors(across, width), _neighbors(down, height)
     index = torch.empty(
@@ -74,7 +74,7 @@ def attended_cells(sampled: SampledAttention, shapes: LevelShapes) -> Cells:
 
 
 def _neighbors(place: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Cell and share of the lower and the upper neighbour along one axis of ``[..., V * P]``."""
+    """Cell and share of the lower and the upper neighbor along one axis of ``[..., V * P]``."""
     place = place * size - 0.5
     low = place.detach().floor().nan_to_num_(0.0)  # a cell must exist; its share says nan
     part = place - low

@@ -108,13 +108,13 @@ class TargetAware(nn.Module):
     The content of class c is the teacher's label embedding where it was trained with denoising
     queries, else row c of a fixed random N(0, 1) table. The reference is the true box. Models with
     box references make the position from it with their own layers; learned queries start from the
-    box's centre and take the position from a fixed random MLP of the box. The paper does not say
+    box's center and take the position from a fixed random MLP of the box. The paper does not say
     where its embedding and MLP get their values.
 
     Args:
         teacher: Whose embedding is taken (a copy).
         copies: How often each box is asked about.
-        jitter: Scale of the noise on all copies but the first, in DN-DETR's terms (centre and size
+        jitter: Scale of the noise on all copies but the first, in DN-DETR's terms (center and size
             move by up to ``jitter`` half sizes and sizes); 0 repeats the box.
     """
 
@@ -178,7 +178,7 @@ class AnswerDistances:
     Attributes:
         kl: Temperature-scaled Kullback-Leibler divergence, summed over classes.
         l1: Distance of the boxes, summed over the four coordinates.
-        giou: One minus their generalised IoU.
+        giou: One minus their generalized IoU.
         confidence: The teacher's best class score; zero for padding. No gradient.
     """
 

@@ -34,7 +34,7 @@ class PairWeights:
     Attributes:
         classes: Of the binary cross-entropy to the teacher's sigmoid scores.
         l1: Of the boxes' L1 distance, summed over coordinates.
-        giou: Of one minus the generalised IoU.
+        giou: Of one minus the generalized IoU.
         mean: Divide the cross-entropy by the number of classes (else the sum over classes).
     """
 

@@ -79,7 +79,7 @@ def select_queries(
     """Group query selection (section 3.2).
 
     Args:
-        table: ``[L, B, N, G]`` generalised IoU of every prediction with every (padded) box.
+        table: ``[L, B, N, G]`` generalized IoU of every prediction with every (padded) box.
         targets: Ground truth per image.
         matches: Assignment of the same predictions.
         threshold: Tau; strictly above is hard.

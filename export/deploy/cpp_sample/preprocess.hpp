@@ -1,5 +1,5 @@
 // From RGB pixels to the network's input, value for value as the Python package does it: scaled,
-// placed at the top left of the canvas, normalised, and zero where there is no image.
+// placed at the top left of the canvas, normalized, and zero where there is no image.
 #pragma once
 
 #include <algorithm>

@@ -31,7 +31,7 @@ def labels(boxes: list[list[float]], ignore: list[list[float]] | None = None) ->
 
 
 def picture_with(boxes: list[list[float]], size: tuple[int, int]) -> ImageArray:
-    """Black, with each box filled in a colour of its own."""
+    """Black, with each box filled in a color of its own."""
     image = np.zeros((*size, 3), dtype=np.uint8)
     for i, (x0, y0, x1, y1) in enumerate(boxes):
         image[int(y0) : int(y1), int(x0) : int(x1), i] = 200

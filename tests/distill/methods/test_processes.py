@@ -69,7 +69,7 @@ def test_two_processes_equal_one(
     )
     whole = tested.losses(step)
     module = sys.modules[type(tested).__module__]
-    # The normaliser is the boxes of all processes over their number.
+    # The normalizer is the boxes of all processes over their number.
     halves = [
         replace(one_image(step, image, 2), normalizer=step.normalizer / 2) for image in range(2)
     ]

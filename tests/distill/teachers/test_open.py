@@ -142,7 +142,7 @@ def test_other_names_without_a_teacher_are_refused(scenes: Path, write_teacher: 
     assert error.value.code == "teacher-classes"
 
 
-def test_other_normalisation_is_refused(write_teacher: Any, classes: ClassMap) -> None:
+def test_other_normalization_is_refused(write_teacher: Any, classes: ClassMap) -> None:
     other = PreprocessConfig(size=(64, 96), mean=(0, 0, 0), std=(255, 255, 255))
     with pytest.raises(UserError) as error:
         load_teacher(write_teacher(preprocess=other), classes, INPUT, {})

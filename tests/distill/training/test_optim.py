@@ -1,4 +1,4 @@
-"""Which parameters the optimiser pulls to zero."""
+"""Which parameters the optimizer pulls to zero."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def add_engine(bundle: Bundle, name: str, **changes: Any) -> Path:
     folder.mkdir(parents=True)
     (folder / "model.engine").write_bytes(name.encode())
     fields: dict[str, Any] = {
-        "artefact": "model.engine", "sha256": sha256(folder / "model.engine"),
+        "artifact": "model.engine", "sha256": sha256(folder / "model.engine"),
         "bundle_sha256": bundle.info.fingerprint, "backend": "tensorrt",
         "status": "accepted", "build": {**BUILD, "batch": [1, 2, 4]},
     }  # fmt: skip
@@ -183,7 +183,7 @@ def test_engines_are_served_where_they_are_trusted(checkpoint: Any, tmp_path: Pa
     (good / "model.engine").write_bytes(b"something else")
     with pytest.raises(UserError) as caught:
         write_repository(bundle, tmp_path / "r2", good.name)
-    assert caught.value.code == "artefact-changed"
+    assert caught.value.code == "artifact-changed"
     assert not (tmp_path / "r2").exists()
 
 

@@ -60,7 +60,7 @@ def bundle_of(
         lowering="gridsample",
         batch=batch,
         files={MODEL: sha256(folder / MODEL), GOLDEN: ""},
-        source=Source(path=str(reference.artefact), sha256=""),
+        source=Source(path=str(reference.artifact), sha256=""),
     )
     return Bundle(folder, info)
 

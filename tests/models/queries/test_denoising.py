@@ -109,7 +109,7 @@ def test_plain_layout_is_every_box_once_per_group():
     torch.testing.assert_close(group.content[0], torch.cat((labels, torch.ones(15, 1)), -1))
 
 
-def test_plain_noise_moves_a_centre_by_half_the_share_it_resizes_by():
+def test_plain_noise_moves_a_center_by_half_the_share_it_resizes_by():
     box = (0.5, 0.5, 0.2, 0.1)
     _, group = _group([_target(box)], **{**PLAIN, "groups": 4000})
     moved = (group.reference[0] - torch.tensor(box)) / 0.4

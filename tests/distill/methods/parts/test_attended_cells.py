@@ -39,8 +39,8 @@ def test_a_sample_between_four_cells_is_split_bilinearly() -> None:
     torch.testing.assert_close(found.flatten(), expected.flatten())
 
 
-def test_cell_centres_belong_to_one_cell_and_the_outside_is_dropped() -> None:
-    # The centre of cell (row 1, column 0), and a point half a cell left of the map's left edge.
+def test_cell_centers_belong_to_one_cell_and_the_outside_is_dropped() -> None:
+    # The center of cell (row 1, column 0), and a point half a cell left of the map's left edge.
     two = sampled([[0.125, 0.75], [-0.125, 0.25]], [0.25, 0.75])
     found = dense(attended_cells(two, SHAPES[:1]))
     expected = torch.zeros(8)

@@ -183,7 +183,7 @@ def test_target_aware_content_does_not_follow_the_teacher(build: Build, target: 
     assert not list(queries.parameters())
 
 
-def test_target_aware_of_learned_queries_gives_centre_and_frozen_position(
+def test_target_aware_of_learned_queries_gives_center_and_frozen_position(
     build: Build, target: Targets
 ) -> None:
     teacher = build(query="learned")
