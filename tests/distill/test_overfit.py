@@ -16,6 +16,7 @@ from tools.overfit import overfit
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "steps"), [("dino", 150)])
 def test_four_images_by_heart(family, steps, tmp_path):
     assert overfit(family, steps, tmp_path) >= 0.9

@@ -109,6 +109,7 @@ def test_a_dynamic_batch_is_batched_by_triton(bundles: dict[str, Bundle], tmp_pa
     assert json.loads((made.folder / "1/bundle.json").read_text())["batch"] == "dynamic"
 
 
+@pytest.mark.slow
 def test_warm_up_is_the_golden_image_as_it_is_prepared(
     bundles: dict[str, Bundle], tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ def test_warm_up_is_the_golden_image_as_it_is_prepared(
             np.testing.assert_array_equal(data.reshape(2, *expected.shape[1:])[1], expected[0])
 
 
+@pytest.mark.slow
 def test_a_second_export_is_a_second_version(bundles: dict[str, Bundle], tmp_path: Path) -> None:
     assert write_repository(bundles["2"], tmp_path, name="road").version == 1
     assert write_repository(bundles["2"], tmp_path, name="road").version == 2
@@ -187,6 +189,7 @@ def test_engines_are_served_where_they_are_trusted(checkpoint: Any, tmp_path: Pa
     assert not (tmp_path / "r2").exists()
 
 
+@pytest.mark.slow
 def test_command_line(bundles: dict[str, Bundle], tmp_path: Path) -> None:
     command = ["triton", str(bundles["2"].path), "--out", str(tmp_path / "models"), "--json"]
     run = CliRunner().invoke(main, command)

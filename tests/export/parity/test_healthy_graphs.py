@@ -91,6 +91,7 @@ def test_healthy_graphs_are_accepted(
     assert verdict.status == "accepted", verdict.text()
 
 
+@pytest.mark.slow
 def test_every_layer_can_be_compared(
     traced: tuple[TorchEngine, ModelProto, Batch, Golden], tmp_path: Path
 ) -> None:

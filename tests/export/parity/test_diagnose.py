@@ -14,7 +14,7 @@ from engines.verdict import Deviation, Pitfall
 from export.parity.diagnose import diagnose, known_pitfalls
 from export.precision.half import DEFAULT_ISLAND
 
-SEARCHED = Path(__file__).parents[1] / "engines" / "format1" / "fp16-bundle.json"
+SEARCHED = Path(__file__).parents[2] / "engines" / "format1" / "fp16-bundle.json"
 NORM = Deviation(layer="encoder.layers.0.norm", operators=("ReduceMean",))
 
 
