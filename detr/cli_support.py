@@ -19,7 +19,7 @@ T = TypeVar("T")
 # What to install when a room's import fails; keyed by the missing module.
 _EXTRA_OF_MODULE = {
     name: "train" for name in ("torch", "torchvision", "timm", "safetensors", "scipy", "onnxscript")
-} | {"transformers": "hf", "supervision": "supervision"}
+} | {"transformers": "hf", "supervision": "supervision", "ray": "ray"}
 
 
 class Group(click.Group):

@@ -94,6 +94,15 @@ def run(
 @click.option("--data", help="Data set without its split, such as kitti:data/demo.")
 @_settings
 @click.option(
+    "--threads", type=click.IntRange(1), help="Of each training; 1 with --ray, else torch's choice."
+)
+@click.option(
+    "--ray",
+    "address",
+    metavar="ADDRESS",
+    help="Train side by side on Ray: local, or a cluster's address, such as auto.",
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder of cells and table."
 )
 @json_option
@@ -103,6 +112,8 @@ def compare(
     seeds: int,
     data: str | None,
     overrides: tuple[str, ...],
+    threads: int | None,
+    address: str | None,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -114,6 +125,7 @@ def compare(
 
     Example: distill compare demo-student --methods qskd,fgd+mgd --seeds 2 --out runs/compare
     """
+    from distill.analysis.cells import in_processes, on_ray
     from distill.analysis.compare_methods import compare_methods
 
     if data is not None:
@@ -124,7 +136,8 @@ def compare(
     loaded = load_recipe(find_recipe(recipe), overrides)
     for spec in filter(None, (loaded.data.train, loaded.data.val)):
         open_dataset(spec)  # a mistake here would fail every run, one after the other
-    table = compare_methods(loaded, methods, seeds, out)
+    run = in_processes(threads) if address is None else on_ray(address, threads or 1)
+    table = compare_methods(loaded, methods, seeds, out, run)
     emit(table, as_json, table.to_markdown())
     if failed := [cell for cell in table.cells if cell.error]:
         raise UserError(

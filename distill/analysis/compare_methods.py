@@ -1,7 +1,6 @@
 """The same student, data, steps and seeds for every method and the baseline, in one table.
 
-Every cell is a run of its own in a process of its own: a cell that fails is noted and costs no
-other, the memory measured is its own, and the same command again goes on where it stopped.
+A cell that fails is noted and costs no other, and the same command again goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -10,16 +9,14 @@ import html
 import json
 import math
 import statistics
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from detr.cli_support import progress
 from detr.errors import UserError
 from detr.files import write_atomic
+from distill.analysis.cells import Job, Runner
 from distill.recipe import Recipe
 
 BASELINE = "baseline"
@@ -27,8 +24,6 @@ BASELINE = "baseline"
 INHERITED = "inherit"
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 _HEADS = ("AP", "AP50", "AP75", "S", "M", "L")
-
-Run = Callable[[Path, Path], str | None]
 
 
 class Cell(BaseModel):
@@ -154,7 +149,7 @@ def cell_recipe(recipe: Recipe, method: str, seed: int) -> Recipe:
 
 
 def compare_methods(
-    recipe: Recipe, methods: Sequence[str], seeds: int, out: Path, run: Run | None = None
+    recipe: Recipe, methods: Sequence[str], seeds: int, out: Path, run: Runner
 ) -> MethodComparison:
     """Runs every method and the baseline with every seed and writes the table after each cell.
 
@@ -165,22 +160,26 @@ def compare_methods(
         methods: Names, each possibly several joined by ``+``.
         seeds: Runs per method, with the recipe's seed and those after it.
         out: Gets ``cells/METHOD-seedN`` and ``compare.json``, ``.md`` and ``.html``.
-        run: Runs a recipe file into a folder; returns what went wrong or ``None``.
+        run: Trains the cells.
 
     Raises:
-        UserError: What :func:`cell_recipe` raises, before anything runs, and ``output-unwritable``.
+        UserError: What :func:`cell_recipe` raises, before anything runs, ``output-unwritable``, and
+            what ``run`` raises.
     """
     plain = [BASELINE] if recipe.inherit is None else [BASELINE, INHERITED]
     order = [*plain, *(m for m in dict.fromkeys(methods) if m not in plain)]
     wanted = [(m, recipe.seed + s) for s in range(seeds) for m in order]
     recipes = {(m, seed): cell_recipe(recipe, m, seed) for m, seed in wanted}
-    cells: dict[tuple[str, int], Cell] = {}
-    for method, seed in progress(wanted, "compare", len(wanted)):
+    jobs = {}
+    for (method, seed), own in recipes.items():
         folder = out / "cells" / f"{method}-seed{seed}"
         path = folder.with_suffix(".yaml")
-        write_atomic(path, recipes[method, seed].to_yaml())
-        error = (run or run_cell)(path, folder)
-        cells[method, seed] = _read_cell(method, seed, folder, error)
+        write_atomic(path, own.to_yaml())
+        jobs[Job(path, folder, own.steps)] = (method, seed)
+    cells: dict[tuple[str, int], Cell] = {}
+    for job, error in run(list(jobs)):
+        method, seed = jobs[job]
+        cells[method, seed] = _read_cell(method, seed, job.folder, error)
         table = MethodComparison(
             recipe=recipe.name,
             data=recipe.data.train,
@@ -191,32 +190,6 @@ def compare_methods(
         write_atomic(out / "compare.md", table.to_markdown())
         write_atomic(out / "compare.html", table.to_html())
     return table
-
-
-def run_cell(path: Path, out: Path) -> str | None:
-    """Trains one recipe in a process of its own; returns its last words where it fails."""
-    call = "import sys; from distill.analysis.compare_methods import main; main(*sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", call, str(path), str(out)],
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode == 0:
-        return None
-    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else f"ended with status {done.returncode}"
-
-
-def main(path: str, out: str) -> None:
-    """What a cell's process does."""
-    from distill.recipe import load_recipe
-    from distill.training.loop import train
-
-    try:
-        train(load_recipe(Path(path)), Path(out))
-    except UserError as error:
-        sys.exit(f"error[{error.code}]: {error.message}")
 
 
 def _read_cell(method: str, seed: int, folder: Path, error: str | None) -> Cell:

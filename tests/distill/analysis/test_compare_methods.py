@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from detr.errors import UserError
+from distill.analysis.cells import Runner, in_sequence
 from distill.analysis.compare_methods import Cell, MethodComparison, cell_recipe, compare_methods
 from distill.cli import main
 from distill.recipe import Recipe, load_recipe
@@ -36,9 +37,13 @@ def test_a_row_that_only_inherits_stands_beside_methods_that_do(
     recipe = distilling(tiny, inherit=True)
     only = cell_recipe(recipe, "inherit", 1)
     assert only.methods == () and only.inherit == recipe.inherit and only.teacher == recipe.teacher
-    table = compare_methods(recipe, ["fitnet", "inherit"], 1, tmp_path / "with", run=fake)
+    table = compare_methods(
+        recipe, ["fitnet", "inherit"], 1, tmp_path / "with", run=in_sequence(fake)
+    )
     assert [cell.method for cell in table.cells] == ["baseline", "inherit", "fitnet"]
-    table = compare_methods(distilling(tiny), ["fitnet"], 1, tmp_path / "without", run=fake)
+    table = compare_methods(
+        distilling(tiny), ["fitnet"], 1, tmp_path / "without", run=in_sequence(fake)
+    )
     assert [cell.method for cell in table.cells] == ["baseline", "fitnet"]
 
 
@@ -53,7 +58,9 @@ def test_an_average_that_is_measured_keeps_following(tiny: Recipe) -> None:
 
 def test_mistakes_are_told_before_anything_runs(tiny: Recipe, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        compare_methods(distilling(tiny), ["clockdistil"], 1, tmp_path / "out", run=lambda *_: None)
+        compare_methods(
+            distilling(tiny), ["clockdistil"], 1, tmp_path / "out", run=in_sequence(lambda *_: None)
+        )
     assert caught.value.code == "method-unknown" and not (tmp_path / "out").exists()
     with pytest.raises(UserError) as caught:
         cell_recipe(tiny, "fitnet", 0)
@@ -75,7 +82,9 @@ def fake(path: Path, out: Path) -> str | None:
 def test_one_table_of_all_cells_and_a_failure_costs_only_itself(
     tiny: Recipe, tmp_path: Path
 ) -> None:
-    table = compare_methods(distilling(tiny), ["clockdistill", "fgd"], 2, tmp_path, run=fake)
+    table = compare_methods(
+        distilling(tiny), ["clockdistill", "fgd"], 2, tmp_path, run=in_sequence(fake)
+    )
     assert [(c.method, c.seed) for c in table.cells] == [
         (m, s) for m in ("baseline", "clockdistill", "fgd") for s in (0, 1)
     ]
@@ -140,8 +149,12 @@ def test_a_comparison_with_failed_runs_is_no_success(
     path = tmp_path / "tiny.yaml"
     path.write_text(tiny.to_yaml())
 
-    def comparison(recipe: Recipe, methods: list[str], seeds: int, out: Path) -> MethodComparison:
-        return compare_methods(distilling(recipe), [*methods, "fgd"], seeds, out, run=fake)
+    def comparison(
+        recipe: Recipe, methods: list[str], seeds: int, out: Path, _: Runner
+    ) -> MethodComparison:
+        return compare_methods(
+            distilling(recipe), [*methods, "fgd"], seeds, out, run=in_sequence(fake)
+        )
 
     monkeypatch.setattr("distill.analysis.compare_methods.compare_methods", comparison)
     run = CliRunner().invoke(
