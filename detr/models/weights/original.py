@@ -16,7 +16,14 @@ from torch import Tensor
 from detr.config import DetectorConfig
 from detr.errors import UserError
 from detr.models.state_dicts import unwrapped
-from detr.models.weights import conditional_detr, deformable_detr, detr, detrex, original_config
+from detr.models.weights import (
+    conditional_detr,
+    deformable_detr,
+    detr,
+    detrex,
+    mmdet,
+    original_config,
+)
 from detr.models.weights.backbones import convnext_rules, plain_rules, swin_rules
 from detr.models.weights.imported import Imported, imported
 from detr.models.weights.renaming import Rule, rename, split_projections
@@ -190,6 +197,9 @@ def convert(
     told = dict(options or {})
     told["dilation"] = dilated or bool(told.get("dilation"))
     tensors = unwrapped(tensors)
+    if mmdet.MARK in tensors:
+        told |= mmdet.options(tensors)
+        tensors = mmdet.original_names(tensors)
     by_detrex = detrex.MARK in tensors
     if by_detrex:
         tensors = detrex.original_names(tensors)

@@ -163,7 +163,8 @@ def deformable(source: Source) -> DetectorConfig:
         # Two-stage checkpoints do not tell how many proposals they take; 300 is the default.
         count = int(source.told.get("num_queries", 300))
         return FAMILIES["deformable-detr-two-stage"].replace(queries={"number": count})
-    refined = "transformer.decoder.bbox_embed.0.layers.0.weight" in tensors
+    inner = "transformer.decoder.bbox_embed.0.layers.0.weight" in tensors
+    refined = source.told.get("with_box_refine", inner)
     family = FAMILIES["deformable-detr-refine" if refined else "deformable-detr"]
     return family.replace(queries=_learned(source))
 
