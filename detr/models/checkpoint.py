@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -12,12 +13,19 @@ from detr.errors import UserError
 from detr.files import write_atomic
 from detr.model_info import ModelInfo, read_model_info
 from detr.models.detector import Detector, build_detector
+from detr.models.parts import CLASS_HEADS
 from detr.models.tensors import match_tensors, read_tensors
 
 WEIGHTS = "model.safetensors"
 
 
-def save_model(path: Path, detector: Detector, info: ModelInfo, half: bool = False) -> None:
+def save_model(
+    path: Path,
+    detector: Detector,
+    info: ModelInfo,
+    half: bool = False,
+    without: Collection[str] = (),
+) -> None:
     """Writes weights and sidecar, each in one step: a failure leaves the old file whole.
 
     Args:
@@ -25,6 +33,7 @@ def save_model(path: Path, detector: Detector, info: ModelInfo, half: bool = Fal
         detector: Any device.
         info: Its config must be the detector's.
         half: Store parameters in 16 bits; buffers (batch-norm statistics) keep 32.
+        without: Tensors that are left out, such as class heads that nobody trained.
 
     Raises:
         UserError: ``output-unwritable`` or ``disk-full``.
@@ -35,7 +44,9 @@ def save_model(path: Path, detector: Detector, info: ModelInfo, half: bool = Fal
     path = path if path.suffix == ".safetensors" else path / WEIGHTS
     parameters = dict(detector.named_parameters())
     tensors = {
-        name: _stored(x, half and name in parameters) for name, x in detector.state_dict().items()
+        name: _stored(x, half and name in parameters)
+        for name, x in detector.state_dict().items()
+        if name not in without
     }
     write_atomic(path, save(tensors))
     write_atomic(path.with_suffix(".json"), info.model_dump_json(indent=2) + "\n")
@@ -62,15 +73,28 @@ def load_model(path: Path) -> tuple[Detector, ModelInfo]:
 
     Raises:
         UserError: ``checkpoint-missing``, ``checkpoint-unreadable``, ``checkpoint-pickle``,
-            ``checkpoint-mismatch`` or ``model-sidecar``.
+            ``checkpoint-headless``, ``checkpoint-mismatch``, ``checkpoint-nonfinite`` or
+            ``model-sidecar``.
     """
     path = weights_file(path)
     # Before the sidecar: what is wrong with the weights is the more telling message.
     tensors = read_tensors(path)
     info = read_model_info(path.with_suffix(".json"))
+    if headless(tensors):
+        raise UserError(
+            "checkpoint-headless",
+            f"{path}: has no class head and predicts nothing; it can be the start of a training "
+            "(start: in a recipe)",
+        )
     detector = build_detector(info.detector, pretrained=False)
     match_tensors(detector, tensors, str(path))
     return detector.eval(), info
+
+
+def headless(tensors: Collection[str]) -> bool:
+    """Whether a detector's tensors, by name, lack every class head."""
+    ours = any(name.startswith("decoder.") for name in tensors)
+    return ours and not any(CLASS_HEADS.match(name) for name in tensors)
 
 
 def _stored(x: Tensor, half: bool) -> Tensor:

@@ -15,7 +15,7 @@ from detr.model_info import ModelInfo, read_model_info
 from detr.models.checkpoint import weights_file
 from detr.models.class_names import listed, match_classes
 from detr.models.detector import Detector
-from detr.models.tensors import read_tensors
+from detr.models.tensors import read_tensors, refuse_nonfinite
 from detr.models.transfer import Source, TransferReport, transfer
 
 
@@ -42,6 +42,7 @@ def start(
     """
     file = weights_file(path)
     tensors = read_tensors(file)
+    refuse_nonfinite(tensors, str(file))
     info = read_model_info(file.with_suffix(".json"))
     names = info.classes.names
     match = match_classes(classes.names, names, renamed)

@@ -17,15 +17,12 @@ from detr.config import DetectorConfig
 from detr.errors import UserError
 from detr.models.class_names import listed
 from detr.models.detector import Detector
-from detr.models.parts import by_part
+from detr.models.parts import CLASS_HEADS, LABELS, by_part
 
 # What is taken whole or not at all.
 _UNIT = re.compile(
     r"((?:encoder|decoder)\.layers|decoder\.(?:class|box)_heads|neck\.projections)\.(\d+)\."
 )
-# Tensors with a row per class, and perhaps some more rows after them.
-_CLASS_HEADS = re.compile(r"(?:decoder\.class_heads\.\d+|source\.proposals\.class_head)\.")
-_LABELS = "denoiser.label_embedding.weight"
 _PROPOSALS = "source.proposals.class_head."
 # Counters of batch norm, which converted weights do not have.
 _COUNTER = "num_batches_tracked"
@@ -213,13 +210,13 @@ def _plan(
     if other is None or other not in source.tensors:
         return f"the {role} has none"
     found = source.tensors[other]
-    by_class = name == _LABELS or _CLASS_HEADS.match(name) is not None
+    by_class = name == LABELS or CLASS_HEADS.match(name) is not None
     if not by_class or tensor.shape[1:] != found.shape[1:]:
         if tensor.shape == found.shape:
             return []
         return f"shape {list(tensor.shape)}, the {role}'s is {list(found.shape)}"
     kinds = ours.heads.classes.kind, theirs.heads.classes.kind
-    if name != _LABELS and kinds[0] != kinds[1]:
+    if name != LABELS and kinds[0] != kinds[1]:
         return f"its scores are {kinds[0]}, the {role}'s {kinds[1]}"
     if name.startswith(_PROPOSALS) and ours.queries.kind != theirs.queries.kind:
         return f"its proposals are {ours.queries.kind}, the {role}'s {theirs.queries.kind}"

@@ -24,6 +24,8 @@ CANVASES = [
 TABLES = {"query_embed", "refpoint_embed", "tgt_embed", "label_enc", "patterns"} | {
     "level_embed",
     "level_embeds",
+    "query_embedding",
+    "label_embedding",
 }
 
 

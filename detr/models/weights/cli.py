@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from detr.cli_support import Group, emit, json_option
 from detr.data.cli import parse_size
 from detr.data.preprocess import PreprocessConfig
+from detr.errors import UserError
 from detr.model_info import ModelInfo
 from detr.models.checkpoint import save_model
 from detr.models.describe import parameters
@@ -17,6 +18,7 @@ from detr.models.tensors import read_checkpoint
 from detr.models.weights import original
 from detr.models.weights.classes import class_map, read_classes
 from detr.models.weights.hugging_face import read_folder
+from detr.models.weights.imported import Imported
 
 
 class ImportReport(BaseModel):
@@ -25,7 +27,8 @@ class ImportReport(BaseModel):
     Attributes:
         source, out: Where from and where to.
         parameters: Number of parameters of the detector.
-        classes: Number of classes.
+        classes: Number of classes; 0 without a class head.
+        notes: What was decided on the way, such as which of two state dicts was read.
         unused: Published tensors that were not needed, with the reason.
     """
 
@@ -33,6 +36,7 @@ class ImportReport(BaseModel):
     out: str
     parameters: int
     classes: int
+    notes: list[str]
     unused: dict[str, str]
 
     def text(self) -> str:
@@ -41,6 +45,7 @@ class ImportReport(BaseModel):
             f"{self.source} -> {self.out}",
             f"{self.parameters / 1e6:.1f} M parameters, {self.classes} classes",
         ]
+        lines += [f"note: {note}" for note in self.notes]
         lines += [f"not needed: {name} ({reason})" for name, reason in self.unused.items()]
         return "\n".join(lines)
 
@@ -60,15 +65,30 @@ def weights() -> None:
     type=click.Path(path_type=Path),
     help="JSON with names and category_ids, or a COCO annotation file.",
 )
-@click.option("--size", default="800x1333", show_default=True, help="Canvas HEIGHTxWIDTH.")
+@click.option(
+    "--size",
+    help="Canvas HEIGHTxWIDTH that images are fitted to.  [default: the folder's, else short side "
+    "800 and long side at most 1333]",
+)
+@click.option(
+    "--ema/--no-ema",
+    default=None,
+    help="The averaged weights of a .pth that has both, or the others.  [default: its main ones]",
+)
 @click.option("--dc5", is_flag=True, help="A .pth whose backbone has a dilated last stage.")
 @json_option
 def import_(
-    source: Path, out: Path, classes: Path | None, size: str, dc5: bool, as_json: bool
+    source: Path,
+    out: Path,
+    classes: Path | None,
+    size: str | None,
+    ema: bool | None,
+    dc5: bool,
+    as_json: bool,
 ) -> None:
     """Read published weights into a checkpoint.
 
-    SOURCE is a Hugging Face folder (config.json and safetensors) of DETR, Conditional DETR,
+    SOURCE is a Hugging Face folder (config.json and weights) of DETR, Conditional DETR,
     DAB-DETR or Deformable DETR, or a .pth of the original DETR, Conditional-DETR, DAB-DETR,
     Deformable-DETR, DN-DETR, H-Deformable-DETR or DINO repository, or of detrex's DINO. Pickles are
     read for their tensors only; code in them never runs.
@@ -77,27 +97,45 @@ def import_(
 
     Example: detr weights import detr-resnet-50 --out runs/detr.safetensors
     """
-    canvas = parse_size(size)
+    canvas = None if size is None else parse_size(size)
     if source.is_dir():
-        imported = read_folder(source)
+        for given, option in ((ema is not None, "--ema"), (dc5, "--dc5")):
+            if given:
+                raise UserError("weights-option", f"{source}: {option} is for a .pth, not a folder")
+        found = read_folder(source, canvas)
     else:
-        checkpoint = read_checkpoint(source)
-        imported = original.convert(checkpoint.tensors, str(source), checkpoint.options, dc5)
-    config = imported.detector.config
+        found = _read_file(source, canvas, ema, dc5)
+    config = found.detector.config
+    if found.without and classes is not None:
+        raise UserError(
+            "weights-option", f"{source}: has no class head, so there is nothing for --classes"
+        )
     info = ModelInfo(
         detector=config,
-        classes=class_map(imported.names)
+        classes=class_map(found.names)
         if classes is None
         else read_classes(classes, config.num_classes),
-        preprocess=PreprocessConfig(size=canvas),
+        preprocess=found.preprocess,
         provenance={"imported_from": str(source)},
     )
-    save_model(out, imported.detector, info)
+    save_model(out, found.detector, info, without=found.without)
     report = ImportReport(
         source=str(source),
         out=str(out),
-        parameters=parameters(imported.detector)["total"],
-        classes=config.num_classes,
-        unused=imported.unused,
+        parameters=parameters(found.detector)["total"],
+        classes=0 if found.without else config.num_classes,
+        notes=list(found.notes),
+        unused=found.unused,
     )
     emit(report, as_json, report.text())
+
+
+def _read_file(
+    source: Path, canvas: tuple[int, int] | None, averaged: bool | None, dilated: bool
+) -> Imported:
+    """The detector of a training's file."""
+    checkpoint = read_checkpoint(source, averaged)
+    found = original.convert(checkpoint.tensors, str(source), checkpoint.options, dilated)
+    notes = (checkpoint.note, *found.notes) if checkpoint.note else found.notes
+    preprocess = found.preprocess if canvas is None else PreprocessConfig(size=canvas)
+    return found._replace(notes=notes, preprocess=preprocess)

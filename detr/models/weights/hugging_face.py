@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from detr.config import DetectorConfig
 from detr.errors import UserError
-from detr.models.detector import build_detector
-from detr.models.tensors import match_tensors, read_tensors
+from detr.models.state_dicts import unwrapped
 from detr.models.weights import conditional_detr, dab_detr, deformable_detr, detr
 from detr.models.weights.backbones import plain_rules, transformers_resnet_rules
-from detr.models.weights.imported import Imported
-from detr.models.weights.renaming import Rule, rename
+from detr.models.weights.folder import read_document, read_weights
+from detr.models.weights.image_format import read_image_format
+from detr.models.weights.imported import Imported, imported
+from detr.models.weights.renaming import Renamed, Rule, rename
 
 
 class Family(NamedTuple):
@@ -41,31 +42,28 @@ FAMILIES = {
         deformable_detr.config_of, deformable_detr.rules, deformable_detr.BACKBONE
     ),
 }
+# The first class head, which all families call by one of these names.
+_CLASS_HEAD = re.compile(
+    r"(?:class_labels_classifier|(?:model\.decoder\.)?class_embed(?:\.0)?)\.bias"
+)
 
 
-def read_folder(folder: Path) -> Imported:
+def read_folder(folder: Path, canvas: tuple[int, int] | None = None) -> Imported:
     """The detector in a Hugging Face folder.
+
+    Args:
+        folder: With ``config.json``, weights and perhaps ``preprocessor_config.json``.
+        canvas: (height, width) that images are fitted to, instead of the size the folder names.
 
     Raises:
         UserError: ``weights-source`` where the folder is not one, ``weights-family`` for a model
-            type we have no architecture for, and what :func:`convert` raises.
+            type we have no architecture for, ``weights-input`` for images we cannot make, and what
+            :func:`convert` raises.
     """
-    path = folder / "config.json"
-    try:
-        published = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError("weights-source", f"{path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError("weights-source", f"{path}: not JSON: {error}") from error
-    if not isinstance(published, dict):
-        raise UserError("weights-source", f"{path}: not a model's config")
-    tensors: dict[str, Tensor] = {}
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise UserError("weights-source", f"{folder}: no model.safetensors")
-    for file in files:
-        tensors |= read_tensors(file)
-    return convert(published, tensors, str(folder))
+    published = read_document(folder / "config.json")
+    family_of(published, str(folder))
+    found = convert(published, read_weights(folder), str(folder))
+    return found._replace(preprocess=read_image_format(folder, canvas))
 
 
 def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: str) -> Imported:
@@ -73,21 +71,27 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
 
     Args:
         published: Content of ``config.json``.
-        tensors: The state dict.
+        tensors: The state dict, of the detector or of what is left of it without its heads.
         place: The source, for messages.
 
     Raises:
         UserError: ``weights-family``, ``weights-backbone``, ``weights-unknown-tensor``,
-            ``weights-copies-differ``, or ``checkpoint-mismatch`` naming tensors left unfilled.
+            ``weights-copies-differ``, ``weights-classes``, ``checkpoint-mismatch`` naming tensors
+            left unfilled, or ``checkpoint-nonfinite``.
     """
-    kind = str(published.get("model_type")).replace("-", "_")
-    if kind not in FAMILIES:
-        raise UserError(
-            "weights-family", f"{place}: model type {kind!r} is none of {', '.join(FAMILIES)}"
-        )
-    family = FAMILIES[kind]
-    names = class_names(published)
-    config = family.config_of(published, len(names), place)
+    family = family_of(published, place)
+    table = _class_table(published, place)
+    tensors = _complete_names(tensors)
+    config = family.config_of(published, max(table, default=-1) + 1 or 1, place)
+    outputs = _class_outputs(tensors)
+    if outputs is not None:
+        config = config.replace(num_classes=outputs - config.heads.classes.no_object)
+    names = tuple(table.get(i, f"unused-{i}") for i in range(config.num_classes))
+    notes = tuple(
+        f"config.json calls class {i} {name}, but the detector has no such output"
+        for i, name in table.items()
+        if i >= len(names)
+    )
     inner = published.get("backbone_config") or {}
     if inner.get("model_type") == "resnet":
         bottleneck = inner.get("layer_type", "bottleneck") == "bottleneck"
@@ -95,12 +99,64 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
     else:
         backbone = plain_rules(family.backbone)
     renamed = rename(tensors, (*family.rules(config), *backbone), place)
-    detector = build_detector(config, pretrained=False)
-    match_tensors(detector, renamed.tensors, place)
-    return Imported(detector.eval(), names, renamed.unused)
+    if published.get("tie_word_embeddings", True):
+        notes += _tie(config, renamed)
+    return imported(config, renamed, names, place, notes)
 
 
-def class_names(published: Mapping[str, Any]) -> tuple[str, ...]:
-    """Class names by index; the library's default is two nameless labels."""
-    table = published.get("id2label") or {str(i): f"LABEL_{i}" for i in range(2)}
-    return tuple(str(table[key]) for key in sorted(table, key=int))
+def family_of(published: Mapping[str, Any], place: str) -> Family:
+    """The family of a ``config.json``.
+
+    Raises:
+        UserError: ``weights-family``.
+    """
+    kind = str(published.get("model_type")).replace("-", "_")
+    if kind not in FAMILIES:
+        raise UserError(
+            "weights-family", f"{place}: model type {kind!r} is none of {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[kind]
+
+
+def _class_table(published: Mapping[str, Any], place: str) -> dict[int, str]:
+    """Class names by the index of their output, which is their key in ``id2label``.
+
+    Raises:
+        UserError: ``weights-classes`` for a key that is no index.
+    """
+    table = published.get("id2label") or {}
+    if strange := [key for key in table if not (str(key).isascii() and str(key).isdigit())]:
+        raise UserError(
+            "weights-classes", f"{place}: id2label: key {strange[0]!r} is not the number of a class"
+        )
+    return {int(key): str(name) for key, name in table.items()}
+
+
+def _complete_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names as of a whole detector; the library's model without heads lacks the prefix."""
+    named = unwrapped(tensors)
+    whole = any(name.startswith("model.") or _CLASS_HEAD.fullmatch(name) for name in named)
+    return named if whole else {f"model.{name}": x for name, x in named.items()}
+
+
+def _class_outputs(tensors: Mapping[str, Tensor]) -> int | None:
+    """Rows of the class head; ``None`` without one."""
+    return next((len(x) for name, x in tensors.items() if _CLASS_HEAD.fullmatch(name)), None)
+
+
+def _tie(config: DetectorConfig, renamed: Renamed) -> tuple[str, ...]:
+    """Fills in heads that the library leaves out of a file because they are tied to the first.
+
+    Only if it left out all of them: one that is missing among others is a damaged file.
+    """
+    notes: list[str] = []
+    for kind, last in (("class_heads", "class_head"), ("box_heads", "box_head")):
+        first = f"decoder.{kind}.0."
+        targets = [f"decoder.{kind}.{i}." for i in range(1, config.decoder.own_heads)]
+        if config.queries.from_proposals:
+            targets.append(f"source.proposals.{last}.")
+        held = {n.removeprefix(first): x for n, x in renamed.tensors.items() if n.startswith(first)}
+        if targets and held and not any(n.startswith(tuple(targets)) for n in renamed.tensors):
+            renamed.tensors.update({t + rest: x for t in targets for rest, x in held.items()})
+            notes.append(f"{kind}: the file holds the first alone, which all others are tied to")
+    return tuple(notes)

@@ -15,11 +15,17 @@ from torch import Tensor
 
 from detr.config import DetectorConfig
 from detr.errors import UserError
-from detr.models.detector import build_detector
-from detr.models.tensors import match_tensors
-from detr.models.weights import conditional_detr, deformable_detr, detr, detrex, original_config
+from detr.models.state_dicts import unwrapped
+from detr.models.weights import (
+    conditional_detr,
+    deformable_detr,
+    detr,
+    detrex,
+    mmdet,
+    original_config,
+)
 from detr.models.weights.backbones import convnext_rules, plain_rules, swin_rules
-from detr.models.weights.imported import Imported
+from detr.models.weights.imported import Imported, imported
 from detr.models.weights.renaming import Rule, rename, split_projections
 
 _BACKBONE = r"backbone\.0\.body\."
@@ -131,7 +137,7 @@ _LEVELS = "transformer.level_embed"
 # In order: the marks of later ones also occur in earlier ones.
 FAMILIES = {
     "dino": Family(
-        (_LEVELS, "transformer.enc_out_class_embed.weight", "label_enc.weight"),
+        (_LEVELS, "transformer.enc_output.weight", "transformer.tgt_embed.weight"),
         (*_COMMON, *_SAMPLED),
         _dino_rules,
         original_config.dino,
@@ -190,6 +196,10 @@ def convert(
     """
     told = dict(options or {})
     told["dilation"] = dilated or bool(told.get("dilation"))
+    tensors = unwrapped(tensors)
+    if mmdet.MARK in tensors:
+        told |= mmdet.options(tensors)
+        tensors = mmdet.original_names(tensors)
     by_detrex = detrex.MARK in tensors
     if by_detrex:
         tensors = detrex.original_names(tensors)
@@ -206,10 +216,14 @@ def convert(
         config = config.replace(positions=detrex.POSITIONS)
     named = {_translated(name, family.names): x for name, x in split_projections(tensors).items()}
     surplus: dict[str, str] = {}
-    if kind == "dino" and len(named["label_enc.weight"]) > config.num_classes:
+    labels, count = named.get("label_enc.weight"), original_config.class_count(tensors)
+    if labels is not None and count is None:
+        del named["label_enc.weight"]
+        surplus["label_enc.weight"] = "without a class head nobody knows which classes"
+    elif labels is not None and kind == "dino" and len(labels) > config.num_classes:
         count = config.num_classes
         surplus[f"label_enc.weight[{count}:]"] = "rows that no label ever reads"
-        named["label_enc.weight"] = named["label_enc.weight"][:count]
+        named["label_enc.weight"] = labels[:count]
     swin, strides = original_config.swin_prefix(tensors), config.backbone.strides
     backbone = plain_rules(_BACKBONE)
     if swin is not None:
@@ -217,10 +231,9 @@ def convert(
     elif original_config.is_convnext(tensors):
         backbone = convnext_rules(re.escape(original_config.CONVNEXT), strides)
     renamed = rename(named, (*family.rules(config), *backbone), place)
-    detector = build_detector(config, pretrained=False)
-    match_tensors(detector, renamed.tensors, place)
+    renamed.unused.update(surplus)
     names = tuple(f"class-{i}" for i in range(config.num_classes))
-    return Imported(detector.eval(), names, renamed.unused | surplus)
+    return imported(config, renamed, names, place)
 
 
 def _translated(name: str, names: Sequence[tuple[str, str]]) -> str:

@@ -100,11 +100,11 @@ def read(
     source = Source(tensors, told, place)
     config = family(source)
     deformable = config.decoder.cross_attention.samples
-    bias = next(tensors[n] for n in ("class_embed.0.bias", "class_embed.bias") if n in tensors)
+    outputs = class_count(tensors)
     first = tensors["transformer.decoder.layers.0.linear1.weight"]
     heads = int(told.get("nheads", 8))
     changes: dict[str, Any] = {
-        "num_classes": len(bias) - config.heads.classes.no_object,
+        "num_classes": 1 if outputs is None else outputs - config.heads.classes.no_object,
         "width": first.shape[1],
         "attention_heads": heads,
         "backbone": _backbone(source, deformable),
@@ -120,6 +120,12 @@ def read(
         sampled = {"encoder": points, "decoder": {"cross_attention": points}}
         changes = merged(changes, {"neck": {"levels": levels}, **sampled})
     return config.replace(**changes)
+
+
+def class_count(tensors: Mapping[str, Tensor]) -> int | None:
+    """Outputs of the class head; ``None`` where it was cut off."""
+    names = ("class_embed.0.bias", "class_embed.bias")
+    return next((len(tensors[name]) for name in names if name in tensors), None)
 
 
 def dense(source: Source) -> DetectorConfig:
@@ -157,7 +163,8 @@ def deformable(source: Source) -> DetectorConfig:
         # Two-stage checkpoints do not tell how many proposals they take; 300 is the default.
         count = int(source.told.get("num_queries", 300))
         return FAMILIES["deformable-detr-two-stage"].replace(queries={"number": count})
-    refined = "transformer.decoder.bbox_embed.0.layers.0.weight" in tensors
+    inner = "transformer.decoder.bbox_embed.0.layers.0.weight" in tensors
+    refined = source.told.get("with_box_refine", inner)
     family = FAMILIES["deformable-detr-refine" if refined else "deformable-detr"]
     return family.replace(queries=_learned(source))
 
@@ -174,9 +181,11 @@ def hybrid(source: Source) -> DetectorConfig:
 def dino(source: Source) -> DetectorConfig:
     """DINO."""
     shared = all(_alike(source.tensors, name) for name in ("class_embed", "bbox_embed"))
+    number = {"number": len(source.tensors["transformer.tgt_embed.weight"])}
+    learned = "label_enc.weight" in source.tensors
     return FAMILIES["dino-official"].replace(
         positions={"temperature": _temperature(source)},
-        queries={"number": len(source.tensors["transformer.tgt_embed.weight"])},
+        queries=number if learned else {**number, "denoising": None},
         decoder={"refinement": {"shared_heads": shared}},
     )
 
