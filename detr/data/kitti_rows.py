@@ -15,6 +15,9 @@ from typing import Protocol
 from detr.data import fields
 from detr.errors import UserError
 
+# Size, place and rotation of a row that tells of the image only.
+UNKNOWN_3D = "-1 -1 -1 -1000 -1000 -1000 -10"
+
 
 @dataclass(frozen=True)
 class KittiObject:
