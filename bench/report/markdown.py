@@ -14,6 +14,7 @@ def render_markdown(report: Report) -> str:
         f"# {report.title}",
         "\n".join(f"- **{sentence}**" for sentence in report.verdict()),
         *_budget(report),
+        *(f"{note}." for note in report.notes()),
         *(f"Latency: {caveat}." for caveat in report.caveats()),
         f"{report.rows[0].coco.images} images of `{report.data}`, {report.created}. "
         "AP is COCO's, times 100. Latency is the median, end to end: decoded image in memory to "

@@ -38,6 +38,23 @@ class PerformanceBudget(BaseModel):
         return found
 
 
+class Speed(BaseModel):
+    """How many times as fast as the report's reference, with its 95 % interval.
+
+    Attributes:
+        value: Ratio of the median end-to-end latencies.
+        low, high: Interval over the turns the two took; other machines and days are not in it.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def text(self) -> str:
+        """``2.50 (2.46 – 2.53)``."""
+        return f"{self.value:.2f} ({self.low:.2f} – {self.high:.2f})"
+
+
 class ReportRow(BaseModel):
     """One artifact: what it is, how right it is and how fast, measured on the same file.
 
@@ -56,6 +73,8 @@ class ReportRow(BaseModel):
         coco: COCO AP on the report's data.
         kitti: KITTI AP, where the data is KITTI.
         latency: Engine only and end to end.
+        threads: Of the engine, where the user said how many.
+        speed: Relative to the reference, where both were timed in turns.
         environment: Machine and clocks while this artifact was timed.
     """
 
@@ -76,6 +95,8 @@ class ReportRow(BaseModel):
     coco: CocoAp
     kitti: KittiAp | None = None
     latency: Latency
+    threads: int | None = None
+    speed: Speed | None = None
     environment: Environment
 
     @property
@@ -165,10 +186,10 @@ class Report(BaseModel):
                 if base.coco.ap > 0
                 else f"no meaningful share of {base.name}'s AP"
             )
+            times = f"{base.ms / row.ms:.3g}" if row.speed is None else row.speed.text()
             sentences.append(
                 f"{row.name}: {percent(row.coco.ap)} AP at {row.ms:.1f} ms = {share} "
-                f"({percent(base.coco.ap)}) at {base.ms / row.ms:.3g} times its speed "
-                f"({base.ms:.1f} ms)"
+                f"({percent(base.coco.ap)}) at {times} times its speed ({base.ms:.1f} ms)"
             )
         return sentences
 
@@ -184,6 +205,10 @@ class Report(BaseModel):
             if names:
                 lines.append(f"{what}: {', '.join(names)}")
         return lines
+
+    def notes(self) -> list[str]:
+        """What a reader of the APs must know first."""
+        return [note for note in dict.fromkeys(row.coco.note() for row in self.rows) if note]
 
     def misses(self) -> list[str]:
         """One phrase per artifact over the budget; empty where all hold it or there is none."""

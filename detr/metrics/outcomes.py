@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detr.errors import UserError
+from detr.metrics.coco_ap import MAX_DETS
 from detr.types import Detections
 
 MATCHES = "matches.npz"
@@ -31,7 +32,6 @@ MATCHES = "matches.npz"
 _THRESHOLDS = np.arange(10) * 0.05 + 0.5
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _BITS = 1 << np.arange(10)
-_MOST = 100
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -84,12 +84,15 @@ class GroundTruth:
         return cls(positives, digest.hexdigest())
 
 
-def match_detections(ground_truth: dict[str, Any], detections: Sequence[Detections]) -> Outcomes:
+def match_detections(
+    ground_truth: dict[str, Any], detections: Sequence[Detections], most: int = MAX_DETS
+) -> Outcomes:
     """Matches detections with a COCO document's boxes.
 
     Args:
         ground_truth: ``images``, ``annotations`` and ``categories``.
         detections: One per image, in their order; labels are positions among the categories.
+        most: Detections of a class that count in an image, the best ones.
     """
     boxes: dict[tuple[int, int], list[tuple[list[float], bool]]] = defaultdict(list)
     for entry in ground_truth["annotations"]:
@@ -102,7 +105,7 @@ def match_detections(ground_truth: dict[str, Any], detections: Sequence[Detectio
     for position, (image, found) in enumerate(zip(ground_truth["images"], detections, strict=True)):
         for label in np.unique(found.labels).tolist():
             own = found.labels == label
-            order = np.argsort(-found.scores[own], kind="stable")[:_MOST]
+            order = np.argsort(-found.scores[own], kind="stable")[:most]
             best = found.boxes[own][order].astype(np.float64)
             right, ignored = _match(best, boxes.get((image["id"], ids[label]), []))
             parts.append(
