@@ -67,6 +67,12 @@ _ious = click.option(
     help="Also tell AP at this overlap; may be repeated.",
 )
 
+_slices = click.option(
+    "--slices",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="CSV file: a column image, perhaps a column object, and columns to slice by.",
+)
+
 
 @main.command()
 @_models
@@ -97,6 +103,7 @@ _ious = click.option(
 @threads_option
 @_max_dets
 @_ious
+@_slices
 @click.option(
     "--budget-ms",
     type=click.FloatRange(min=0, min_open=True),
@@ -118,6 +125,7 @@ def run(
     threads: int | None,
     max_dets: int,
     ious: tuple[float, ...],
+    slices: Path | None,
     budget_ms: float | None,
     min_ap: float | None,
     as_json: bool,
@@ -137,7 +145,7 @@ def run(
     options = {
         "--engine": engine, "--out": out, "--limit": limit, "--iterations": iterations,
         "--threads": threads, "--max-dets": None if max_dets == MAX_DETS else max_dets,
-        "--budget-ms": budget_ms, "--min-ap": min_ap,
+        "--slices": slices, "--budget-ms": budget_ms, "--min-ap": min_ap,
     }  # fmt: skip
     for option, value in [*options.items(), *(("--iou", iou) for iou in ious)]:
         if value is not None:
@@ -149,7 +157,7 @@ def run(
     _check_output(out)
     if unlabeled:
         asked = {"--rebuild": rebuild, "--min-ap": min_ap is not None, "--iou": bool(ious),
-                 "--max-dets": max_dets != MAX_DETS}  # fmt: skip
+                 "--max-dets": max_dets != MAX_DETS, "--slices": slices is not None}  # fmt: skip
         if pointless := [option for option, given in asked.items() if given]:
             raise UserError("option-unlabeled", f"--unlabeled: without labels no {pointless[0]}")
         timing = benchmark_timing(models, data, engine, threads, limit, iterations, [command])
@@ -161,7 +169,7 @@ def run(
         build(models, engine, data)
     report = benchmark(
         models, data, engine, limit, iterations, [command], budget, threads=threads,
-        accuracy=Accuracy(max_dets, ious),
+        accuracy=Accuracy(max_dets, ious), slices=slices,
     )  # fmt: skip
     if out is not None:
         from bench.report.write import write_report
@@ -319,7 +327,7 @@ def _check_output(out: Path | None) -> None:
 def _tell(report: Report, as_json: bool) -> None:
     lines = [*report.verdict(), *(f"latency: {caveat}" for caveat in report.caveats())]
     lines += [f"not measured: {reason}" for reason in report.skipped]
-    emit(report.model_copy(update={"examples": []}), as_json, "\n".join(lines))
+    emit(report.model_copy(update={"examples": [], "mistakes": []}), as_json, "\n".join(lines))
 
 
 main.add_command(op)

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 import click
-import numpy as np
-from PIL import Image
 
+from bench.analysis.analyze import analyze, properties
 from bench.artifact import identity, stored_parameters, worst_status
 from bench.latency import Latency
 from bench.machine.environment import Environment
 from bench.opened import Artifact, model_names, open_artifact, same_classes
-from bench.report.model import Example, PerformanceBudget, Picture, Report, ReportRow
+from bench.pictures import example, mistake_pictures
+from bench.report.model import PerformanceBudget, Report, ReportRow
 from bench.turns import TIMED_IMAGES, speed_beside, time_in_turns
 from detr.cli_support import progress
 from detr.data import Dataset, inspect, open_dataset
 from detr.data.coco_document import coco_ground_truth
 from detr.data.dataset import evenly_spaced
-from detr.data.draw import draw
 from detr.data.kitti_rows import KittiObject
-from detr.data.value_range import to_bytes
 from detr.errors import UserError
 from detr.metrics import coco_ap, kitti_ap
 from detr.metrics.coco_ap import Accuracy, CocoAp
@@ -32,7 +28,6 @@ from detr.metrics.outcomes import GroundTruth, match_detections, pack
 from detr.types import ImageArray
 
 _EXAMPLES = 4
-_EXAMPLE_WIDTH = 640
 
 
 def benchmark(
@@ -46,6 +41,7 @@ def benchmark(
     *,
     threads: int | None = None,
     accuracy: Accuracy | None = None,
+    slices: Path | None = None,
 ) -> Report:
     """Opens models and measures them on a data set; see :func:`benchmark_artifacts`.
 
@@ -59,6 +55,8 @@ def benchmark(
         budget: What every row is held against; see :meth:`bench.report.model.Report.misses`.
         threads: Of every engine.
         accuracy: How AP is computed.
+        slices: CSV file with what objects or images are to be sliced by; see
+            :func:`bench.analysis.properties.table_properties`.
 
     Raises:
         UserError: What opening a model or reading the data raises; ``bench-classes`` where the
@@ -69,7 +67,7 @@ def benchmark(
         for name, path in zip(model_names(models), models, strict=True)
     ]
     return benchmark_artifacts(
-        artifacts, data, limit, iterations, commands, budget, accuracy=accuracy
+        artifacts, data, limit, iterations, commands, budget, accuracy=accuracy, slices=slices
     )
 
 
@@ -82,6 +80,7 @@ def benchmark_artifacts(
     budget: PerformanceBudget | None = None,
     *,
     accuracy: Accuracy | None = None,
+    slices: Path | None = None,
 ) -> Report:
     """Measures opened models on a data set.
 
@@ -95,9 +94,12 @@ def benchmark_artifacts(
         commands: How to repeat the report.
         budget: What every row is held against.
         accuracy: How AP is computed.
+        slices: CSV file with what objects or images are to be sliced by; see
+            :func:`bench.analysis.properties.table_properties`.
 
     Raises:
-        UserError: ``bench-classes``, ``data-empty``, and what reading the data raises.
+        UserError: ``bench-classes``, ``data-empty``, ``slices-file``, and what reading the data
+            raises.
     """
     accuracy = accuracy or Accuracy()
     classes = artifacts[0].engine.info.classes
@@ -116,6 +118,7 @@ def benchmark_artifacts(
     findings.stop()
     if findings.warnings:
         click.echo(findings.summary(), err=True)
+    slicings = properties(dataset, indices, slices)
     shown = set(_example_indices(dataset, indices))
     timed = set(indices[i] for i in evenly_spaced(len(indices), TIMED_IMAGES))
     images = _detect(artifacts, dataset, indices, keep=shown | timed)
@@ -130,11 +133,15 @@ def benchmark_artifacts(
     ]
     reference = reference_name(rows)
     base = next(row for row in rows if row.name == reference)
-    for row in rows:
-        row.speed = None if row is base else speed_beside(base.latency, row.latency)
     truth = coco_ap.restrict(coco_ground_truth(dataset), [dataset.image_id(i) for i in indices])
+    outcomes, mistakes = {}, []
+    for row, artifact in zip(rows, artifacts, strict=True):
+        row.speed = None if row is base else speed_beside(base.latency, row.latency)
+        found = match_detections(truth, artifact.detections, accuracy.max_dets)
+        outcomes[row.name] = found
+        row.analysis, wrong = analyze(truth, artifact.detections, found, slicings)
+        mistakes.append(mistake_pictures(row.name, wrong, dataset, indices, truth))
     positives = GroundTruth.of(truth)
-    examples = [_example(artifacts, dataset, i, indices.index(i), images[i]) for i in sorted(shown)]
     return Report(
         data=data,
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -143,11 +150,14 @@ def benchmark_artifacts(
         commands=list(commands),
         budget=budget,
         truth_sha256=positives.fingerprint,
-        examples=examples,
-        matches=pack(
-            positives,
-            {a.name: match_detections(truth, a.detections, accuracy.max_dets) for a in artifacts},
-        ),
+        examples=[
+            example(
+                [(a.name, a.detections[indices.index(i)]) for a in artifacts], dataset, i, images[i]
+            )
+            for i in sorted(shown)
+        ],
+        mistakes=[one for one in mistakes if one is not None],
+        matches=pack(positives, outcomes),
     )
 
 
@@ -225,36 +235,3 @@ def _example_indices(dataset: Dataset, indices: Sequence[int]) -> list[int]:
     """A few of the images that have boxes, spread evenly: chosen before anything is detected."""
     labeled = [i for i in indices if len(dataset.labels(i).labels)]
     return [labeled[k] for k in evenly_spaced(len(labeled), _EXAMPLES)]
-
-
-def _example(
-    artifacts: Sequence[Artifact], dataset: Dataset, i: int, position: int, image: ImageArray
-) -> Example:
-    names = dataset.classes.names
-    # Small pictures are enlarged, or the names on the boxes would cover them.
-    scale = _EXAMPLE_WIDTH / image.shape[1]
-    size = (_EXAMPLE_WIDTH, max(1, round(image.shape[0] * scale)))
-    small = np.asarray(
-        Image.fromarray(to_bytes(image, None)).resize(size, Image.Resampling.LANCZOS)
-    )
-    truth = dataset.labels(i)
-    boxes = np.concatenate([truth.boxes, truth.ignore]) * scale
-    labels = np.concatenate([truth.labels, np.full(len(truth.ignore), -1)])
-    pictures = [
-        Picture(
-            title="ground truth",
-            boxes=len(truth.labels),
-            uri=_jpeg(draw(small, boxes, labels, names)),
-        )
-    ]
-    for artifact in artifacts:
-        found = artifact.detections[position].above(Report.model_fields["score_threshold"].default)
-        drawn = draw(small, found.boxes * scale, found.labels, names, found.scores)
-        pictures.append(Picture(title=artifact.name, boxes=len(found), uri=_jpeg(drawn)))
-    return Example(title=dataset.image_path(i).name, pictures=pictures)
-
-
-def _jpeg(image: ImageArray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from bench.analysis.model import Analysis
 from bench.latency import Latency
 from bench.machine.clocks import ClockRange
 from bench.machine.environment import Environment
@@ -75,6 +76,7 @@ class ReportRow(BaseModel):
         latency: Engine only and end to end.
         threads: Of the engine, where the user said how many.
         speed: Relative to the reference, where both were timed in turns.
+        analysis: Curves, confusions and slices.
         environment: Machine and clocks while this artifact was timed.
     """
 
@@ -97,6 +99,7 @@ class ReportRow(BaseModel):
     latency: Latency
     threads: int | None = None
     speed: Speed | None = None
+    analysis: Analysis | None = None
     environment: Environment
 
     @property
@@ -149,6 +152,7 @@ class Report(BaseModel):
         score_threshold: Score from which a detection is drawn in the examples.
         truth_sha256: Fingerprint of the images and boxes AP was measured on.
         examples: Pictures; only in the HTML page, not in the JSON form.
+        mistakes: The worst of each artifact; likewise.
         matches: Content of ``matches.npz``, the outcome of every detection, from which ``bench
             compare`` tells whether two APs differ; not in the JSON form.
     """
@@ -168,6 +172,7 @@ class Report(BaseModel):
     score_threshold: float = 0.3
     truth_sha256: str | None = None
     examples: list[Example] = []
+    mistakes: list[Example] = []
     matches: bytes | None = Field(default=None, exclude=True, repr=False)
 
     def verdict(self) -> list[str]:
@@ -240,7 +245,26 @@ class Report(BaseModel):
 
     def to_json(self) -> str:
         """Everything but the pictures; ``Report.model_validate_json`` reads it back."""
-        return self.model_dump_json(indent=2, exclude={"examples"}, by_alias=True) + "\n"
+        pictures = {"examples", "mistakes"}
+        return self.model_dump_json(indent=2, exclude=pictures, by_alias=True) + "\n"
+
+    def slices_csv(self) -> str:
+        """One line per artifact and slice; shares as fractions."""
+        sink = io.StringIO()
+        writer = csv.writer(sink, lineterminator="\n")
+        writer.writerow(
+            ["name", "by", "value", "images", "objects", "found", "recall", "recall_low",
+             "recall_high", "ap", "ap50"]
+        )  # fmt: skip
+        for row in self.rows:
+            for table in row.analysis.slices if row.analysis else ():
+                for one in table.rows:
+                    low, high = one.interval or (None, None)
+                    writer.writerow(
+                        [row.name, table.by, one.value, one.images, one.objects, one.found,
+                         one.recall, low, high, one.ap, one.ap50]
+                    )  # fmt: skip
+        return sink.getvalue()
 
     def to_csv(self) -> str:
         """One line per artifact; AP as a fraction, times in milliseconds."""
@@ -277,11 +301,13 @@ def _flat(row: ReportRow, data: str) -> dict[str, object]:
         "data": data,
         "images": row.coco.images,
     }
-    for key in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"):
+    for key in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar"):
         record[key] = getattr(row.coco, key)
-    for name, ap in (row.kitti.per_class if row.kitti else {}).items():
+    for iou, ap in (row.coco.at_iou or {}).items():
+        record[f"ap_at_{iou}"] = ap
+    for name, kitti in (row.kitti.per_class if row.kitti else {}).items():
         for level in ("easy", "moderate", "hard"):
-            result = getattr(ap, level)
+            result = getattr(kitti, level)
             record[f"kitti_{name}_{level}_ap11"] = result.ap11
             record[f"kitti_{name}_{level}_ap40"] = result.ap40
     for part in ("engine", "end_to_end"):
