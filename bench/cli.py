@@ -9,10 +9,12 @@ import click
 
 from bench.op.msda import op
 from bench.report.model import PerformanceBudget, Report
-from detr.cli_support import LazyGroup, emit, json_option
+from bench.timing import TimingReport, benchmark_timing
+from detr.cli_support import LazyGroup, emit, json_option, threads_option
 from detr.data import open_dataset
 from detr.errors import GateError, UserError
-from detr.files import output_folder
+from detr.files import output_folder, write_atomic
+from detr.metrics.coco_ap import MAX_DETS, Accuracy
 from engines.bundle import is_bundle
 from engines.open import ENGINES
 
@@ -50,6 +52,27 @@ _iterations = click.option(
     help="Timed calls per model and engine.",
 )
 
+_max_dets = click.option(
+    "--max-dets",
+    type=click.IntRange(min=1),
+    default=MAX_DETS,
+    show_default=True,
+    help="Detections of a class that count in an image.",
+)
+_ious = click.option(
+    "--iou",
+    "ious",
+    multiple=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Also tell AP at this overlap; may be repeated.",
+)
+
+_slices = click.option(
+    "--slices",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="CSV file: a column image, perhaps a column object, and columns to slice by.",
+)
+
 
 @main.command()
 @_models
@@ -73,6 +96,15 @@ _iterations = click.option(
     "export verify); needs --engine.",
 )
 @click.option(
+    "--unlabeled",
+    is_flag=True,
+    help="Only time: DATA is a folder of images, or a data set whose labels are not read.",
+)
+@threads_option
+@_max_dets
+@_ious
+@_slices
+@click.option(
     "--budget-ms",
     type=click.FloatRange(min=0, min_open=True),
     help="Most milliseconds end to end for nine images of ten (p90); missed: exit status 3.",
@@ -89,6 +121,11 @@ def run(
     limit: int | None,
     iterations: int,
     rebuild: bool,
+    unlabeled: bool,
+    threads: int | None,
+    max_dets: int,
+    ious: tuple[float, ...],
+    slices: Path | None,
     budget_ms: float | None,
     min_ap: float | None,
     as_json: bool,
@@ -104,22 +141,36 @@ def run(
 
     arguments = ["detr", "bench", "run", *map(str, models), "--data", data]
     arguments += ["--rebuild"] if rebuild else []
+    arguments += ["--unlabeled"] if unlabeled else []
     options = {
         "--engine": engine, "--out": out, "--limit": limit, "--iterations": iterations,
-        "--budget-ms": budget_ms, "--min-ap": min_ap,
+        "--threads": threads, "--max-dets": None if max_dets == MAX_DETS else max_dets,
+        "--slices": slices, "--budget-ms": budget_ms, "--min-ap": min_ap,
     }  # fmt: skip
-    for option, value in options.items():
+    for option, value in [*options.items(), *(("--iou", iou) for iou in ious)]:
         if value is not None:
             arguments += [option, str(value)]
+    command = shlex.join(arguments)
     budget = None
     if budget_ms is not None or min_ap is not None:
         budget = PerformanceBudget(ms=budget_ms, min_ap=min_ap)
     _check_output(out)
+    if unlabeled:
+        asked = {"--rebuild": rebuild, "--min-ap": min_ap is not None, "--iou": bool(ious),
+                 "--max-dets": max_dets != MAX_DETS, "--slices": slices is not None}  # fmt: skip
+        if pointless := [option for option, given in asked.items() if given]:
+            raise UserError("option-unlabeled", f"--unlabeled: without labels no {pointless[0]}")
+        timing = benchmark_timing(models, data, engine, threads, limit, iterations, [command])
+        _emit_timing(timing, out, budget_ms, as_json)
+        return
     if rebuild:
         from bench.rebuild import rebuild as build
 
         build(models, engine, data)
-    report = benchmark(models, data, engine, limit, iterations, [shlex.join(arguments)], budget)
+    report = benchmark(
+        models, data, engine, limit, iterations, [command], budget, threads=threads,
+        accuracy=Accuracy(max_dets, ious), slices=slices,
+    )  # fmt: skip
     if out is not None:
         from bench.report.write import write_report
 
@@ -127,6 +178,17 @@ def run(
         click.echo(f"wrote {page} (.json, .md, .csv beside it)", err=True)
     _tell(report, as_json)
     if missed := report.misses():
+        raise GateError("bench-budget", "over the budget: " + "; ".join(missed))
+
+
+def _emit_timing(
+    report: TimingReport, out: Path | None, budget_ms: float | None, as_json: bool
+) -> None:
+    if out is not None:
+        write_atomic(out / "timing.json", report.model_dump_json(indent=2) + "\n")
+        click.echo(f"wrote {out / 'timing.json'}", err=True)
+    emit(report, as_json, report.text())
+    if missed := report.misses(budget_ms):
         raise GateError("bench-budget", "over the budget: " + "; ".join(missed))
 
 
@@ -147,6 +209,8 @@ def run(
 )
 @_limit
 @_iterations
+@threads_option
+@_max_dets
 @json_option
 def sweep(
     models: tuple[Path, ...],
@@ -155,6 +219,8 @@ def sweep(
     out: Path,
     limit: int | None,
     iterations: int,
+    threads: int | None,
+    max_dets: int,
     as_json: bool,
 ) -> None:
     """Measure depths, precisions and engines on one page.
@@ -172,11 +238,16 @@ def sweep(
     command = [*("detr", "bench", "sweep"), *map(str, models), "--data", data]
     command += ["--engines", engines, "--out", str(out), "--iterations", str(iterations)]
     command += [] if limit is None else ["--limit", str(limit)]
+    command += [] if threads is None else ["--threads", str(threads)]
+    command += [] if max_dets == MAX_DETS else ["--max-dets", str(max_dets)]
     names = [name.strip() for name in engines.split(",") if name.strip()]
     if not names:
         raise UserError("usage", "--engines names no runtime; see detr bench sweep --help")
     _check_output(out)
-    report = run_sweep(models, names, data, limit, iterations, [shlex.join(command)])
+    report = run_sweep(
+        models, names, data, limit, iterations, [shlex.join(command)], threads=threads,
+        accuracy=Accuracy(max_dets),
+    )  # fmt: skip
     click.echo(f"wrote {write_report(report, out)[-1]} (.json, .md, .csv beside it)", err=True)
     _tell(report, as_json)
 
@@ -220,8 +291,17 @@ def compare(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     type=click.Choice(["coco", "kitti"]),
     help="By default kitti for KITTI result files of KITTI data, else coco.",
 )
+@_max_dets
+@_ious
 @json_option
-def score(detections: Path, data: str, protocol: str | None, as_json: bool) -> None:
+def score(
+    detections: Path,
+    data: str,
+    protocol: str | None,
+    max_dets: int,
+    ious: tuple[float, ...],
+    as_json: bool,
+) -> None:
     """Score anyone's detections: AP from a file.
 
     DETECTIONS are a COCO results file or a folder of KITTI result files. Needs the labels only:
@@ -231,7 +311,7 @@ def score(detections: Path, data: str, protocol: str | None, as_json: bool) -> N
     """
     from bench import score as scoring
 
-    result = scoring.score(detections, open_dataset(data), protocol)  # type: ignore[arg-type]
+    result = scoring.score(detections, open_dataset(data), protocol, Accuracy(max_dets, ious))  # type: ignore[arg-type]
     emit(result, as_json, result.text())
 
 
@@ -247,7 +327,7 @@ def _check_output(out: Path | None) -> None:
 def _tell(report: Report, as_json: bool) -> None:
     lines = [*report.verdict(), *(f"latency: {caveat}" for caveat in report.caveats())]
     lines += [f"not measured: {reason}" for reason in report.skipped]
-    emit(report.model_copy(update={"examples": []}), as_json, "\n".join(lines))
+    emit(report.model_copy(update={"examples": [], "mistakes": []}), as_json, "\n".join(lines))
 
 
 main.add_command(op)

@@ -22,6 +22,7 @@ from engines.base import Engine
 # A GPU takes a good part of a second to raise its clocks, in which a small model runs a hundred
 # times.
 WARM_SECONDS = 1.0
+_LONGEST_TURN = 5
 
 
 class Timing(BaseModel):
@@ -68,50 +69,109 @@ def measure_latency(
     batch: int = 1,
     between: Callable[[], None] | None = None,
 ) -> Latency:
-    """Times an engine; both figures come from the same calls.
-
-    Args:
-        engine: What to time.
-        images: ``[h, w, 3]`` uint8 RGB, taken in turn: a cache must not see one image only.
-        warmup: Untimed calls first (allocations, lazy initialization); more where they take less
-            than a second.
-        iterations: Timed calls.
-        batch: Images per call.
-        between: Called between the timed calls and not timed, to watch the clocks.
+    """Times one engine; see :func:`measure_in_turns`.
 
     Raises:
         ValueError: No image, or no iteration.
     """
-    if not images or iterations < 1 or batch < 1:
+    watches = None if between is None else [between]
+    return measure_in_turns([engine], images, warmup, iterations, batch, watches)[0]
+
+
+def measure_in_turns(
+    engines: Sequence[Engine],
+    images: Sequence[ImageArray],
+    warmup: int = 5,
+    iterations: int = 50,
+    batch: int = 1,
+    between: Sequence[Callable[[], None]] | None = None,
+) -> list[Latency]:
+    """Times engines that take turns, so that a busy or warm machine is so for all of them.
+
+    A turn is a few timed calls in a row, after one that is not timed: it wakes an engine's threads,
+    puts those of the engine before it to sleep, and fills the caches. Who comes first changes from
+    round to round. The calls of a round see the same images in every engine. Engine-only and
+    end-to-end figures come from the same calls.
+
+    Args:
+        engines: What to time.
+        images: ``[h, w, 3]`` uint8 RGB, taken in turn: a cache must not see one image only.
+        warmup: Untimed calls first (allocations, lazy initialization); more where they take less
+            than a second.
+        iterations: Timed calls of each.
+        batch: Images per call.
+        between: For each engine, called between its timed calls and not timed, to watch the clocks.
+
+    Raises:
+        ValueError: No image, or no iteration.
+    """
+    if not engines or not images or iterations < 1 or batch < 1:
         raise ValueError("needs at least one image, one iteration and a batch of one")
-    times = np.empty((iterations, 2), dtype=np.int64)
+    warm = [_warm_up(engine, images, warmup, batch) for engine in engines]
+    times = np.empty((len(engines), iterations, 2), dtype=np.int64)
+    length = turn_length(iterations)
+    turns = [range(k, min(k + length, iterations)) for k in range(0, iterations, length)]
+    names = ", ".join(dict.fromkeys(engine.name for engine in engines))
+    for round_number, calls in enumerate(progress(turns, f"timing {names}")):
+        for place in range(len(engines)):
+            k = (place + round_number) % len(engines)
+            engine = engines[k]
+            if len(engines) > 1:
+                _call(engine, _turn(images, max(warm) + calls[0] - 1, batch))
+            for call in calls:
+                times[k, call] = _call(engine, _turn(images, max(warm) + call, batch))
+                if between is not None:
+                    between[k]()
+    return [
+        _latency(engine, taken, count, batch, images)
+        for engine, taken, count in zip(engines, times, warm, strict=True)
+    ]
+
+
+def turn_length(iterations: int) -> int:
+    """Timed calls of an engine in a row: few, and ten turns or more where there are ten calls."""
+    return max(1, min(_LONGEST_TURN, iterations // 10))
+
+
+def _warm_up(engine: Engine, images: Sequence[ImageArray], least: int, batch: int) -> int:
     warm = 0
     began = perf_counter_ns()
     for _ in progress(repeat(None), f"warming up {engine.name}"):
-        if warm >= warmup and perf_counter_ns() - began >= 1e9 * WARM_SECONDS:
+        if warm >= least and perf_counter_ns() - began >= 1e9 * WARM_SECONDS:
             break
-        engine.finish(engine.run(engine.prepare(_turn(images, warm, batch))))
+        _call(engine, _turn(images, warm, batch))
         warm += 1
-    for call in progress(range(iterations), f"timing {engine.name}"):
-        chosen = _turn(images, warm + call, batch)
-        began = perf_counter_ns()
-        inputs = engine.prepare(chosen)
-        ready = perf_counter_ns()
-        raw = engine.run(inputs)
-        done = perf_counter_ns()
-        engine.finish(raw)
-        finished = perf_counter_ns()
-        times[call] = done - ready, finished - began
-        if between is not None:
-            between()
-    on_device = engine.device_times(inputs, iterations)
+    return warm
+
+
+def _call(engine: Engine, images: list[ImageArray]) -> tuple[int, int]:
+    """Nanoseconds of the engine alone and end to end."""
+    began = perf_counter_ns()
+    inputs = engine.prepare(images)
+    ready = perf_counter_ns()
+    raw = engine.run(inputs)
+    done = perf_counter_ns()
+    engine.finish(raw)
+    return done - ready, perf_counter_ns() - began
+
+
+def _latency(
+    engine: Engine,
+    times: npt.NDArray[np.int64],
+    warmup: int,
+    batch: int,
+    images: Sequence[ImageArray],
+) -> Latency:
+    count = len(times)
+    inputs = engine.prepare(_turn(images, 0, batch))
+    on_device = engine.device_times(inputs, count)
     return Latency(
         engine=summarize(times[:, 0], batch),
         end_to_end=summarize(times[:, 1], batch),
-        count=iterations,
-        warmup=warm,
+        count=count,
+        warmup=warmup,
         batch=batch,
-        images=min(len(images), iterations * batch),
+        images=min(len(images), count * batch),
         samples_ms=[round(ns / 1e6, 4) for ns in times[:, 1].tolist()],
         device=None if on_device is None else summarize(1e6 * np.array(on_device), batch),
     )

@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 import click
-import numpy as np
-from PIL import Image
 
-from bench.artifact import identity, provenance, stored_parameters, worst_status
-from bench.latency import measure_latency
-from bench.machine.clocks import Watch, read_clocks
-from bench.machine.environment import assess_environment, read_machine
-from bench.report.model import Example, PerformanceBudget, Picture, Report, ReportRow
+from bench.analysis.analyze import analyze, properties
+from bench.artifact import identity, stored_parameters, worst_status
+from bench.latency import Latency
+from bench.machine.environment import Environment
+from bench.opened import Artifact, model_names, open_artifact, same_classes
+from bench.pictures import example, mistake_pictures
+from bench.report.model import PerformanceBudget, Report, ReportRow
+from bench.turns import TIMED_IMAGES, speed_beside, time_in_turns
 from detr.cli_support import progress
-from detr.config import ClassMap
 from detr.data import Dataset, inspect, open_dataset
 from detr.data.coco_document import coco_ground_truth
 from detr.data.dataset import evenly_spaced
-from detr.data.draw import draw
 from detr.data.kitti_rows import KittiObject
-from detr.data.value_range import to_bytes
 from detr.errors import UserError
 from detr.metrics import coco_ap, kitti_ap
+from detr.metrics.coco_ap import Accuracy, CocoAp
 from detr.metrics.outcomes import GroundTruth, match_detections, pack
-from detr.types import Detections, ImageArray
-from engines.base import Engine
-from engines.open import open_engine
+from detr.types import ImageArray
 
-# Kept decoded for the timing: enough to defeat a cache of one image, little enough for memory.
-_TIMED_IMAGES = 32
 _EXAMPLES = 4
-_EXAMPLE_WIDTH = 640
-
-
-@dataclass
-class Artifact:
-    """One model being measured, and what it found."""
-
-    name: str
-    path: Path
-    engine: Engine
-    precision: str
-    checkpoint_sha256: str
-    detections: list[Detections]
 
 
 def benchmark(
@@ -59,6 +38,10 @@ def benchmark(
     iterations: int = 50,
     commands: Sequence[str] = (),
     budget: PerformanceBudget | None = None,
+    *,
+    threads: int | None = None,
+    accuracy: Accuracy | None = None,
+    slices: Path | None = None,
 ) -> Report:
     """Opens models and measures them on a data set; see :func:`benchmark_artifacts`.
 
@@ -70,26 +53,22 @@ def benchmark(
         iterations: Timed calls per model.
         commands: How to repeat the report.
         budget: What every row is held against; see :meth:`bench.report.model.Report.misses`.
+        threads: Of every engine.
+        accuracy: How AP is computed.
+        slices: CSV file with what objects or images are to be sliced by; see
+            :func:`bench.analysis.properties.table_properties`.
 
     Raises:
         UserError: What opening a model or reading the data raises; ``bench-classes`` where the
             models differ in their classes; ``data-empty`` without images.
     """
     artifacts = [
-        open_artifact(name, path, engine)
+        open_artifact(name, path, engine, threads)
         for name, path in zip(model_names(models), models, strict=True)
     ]
-    return benchmark_artifacts(artifacts, data, limit, iterations, commands, budget)
-
-
-def open_artifact(name: str, path: Path, engine: str | None) -> Artifact:
-    """Loads a model into a runtime, nothing found yet.
-
-    Raises:
-        UserError: What :func:`engines.open.open_engine` raises.
-    """
-    opened = open_engine(path, engine)
-    return Artifact(name, path, opened, *provenance(path, opened.artifact), [])
+    return benchmark_artifacts(
+        artifacts, data, limit, iterations, commands, budget, accuracy=accuracy, slices=slices
+    )
 
 
 def benchmark_artifacts(
@@ -99,10 +78,13 @@ def benchmark_artifacts(
     iterations: int = 50,
     commands: Sequence[str] = (),
     budget: PerformanceBudget | None = None,
+    *,
+    accuracy: Accuracy | None = None,
+    slices: Path | None = None,
 ) -> Report:
     """Measures opened models on a data set.
 
-    Every image is decoded once and goes through all models; then each model is timed alone.
+    Every image is decoded once and goes through all models; then the models are timed in turns.
 
     Args:
         artifacts: What to measure.
@@ -111,10 +93,15 @@ def benchmark_artifacts(
         iterations: Timed calls per model.
         commands: How to repeat the report.
         budget: What every row is held against.
+        accuracy: How AP is computed.
+        slices: CSV file with what objects or images are to be sliced by; see
+            :func:`bench.analysis.properties.table_properties`.
 
     Raises:
-        UserError: ``bench-classes``, ``data-empty``, and what reading the data raises.
+        UserError: ``bench-classes``, ``data-empty``, ``slices-file``, and what reading the data
+            raises.
     """
+    accuracy = accuracy or Accuracy()
     classes = artifacts[0].engine.info.classes
     for artifact in artifacts[1:]:
         same_classes(artifacts[0].path, classes, artifact)
@@ -131,72 +118,53 @@ def benchmark_artifacts(
     findings.stop()
     if findings.warnings:
         click.echo(findings.summary(), err=True)
+    slicings = properties(dataset, indices, slices)
     shown = set(_example_indices(dataset, indices))
-    timed = set(indices[i] for i in evenly_spaced(len(indices), _TIMED_IMAGES))
+    timed = set(indices[i] for i in evenly_spaced(len(indices), TIMED_IMAGES))
     images = _detect(artifacts, dataset, indices, keep=shown | timed)
 
-    rows = []
-    for artifact in artifacts:
-        rows.append(
-            _row(artifact, dataset, indices, [images[i] for i in sorted(timed)], iterations)
-        )
+    aps = [coco_ap.evaluate(dataset, a.detections, indices, accuracy) for a in artifacts]
+    if note := aps[0].note():
+        click.echo(f"{data}: {note}", err=True)
+    timings = time_in_turns(artifacts, [images[i] for i in sorted(timed)], iterations)
+    rows = [
+        _row(artifact, dataset, indices, *measured)
+        for artifact, *measured in zip(artifacts, aps, *timings, strict=True)
+    ]
+    reference = reference_name(rows)
+    base = next(row for row in rows if row.name == reference)
     truth = coco_ap.restrict(coco_ground_truth(dataset), [dataset.image_id(i) for i in indices])
+    outcomes, mistakes = {}, []
+    for row, artifact in zip(rows, artifacts, strict=True):
+        row.speed = None if row is base else speed_beside(base.latency, row.latency)
+        found = match_detections(truth, artifact.detections, accuracy.max_dets)
+        outcomes[row.name] = found
+        row.analysis, wrong = analyze(truth, artifact.detections, found, slicings)
+        mistakes.append(mistake_pictures(row.name, wrong, dataset, indices, truth))
     positives = GroundTruth.of(truth)
-    examples = [_example(artifacts, dataset, i, indices.index(i), images[i]) for i in sorted(shown)]
     return Report(
         data=data,
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        reference=reference_name(rows),
+        reference=reference,
         rows=rows,
         commands=list(commands),
         budget=budget,
         truth_sha256=positives.fingerprint,
-        examples=examples,
-        matches=pack(positives, {a.name: match_detections(truth, a.detections) for a in artifacts}),
+        examples=[
+            example(
+                [(a.name, a.detections[indices.index(i)]) for a in artifacts], dataset, i, images[i]
+            )
+            for i in sorted(shown)
+        ],
+        mistakes=[one for one in mistakes if one is not None],
+        matches=pack(positives, outcomes),
     )
-
-
-def model_names(models: Sequence[Path]) -> list[str]:
-    """A short name for each model, as much of its path as tells it from the others.
-
-    Raises:
-        UserError: ``bench-twice``.
-    """
-    paths = [model.resolve() for model in models]
-    # A run directory's weights are called model.safetensors: its name says nothing.
-    paths = [path.parent if path.stem == "model" else path for path in paths]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise UserError("bench-twice", f"{path}: the same model is given twice")
-    stems = [path.stem for path in paths]
-    if len(set(stems)) == len(stems):
-        return stems
-    depth = 1
-    while True:
-        names = ["/".join(path.parts[1:][-depth:]) for path in paths]
-        if len(set(names)) == len(names) or depth >= max(len(path.parts) for path in paths):
-            return names
-        depth += 1
 
 
 def reference_name(rows: Sequence[ReportRow]) -> str:
     """Whom the others are compared with: the teacher if one is called so, else the best by AP."""
     teachers = [row.name for row in rows if "teacher" in row.name.lower()]
     return teachers[0] if teachers else max(rows, key=lambda row: row.coco.ap).name
-
-
-def same_classes(path: Path, classes: ClassMap, other: Artifact) -> None:
-    """Refuses a model whose classes are not those of the model at ``path``.
-
-    Raises:
-        UserError: ``bench-classes``.
-    """
-    if other.engine.info.classes != classes:
-        raise UserError(
-            "bench-classes",
-            f"{other.path} has the classes {', '.join(other.engine.info.classes.names)}, but "
-            f"{path} has {', '.join(classes.names)}: a report compares models of the same classes",
-        )
 
 
 def _detect(
@@ -217,14 +185,11 @@ def _row(
     artifact: Artifact,
     dataset: Dataset,
     indices: Sequence[int],
-    images: Sequence[ImageArray],
-    iterations: int,
+    ap: CocoAp,
+    latency: Latency,
+    environment: Environment,
 ) -> ReportRow:
     engine = artifact.engine
-    watch = Watch()
-    before = read_clocks()
-    timing = measure_latency(engine, images, iterations=iterations, between=watch)
-    after = read_clocks()
     return ReportRow(
         name=artifact.name,
         engine=engine.name,
@@ -237,12 +202,11 @@ def _row(
         artifact=str(artifact.path),
         sha256=identity(engine.artifacts),
         checkpoint_sha256=artifact.checkpoint_sha256,
-        coco=coco_ap.evaluate(dataset, artifact.detections, indices),
+        coco=ap,
         kitti=_kitti(artifact, dataset, indices),
-        latency=timing,
-        environment=assess_environment(
-            read_machine(engine.versions), before, after, watch.drift(), engine.on_gpu
-        ),
+        latency=latency,
+        threads=artifact.threads,
+        environment=environment,
     )
 
 
@@ -271,36 +235,3 @@ def _example_indices(dataset: Dataset, indices: Sequence[int]) -> list[int]:
     """A few of the images that have boxes, spread evenly: chosen before anything is detected."""
     labeled = [i for i in indices if len(dataset.labels(i).labels)]
     return [labeled[k] for k in evenly_spaced(len(labeled), _EXAMPLES)]
-
-
-def _example(
-    artifacts: Sequence[Artifact], dataset: Dataset, i: int, position: int, image: ImageArray
-) -> Example:
-    names = dataset.classes.names
-    # Small pictures are enlarged, or the names on the boxes would cover them.
-    scale = _EXAMPLE_WIDTH / image.shape[1]
-    size = (_EXAMPLE_WIDTH, max(1, round(image.shape[0] * scale)))
-    small = np.asarray(
-        Image.fromarray(to_bytes(image, None)).resize(size, Image.Resampling.LANCZOS)
-    )
-    truth = dataset.labels(i)
-    boxes = np.concatenate([truth.boxes, truth.ignore]) * scale
-    labels = np.concatenate([truth.labels, np.full(len(truth.ignore), -1)])
-    pictures = [
-        Picture(
-            title="ground truth",
-            boxes=len(truth.labels),
-            uri=_jpeg(draw(small, boxes, labels, names)),
-        )
-    ]
-    for artifact in artifacts:
-        found = artifact.detections[position].above(Report.model_fields["score_threshold"].default)
-        drawn = draw(small, found.boxes * scale, found.labels, names, found.scores)
-        pictures.append(Picture(title=artifact.name, boxes=len(found), uri=_jpeg(drawn)))
-    return Example(title=dataset.image_path(i).name, pictures=pictures)
-
-
-def _jpeg(image: ImageArray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

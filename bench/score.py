@@ -22,7 +22,7 @@ from detr.data.kitti_rows import KittiLabels, KittiObject, read_label_file
 from detr.errors import UserError
 from detr.files import TEXT
 from detr.metrics import coco_ap, kitti_ap
-from detr.metrics.coco_ap import CocoAp
+from detr.metrics.coco_ap import Accuracy, CocoAp
 from detr.metrics.kitti_ap import KittiAp
 from detr.types import is_image_id
 
@@ -56,13 +56,19 @@ class Score(BaseModel):
         return "\n".join([table, *self.notes])
 
 
-def score(detections: Path, dataset: Dataset, protocol: Protocol | None = None) -> Score:
+def score(
+    detections: Path,
+    dataset: Dataset,
+    protocol: Protocol | None = None,
+    accuracy: Accuracy | None = None,
+) -> Score:
     """Scores a results file or folder.
 
     Args:
         detections: A COCO results file, or a folder of KITTI result files.
         dataset: The ground truth.
         protocol: By default KITTI's for KITTI result files of a KITTI data set, else COCO's.
+        accuracy: How COCO AP is computed.
 
     Raises:
         UserError: ``detections-missing``, ``detections-unreadable``, ``detections-entry``,
@@ -91,7 +97,9 @@ def score(detections: Path, dataset: Dataset, protocol: Protocol | None = None) 
             _as_coco(read_kitti_folder(detections, dataset), dataset) if folder
             else read_coco_results(detections, dataset)
         )  # fmt: skip
-        result.coco = coco_ap.evaluate_json(coco_ground_truth(dataset), results)
+        truth = coco_ground_truth(dataset)
+        result.coco = coco_ap.evaluate_json(truth, results, accuracy or Accuracy())
+        result.notes += filter(None, [result.coco.note()])
     return result
 
 
@@ -258,7 +266,10 @@ def coco_text(ap: CocoAp) -> str:
         f"{'all':{width}}  {ap.n_gt:6}  {percent(ap.ap):>5}  {percent(ap.ap50):>5}",
         f"AP75 {percent(ap.ap75)}, small {percent(ap.ap_small)}, medium {percent(ap.ap_medium)}, "
         f"large {percent(ap.ap_large)}; {ap.images} images",
+        f"AR {percent(ap.ar)} (small {percent(ap.ar_small)}, medium "
+        f"{percent(ap.ar_medium)}, large {percent(ap.ar_large)})",
     ]
+    lines += [f"AP at IoU {iou}: {percent(value)}" for iou, value in (ap.at_iou or {}).items()]
     return "\n".join(lines)
 
 

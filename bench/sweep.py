@@ -9,10 +9,12 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.opened import model_names, open_artifact, same_classes
 from bench.report.model import Report, ReportRow
-from bench.run import benchmark_artifacts, model_names, open_artifact, reference_name, same_classes
+from bench.run import benchmark_artifacts, reference_name
 from detr.config import ClassMap
 from detr.errors import UserError
+from detr.metrics.coco_ap import Accuracy
 from detr.metrics.outcomes import GroundTruth, Outcomes, pack, unpack
 from engines.open import check_name
 
@@ -24,6 +26,9 @@ def sweep(
     limit: int | None = None,
     iterations: int = 50,
     commands: Sequence[str] = (),
+    *,
+    threads: int | None = None,
+    accuracy: Accuracy | None = None,
 ) -> Report:
     """Measures every bundle in every engine, one after the other so that one is in memory.
 
@@ -35,10 +40,12 @@ def sweep(
         limit: Use this many images, spread evenly over the data set.
         iterations: Timed calls each.
         commands: How to repeat the report.
+        threads: Of every engine that takes a number.
+        accuracy: How AP is computed.
 
     Raises:
         UserError: ``engine-unknown``, ``sweep-empty`` where nothing could be opened,
-            ``bench-twice``, ``bench-classes``, and what measuring raises.
+            ``bench-classes``, and what measuring raises.
     """
     for engine in engines:
         check_name(engine)
@@ -51,13 +58,13 @@ def sweep(
         for engine in dict.fromkeys(engines):
             label = f"{name} {engine}"
             try:
-                artifact = open_artifact(label, path, engine)
+                artifact = open_artifact(label, path, engine, threads)
             except UserError as error:
                 skipped.append(f"{label}: {error.message}")
                 continue
             classes = classes or artifact.engine.info.classes
             same_classes(models[0], classes, artifact)
-            report = benchmark_artifacts([artifact], data, limit, iterations)
+            report = benchmark_artifacts([artifact], data, limit, iterations, accuracy=accuracy)
             rows += report.rows
             assert report.matches is not None
             truth, found = unpack(io.BytesIO(report.matches))

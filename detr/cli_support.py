@@ -19,7 +19,7 @@ T = TypeVar("T")
 # What to install when a room's import fails; keyed by the missing module.
 _EXTRA_OF_MODULE = {
     name: "train" for name in ("torch", "torchvision", "timm", "safetensors", "scipy", "onnxscript")
-} | {"transformers": "hf", "supervision": "supervision", "ray": "ray"}
+} | {"transformers": "hf", "supervision": "supervision", "ray": "ray", "av": "video"}
 
 
 class Group(click.Group):
@@ -133,6 +133,11 @@ def missing_extra(error: ModuleNotFoundError, needed_by: str) -> UserError:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Of the engine; by default OMP_NUM_THREADS, what a container may use, or all cores.",
+)
 
 
 def emit(result: BaseModel | dict[str, Any] | Sequence[Any], as_json: bool, text: str) -> None:

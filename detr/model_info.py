@@ -46,6 +46,12 @@ def read_model_info(path: Path) -> ModelInfo:
     Raises:
         UserError: ``model-sidecar`` where the file is missing, unreadable or not a sidecar.
     """
+    if not path.exists():
+        raise UserError(
+            "model-sidecar",
+            f"{path}: not there, and without it weights are no model; weights of another project "
+            "become one with: detr weights import WEIGHTS --out NAME.safetensors",
+        )
     try:
         return read_sidecar(path, ModelInfo)
     except SidecarError as error:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from detr import msda
+from detr.cores import default_threads
 from detr.errors import UserError
 from detr.shipped import find_model
 from engines.base import Engine
 from engines.bundle import Bundle, is_bundle
 from engines.evidence import graph_verdict
+from engines.kinds import check_checkpoint
 from engines.oriented import OrientedEngine, open_bundles
 from engines.trt.backend import BACKENDS
 
@@ -76,18 +78,22 @@ def open_engine(
             that is not installed, or ``onnxruntime`` where our kernel was not compiled. ``half`` is
             ONNX Runtime with every value typed float16 rounded, to see what half precision costs;
             ``onnxruntime-cuda`` and ``onnxruntime-tensorrt-rtx`` are its providers for GPUs.
-        threads: Threads within an operator; the runtime's default where ``None``.
+        threads: Threads within an operator; :func:`detr.cores.default_threads` where ``None``.
         ungated: Opens what the parity gate rejected or has not seen without a word: for the gate.
         built: Folder of the TensorRT engine to open, in place of the bundle's that fits this
             machine best.
 
     Raises:
-        UserError: ``model-missing``, ``engine-unknown``, ``engine-needs-bundle``,
+        UserError: ``model-missing``, ``model-sidecar``, ``engine-unknown``,
+            ``engine-needs-bundle``, ``option-threads`` for an engine that computes on a GPU,
             ``runtime-missing``, or what opening the bundle, the checkpoint or the engine raises.
         ValueError: ``built`` for another engine than TensorRT's.
     """
     if engine is not None:
         check_name(engine)
+        if threads is not None and (engine in BACKENDS or engine.startswith("openvino:GPU")):
+            raise UserError("option-threads", f"engine {engine} computes on a GPU: no --threads")
+    threads = threads or default_threads()
     if built is not None and engine not in BACKENDS:
         raise ValueError(f"built {built} is for {', '.join(BACKENDS)}, not {engine}")
     if isinstance(model, Bundle):
@@ -100,6 +106,7 @@ def open_engine(
             _of_bundle(bundle, engine, threads, ungated, built) for bundle in open_bundles(model)
         ]
         return engines[0] if len(engines) == 1 else OrientedEngine(engines)
+    check_checkpoint(model)
     if engine in (None, "torch"):
         from engines.torch_engine import TorchEngine
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import click
 from pydantic import BaseModel
 
-from detr.cli_support import LazyGroup, emit, json_option
+from detr.cli_support import LazyGroup, emit, json_option, threads_option
 from detr.errors import UserError
 from detr.shipped import find_model
 from engines.bundle import Bundle, Precision, open_bundle
@@ -224,6 +224,7 @@ def _batch(text: str) -> int | Literal["dynamic"]:
     type=click.Path(path_type=Path, file_okay=False),
     help="Write the image each engine does worst on, with both sets of boxes, into this folder.",
 )
+@threads_option
 @json_option
 def verify(
     bundle: Path,
@@ -232,6 +233,7 @@ def verify(
     budget: Path | None,
     images: int | None,
     draw: Path | None,
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Check that BUNDLE finds what torch finds, image by image and box by box.
@@ -251,7 +253,7 @@ def verify(
     for one in opened:
         place = draw / one.path.stem if draw is not None and len(opened) > 1 else draw
         on = data if len(opened) == 1 or data is None or _shows(data, one) else None
-        verdicts.append(gate_bundle(one, on, engines, allowed, images, place))
+        verdicts.append(gate_bundle(one, on, engines, allowed, images, place, threads))
     _emit_all(opened, verdicts, as_json, (verdict.text() for verdict in verdicts))
     for verdict in verdicts:
         verdict.check()

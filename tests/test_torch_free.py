@@ -74,8 +74,9 @@ def test_command_line_answers_without_torch(arguments: list[str], status: int, s
 
 
 def test_a_checkpoint_without_torch_names_the_extra(tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").touch()
     image = tmp_path / "x.png"
+    for file in (tmp_path / "x.safetensors", tmp_path / "x.json", image):
+        file.touch()
     done = run(
         "from detr.cli import main\n"
         f"main(['predict', {str(tmp_path / 'x.safetensors')!r}, {str(image)!r}], prog_name='detr')"

@@ -115,6 +115,34 @@ def block_bootstrap_medians(samples: Float64Array, replicates: int, seed: int) -
     return medians
 
 
+def speed_ratio(
+    base: Sequence[float], other: Sequence[float], turn: int, replicates: int = 2000
+) -> Interval | None:
+    """How many times as fast one engine is as another that took turns with it.
+
+    The ratio of their median times. Turns are resampled, the same ones for both, since what slows a
+    turn down slows down its neighbors: a paired block bootstrap.
+
+    Args:
+        base: Times of the one they are compared with, in the order of the calls.
+        other: Times of the other; call ``k`` belongs to the turn of the base's call ``k``.
+        turn: Calls in a turn.
+        replicates: How many resamplings.
+
+    Returns:
+        ``None`` where five turns or fewer are too few for an interval.
+    """
+    times = np.array([base, other], dtype=np.float64)
+    turns = times.shape[1] // turn
+    if turns <= 5:
+        return None
+    value = float(np.median(times[0]) / np.median(times[1]))
+    chosen = np.random.default_rng(0).integers(0, turns, size=(replicates, turns))
+    whole = times[:, : turns * turn].reshape(2, turns, turn)
+    medians = np.median(whole[:, chosen].reshape(2, replicates, -1), axis=2)
+    return bootstrap_interval(value, medians[0] / medians[1])
+
+
 def bootstrap_interval(value: float, resampled: Float64Array) -> Interval:
     """Percentile interval of resampled differences, and twice their smaller side of zero as p."""
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])

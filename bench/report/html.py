@@ -11,6 +11,7 @@ from jinja2 import FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bench.machine.clocks import Drift
+from bench.report.analysis import shown
 from bench.report.grid import depth, grid
 from bench.report.model import Report, ReportRow, percent
 from detr.plot import Point, ap_over_latency
@@ -34,6 +35,7 @@ def render_html(report: Report) -> str:
         bests=_bests(report.rows),
         classes=_class_rows(report),
         machines=_machines(report.rows),
+        analysis=shown({r.name: r.analysis for r in report.rows if r.analysis}, colors),
         kitti_note=next((row.kitti.note() for row in report.rows if row.kitti), ""),
     )
 

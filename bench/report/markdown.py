@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from bench.report.grid import grid
 from bench.report.model import Report, ReportRow, percent
+from detr.metrics.slices import Slice
 
 
 def render_markdown(report: Report) -> str:
@@ -14,6 +15,7 @@ def render_markdown(report: Report) -> str:
         f"# {report.title}",
         "\n".join(f"- **{sentence}**" for sentence in report.verdict()),
         *_budget(report),
+        *(f"{note}." for note in report.notes()),
         *(f"Latency: {caveat}." for caveat in report.caveats()),
         f"{report.rows[0].coco.images} images of `{report.data}`, {report.created}. "
         "AP is COCO's, times 100. Latency is the median, end to end: decoded image in memory to "
@@ -29,6 +31,7 @@ def render_markdown(report: Report) -> str:
             _kitti(report),
             *_kitti_note(report),
         ]
+    parts += _slices(report)
     parts += ["## Environment", _environment(report), "## How to repeat"]
     parts.append("```\n" + "\n".join(report.commands) + "\n```")
     return "\n\n".join(parts) + "\n"
@@ -87,6 +90,7 @@ def _results(report: Report) -> str:
         "AP S",
         "AP M",
         "AP L",
+        "AR",
     ]
     head += ["p50 ms", "p90 ms", "p99 ms", "engine only p50 ms", "images/s"]
     return table(head, [_result(row) for row in report.rows])
@@ -94,7 +98,7 @@ def _results(report: Report) -> str:
 
 def _result(row: ReportRow) -> list[str]:
     ap, total = row.coco, row.latency.end_to_end
-    aps = (ap.ap, ap.ap50, ap.ap75, ap.ap_small, ap.ap_medium, ap.ap_large)
+    aps = (ap.ap, ap.ap50, ap.ap75, ap.ap_small, ap.ap_medium, ap.ap_large, ap.ar)
     times = (total.p50_ms, total.p90_ms, total.p99_ms, row.latency.engine.p50_ms)
     return [
         *(row.name, row.engine, row.precision),
@@ -104,6 +108,32 @@ def _result(row: ReportRow) -> list[str]:
         *(f"{ms:.1f}" for ms in times),
         f"{total.images_per_second:.1f}",
     ]
+
+
+def _slices(report: Report) -> list[str]:
+    rows = [(row.name, row.analysis) for row in report.rows if row.analysis is not None]
+    if not rows:
+        return []
+    first = rows[0][1]
+    parts = [
+        f"## Slices: AP, and recall in % at score {first.score:g} and IoU {first.iou:g} with its "
+        "95 % interval"
+    ]
+    for k, one in enumerate(first.slices):
+        lines = []
+        for i, value in enumerate(one.rows):
+            cells = [analysis.slices[k].rows[i] for _, analysis in rows]
+            told = [f"{percent(cell.ap)}, {_recall(cell)}" for cell in cells]
+            lines.append([value.value, str(value.objects), *told])
+        parts.append(table([one.by, "objects", *(name for name, _ in rows)], lines))
+    return parts
+
+
+def _recall(cell: Slice) -> str:
+    if cell.interval is None:
+        return "–"
+    low, high = map(percent, cell.interval)
+    return f"{percent(cell.recall)} ({low} – {high})"
 
 
 def _per_class(report: Report) -> str:

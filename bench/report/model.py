@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from bench.analysis.model import Analysis
 from bench.latency import Latency
 from bench.machine.clocks import ClockRange
 from bench.machine.environment import Environment
@@ -38,6 +39,23 @@ class PerformanceBudget(BaseModel):
         return found
 
 
+class Speed(BaseModel):
+    """How many times as fast as the report's reference, with its 95 % interval.
+
+    Attributes:
+        value: Ratio of the median end-to-end latencies.
+        low, high: Interval over the turns the two took; other machines and days are not in it.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def text(self) -> str:
+        """``2.50 (2.46 – 2.53)``."""
+        return f"{self.value:.2f} ({self.low:.2f} – {self.high:.2f})"
+
+
 class ReportRow(BaseModel):
     """One artifact: what it is, how right it is and how fast, measured on the same file.
 
@@ -56,6 +74,9 @@ class ReportRow(BaseModel):
         coco: COCO AP on the report's data.
         kitti: KITTI AP, where the data is KITTI.
         latency: Engine only and end to end.
+        threads: Of the engine, where the user said how many.
+        speed: Relative to the reference, where both were timed in turns.
+        analysis: Curves, confusions and slices.
         environment: Machine and clocks while this artifact was timed.
     """
 
@@ -76,6 +97,9 @@ class ReportRow(BaseModel):
     coco: CocoAp
     kitti: KittiAp | None = None
     latency: Latency
+    threads: int | None = None
+    speed: Speed | None = None
+    analysis: Analysis | None = None
     environment: Environment
 
     @property
@@ -128,6 +152,7 @@ class Report(BaseModel):
         score_threshold: Score from which a detection is drawn in the examples.
         truth_sha256: Fingerprint of the images and boxes AP was measured on.
         examples: Pictures; only in the HTML page, not in the JSON form.
+        mistakes: The worst of each artifact; likewise.
         matches: Content of ``matches.npz``, the outcome of every detection, from which ``bench
             compare`` tells whether two APs differ; not in the JSON form.
     """
@@ -147,6 +172,7 @@ class Report(BaseModel):
     score_threshold: float = 0.3
     truth_sha256: str | None = None
     examples: list[Example] = []
+    mistakes: list[Example] = []
     matches: bytes | None = Field(default=None, exclude=True, repr=False)
 
     def verdict(self) -> list[str]:
@@ -165,10 +191,10 @@ class Report(BaseModel):
                 if base.coco.ap > 0
                 else f"no meaningful share of {base.name}'s AP"
             )
+            times = f"{base.ms / row.ms:.3g}" if row.speed is None else row.speed.text()
             sentences.append(
                 f"{row.name}: {percent(row.coco.ap)} AP at {row.ms:.1f} ms = {share} "
-                f"({percent(base.coco.ap)}) at {base.ms / row.ms:.3g} times its speed "
-                f"({base.ms:.1f} ms)"
+                f"({percent(base.coco.ap)}) at {times} times its speed ({base.ms:.1f} ms)"
             )
         return sentences
 
@@ -184,6 +210,10 @@ class Report(BaseModel):
             if names:
                 lines.append(f"{what}: {', '.join(names)}")
         return lines
+
+    def notes(self) -> list[str]:
+        """What a reader of the APs must know first."""
+        return [note for note in dict.fromkeys(row.coco.note() for row in self.rows) if note]
 
     def misses(self) -> list[str]:
         """One phrase per artifact over the budget; empty where all hold it or there is none."""
@@ -215,7 +245,26 @@ class Report(BaseModel):
 
     def to_json(self) -> str:
         """Everything but the pictures; ``Report.model_validate_json`` reads it back."""
-        return self.model_dump_json(indent=2, exclude={"examples"}, by_alias=True) + "\n"
+        pictures = {"examples", "mistakes"}
+        return self.model_dump_json(indent=2, exclude=pictures, by_alias=True) + "\n"
+
+    def slices_csv(self) -> str:
+        """One line per artifact and slice; shares as fractions."""
+        sink = io.StringIO()
+        writer = csv.writer(sink, lineterminator="\n")
+        writer.writerow(
+            ["name", "by", "value", "images", "objects", "found", "recall", "recall_low",
+             "recall_high", "ap", "ap50"]
+        )  # fmt: skip
+        for row in self.rows:
+            for table in row.analysis.slices if row.analysis else ():
+                for one in table.rows:
+                    low, high = one.interval or (None, None)
+                    writer.writerow(
+                        [row.name, table.by, one.value, one.images, one.objects, one.found,
+                         one.recall, low, high, one.ap, one.ap50]
+                    )  # fmt: skip
+        return sink.getvalue()
 
     def to_csv(self) -> str:
         """One line per artifact; AP as a fraction, times in milliseconds."""
@@ -252,11 +301,13 @@ def _flat(row: ReportRow, data: str) -> dict[str, object]:
         "data": data,
         "images": row.coco.images,
     }
-    for key in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"):
+    for key in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar"):
         record[key] = getattr(row.coco, key)
-    for name, ap in (row.kitti.per_class if row.kitti else {}).items():
+    for iou, ap in (row.coco.at_iou or {}).items():
+        record[f"ap_at_{iou}"] = ap
+    for name, kitti in (row.kitti.per_class if row.kitti else {}).items():
         for level in ("easy", "moderate", "hard"):
-            result = getattr(ap, level)
+            result = getattr(kitti, level)
             record[f"kitti_{name}_{level}_ap11"] = result.ap11
             record[f"kitti_{name}_{level}_ap40"] = result.ap40
     for part in ("engine", "end_to_end"):

@@ -14,7 +14,8 @@ from detr.metrics.outcomes import MATCHES
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Writes ``report.json``, ``.md``, ``.csv`` and ``.html``; returns their paths.
 
-    Beside them goes ``matches.npz``, which ``bench compare`` reads.
+    Beside them go ``slices.csv``, where there are slices, and ``matches.npz``, which ``bench
+    compare`` reads.
 
     Raises:
         UserError: The folder is not writable or the disk is full.
@@ -27,6 +28,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     }
     for suffix, text in contents.items():
         write_atomic(folder / f"report.{suffix}", text)
+    if any(row.analysis for row in report.rows):
+        write_atomic(folder / "slices.csv", report.slices_csv())
     if report.matches is not None:
         write_atomic(folder / MATCHES, report.matches)
     return [folder / f"report.{suffix}" for suffix in contents]

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from detr.data.dataset import Dataset
+from detr.data.dataset import Annotation, Dataset
+
+
+def annotation_rows(
+    dataset: Dataset, indices: Sequence[int] | None = None
+) -> Iterator[tuple[int, int, Annotation]]:
+    """Image, class index and annotation of every row of the document, in its order.
+
+    Args:
+        dataset: Whose labels.
+        indices: Only of these images; of all by default.
+
+    Raises:
+        UserError: Where a label file is bad.
+    """
+    for i in range(len(dataset)) if indices is None else indices:
+        for row in dataset.annotations(i):
+            for label in [row.label] if row.label >= 0 else range(len(dataset.classes)):
+                yield i, label, row
 
 
 def coco_ground_truth(dataset: Dataset) -> dict[str, Any]:
@@ -20,21 +39,18 @@ def coco_ground_truth(dataset: Dataset) -> dict[str, Any]:
     """
     classes = dataset.classes
     annotations: list[dict[str, Any]] = []
-    for i in range(len(dataset)):
-        for row in dataset.annotations(i):
-            x0, y0, x1, y1 = row.box
-            labels = [row.label] if row.label >= 0 else range(len(classes))
-            for label in labels:
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,  # 0 would mean "no match" to COCO evaluators
-                        "image_id": dataset.image_id(i),
-                        "category_id": classes.category_ids[label],
-                        "bbox": [x0, y0, x1 - x0, y1 - y0],
-                        "area": row.area,
-                        "iscrowd": int(row.ignore),
-                    }
-                )
+    for i, label, row in annotation_rows(dataset):
+        x0, y0, x1, y1 = row.box
+        annotations.append(
+            {
+                "id": len(annotations) + 1,  # 0 would mean "no match" to COCO evaluators
+                "image_id": dataset.image_id(i),
+                "category_id": classes.category_ids[label],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": row.area,
+                "iscrowd": int(row.ignore),
+            }
+        )
     return {
         "images": [{"id": dataset.image_id(i)} for i in range(len(dataset))],
         "annotations": annotations,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +44,8 @@ class Annotation:
         area: Square pixels, of the mask where the file gives one.
         label: Class index; -1 in a region that is ignored for every class.
         ignore: Whether it is an ignore region.
+        attributes: What else the file tells of an object, by name: ``occlusion`` (in words),
+            ``truncation`` (share outside the image), ``distance`` (meters).
     """
 
     where: str
@@ -50,6 +53,7 @@ class Annotation:
     area: float
     label: int
     ignore: bool
+    attributes: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass

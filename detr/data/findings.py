@@ -222,7 +222,8 @@ def no_objects(dataset: Dataset, objects: int) -> list[Finding]:
             UserError(
                 "no-ground-truth",
                 f"{dataset.spec}: no label is an object of a class "
-                f"({', '.join(dataset.classes.names)}): there is nothing to learn or to score",
+                f"({', '.join(dataset.classes.names)}): there is nothing to learn or to score "
+                "(bench run --unlabeled times images all the same)",
             )
         ]
     )

@@ -15,6 +15,10 @@ from typing import Protocol
 from detr.data import fields
 from detr.errors import UserError
 
+OCCLUSIONS = {0: "visible", 1: "partly", 2: "largely", 3: "unknown"}
+# Size, place and rotation of a row that tells of the image only.
+UNKNOWN_3D = "-1 -1 -1 -1000 -1000 -1000 -10"
+
 
 @dataclass(frozen=True)
 class KittiObject:
@@ -28,6 +32,8 @@ class KittiObject:
         box: x0 y0 x1 y1 pixels.
         score: Of a result row, else None.
         line: Line of the file, from 1.
+        location: Of the object's bottom center in camera coordinates, meters (right, down, ahead);
+            None where the row does not tell.
     """
 
     type: str
@@ -37,6 +43,19 @@ class KittiObject:
     box: tuple[float, float, float, float]
     score: float | None = None
     line: int = 0
+    location: tuple[float, float, float] | None = None
+
+    @property
+    def attributes(self) -> dict[str, float | str]:
+        """What the row tells of an object beside class and box."""
+        found: dict[str, float | str] = {}
+        if self.occluded in OCCLUSIONS:
+            found["occlusion"] = OCCLUSIONS[self.occluded]
+        if self.truncated >= 0:
+            found["truncation"] = self.truncated
+        if self.location is not None:
+            found["distance"] = math.hypot(self.location[0], self.location[2])
+        return found
 
 
 class KittiLabels(Protocol):
@@ -99,4 +118,5 @@ def _parse(columns: list[str], where: str, line: int) -> KittiObject:
         box=(x0, y0, x1, y1),
         score=values[14] if len(values) == 15 else None,
         line=line,
+        location=None if min(values[10:13]) <= -1000 else (values[10], values[11], values[12]),
     )

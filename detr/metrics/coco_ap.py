@@ -1,20 +1,24 @@
 """COCO average precision of boxes, computed by faster-coco-eval (a pycocotools in C++).
 
-The protocol is COCO's: 101 recall points, IoU 0.50:0.05:0.95, at most 100 detections per image,
-crowd annotations are regions in which detections are neither right nor wrong.
+The protocol is COCO's: 101 recall points, IoU 0.50:0.05:0.95, at most 100 detections of a class per
+image unless told otherwise, crowd annotations are regions in which detections are neither right nor
+wrong.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
+from detr.cli_support import counted
 from detr.config import ClassMap
 from detr.data.coco_document import coco_ground_truth
 from detr.data.dataset import Dataset
@@ -22,6 +26,24 @@ from detr.errors import UserError
 from detr.types import Detections, ImageId
 
 _AREAS = ("all", "small", "medium", "large")
+_IOUS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
+MAX_DETS = 100
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How AP and AR are computed.
+
+    Attributes:
+        max_dets: Detections of a class that count in an image, the best ones.
+        ious: Overlaps, between 0 and 1, at which AP is told besides.
+    """
+
+    max_dets: int = MAX_DETS
+    ious: tuple[float, ...] = ()
+
+
+_USUAL = Accuracy()
 
 
 class ClassAp(BaseModel):
@@ -49,6 +71,12 @@ class CocoAp(BaseModel):
         per_class: By class name, in the order of the class list.
         images: Images evaluated.
         n_gt: Ground-truth boxes, crowds not counted.
+        ar1, ar10, ar: Average recall over IoU 0.50:0.95 with 1, 10 and ``max_dets`` detections of a
+            class per image.
+        ar_small, ar_medium, ar_large: ``ar`` by size, as AP.
+        at_iou: AP at each overlap asked for, by its text (``0.3``).
+        max_dets: Detections of a class that count in an image; 100 in reports that do not tell.
+        crowded: Images with more objects of one class than that.
     """
 
     ap: float
@@ -60,10 +88,32 @@ class CocoAp(BaseModel):
     per_class: dict[str, ClassAp]
     images: int
     n_gt: int
+    ar1: float | None = None
+    ar10: float | None = None
+    ar: float | None = None
+    ar_small: float | None = None
+    ar_medium: float | None = None
+    ar_large: float | None = None
+    at_iou: dict[str, float] | None = None
+    max_dets: int | None = None
+    crowded: int | None = None
+
+    def note(self) -> str:
+        """What to know of images with more objects than detections count; empty without such."""
+        if not self.crowded:
+            return ""
+        return (
+            f"AP counts the {self.max_dets} best detections of a class in an image, and "
+            f"{counted(self.crowded, 'image')} with more objects of one cannot be found whole; "
+            "raise it with --max-dets"
+        )
 
 
 def evaluate(
-    dataset: Dataset, detections: Sequence[Detections], indices: Sequence[int] | None = None
+    dataset: Dataset,
+    detections: Sequence[Detections],
+    indices: Sequence[int] | None = None,
+    accuracy: Accuracy = _USUAL,
 ) -> CocoAp:
     """Average precision of a detector's output on a data set.
 
@@ -72,6 +122,7 @@ def evaluate(
         detections: One per image, labels indexing ``dataset.classes``; ``detections[k]`` belongs to
             image ``indices[k]``.
         indices: Evaluate on these images only; every image by default.
+        accuracy: What counts.
 
     Raises:
         UserError: ``no-ground-truth`` where the images carry no box at all,
@@ -88,7 +139,7 @@ def evaluate(
     results: list[dict[str, Any]] = []
     for image_id, found in zip(ids, detections, strict=True):
         results += to_results(image_id, found, dataset.classes)
-    return evaluate_json(truth, results)
+    return evaluate_json(truth, results, accuracy)
 
 
 def to_results(image_id: ImageId, found: Detections, classes: ClassMap) -> list[dict[str, Any]]:
@@ -113,13 +164,18 @@ def restrict(ground_truth: dict[str, Any], image_ids: Sequence[ImageId]) -> dict
     }
 
 
-def evaluate_json(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> CocoAp:
+def evaluate_json(
+    ground_truth: dict[str, Any],
+    results: list[dict[str, Any]],
+    accuracy: Accuracy = _USUAL,
+) -> CocoAp:
     """Average precision of COCO results against COCO ground truth.
 
     Args:
         ground_truth: ``images``, ``annotations`` and ``categories`` as in an ``instances_*.json``.
         results: Entries with ``image_id``, ``category_id``, ``bbox`` (x y w h) and ``score``. Left
             unchanged.
+        accuracy: What counts.
 
     Raises:
         UserError: See :func:`evaluate`.
@@ -145,11 +201,18 @@ def evaluate_json(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -
     # The evaluator's default calls 32^2 the lower end of "small"; pycocotools starts at 0.
     ranges = {"small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e5**2]}
     evaluation = COCOeval_faster(truth, found, iouType="bbox", ranges=ranges, print_function=_quiet)
+    every = sorted({*_IOUS, *accuracy.ious})
+    evaluation.params.iouThrs = np.array(every)
+    evaluation.params.maxDets = sorted({1, min(10, accuracy.max_dets), accuracy.max_dets})
     evaluation.evaluate()
     evaluation.accumulate()
 
     # [IoU, recall, class, area, detections per image]; -1 marks "no ground truth".
-    precision = np.asarray(evaluation.eval["precision"])[..., -1]
+    whole = np.asarray(evaluation.eval["precision"])[..., -1]
+    usual = [every.index(iou) for iou in _IOUS]
+    precision = whole[usual]
+    recall = np.asarray(evaluation.eval["recall"])[usual]
+    limits = list(evaluation.params.maxDets)
     names = {c["id"]: c["name"] for c in ground_truth["categories"]}
     return CocoAp(
         ap=_required(precision[..., 0]),
@@ -166,7 +229,26 @@ def evaluate_json(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -
         },
         images=len(ground_truth["images"]),
         n_gt=sum(counts.values()),
+        ar1=_mean(recall[:, :, 0, limits.index(1)]),
+        ar10=_mean(recall[:, :, 0, limits.index(10)]) if accuracy.max_dets >= 10 else None,
+        ar=_mean(recall[:, :, 0, -1]),
+        ar_small=_mean(recall[:, :, _AREAS.index("small"), -1]),
+        ar_medium=_mean(recall[:, :, _AREAS.index("medium"), -1]),
+        ar_large=_mean(recall[:, :, _AREAS.index("large"), -1]),
+        at_iou={f"{iou:g}": _required(whole[every.index(iou), ..., 0]) for iou in accuracy.ious},
+        max_dets=accuracy.max_dets,
+        crowded=_crowded(ground_truth, accuracy.max_dets),
     )
+
+
+def _crowded(ground_truth: dict[str, Any], most: int) -> int:
+    """Images with more than ``most`` objects of one class."""
+    objects = Counter(
+        (a["image_id"], a["category_id"])
+        for a in ground_truth["annotations"]
+        if not a.get("iscrowd", 0)
+    )
+    return len({image for (image, _), count in objects.items() if count > most})
 
 
 def _numbers(ground_truth: dict[str, Any]) -> dict[ImageId, int]:

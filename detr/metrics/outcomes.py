@@ -24,14 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from detr.errors import UserError
-from detr.types import Detections
+from detr.metrics.coco_ap import MAX_DETS
+from detr.types import Detections, ImageId
 
 MATCHES = "matches.npz"
 
 _THRESHOLDS = np.arange(10) * 0.05 + 0.5
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _BITS = 1 << np.arange(10)
-_MOST = 100
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -48,6 +48,9 @@ class Outcomes:
         score: ``[N]``.
         right: ``[N]`` bit ``k`` is set where it finds a box at IoU 0.50 + 0.05 k.
         ignored: ``[N]`` bit ``k`` is set where it counts neither way.
+        area: ``[N]`` of the detection's box, square pixels; None in outcomes read from a file.
+        row: ``[N, 10]`` the annotation it finds at each IoU, by its place in the document, -1 where
+            none; None likewise.
     """
 
     image: Ints
@@ -55,6 +58,8 @@ class Outcomes:
     score: Floats
     right: Ints
     ignored: Ints
+    area: Floats | None = None
+    row: Ints | None = None
 
 
 @dataclass(frozen=True)
@@ -84,49 +89,63 @@ class GroundTruth:
         return cls(positives, digest.hexdigest())
 
 
-def match_detections(ground_truth: dict[str, Any], detections: Sequence[Detections]) -> Outcomes:
+def match_detections(
+    ground_truth: dict[str, Any], detections: Sequence[Detections], most: int = MAX_DETS
+) -> Outcomes:
     """Matches detections with a COCO document's boxes.
 
     Args:
         ground_truth: ``images``, ``annotations`` and ``categories``.
         detections: One per image, in their order; labels are positions among the categories.
+        most: Detections of a class that count in an image, the best ones.
     """
-    boxes: dict[tuple[int, int], list[tuple[list[float], bool]]] = defaultdict(list)
-    for entry in ground_truth["annotations"]:
+    boxes: dict[tuple[ImageId, int], list[_Truth]] = defaultdict(list)
+    for place, entry in enumerate(ground_truth["annotations"]):
         boxes[entry["image_id"], entry["category_id"]].append(
-            (entry["bbox"], bool(entry["iscrowd"]))
+            (entry["bbox"], bool(entry["iscrowd"]), place)
         )
     ids = [category["id"] for category in ground_truth["categories"]]
     parts: list[tuple[Ints, ...]] = []
     scores: list[Floats] = []
+    areas: list[Floats] = []
     for position, (image, found) in enumerate(zip(ground_truth["images"], detections, strict=True)):
         for label in np.unique(found.labels).tolist():
             own = found.labels == label
-            order = np.argsort(-found.scores[own], kind="stable")[:_MOST]
+            order = np.argsort(-found.scores[own], kind="stable")[:most]
             best = found.boxes[own][order].astype(np.float64)
-            right, ignored = _match(best, boxes.get((image["id"], ids[label]), []))
-            parts.append(
-                (np.full(len(order), position), np.full(len(order), label), right, ignored)
-            )
+            matched = _match(best, boxes.get((image["id"], ids[label]), []))
+            parts.append((np.full(len(order), position), np.full(len(order), label), *matched))
             scores.append(found.scores[own][order].astype(np.float64))
+            areas.append((best[:, 2] - best[:, 0]) * (best[:, 3] - best[:, 1]))
     if not parts:
         none = np.zeros(0, dtype=np.int64)
-        return Outcomes(none, none, none.astype(np.float64), none, none)
-    places, labels, right, ignored = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Outcomes(
+            none, none, none.astype(np.float64), none, none, none.astype(np.float64),
+            none.reshape(0, len(_BITS)),
+        )  # fmt: skip
     score = np.concatenate(scores)
-    order = np.lexsort((-score, labels))  # stable: equal scores stay in the order of the images
-    return Outcomes(places[order], labels[order], score[order], right[order], ignored[order])
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = np.lexsort((-score, columns[1]))  # stable: equal scores stay in order of the images
+    places, labels, right, ignored, row = (column[order] for column in columns)
+    area = np.concatenate(areas)[order]
+    return Outcomes(places, labels, score[order], right, ignored, area, row)
 
 
-def _match(found: Floats, truth: Sequence[tuple[list[float], bool]]) -> tuple[Ints, Ints]:
+# Box (x y w h), whether it is a crowd, place in the document.
+_Truth = tuple[list[float], bool, int]
+
+
+def _match(found: Floats, truth: Sequence[_Truth]) -> tuple[Ints, Ints, Ints]:
     """Gives each detection, best first, the free box it overlaps most, at every threshold."""
     right, ignored = np.zeros((2, len(found)), dtype=np.int64)
+    row = np.full((len(found), len(_BITS)), -1, dtype=np.int64)
     if not truth:
-        return right, ignored
+        return right, ignored, row
     # Boxes that count come first, and only what overlaps none of them may fall into a crowd.
     ordered = sorted(truth, key=lambda entry: entry[1])
     crowd = np.array([entry[1] for entry in ordered])
-    iou = _iou(found, np.array([entry[0] for entry in ordered], dtype=np.float64), crowd)
+    iou = box_overlap(found, np.array([entry[0] for entry in ordered], dtype=np.float64), crowd)
+    places = np.array([entry[2] for entry in ordered])[~crowd]
     limits = np.minimum(_THRESHOLDS, 1 - 1e-10)[:, None]
     free: Bools = np.ones((len(limits), int((~crowd).sum())), dtype=bool)
     for d in range(len(found)):
@@ -136,15 +155,16 @@ def _match(found: Floats, truth: Sequence[tuple[list[float], bool]]) -> tuple[In
             best = near.shape[1] - 1 - np.argmax(near[:, ::-1], axis=1)
             hit = np.take_along_axis(near, best[:, None], axis=1)[:, 0] >= 0
             free[hit, best[hit]] = False
+            row[d, hit] = places[best[hit]]
         else:
             hit = np.zeros(len(limits), dtype=bool)
         in_crowd = (iou[d, crowd] >= limits).any(axis=1)
         right[d] = int(_BITS[hit].sum())
         ignored[d] = int(_BITS[~hit & in_crowd].sum())
-    return right, ignored
+    return right, ignored, row
 
 
-def _iou(found: Floats, truth: Floats, crowd: Bools) -> Floats:
+def box_overlap(found: Floats, truth: Floats, crowd: Bools) -> Floats:
     """``[D, G]``; a crowd's overlap is the share of the detection that lies inside it."""
     x0, y0, x1, y1 = (found[:, None, k] for k in range(4))
     tx, ty, tw, th = (truth[None, :, k] for k in range(4))
@@ -186,23 +206,61 @@ def average_precision(
         for r in np.flatnonzero(positives):
             counted[r] += 1
             if last:
-                total[r] += _mean_precision(right, wrong, weights[r, image], int(positives[r]))
+                total[r] += mean_precision(right, wrong, weights[r, image], int(positives[r]))
     with np.errstate(invalid="ignore"):
         return total / counted
 
 
-def _mean_precision(right: Bools, wrong: Bools, weight: Ints, positives: int) -> float:
-    """Mean over thresholds and 101 recalls of the interpolated precision of one class."""
+def mean_precision(right: Bools, wrong: Bools, weight: Ints, positives: int) -> float:
+    """Mean over thresholds and 101 recalls of the interpolated precision of one class.
+
+    Args:
+        right: ``[thresholds, N]`` of detections, best first.
+        wrong: Likewise.
+        weight: ``[N]`` how often each counts.
+        positives: Objects there are.
+    """
+    return float(interpolated_precision(right, wrong, weight, positives).mean())
+
+
+def interpolated_precision(right: Bools, wrong: Bools, weight: Ints, positives: int) -> Floats:
+    """``[thresholds, 101]`` best precision at each recall or a higher one; see above."""
     hits = np.cumsum(right * weight, axis=1)
     misses = np.cumsum(wrong * weight, axis=1)
     precision = hits / np.maximum(hits + misses, np.spacing(1))
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     recall = hits / positives
-    total = 0.0
+    curves = np.zeros((len(recall), len(_RECALLS)))
     for k in range(len(recall)):
         at = np.searchsorted(recall[k], _RECALLS, side="left")
-        total += float(envelope[k][at[at < envelope.shape[1]]].sum())
-    return total / (len(recall) * len(_RECALLS))
+        reached = at < envelope.shape[1]
+        curves[k, reached] = envelope[k][at[reached]]
+    return curves
+
+
+def precision_curves(outcomes: Outcomes, truth: GroundTruth, threshold: int = 0) -> list[Floats]:
+    """Precision at 101 recalls of each class, at IoU 0.50 + 0.05 ``threshold``.
+
+    Args:
+        outcomes: Of one model.
+        truth: What there was to find.
+        threshold: Which IoU.
+
+    Returns:
+        One array per class, empty where it has no object.
+    """
+    bit = 1 << threshold
+    curves = []
+    for label, positives in enumerate(truth.positives.sum(axis=0).tolist()):
+        own = outcomes.label == label
+        right, ignored = ((x[own] & bit) > 0 for x in (outcomes.right, outcomes.ignored))
+        curve = np.zeros(len(_RECALLS))
+        if own.any() and positives:
+            weight = np.ones(int(own.sum()), dtype=np.int64)
+            wrong = ~right & ~ignored
+            curve = interpolated_precision(right[None], wrong[None], weight, positives)[0]
+        curves.append(curve if positives else np.zeros(0))
+    return curves
 
 
 def pack(truth: GroundTruth, models: dict[str, Outcomes]) -> bytes:

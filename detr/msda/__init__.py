@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from detr.cores import usable_cores
+from detr.cores import default_threads, usable_cores
 from detr.msda import fallback
 from detr.msda.check import Sizes, check_like, check_sizes, dtype_name
 
@@ -158,7 +158,7 @@ def forward(
             What lies outside a level, infinite and NaN included, counts as zero.
         weights: ``[B, Q, M, V, P]``, the type of ``locations``.
         out: ``[B, Q, M * D]`` array of value's type to write to; a new numpy array by default.
-        threads: Threads to use; all cores this process may run on by default.
+        threads: Threads to use; by default ``OMP_NUM_THREADS``, or all cores this process may use.
 
     Returns:
         ``out``.
@@ -183,7 +183,7 @@ def forward(
         _dense(locations),
         _dense(weights),
         target,
-        threads or usable_cores(),
+        threads or default_threads() or usable_cores(),
     )
     return out
 
@@ -240,7 +240,7 @@ def backward(
         _dense(locations),
         _dense(weights),
         *targets,
-        threads or usable_cores(),
+        threads or default_threads() or usable_cores(),
     )
     return out
 

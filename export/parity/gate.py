@@ -33,6 +33,7 @@ def gate_bundle(
     budget: Budget | None = None,
     images: int | None = None,
     draw: Path | None = None,
+    threads: int | None = None,
 ) -> GateVerdict:
     """Compares a bundle with its checkpoint and writes the verdict into the evidence files.
 
@@ -44,6 +45,7 @@ def gate_bundle(
         images: Use this many images, spread evenly over those of the data that the bundle's canvas
             is meant for.
         draw: Folder for a picture of each engine's worst image.
+        threads: Of every engine that takes a number.
 
     Raises:
         UserError: ``verify-torch`` where torch, the reference, is among the engines; what opening
@@ -52,7 +54,7 @@ def gate_bundle(
     usual = default_budget(bundle.info.precision)
     budget = budget or usual
     golden = bundle.golden()
-    reference, notes = _torch(bundle)
+    reference, notes = _torch(bundle, threads)
     notes = [*notes, *budget.wider_than(usual)]
     samples = Samples.of_golden(golden, with_detections=False)
     if data is not None:
@@ -60,7 +62,7 @@ def gate_bundle(
         dataset = open_dataset(data, model.classes, model.preprocess.range)
         samples = Samples.of_dataset(dataset, images, model.preprocess)
     names = [engine for engine in dict.fromkeys(engines) if engine != OrtEngine.name]
-    opened, verdicts = _open_all(bundle, [OrtEngine.name, *names], samples, budget, notes)
+    opened, verdicts = _open_all(bundle, [OrtEngine.name, *names], samples, budget, notes, threads)
     if reference is not None:
         verdicts += engine_verdicts(bundle, reference, opened, samples, budget, draw, notes)
     else:
@@ -112,6 +114,7 @@ def _open_all(
     samples: Samples,
     budget: Budget,
     notes: Sequence[str] = (),
+    threads: int | None = None,
 ) -> tuple[list[Engine], list[EngineVerdict]]:
     """Engines that load, and verdicts on those that do not."""
     if "torch" in engines:
@@ -124,9 +127,9 @@ def _open_all(
     for engine in engines:
         try:
             # One that was rejected before gets another chance.
-            opened.append(
-                engine if isinstance(engine, Engine) else open_engine(bundle, engine, ungated=True)
-            )
+            if not isinstance(engine, Engine):
+                engine = open_engine(bundle, engine, threads, ungated=True)
+            opened.append(engine)
         except UserError:
             raise
         except Exception as error:  # the runtimes' own exceptions share no base
@@ -143,10 +146,10 @@ def _open_all(
     return opened, failed
 
 
-def _torch(bundle: Bundle) -> tuple[Engine | None, list[str]]:
+def _torch(bundle: Bundle, threads: int | None = None) -> tuple[Engine | None, list[str]]:
     """The checkpoint the bundle was made from, or why it cannot be the reference."""
     try:
-        return open_engine(bundle, "torch", ungated=True), []
+        return open_engine(bundle, "torch", threads, ungated=True), []
     except UserError as error:
         if error.code not in ("bundle-source", "extra-missing"):
             raise

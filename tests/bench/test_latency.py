@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.latency import measure_latency, summarize
+from bench.latency import measure_in_turns, measure_latency, summarize, turn_length
 from detr.data.preprocess import Inputs
 from detr.types import Detections
 from engines.base import Engine, RawDetections
@@ -54,7 +54,7 @@ def test_engine_only_and_end_to_end_are_apart() -> None:
 def test_images_rotate_through_warm_up_and_timing() -> None:
     engine = SlowEngine()
     measure_latency(engine, images(3), warmup=2, iterations=3, batch=2)
-    assert engine.calls == [[0, 1], [2, 0], [1, 2], [0, 1], [2, 0]]
+    assert engine.calls[:5] == [[0, 1], [2, 0], [1, 2], [0, 1], [2, 0]]
 
 
 def test_a_fast_engine_warms_up_for_a_time_and_not_for_a_few_calls(
@@ -85,3 +85,30 @@ def test_nothing_to_time_is_refused() -> None:
     for wrong in ({"images": []}, {"iterations": 0}, {"batch": 0}):
         with pytest.raises(ValueError, match="at least one"):
             measure_latency(SlowEngine(), **{"images": images(1), **wrong})  # type: ignore[arg-type]
+
+
+def test_engines_take_turns_and_see_the_same_images() -> None:
+    order: list[str] = []
+
+    class Named(SlowEngine):
+        def __init__(self, letter: str) -> None:
+            super().__init__()
+            self.letter = letter
+
+        def prepare(self, images: object) -> Inputs:
+            order.append(self.letter)
+            return super().prepare(images)
+
+    one, two = Named("a"), Named("b")
+    found = measure_in_turns([one, two], images(7), warmup=1, iterations=30)
+    # A warm-up call each; then rounds of an untimed and three timed calls, the first one changing.
+    rounds = "".join(order)[2:82]
+    assert turn_length(30) == 3
+    assert rounds == ("aaaabbbb" + "bbbbaaaa") * 5
+    assert one.calls[1:41] == two.calls[1:41]
+    assert [result.count for result in found] == [30, 30]
+    assert all(len(result.samples_ms) == 30 for result in found)
+
+
+def test_a_turn_is_short() -> None:
+    assert [turn_length(n) for n in (1, 9, 10, 20, 50, 1000)] == [1, 1, 1, 2, 5, 5]

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import bench.opened as bench_opened
 import bench.run as bench_run
 from bench.artifact import parity_status
 from bench.cli import main
@@ -44,7 +45,7 @@ def engines(
         content = len(header).to_bytes(8, "little") + header.encode()
         path.write_bytes(content.ljust(7000, b"\0"))
         made[name] = engine_type(path, shift)
-    monkeypatch.setattr(bench_run, "open_engine", lambda path, engine: made[path.stem])
+    monkeypatch.setattr(bench_opened, "open_engine", lambda path, engine, threads: made[path.stem])
     return made
 
 
@@ -129,21 +130,70 @@ def test_models_of_other_classes_are_not_compared(
     assert "Tram" in caught.value.message
 
 
-def test_the_same_model_twice(engines: dict[str, Any], bright_cars: Path) -> None:
+def test_the_same_model_twice_gets_a_number(engines: dict[str, Any], bright_cars: Path) -> None:
     path = models(engines)[0]
+    report = bench_run.benchmark([path, path], f"kitti:{bright_cars}:val", iterations=20)
+    assert [row.name for row in report.rows] == ["teacher", "teacher (2)"]
+    assert report.rows[0].speed is None
+    speed = report.rows[1].speed
+    assert speed is not None and speed.low <= speed.value <= speed.high
+    assert speed.text() in report.verdict()[0]
+
+
+def test_data_without_labels_is_refused_before_anything_is_timed(
+    engines: dict[str, Any], bright_cars: Path
+) -> None:
+    for file in (bright_cars / "training/label_2").iterdir():
+        file.write_text("")
     with pytest.raises(UserError) as caught:
-        bench_run.benchmark([path, path], f"kitti:{bright_cars}:val")
-    assert caught.value.code == "bench-twice"
+        bench_run.benchmark(models(engines), f"kitti:{bright_cars}:val")
+    assert caught.value.code == "no-ground-truth" and "--unlabeled" in caught.value.message
+    assert engines["teacher"].seen == []
+
+
+@pytest.mark.parametrize("data", ["kitti:{0}:val", "{0}/training/image_2"])
+def test_unlabeled_images_are_timed(
+    engines: dict[str, Any], bright_cars: Path, tmp_path: Path, data: str
+) -> None:
+    for file in (bright_cars / "training/label_2").iterdir():
+        file.write_text("")
+    command = ["run", *map(str, models(engines)), "--data", data.format(bright_cars)]
+    command += ["--unlabeled", "--iterations", "20", "--out", str(tmp_path / "out")]
+    done = invoke(command)
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "out/timing.json").read_text())
+    assert report["images"] == 6 and len(report["rows"]) == 2
+    assert report["rows"][1]["speed"]["low"] <= report["rows"][1]["speed"]["value"]
+    assert set(engines["student"].seen) == {10, 22, 34, 46, 58, 70}
+    assert invoke([*command, "--budget-ms", "0.0001"]).exit_code == 3
+    refused = invoke([*command, "--min-ap", "0.5"])
+    assert refused.exit_code == 2 and "error[option-unlabeled]" in refused.stderr
+
+
+def test_more_objects_than_detections_that_count_are_told(
+    engines: dict[str, Any], bright_cars: Path
+) -> None:
+    command = ["run", str(models(engines)[0]), "--data", f"kitti:{bright_cars}:val", "--json"]
+    command += ["--iterations", "1"]
+    assert "--max-dets" not in invoke(command).stderr
+    labels = bright_cars / "training/label_2/000001.txt"
+    rows = labels.read_text()
+    labels.write_text(rows + rows.replace(" 22 10", " 25 10"))
+    done = invoke([*command, "--max-dets", "1", "--iou", "0.8"])
+    assert "1 image with more objects of one" in done.stderr
+    row = json.loads(done.stdout)["rows"][0]
+    assert row["coco"]["max_dets"] == 1 and set(row["coco"]["at_iou"]) == {"0.8"}
+    assert "--max-dets 1 --iou 0.8" in json.loads(done.stdout)["commands"][0]
 
 
 def test_names_take_as_much_of_the_path_as_they_need() -> None:
-    assert bench_run.model_names([Path("a/x.bundle"), Path("b/y.bundle")]) == ["x", "y"]
-    assert bench_run.model_names([Path("a/m.bundle"), Path("b/m.bundle")]) == [
+    assert bench_opened.model_names([Path("a/x.bundle"), Path("b/y.bundle")]) == ["x", "y"]
+    assert bench_opened.model_names([Path("a/m.bundle"), Path("b/m.bundle")]) == [
         "a/m.bundle",
         "b/m.bundle",
     ]
     mixed = [Path("runs/s.bundle"), Path("runs/s"), Path("runs/t/model.safetensors")]
-    assert bench_run.model_names(mixed) == ["s.bundle", "s", "t"]
+    assert bench_opened.model_names(mixed) == ["s.bundle", "s", "t"]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +243,7 @@ def test_rows_carry_what_repeating_them_takes(engines: dict[str, Any], bright_ca
 def test_sweep_is_one_page_of_depth_by_engine(
     bright_cars: Path, tmp_path: Path, engine_type: type[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opened(path: Path, engine: str) -> Any:
+    def opened(path: Path, engine: str, threads: int | None) -> Any:
         if engine == "tensorrt" or (engine == "openvino" and path.stem == "deep"):
             raise UserError("runtime-missing", f"engine {engine}: not here")
         made = engine_type(path, 0.0 if path.stem == "deep" else 3.0)
@@ -203,7 +253,7 @@ def test_sweep_is_one_page_of_depth_by_engine(
         made.info = made.info.model_copy(update={"detector": made.info.detector.replace(**depths)})
         return made
 
-    monkeypatch.setattr(bench_run, "open_engine", opened)
+    monkeypatch.setattr(bench_opened, "open_engine", opened)
     paths = []
     for name in ("deep", "flat"):
         paths.append(tmp_path / f"{name}.safetensors")
@@ -239,13 +289,13 @@ def test_a_sweep_refuses_models_of_different_classes(
 ) -> None:
     names = {"cars": ("Car", "Pedestrian"), "other": ("Pedestrian", "Car")}
 
-    def opened(path: Path, engine: str) -> Any:
+    def opened(path: Path, engine: str, threads: int | None) -> Any:
         made = engine_type(path)
         classes = ClassMap(names=names[path.stem], category_ids=(1, 4))
         made.info = made.info.model_copy(update={"classes": classes})
         return made
 
-    monkeypatch.setattr(bench_run, "open_engine", opened)
+    monkeypatch.setattr(bench_opened, "open_engine", opened)
     paths = [tmp_path / f"{name}.safetensors" for name in names]
     for path in paths:
         path.write_bytes((2).to_bytes(8, "little") + b"{}")

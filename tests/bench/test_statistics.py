@@ -9,6 +9,7 @@ from bench.compare.statistics import (
     block_bootstrap_medians,
     bootstrap_interval,
     holm,
+    speed_ratio,
     student_quantile,
     student_tail,
     welch,
@@ -80,3 +81,22 @@ def test_bootstrap_never_claims_a_p_of_zero() -> None:
 def test_holm_corrects_for_the_number_of_tests() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
+
+
+def test_the_ratio_of_engines_that_took_turns_has_an_interval_that_holds_it() -> None:
+    generator = np.random.default_rng(5)
+    inside = 0
+    for _ in range(100):
+        # What slows a turn down slows both.
+        drift = np.repeat(generator.lognormal(0, 0.3, 10), 5)
+        base, other = (drift * generator.lognormal(0, 0.02, 50) * ms for ms in (20.0, 10.0))
+        found = speed_ratio(base.tolist(), other.tolist(), turn=5)
+        assert found is not None
+        assert found.low <= found.value <= found.high
+        inside += found.low <= 2 <= found.high
+    assert inside >= 85
+
+
+def test_too_few_turns_give_no_interval() -> None:
+    assert speed_ratio([1.0] * 25, [1.0] * 25, turn=5) is None
+    assert speed_ratio([2.0] * 30, [1.0] * 30, turn=5) is not None

@@ -75,7 +75,9 @@ class KittiDataset(PairedDataset):
                 found.errors.append(error)
                 continue
             area = max(0.0, o.box[2] - o.box[0]) * max(0.0, o.box[3] - o.box[1])
-            found.annotations.append(Annotation(where, o.box, area, label, label == IGNORE))
+            found.annotations.append(
+                Annotation(where, o.box, area, label, label == IGNORE, o.attributes)
+            )
         return found
 
 

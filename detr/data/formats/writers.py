@@ -15,10 +15,10 @@ import yaml
 from detr.cli_support import counted, progress
 from detr.data.coco_document import coco_ground_truth
 from detr.data.dataset import Annotation, Dataset
+from detr.data.kitti_rows import UNKNOWN_3D
+from detr.data.names import distinct_names
 from detr.errors import UserError
 from detr.files import output_error, write_atomic
-
-TAIL = "-1 -1 -1 -1000 -1000 -1000 -10"
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def write_kitti(dataset: Dataset, target: Target) -> list[str]:
     for i, picture in enumerate(pictures):
         rows = [
             f"{'DontCare -1 -1' if a.ignore else f'{dataset.classes.names[a.label]} -1 3'} -10 "
-            f"{' '.join(map(repr, a.box))} {TAIL}\n"
+            f"{' '.join(map(repr, a.box))} {UNKNOWN_3D}\n"
             for a in dataset.annotations(i)
         ]
         write_atomic(training / "label_2" / f"{picture.stem}.txt", "".join(rows))
@@ -169,7 +169,8 @@ def _pictures(dataset: Dataset, target: Target, folder: Path, mark: Path) -> lis
             "output-exists", f"{mark}: is there already; choose another folder or split"
         )
     sources = [dataset.image_path(i) for i in range(len(dataset))]
-    copies = [folder / name for name in _names(sources)]
+    names = distinct_names(sources)
+    copies = [folder / f"{n}{path.suffix}" for n, path in zip(names, sources, strict=True)]
     taken = {path.stem for path in folder.iterdir()} if folder.is_dir() else set()
     for copy in copies:
         if copy.stem in taken:
@@ -188,15 +189,3 @@ def _pictures(dataset: Dataset, target: Target, folder: Path, mark: Path) -> lis
     except OSError as error:
         raise output_error(folder, error) from error
     return copies
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """A name for each picture, as much of its path as tells it from the others."""
-    depth = 1
-    while True:
-        names = ["_".join(path.parts[1:][-depth:]) for path in paths]
-        if len({Path(name).stem for name in names}) == len(names):
-            return names
-        if depth > max(len(path.parts) for path in paths):
-            return [f"{i:06d}{path.suffix}" for i, path in enumerate(paths)]
-        depth += 1

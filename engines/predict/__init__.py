@@ -1,0 +1,1 @@
+"""``detr predict``: images and videos in; pictures, results files and a list of skips out."""
