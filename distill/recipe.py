@@ -53,10 +53,13 @@ class DataRecipe(Strict):
     Attributes:
         train: What is learned from; it also decides the classes.
         val: What AP is measured on, or ``None``.
+        max_unreadable: So many images may turn out to be unreadable: in training another image
+            takes the place, AP is that of the others. One more stops the run.
     """
 
     train: str
     val: str | None = None
+    max_unreadable: Annotated[int, Field(ge=0)] = 10
 
 
 class DetectorRecipe(DetectorConfig):

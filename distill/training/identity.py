@@ -28,6 +28,7 @@ from distill.recipe import Recipe
 FREE = (
     "name",
     "data.val",
+    "data.max_unreadable",
     "validation",
     "min_teacher_ap",  # said before the first step; a run that goes on has passed it
     "checkpoint_every",

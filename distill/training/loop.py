@@ -226,6 +226,8 @@ def _train(recipe: Recipe, run: RunDir, world: World) -> Path:
         bar.disable = not world.main
         for index in bar:
             batch = meter.timed(lambda: next(batches))
+            for path, error in batch.left_out:
+                run.leave_out(path, error)
             meter.add(train_step(state, batch, index))
             done = index + 1
             if done % LOG_EVERY == 0 or done == recipe.steps:
@@ -240,7 +242,7 @@ def _train(recipe: Recipe, run: RunDir, world: World) -> Path:
                 meter = Meter()
     run.record(recipe.steps, {"peak_mb": peak_megabytes(world.device)})
     ap = validate(state, run, recipe.steps)
-    run.say(f"{run.path}: finished, {recipe.steps} steps{ap and ', ' + ap}")
+    run.say(f"{run.path}: finished, {recipe.steps} steps{ap and ', ' + ap}{run.left_out}")
     return run.model
 
 
@@ -260,7 +262,8 @@ def validate(state: State, run: RunDir, done: int, images: int | None = None) ->
     if state.val is not None:
         recipe = state.recipe
         for name, model in state.weights.items():
-            result = measure_ap(model, state.val, recipe.input, images, recipe.detector.nms)
+            nms = recipe.detector.nms
+            result = measure_ap(model, state.val, recipe.input, images, nms, run.leave_out)
             results[name] = result
             # The weights that count have plain names, the others say whose they are.
             prefix = f"{name}/" if text else ""
@@ -272,7 +275,7 @@ def validate(state: State, run: RunDir, done: int, images: int | None = None) ->
             models = {"student": state.student}
             if state.ema is not None:
                 models["average"] = state.ema.model
-            kept = record_owners(done, models, state.val, recipe.input)
+            kept = record_owners(done, models, state.val, recipe.input, run.leave_out)
             run.append(OWNERS_FILE, kept.model_dump_json())
         state.save_ap(run, done, results)
     return text

@@ -3,9 +3,9 @@
 ``recipe.yaml`` (complete), ``sources.json``, ``environment.json``, ``metrics.jsonl``,
 ``matching.jsonl``, ``log.txt``, ``checkpoints/last.pt``, ``model.safetensors`` with ``model.json``,
 where there is a weight average the other weights as ``student.safetensors`` or ``ema.safetensors``,
-``changes.jsonl`` where a run went on otherwise, and ``tensorboard/`` where asked for. Files are
-replaced in one step, so a full disk or a lost power supply costs at most the work since the last
-checkpoint.
+``changes.jsonl`` where a run went on otherwise, ``unreadable.jsonl`` where images were left out,
+and ``tensorboard/`` where asked for. Files are replaced in one step, so a full disk or a lost power
+supply costs at most the work since the last checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from detr.cli_support import missing_extra
+from detr.cli_support import counted, missing_extra
 from detr.errors import UserError
 from detr.files import drop_leftovers, output_error, output_folder, write_atomic
 from detr.model_info import read_model_info
@@ -59,6 +59,7 @@ class RunDir:
         self._before: Recipe | None = None
         self._changes: list[Change] = []
         self._sources: Sources | None = None
+        self._left_out: set[Path] = set()
         frozen = path / "recipe.yaml"
         # A run that failed before its first step, on a mistyped value most often, binds nobody.
         begun = (path / "metrics.jsonl", self.checkpoint, self.model)
@@ -240,6 +241,42 @@ class RunDir:
             tqdm.write(text, file=sys.stderr)
         self.note([text])
 
+    def leave_out(self, path: Path, error: UserError) -> None:
+        """Says and lists an image that could not be read.
+
+        Raises:
+            UserError: ``images-unreadable`` where it is one more than ``data.max_unreadable``.
+        """
+        if path in self._left_out:
+            return
+        self._left_out.add(path)
+        row, listed = json.dumps({"image": str(path), "reason": error.message}), self._listed
+        if not listed.exists() or row not in listed.read_text().splitlines():
+            self._append(listed.name, row)
+        count, limit = len(self._left_out), self.recipe.data.max_unreadable
+        if count > limit:
+            raise UserError(
+                "images-unreadable",
+                f"{error.message}; with it {counted(count, 'image')} could not be read, "
+                f"data.max_unreadable is {limit} ({listed} lists them)",
+            )
+        told = f"left out: {error.message} ({count} of at most {limit})"
+        tqdm.write(told, file=sys.stderr)
+        self.note([told])
+
+    @property
+    def _listed(self) -> Path:
+        """Images that could not be read; every process of distributed training adds its own."""
+        return self.path / "unreadable.jsonl"
+
+    @property
+    def left_out(self) -> str:
+        """What was left out since the command began, for the run's last line; empty if nothing."""
+        if not self._left_out:
+            return ""
+        images = counted(len(self._left_out), "image")
+        return f"; {images} could not be read ({self._listed})"
+
     def note(self, lines: Sequence[str]) -> None:
         """Lines for ``log.txt`` alone, with the time."""
         now = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -248,8 +285,10 @@ class RunDir:
 
     def append(self, name: str, line: str) -> None:
         """Adds a line to a file of the run."""
-        if not self.writes:
-            return
+        if self.writes:
+            self._append(name, line)
+
+    def _append(self, name: str, line: str) -> None:
         path = self.path / name
         try:
             with path.open("a") as file:

@@ -258,7 +258,7 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
     if recipe.teacher is not None:
         opened = open_teacher(recipe, data.classes, world.device)
         if not run.checkpoint.exists():  # a run that goes on has measured it already
-            tell_ap(recipe, opened, val, run.say)
+            tell_ap(recipe, opened, val, run.say, run.leave_out)
     digest = None if opened is None else weights_digest(opened.teacher)
     run.claim(Sources(data=found[0].fingerprint, teacher=digest))
     set_first_weights(student, recipe, data.classes, opened, run)
