@@ -12,9 +12,13 @@ import click
 from pydantic import BaseModel
 from tqdm import tqdm
 
+from detr.cores import let_threads_sleep
 from detr.errors import UserError
 
 T = TypeVar("T")
+
+# Every command imports this module before it imports torch.
+let_threads_sleep()
 
 # What to install when a room's import fails; keyed by the missing module.
 _EXTRA_OF_MODULE = {
