@@ -23,7 +23,10 @@ let_threads_sleep()
 # What to install when a room's import fails; keyed by the missing module.
 _EXTRA_OF_MODULE = {
     name: "train" for name in ("torch", "torchvision", "timm", "safetensors", "scipy", "onnxscript")
-} | {"transformers": "hf", "supervision": "supervision"}
+} | {
+    "transformers": "hf",
+    **{name: name for name in ("mlflow", "supervision", "tensorboard", "wandb")},
+}
 
 
 class Group(click.Group):

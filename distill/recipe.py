@@ -204,6 +204,8 @@ class Recipe(Strict):
         validation: When AP is measured.
         checkpoint_every: Steps between checkpoints.
         tensorboard: Write the metrics for TensorBoard as well.
+        wandb: For Weights & Biases as well; its environment variables say where.
+        mlflow: For MLflow as well; its environment variables say where.
         workers: Threads that prepare batches ahead.
         seed: Of initial weights, order, augmentation and noise.
         min_teacher_ap: Refuse a teacher below this AP (0..1) on a slice of ``data.val``.
@@ -233,6 +235,8 @@ class Recipe(Strict):
     validation: ValidationRecipe = ValidationRecipe()
     checkpoint_every: Count = 500
     tensorboard: bool = False
+    wandb: bool = False
+    mlflow: bool = False
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     min_teacher_ap: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -33,6 +33,8 @@ FREE = (
     "min_teacher_ap",  # said before the first step; a run that goes on has passed it
     "checkpoint_every",
     "tensorboard",
+    "wandb",
+    "mlflow",
     "workers",  # a batch follows from seed and step, whoever makes it
 )
 AHEAD = ("steps", "optimizer.lr", "optimizer.backbone_lr")

@@ -219,6 +219,14 @@ def _train(recipe: Recipe, run: RunDir, world: World) -> Path:
     run.start(first)
     if run.finished():
         return _nothing_to_do(run)
+    with run.logging():
+        _run(state, run, first)
+    return run.model
+
+
+def _run(state: State, run: RunDir, first: int) -> None:
+    """The steps from ``first`` on, and the last measurement."""
+    recipe, world = state.recipe, state.world
     batches = state.batches.stream(first, recipe.steps, recipe.workers)
     meter, last_ap = Meter(), ""
     with progress(range(first, recipe.steps), recipe.name, recipe.steps) as bar:
@@ -243,7 +251,6 @@ def _train(recipe: Recipe, run: RunDir, world: World) -> Path:
     run.record(recipe.steps, {"peak_mb": peak_megabytes(world.device)})
     ap = validate(state, run, recipe.steps)
     run.say(f"{run.path}: finished, {recipe.steps} steps{ap and ', ' + ap}{run.left_out}")
-    return run.model
 
 
 def due(done: int, every: int) -> bool:

@@ -4,7 +4,7 @@
 ``matching.jsonl``, ``log.txt``, ``checkpoints/last.pt``, ``model.safetensors`` with ``model.json``,
 where there is a weight average the other weights as ``student.safetensors`` or ``ema.safetensors``,
 ``changes.jsonl`` where a run went on otherwise, ``unreadable.jsonl`` where images were left out,
-and ``tensorboard/`` where asked for. Files are replaced in one step, so a full disk or a lost power
+and what the recipe's loggers keep. Files are replaced in one step, so a full disk or a lost power
 supply costs at most the work since the last checkpoint.
 """
 
@@ -20,7 +20,6 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from detr.cli_support import counted, missing_extra
+from detr.cli_support import counted
 from detr.errors import UserError
 from detr.files import drop_leftovers, output_error, output_folder, write_atomic
 from detr.model_info import read_model_info
@@ -36,6 +35,7 @@ from detr.sidecar import read_sidecar
 from distill.query_owners import OWNERS_FILE
 from distill.recipe import Recipe, load_recipe
 from distill.training.identity import Change, Sources, changes, moved, source_changes
+from distill.training.loggers import Loggers
 
 _PACKAGES = ("detr-distillery", "torch", "torchvision", "timm", "numpy", "scipy")
 
@@ -60,6 +60,7 @@ class RunDir:
         self._changes: list[Change] = []
         self._sources: Sources | None = None
         self._left_out: set[Path] = set()
+        self._loggers: Loggers | None = None
         frozen = path / "recipe.yaml"
         # A run that failed before its first step, on a mistyped value most often, binds nobody.
         begun = (path / "metrics.jsonl", self.checkpoint, self.model)
@@ -222,18 +223,25 @@ class RunDir:
         """Appends one line to ``metrics.jsonl``; ``step`` counts finished steps."""
         rounded = {key: float(f"{value:.6g}") for key, value in values.items()}
         self.append("metrics.jsonl", json.dumps({"step": step, **rounded}))
-        if self.recipe.tensorboard and self.writes:
-            for key, value in rounded.items():
-                self._board.add_scalar(key, value, step)
+        if self._loggers is not None:
+            self._loggers.write(step, rounded)
 
-    @cached_property
-    def _board(self) -> Any:
-        # Imported here: it costs seconds, and only who asks for it has it.
+    @contextlib.contextmanager
+    def logging(self) -> Iterator[None]:
+        """Within it, what is recorded goes to the programs the recipe names as well.
+
+        Raises:
+            UserError: ``extra-missing``.
+        """
+        if self.writes:
+            self._loggers = Loggers(self.recipe, self.path, self.say)
+        finished = False
         try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ModuleNotFoundError as error:
-            raise missing_extra(error, "tensorboard: true") from error
-        return SummaryWriter(str(self.path / "tensorboard"))
+            yield
+            finished = True
+        finally:
+            if self._loggers is not None:
+                self._loggers.close(finished)
 
     def say(self, text: str) -> None:
         """A line for the user: on standard error and, with the time, in ``log.txt``."""

@@ -254,6 +254,8 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
     # A run that goes on has its weights, wherever those it began with are now.
     student = _placed(build_detector(config, not run.checkpoint.exists()), world.device)
     _check_norm(student)
+    _check_map(student, recipe, images_per_process(recipe, world) // recipe.accumulate)
+    _tell_queries(student, found, run)
     opened = None
     if recipe.teacher is not None:
         opened = open_teacher(recipe, data.classes, world.device)
@@ -339,6 +341,36 @@ def _check_norm(student: Detector) -> None:
             "detector.backbone.norm: frozen, but there are no pretrained weights whose statistics "
             "it could keep: set norm: train, or name weights as detector.backbone.pretrained",
         )
+
+
+def _check_map(student: Detector, recipe: Recipe, images: int) -> None:
+    """Refuses a batch norm over a single value, which torch does in the middle of the first step.
+
+    Raises:
+        UserError: ``recipe-value``.
+    """
+    size, stride = recipe.input.size, student.config.backbone.strides[-1]
+    trained = [m for m in student.backbone.modules() if isinstance(m, _BatchNorm) and m.training]
+    if size is not None and images == 1 and max(size) <= stride and trained:
+        raise UserError(
+            "recipe-value",
+            f"input.size: {size[0]}x{size[1]} is one cell of the backbone's map of stride {stride} "
+            "and batch norm learns nothing from one value: take a larger size, a larger "
+            "batch_size, or detector.backbone.norm: frozen",
+        )
+
+
+def _tell_queries(student: Detector, everything: Sequence[Findings], run: RunDir) -> None:
+    """Says where an image has more objects than the detector can ever find."""
+    config = student.config
+    kept = {"queries.number": config.queries.total, "detections": config.detections}
+    for found in everything:
+        for key, number in kept.items():
+            if number < found.most_objects:
+                run.say(
+                    f"{found.data}: an image has {found.most_objects} objects, the detector finds "
+                    f"at most {number} (detector.{key})"
+                )
 
 
 def _placed(detector: Detector, device: torch.device) -> Detector:
