@@ -12,14 +12,22 @@ import click
 from pydantic import BaseModel
 from tqdm import tqdm
 
+from detr.cores import let_threads_sleep
 from detr.errors import UserError
 
 T = TypeVar("T")
 
+# Every command imports this module before it imports torch.
+let_threads_sleep()
+
 # What to install when a room's import fails; keyed by the missing module.
 _EXTRA_OF_MODULE = {
     name: "train" for name in ("torch", "torchvision", "timm", "safetensors", "scipy", "onnxscript")
-} | {"transformers": "hf", "supervision": "supervision", "ray": "ray", "av": "video"}
+} | {
+    "av": "video",
+    "transformers": "hf",
+    **{name: name for name in ("mlflow", "ray", "supervision", "tensorboard", "wandb")},
+}
 
 
 class Group(click.Group):

@@ -1,4 +1,4 @@
-"""How many processor cores there are to use."""
+"""How many processor cores there are to use, and how threads wait on them."""
 
 from __future__ import annotations
 
@@ -87,3 +87,19 @@ def _quota_v1(folder: Path) -> float | None:
         return quota / int((folder / "cpu.cfs_period_us").read_text()) if quota > 0 else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+# Whoever sets one of these has chosen how OpenMP's threads wait.
+_CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def let_threads_sleep() -> None:
+    """Lets OpenMP's threads sleep, not spin, while they wait for each other.
+
+    A spinning thread holds a core that the one it waits for may need: beside a single other busy
+    process a training step takes several times as long (``docs/performance.md``). OpenMP asks once,
+    when torch loads it; after that this does nothing, and neither does it where the user has
+    chosen.
+    """
+    if "torch" not in sys.modules and not any(name in os.environ for name in _CHOSEN):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

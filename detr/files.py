@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from detr.errors import UserError
 
 # Of files people write: Windows editors put a byte order mark before the first word.
 TEXT = "utf-8-sig"
+
+# The names :func:`write_atomic` gives while it writes.
+_LEFTOVER = re.compile(r"\..+\.(?:json|jsonl|pt|safetensors|yaml)\.[a-z0-9_]{8}")
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -69,6 +73,13 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
         raise output_error(path, error) from error
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Removes what a process that was killed within :func:`write_atomic` left in its own folder."""
+    for file in folder.glob(".*"):
+        if _LEFTOVER.fullmatch(file.name) and file.is_file():
+            file.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -9,10 +9,12 @@ import torch
 from detr.cli_support import progress
 from detr.data.dataset import Dataset, evenly_spaced
 from detr.data.preprocess import PreprocessConfig, preprocess
+from detr.errors import UserError
 from detr.metrics.coco_ap import CocoAp, evaluate
 from detr.models.protocol import ObjectDetector
 from detr.suppression import suppress
 from detr.types import Detections
+from distill.data.unreadable import LeaveOut, readable
 
 _BATCH = 8
 
@@ -24,7 +26,8 @@ def detect(
     config: PreprocessConfig,
     indices: Sequence[int],
     nms: float | None = None,
-) -> list[Detections]:
+    leave_out: LeaveOut | None = None,
+) -> tuple[list[int], list[Detections]]:
     """Runs a detector (set to evaluation mode for the time) over images of a data set.
 
     Args:
@@ -33,14 +36,22 @@ def detect(
         config: Canvas and normalization.
         indices: Which images.
         nms: IoU above which a better detection of the same class drops another.
+        leave_out: See :func:`distill.data.unreadable.readable`.
+
+    Returns:
+        The images that could be read, and what was found in each.
     """
     device = next(detector.parameters()).device
     training = detector.training
     detector.eval()
     found: list[Detections] = []
+    read: list[int] = []
     for start in progress(range(0, len(indices), _BATCH), "validation"):
-        chunk = indices[start : start + _BATCH]
-        inputs = preprocess([dataset.image(i) for i in chunk], config)
+        images = list(readable(dataset, indices[start : start + _BATCH], leave_out))
+        if not images:
+            continue
+        read += [i for i, _ in images]
+        inputs = preprocess([image for _, image in images], config)
         boxes, scores, labels = detector(
             torch.from_numpy(inputs.images).to(device),
             torch.from_numpy(inputs.valid_sizes).to(device),
@@ -50,7 +61,7 @@ def detect(
             one = Detections(*(x.cpu().numpy() for x in row))
             found.append(one if nms is None else suppress(one, nms))
     detector.train(training)
-    return found
+    return read, found
 
 
 def measure_ap(
@@ -59,6 +70,7 @@ def measure_ap(
     config: PreprocessConfig,
     images: int | None = None,
     nms: float | None = None,
+    leave_out: LeaveOut | None = None,
 ) -> CocoAp:
     """COCO AP on a data set, or on ``images`` of it spread evenly over its length.
 
@@ -68,9 +80,16 @@ def measure_ap(
         config: Canvas and normalization.
         images: At most so many.
         nms: See :func:`detect`.
+        leave_out: See :func:`detect`; AP is that of the images that can be read.
+
+    Raises:
+        UserError: ``images-unreadable`` where none can be read.
     """
     indices = evenly_spaced(len(dataset), images)
-    return evaluate(dataset, detect(detector, dataset, config, indices, nms), indices)
+    read, found = detect(detector, dataset, config, indices, nms, leave_out)
+    if not read:
+        raise UserError("images-unreadable", f"{dataset.spec}: no image could be read")
+    return evaluate(dataset, found, read)
 
 
 def ap_values(result: CocoAp) -> dict[str, float]:

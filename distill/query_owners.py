@@ -18,6 +18,7 @@ from detr.data.dataset import Dataset, evenly_spaced
 from detr.data.preprocess import PreprocessConfig, preprocess
 from detr.models import Detector, GroupOutput, Memory, Target
 from distill.data.batches import target_of
+from distill.data.unreadable import LeaveOut, readable
 from distill.losses.detection import proposal_targets
 from distill.losses.matcher import match
 from distill.losses.matches import Matches
@@ -131,10 +132,15 @@ def final_owners(
 
 
 def record_owners(
-    step: int, models: Mapping[str, Detector], dataset: Dataset, config: PreprocessConfig
+    step: int,
+    models: Mapping[str, Detector],
+    dataset: Dataset,
+    config: PreprocessConfig,
+    leave_out: LeaveOut | None = None,
 ) -> OwnerRecord:
     """The record of ``student`` and, if given, ``average`` after some steps."""
-    indices = evenly_spaced(len(dataset), RECORDED_IMAGES)
+    chosen = evenly_spaced(len(dataset), RECORDED_IMAGES)
+    indices = [i for i, _ in readable(dataset, chosen, leave_out)]
     found = {name: final_owners(model, dataset, config, indices) for name, model in models.items()}
     return OwnerRecord(step=step, student=found["student"], average=found.get("average"))
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from detr.cli_support import pairs
-from detr.config import DetectorConfig, PartName, Strict, merged
+from detr.config import DetectorConfig, PartName, Positive, Strict, Word, merged
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.presets import preset
@@ -43,8 +43,10 @@ _Loader.add_implicit_resolver(
 )
 
 
-Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0)]
+# Steps are counted in more than parts of a detector are.
+Steps = Annotated[int, Field(ge=0, le=10**9)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class DataRecipe(Strict):
@@ -53,10 +55,13 @@ class DataRecipe(Strict):
     Attributes:
         train: What is learned from; it also decides the classes.
         val: What AP is measured on, or ``None``.
+        max_unreadable: So many images may turn out to be unreadable: in training another image
+            takes the place, AP is that of the others. One more stops the run.
     """
 
-    train: str
-    val: str | None = None
+    train: Word
+    val: Word | None = None
+    max_unreadable: Steps = 10
 
 
 class DetectorRecipe(DetectorConfig):
@@ -66,7 +71,7 @@ class DetectorRecipe(DetectorConfig):
     without it, they change the plain Deformable DETR of :class:`DetectorConfig`'s defaults.
     """
 
-    num_classes: Annotated[int, Field(ge=0)] = 0
+    num_classes: Annotated[int, Field(ge=0, le=100_000)] = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -130,7 +135,7 @@ class OptimizerRecipe(Strict):
     decay_norms_and_biases: bool = False
     offsets_lr_factor: Rate = 1.0
     clip: Rate = 0.1
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Steps = 0
     drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (11 / 12,)
     drop_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
 
@@ -143,8 +148,8 @@ class ValidationRecipe(Strict):
         images: At most this many images of ``data.val`` (the last measurement takes them all).
     """
 
-    every: Annotated[int, Field(ge=0)] = 0
-    images: Positive | None = None
+    every: Steps = 0
+    images: Count | None = None
 
 
 def _inherit(value: object) -> object:
@@ -158,11 +163,17 @@ def _method_entries(value: object) -> object:
     return [{entry: {}} if isinstance(entry, str) else entry for entry in value]
 
 
+def _folder_name(value: str) -> str:
+    if "/" in value or value in (".", ".."):
+        raise ValueError(f"{value!r} is a path and no name")
+    return value
+
+
 class Recipe(Strict):
     """A complete training run.
 
     Attributes:
-        name: Names the run directory ``runs/NAME``.
+        name: Names the run directory ``runs/NAME``; a word, no path.
         data: Data sets.
         input: Canvas and normalization.
         detector: Architecture; a preset and what it changes of it.
@@ -193,24 +204,26 @@ class Recipe(Strict):
         validation: When AP is measured.
         checkpoint_every: Steps between checkpoints.
         tensorboard: Write the metrics for TensorBoard as well.
+        wandb: For Weights & Biases as well; its environment variables say where.
+        mlflow: For MLflow as well; its environment variables say where.
         workers: Threads that prepare batches ahead.
         seed: Of initial weights, order, augmentation and noise.
         min_teacher_ap: Refuse a teacher below this AP (0..1) on a slice of ``data.val``.
     """
 
-    name: str
+    name: Annotated[Word, AfterValidator(_folder_name)]
     data: DataRecipe
     input: PreprocessConfig
     detector: DetectorRecipe
-    teacher: str | None = None
+    teacher: Word | None = None
     teacher_classes: dict[str, str] = {}
     methods: Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(_method_entries)] = ()
     inherit: Annotated[InheritRecipe | None, BeforeValidator(_inherit)] = None
-    start: str | None = None
+    start: Word | None = None
     start_classes: dict[str, str] = {}
     freeze: tuple[PartName, ...] = ()
     optimizer: OptimizerRecipe = OptimizerRecipe()
-    steps: Positive
+    steps: Count
     batch_size: Positive = 16
     accumulate: Positive = 1
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -220,10 +233,12 @@ class Recipe(Strict):
     loss: LossWeights = LossWeights()
     augment: AugmentConfig = AugmentConfig()
     validation: ValidationRecipe = ValidationRecipe()
-    checkpoint_every: Positive = 500
+    checkpoint_every: Count = 500
     tensorboard: bool = False
-    workers: Positive = 1
-    seed: Annotated[int, Field(ge=0)] = 0
+    wandb: bool = False
+    mlflow: bool = False
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     min_teacher_ap: Annotated[float, Field(ge=0, le=1)] | None = None
 
     @model_validator(mode="after")

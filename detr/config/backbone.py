@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from detr.config.base import Positive, Strict
+from detr.config.base import Strict, Word
 
 
 class BackboneConfig(Strict):
@@ -24,13 +24,13 @@ class BackboneConfig(Strict):
         frozen_stages: How many leading stages (stem, stage 1, ...) take no gradient.
     """
 
-    name: str = "resnet50"
-    strides: tuple[int, ...] = (8, 16, 32)
+    name: Word = "resnet50"
+    strides: Annotated[tuple[int, ...], Field(min_length=1)] = (8, 16, 32)
     norm: Literal["frozen", "train"] = "train"
-    pretrained: str | None = None
+    pretrained: Word | None = None
     options: dict[str, Any] = {}
     map_norm: bool = False
-    frozen_stages: Annotated[int, Field(ge=0)] = 0
+    frozen_stages: Annotated[int, Field(ge=0, le=100)] = 0
 
     @field_validator("options")
     @classmethod
@@ -54,7 +54,7 @@ class NeckConfig(Strict):
         group_norm: A group norm after each convolution (Deformable DETR); DETR has none.
     """
 
-    levels: Positive = 4
+    levels: Annotated[int, Field(ge=1, le=8)] = 4
     group_norm: bool = True
 
 
@@ -66,5 +66,5 @@ class PositionsConfig(Strict):
         offset: Added to the cell number; Deformable DETR -0.5, DETR and DINO 0.
     """
 
-    temperature: float = 10000.0
-    offset: float = -0.5
+    temperature: Annotated[float, Field(ge=1e-3, le=1e9)] = 10000.0
+    offset: Annotated[float, Field(ge=-1e3, le=1e3)] = -0.5

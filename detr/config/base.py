@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 S = TypeVar("S", bound="Strict")
-Positive = Annotated[int, Field(ge=1)]
+
+# Upper ends are far beyond any detector: a slip of the finger is told where it is, and not by the
+# allocator.
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+
+
+def _some_word(value: str) -> str:
+    if not value or "\0" in value:
+        raise ValueError("is empty" if not value else "has a NUL in it")
+    return value
+
+
+# A path, or what a program calls something.
+Word = Annotated[str, AfterValidator(_some_word)]
 
 
 class Strict(BaseModel):
-    """Base of every config: frozen, and a misspelt key is an error."""
+    """Base of every config: frozen, a misspelt key is an error, and numbers are finite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, content: Any) -> Any:
+        """``steps: true`` would be one step."""
+        if isinstance(content, Mapping):
+            for name, field in cls.model_fields.items():
+                kinds = {field.annotation, *get_args(field.annotation)}
+                if isinstance(content.get(name), bool) and kinds & {int, float}:
+                    raise ValueError(f"{name} is {str(content[name]).lower()}, not a number")
+        return content
 
     def replace(self: S, **changes: Any) -> S:
         """The same with other values, validated.
@@ -74,8 +99,8 @@ class LayerStack(Strict):
         activation: Within them; ``prelu`` learns one slope per network (DAB-DETR).
     """
 
-    layers: Positive = 6
-    ffn: Positive = 1024
+    layers: Annotated[int, Field(ge=1, le=100)] = 6
+    ffn: Annotated[int, Field(ge=1, le=65536)] = 1024
     activation: Literal["relu", "prelu"] = "relu"
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from detr.config.base import LayerStack, Part, Positive
+from detr.config.base import LayerStack, Part
 
 
 class AnyCrossAttentionConfig(Part):
@@ -50,7 +50,7 @@ class DeformableCrossAttentionConfig(AnyCrossAttentionConfig):
     samples: ClassVar[bool] = True
 
     kind: Literal["deformable"] = "deformable"
-    points: Positive = 4
+    points: Annotated[int, Field(ge=1, le=64)] = 4
     scaled_positions: bool = False
 
     @property

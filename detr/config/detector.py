@@ -40,8 +40,8 @@ class DetectorConfig(Strict):
             afterwards, wherever the model finds objects (Stable-DINO: 0.8); ``None`` drops none.
     """
 
-    num_classes: Positive
-    width: Annotated[int, Field(ge=8)] = 256
+    num_classes: Annotated[int, Field(ge=1, le=100_000)]
+    width: Annotated[int, Field(ge=8, le=8192)] = 256
     attention_heads: Positive = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     backbone: BackboneConfig = BackboneConfig()

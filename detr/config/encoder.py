@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from detr.config.base import LayerStack, Part, Positive
+from detr.config.base import LayerStack, Part
 
 
 class TokenEncoderConfig(LayerStack, Part):
@@ -21,7 +21,7 @@ class TokenEncoderConfig(LayerStack, Part):
     single_level: ClassVar[bool] = False
     """Whether it works on one map only."""
 
-    layers: Annotated[int, Field(ge=0)] = 6
+    layers: Annotated[int, Field(ge=0, le=100)] = 6
     fusion: Literal["simple", "u", "dense"] | None = None
 
     @model_validator(mode="after")
@@ -49,7 +49,7 @@ class DeformableEncoderConfig(TokenEncoderConfig):
     """
 
     kind: Literal["deformable"] = "deformable"
-    points: Positive = 4
+    points: Annotated[int, Field(ge=1, le=64)] = 4
 
     @property
     def sampling_points(self) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from detr.config.base import Part, Positive, Strict
+from detr.config.base import Part, Strict
 
 
 class DenoisingConfig(Strict):
@@ -21,7 +21,7 @@ class DenoisingConfig(Strict):
     """
 
     label_noise: Annotated[float, Field(ge=0, le=1)]
-    box_noise: Annotated[float, Field(ge=0)]
+    box_noise: Annotated[float, Field(ge=0, le=100)]
 
 
 class PlainDenoisingConfig(DenoisingConfig):
@@ -31,9 +31,9 @@ class PlainDenoisingConfig(DenoisingConfig):
         groups: Number of denoising groups.
     """
 
-    groups: Positive = 5
+    groups: Annotated[int, Field(ge=1, le=1000)] = 5
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.2
-    box_noise: Annotated[float, Field(ge=0)] = 0.4
+    box_noise: Annotated[float, Field(ge=0, le=100)] = 0.4
 
 
 class ContrastiveDenoisingConfig(DenoisingConfig):
@@ -46,9 +46,9 @@ class ContrastiveDenoisingConfig(DenoisingConfig):
             farther than a positive's (Stable-DINO's released config).
     """
 
-    number: Positive = 100
+    number: Annotated[int, Field(ge=1, le=100_000)] = 100
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.25
-    box_noise: Annotated[float, Field(ge=0)] = 1.0
+    box_noise: Annotated[float, Field(ge=0, le=100)] = 1.0
     harder_negatives: bool = True
 
 
@@ -60,8 +60,8 @@ class OneToManyConfig(Strict):
         repeat: How many of them each box is assigned to.
     """
 
-    queries: Positive = 1500
-    repeat: Positive = 6
+    queries: Annotated[int, Field(ge=1, le=100_000)] = 1500
+    repeat: Annotated[int, Field(ge=1, le=1000)] = 6
 
 
 class OwnQueriesConfig(Part):
@@ -78,7 +78,7 @@ class OwnQueriesConfig(Part):
     learned_positions: ClassVar[bool] = False
     """Whether they bring a position of their own, instead of one made from the reference."""
 
-    number: Positive = 300
+    number: Annotated[int, Field(ge=1, le=100_000)] = 300
 
     @property
     def total(self) -> int:
@@ -141,7 +141,7 @@ class AnchorQueriesConfig(OwnQueriesConfig):
 
     kind: Literal["anchors"] = "anchors"
     learned_content: bool = True
-    patterns: Annotated[int, Field(ge=0)] = 0
+    patterns: Annotated[int, Field(ge=0, le=100)] = 0
     random_centers: bool = False
     denoising: PlainDenoisingConfig | None = None
 

@@ -10,7 +10,16 @@ from pydantic import BaseModel
 
 from detr.cli_support import counted, progress
 from detr.data.dataset import Annotation, Dataset
-from detr.data.findings import Finding, Findings, Look, depth_findings, look, no_objects, of_the_set
+from detr.data.findings import (
+    Finding,
+    Findings,
+    Look,
+    depth_findings,
+    fingerprint,
+    look,
+    no_objects,
+    of_the_set,
+)
 from detr.errors import UserError
 
 # COCO's own limits of "small" and "medium", in square pixels.
@@ -90,7 +99,8 @@ def check(dataset: Dataset) -> CheckReport:
         looks = list(progress(seen, "checking images", total=len(dataset)))
     findings = of_the_set(dataset) + depth_findings(dataset, looks)
     findings += [finding for one in looks for finding in one.findings]
-    return _report(dataset, [one.annotations for one in looks], findings)
+    report = _report(dataset, [one.annotations for one in looks], findings)
+    return report.model_copy(update={"fingerprint": fingerprint(dataset, looks)})
 
 
 def _look(dataset: Dataset, i: int) -> Look:

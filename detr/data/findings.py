@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from detr.cli_support import counted, progress
-from detr.data.dataset import Annotation, Dataset, evenly_spaced
+from detr.data.dataset import Annotation, Dataset, Scan, evenly_spaced
 from detr.data.images import Exif, Header, read_image
 from detr.data.value_range import measure
 from detr.errors import UserError
@@ -46,6 +47,8 @@ class Findings(BaseModel):
         images: How many were looked at.
         objects: Objects of a class in them.
         most_objects: In one image.
+        fingerprint: Hash of classes, images' names and sizes, and the labels that count; that of
+            the same data anywhere else is the same.
         findings: Of the set first, then in the order of the images.
     """
 
@@ -53,6 +56,7 @@ class Findings(BaseModel):
     images: int = 0
     objects: int = 0
     most_objects: int = 0
+    fingerprint: str = ""
     findings: list[Finding] = []
 
     @property
@@ -128,6 +132,7 @@ def inspect(
             found.findings += one.findings
             # Of large sets the annotations are too much to keep.
             looks.append(replace(one, annotations=[], findings=[]))
+    found.fingerprint = fingerprint(dataset, looks)
     found.findings = [
         *of_the_set(dataset),
         *depth_findings(dataset, looks),
@@ -151,12 +156,14 @@ class Look:
         annotations: Those that count.
         findings: Everything wrong with it but its pixels.
         header: None where there is no picture.
+        digest: Hash of the image's name and size and of the annotations.
     """
 
     index: int
     annotations: list[Annotation]
     findings: list[Finding]
     header: Header | None = None
+    digest: bytes = b""
 
 
 def look(dataset: Dataset, i: int, pictures: bool = True) -> Look:
@@ -170,7 +177,26 @@ def look(dataset: Dataset, i: int, pictures: bool = True) -> Look:
             findings += _as_errors(_size_errors(path, header, dataset.bounds(i), dataset.exif))
         except UserError as error:
             findings += _as_errors([error])
-    return Look(i, scan.annotations, findings, header)
+    return Look(i, scan.annotations, findings, header, _digest(dataset, i, scan, header))
+
+
+def fingerprint(dataset: Dataset, looks: Sequence[Look]) -> str:
+    """A hash of what a data set is, wherever it lies; pixels count by the size of their file."""
+    try:
+        value_range = dataset.value_range
+    except UserError:  # a finding of its own
+        value_range = None
+    digest = hashlib.sha256(repr((dataset.classes, value_range, dataset.exif)).encode())
+    for one in looks:
+        digest.update(one.digest)
+    return digest.hexdigest()
+
+
+def _digest(dataset: Dataset, i: int, scan: Scan, header: Header | None) -> bytes:
+    rows = [(a.box, a.label, a.ignore) for a in scan.annotations]
+    path = dataset.image_path(i)
+    size = None if header is None else (header.stored, path.stat().st_size)
+    return hashlib.sha256(repr((dataset.image_id(i), path.name, size, rows)).encode()).digest()
 
 
 def depth_findings(dataset: Dataset, looks: Sequence[Look]) -> list[Finding]:

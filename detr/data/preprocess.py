@@ -20,12 +20,13 @@ from detr.data.value_range import ValueRange, to_bytes
 from detr.errors import UserError
 from detr.types import FloatArray, ImageArray
 
-Triple = tuple[float, float, float]
+Level = Annotated[float, Field(ge=-1e6, le=1e6)]
+Spread = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 _TYPES = (np.uint8, np.uint16, np.float32)
 
 
-Side = Annotated[int, Field(ge=16)]
+Side = Annotated[int, Field(ge=16, le=16384)]
 # Canvases of bundles are a multiple of this: the coarsest map then has whole cells, and the pixel
 # or so by which DETR's rounding exceeds ``long`` has room.
 _STRIDE = 32
@@ -49,8 +50,8 @@ class PreprocessConfig(Strict):
     size: tuple[Side, Side] | None = None
     short: Side | None = None
     long: Side | None = None
-    mean: Triple = (123.675, 116.28, 103.53)
-    std: Triple = (58.395, 57.12, 57.375)
+    mean: tuple[Level, Level, Level] = (123.675, 116.28, 103.53)
+    std: tuple[Spread, Spread, Spread] = (58.395, 57.12, 57.375)
     range: ValueRange | None = None
 
     @model_serializer(mode="wrap")

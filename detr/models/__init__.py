@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from detr.models.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
-from detr.models.checkpoint import load_model, save_model
+from detr.models.checkpoint import load_model, save_info, save_model
 from detr.models.describe import parameters
 from detr.models.detector import Detector, build_detector, detections
 from detr.models.protocol import Facts, Teacher, TeacherPart
@@ -39,6 +39,7 @@ __all__ = [
     "inverse_sigmoid",
     "load_model",
     "parameters",
+    "save_info",
     "save_model",
     "xyxy_to_cxcywh",
 ]

@@ -49,6 +49,19 @@ def save_model(
         if name not in without
     }
     write_atomic(path, save(tensors))
+    save_info(path, info)
+
+
+def save_info(path: Path, info: ModelInfo) -> None:
+    """Replaces the sidecar of weights that are there.
+
+    Args:
+        path: ``X.safetensors``.
+        info: What the sidecar is to say.
+
+    Raises:
+        UserError: ``output-unwritable`` or ``disk-full``.
+    """
     write_atomic(path.with_suffix(".json"), info.model_dump_json(indent=2) + "\n")
 
 

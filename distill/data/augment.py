@@ -28,7 +28,8 @@ _KEPT_SHARE = 0.3
 _TRIES = 8
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Pixels = Annotated[int, Field(ge=16)]
+Pixels = Annotated[int, Field(ge=16, le=16384)]
+Factor = Annotated[float, Field(ge=0.01, le=100)]
 
 
 class MultiScaleConfig(Strict):
@@ -78,7 +79,7 @@ class AugmentConfig(Strict):
     """
 
     flip: Share = 0.5
-    zoom: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = (0.8, 1.5)
+    zoom: tuple[Factor, Factor] | None = (0.8, 1.5)
     multi_scale: Annotated[MultiScaleConfig | None, BeforeValidator(_multi_scale)] = None
     jitter: Share = 0.2
 
@@ -92,6 +93,8 @@ class AugmentConfig(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> AugmentConfig:
+        if self.zoom is not None and self.zoom[0] > self.zoom[1]:
+            raise ValueError(f"zoom: {self.zoom[0]:g} is more than {self.zoom[1]:g}")
         if self.zoom is not None and self.multi_scale is not None:
             raise ValueError("zoom and multi_scale exclude each other: set zoom or it to null")
         return self
@@ -157,7 +160,10 @@ def _zoom_view(
     full = (fitted[0] * zoom, fitted[1] * zoom)
     out = (max(1, min(room[0], round(full[0]))), max(1, min(room[1], round(full[1]))))
     scale = (full[0] / size[0], full[1] / size[1])
-    window = (min(size[0], round(out[0] / scale[0])), min(size[1], round(out[1] / scale[1])))
+    window = (
+        min(size[0], max(1, round(out[0] / scale[0]))),
+        min(size[1], max(1, round(out[1] / scale[1]))),
+    )
     corner = _window_corner(boxes, size, window, rng)
     return View(size, size, corner, window, out, rng.random() < config.flip)
 

@@ -2,6 +2,7 @@
 
 The order of an epoch follows from (seed, epoch) and a sample's augmentation from (seed, step,
 slot), so going on after a stop needs no sampler state: step s is the same batch in every run.
+An image that cannot be read is replaced by one that follows from (seed, step, slot) as well.
 Slots count through the images of all processes: two processes with two images each see what one
 sees with four.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,14 +22,16 @@ from torch import Tensor
 from detr.data.dataset import Dataset, Labels
 from detr.data.preprocess import PreprocessConfig, place
 from detr.data.value_range import to_bytes
+from detr.errors import UserError
 from detr.models import Target
 from detr.types import FloatArray, ImageArray, IntArray
 from distill.data.augment import AugmentConfig, augment
+from distill.data.unreadable import LeaveOut, is_unreadable
 
 # Decoded images are kept up to this many bytes: reading a small set again is a waste of a core.
 CACHE_BYTES = 1 << 30
 # Purposes of random numbers drawn from one seed.
-_ORDER, _SAMPLE = 0, 1
+_ORDER, _SAMPLE, _REPLACEMENT = range(3)
 
 
 @dataclass
@@ -40,12 +43,14 @@ class Batch:
         valid_sizes: ``[B, 2]`` float32 (height, width) of each image inside the canvas.
         targets: Ground truth relative to the image without its padding.
         paths: The files, for messages.
+        left_out: Files that could not be read and were replaced, and why.
     """
 
     images: Tensor
     valid_sizes: Tensor
     targets: list[Target]
     paths: list[Path]
+    left_out: list[tuple[Path, UserError]] = field(default_factory=list)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -54,6 +59,7 @@ class Batch:
             self.valid_sizes.to(device, non_blocking=True),
             [target.to(device) for target in self.targets],
             self.paths,
+            self.left_out,
         )
 
 
@@ -125,17 +131,51 @@ class Batches:
                 self._cached_bytes += image.nbytes
         return image
 
-    def sample(self, step: int, slot: int) -> tuple[ImageArray, Labels, Path]:
-        """One augmented image, its labels in pixels, and its file."""
-        i = self.index(step, slot)
+    def sample(
+        self, step: int, slot: int, leave_out: LeaveOut | None = None
+    ) -> tuple[ImageArray, Labels, Path]:
+        """One augmented image, its labels in pixels, and its file.
+
+        Args:
+            step: The step.
+            slot: Its place in the step.
+            leave_out: Is told which files could not be read and were replaced; without it they
+                raise.
+        """
+        i, image = self._readable(step, slot, leave_out)
         rng = np.random.default_rng((self.seed, _SAMPLE, step, slot))
         labels = self.dataset.labels(i)
-        image, labels = augment(self._image(i), labels, self.preprocess, self.config, rng)
+        image, labels = augment(image, labels, self.preprocess, self.config, rng)
         return image, labels, self.dataset.image_path(i)
+
+    def _readable(self, step: int, slot: int, leave_out: LeaveOut | None) -> tuple[int, ImageArray]:
+        """The image of a slot, or the one in its place."""
+        first = self.index(step, slot)
+        for i in self._candidates(first, step, slot):
+            try:
+                return i, self._image(i)
+            except UserError as error:
+                if leave_out is None or not is_unreadable(error):
+                    raise
+                leave_out(self.dataset.image_path(i), error)
+                last = error
+        raise last
+
+    def _candidates(self, first: int, step: int, slot: int) -> Iterator[int]:
+        yield first
+        rng = np.random.default_rng((self.seed, _REPLACEMENT, step, slot))
+        for i in rng.permutation(len(self.dataset)).tolist():
+            if i != first:
+                yield i
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""
-        samples = [self.sample(step, slot) for slot in self.slots]
+        left_out: list[tuple[Path, UserError]] = []
+
+        def leave_out(path: Path, error: UserError) -> None:
+            left_out.append((path, error))
+
+        samples = [self.sample(step, slot, leave_out) for slot in self.slots]
         sizes = [image.shape[:2] for image, _, _ in samples]
         canvas = self.preprocess.canvas(sizes)
         images = np.zeros((len(samples), 3, *canvas), dtype=np.float32)
@@ -144,7 +184,8 @@ class Batches:
             place(image, row, self.preprocess)
             targets.append(target_of(labels, image.shape[:2]))
         valid = torch.tensor(sizes, dtype=torch.float32)
-        return Batch(torch.from_numpy(images), valid, targets, [path for _, _, path in samples])
+        paths = [path for _, _, path in samples]
+        return Batch(torch.from_numpy(images), valid, targets, paths, left_out)
 
     def stream(self, first: int, last: int, workers: int) -> Iterator[Batch]:
         """The batches of steps ``first`` to ``last - 1``, made ahead by ``workers`` threads."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detr.config import Strict
+from detr.config import Strict, Weight
 from detr.models import GroupOutput, Proposals, Target, cxcywh_to_xyxy
 from distill.distributed import mean_over_processes
 from distill.losses.costs import ALPHA, GAMMA, MatchingCosts
@@ -40,16 +40,16 @@ class LossWeights(Strict):
         no_object: Weight of "no object" in a softmax class loss (DETR).
     """
 
-    focal: float = 1.0
-    l1: float = 5.0
-    giou: float = 2.0
-    cost_class: float = 2.0
-    cost_l1: float = 5.0
-    cost_giou: float = 2.0
-    proposals: float = 1.0
-    denoising: float = 1.0
-    one_to_many: float = 1.0
-    no_object: float = 0.1
+    focal: Weight = 1.0
+    l1: Weight = 5.0
+    giou: Weight = 2.0
+    cost_class: Weight = 2.0
+    cost_l1: Weight = 5.0
+    cost_giou: Weight = 2.0
+    proposals: Weight = 1.0
+    denoising: Weight = 1.0
+    one_to_many: Weight = 1.0
+    no_object: Weight = 0.1
 
     @property
     def costs(self) -> MatchingCosts:

@@ -27,7 +27,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from detr.config import Strict
+from detr.config import Strict, Weight
 from detr.models import GroupOutput, TeacherPart
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting, align, float32
@@ -44,7 +44,6 @@ from distill.methods.parts.points import (
 )
 from distill.methods.step import PairedGroup, Step
 
-Weight = Annotated[float, Field(ge=0)]
 _TINY = 1e-6
 
 
@@ -78,12 +77,12 @@ class ClockDistillOptions(Strict):
     beta: Weight = 1e-7
     plain_weight: Weight = 1.0
     target_aware: bool = True
-    copies: Annotated[int, Field(ge=1)] = 3
+    copies: Annotated[int, Field(ge=1, le=1000)] = 3
     jitter: Weight = 0.0
     general: bool = True
-    general_points: Annotated[int, Field(ge=1)] | None = None
+    general_points: Annotated[int, Field(ge=1, le=100_000)] | None = None
     specific: bool = True
-    temperature: Annotated[float, Field(gt=0)] = 10.0
+    temperature: Annotated[float, Field(ge=1e-3, le=1e6)] = 10.0
     squared_temperature: bool = True
     confidence: Scores = "sigmoid"
     normalize: bool = True

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from detr.config import Strict
+from detr.config import Strict, Weight
 from detr.errors import UserError
 from detr.models import (
     DenseAttention,
@@ -55,7 +55,6 @@ from distill.methods.parts.teacher_group import (
 )
 from distill.methods.step import PairedGroup, PerStep, Step
 
-Weight = Annotated[float, Field(ge=0)]
 _TINY = 1e-6
 
 

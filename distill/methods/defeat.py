@@ -12,13 +12,12 @@ with a classification head per region and does not exist here.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from detr.config import Strict
+from detr.config import Strict, Weight
 from detr.models import TeacherPart
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting, float32
@@ -26,8 +25,6 @@ from distill.methods.parts.feature_pairs import FeaturePairs, Place
 from distill.methods.parts.masks import scale_masks
 from distill.methods.parts.pairing import split_levels
 from distill.methods.step import Step
-
-Weight = Annotated[float, Field(ge=0)]
 
 
 class DefeatOptions(Strict):

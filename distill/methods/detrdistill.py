@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from detr.config import Strict
+from detr.config import Strict, Weight
 from detr.models import GroupOutput, Target, TeacherPart, cxcywh_to_xyxy
 from distill.distributed import mean_over_processes
 from distill.losses.linear_assignment import assign
@@ -43,7 +43,6 @@ from distill.methods.parts.teacher_group import (
 )
 from distill.methods.step import PairedGroup, Step
 
-Weight = Annotated[float, Field(ge=0)]
 _LEAST = 0.01
 
 
@@ -70,7 +69,7 @@ class DetrDistillOptions(Strict):
     giou_weight: Weight = 2.0
     feature_weight: Weight = 20.0
     on: Literal["neck", "memory"] = "neck"
-    entries: Annotated[int, Field(ge=1)] = 100
+    entries: Annotated[int, Field(ge=1, le=100_000)] = 100
     assignment: Literal["teacher", "rematch"] = "teacher"
     prior_weight: Weight = 1.0
     layer_map: LayerMap | None = None

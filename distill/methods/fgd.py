@@ -20,15 +20,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from detr.config import Strict
+from detr.config import Strict, Weight
 from detr.models import TeacherPart
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.feature_pairs import FeaturePairs, MapPair, Place
 from distill.methods.parts.masks import scale_masks
 from distill.methods.parts.pairing import split_levels
 from distill.methods.step import Step
-
-Weight = Annotated[float, Field(ge=0)]
 
 
 class FgdOptions(Strict):
@@ -47,7 +45,7 @@ class FgdOptions(Strict):
     background: Weight = 5e-4
     attention: Weight = 1e-3
     relation: Weight = 5e-6
-    temperature: Annotated[float, Field(gt=0)] = 0.5
+    temperature: Annotated[float, Field(ge=1e-3, le=1e6)] = 0.5
 
 
 class Fgd(Method[FgdOptions]):

@@ -7,13 +7,12 @@ channels, then over levels; the weight 10 is that of DETR distillation baselines
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from detr.config import Strict
+from detr.config import Strict, Weight
 from detr.models import TeacherPart
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting
@@ -30,7 +29,7 @@ class FitNetOptions(Strict):
     """
 
     on: Place = "memory"
-    weight: Annotated[float, Field(ge=0)] = 10.0
+    weight: Weight = 10.0
 
 
 class FitNet(Method[FitNetOptions]):

@@ -21,7 +21,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from detr.config import Strict
+from detr.config import Strict, Weight
 from detr.models import TeacherPart
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting
@@ -36,7 +36,6 @@ from distill.methods.parts.points import (
 )
 from distill.methods.step import PairedGroup, Step
 
-Weight = Annotated[float, Field(ge=0)]
 _TINY = 1e-6
 # Images per process in the released training script.
 _OFFICIAL_BATCH = 8
@@ -59,12 +58,12 @@ class KdDetrOptions(Strict):
     """
 
     general: bool = True
-    general_points: Annotated[int, Field(ge=1)] | None = None
+    general_points: Annotated[int, Field(ge=1, le=100_000)] | None = None
     specific: bool = True
     layers: Literal["final", "paired"] = "final"
     layer_map: LayerMap | None = None
     class_sum: Literal["official", "normalized"] = "official"
-    temperature: Annotated[float, Field(gt=0)] = 10.0
+    temperature: Annotated[float, Field(ge=1e-3, le=1e6)] = 10.0
     class_weight: Weight = 1.0
     l1_weight: Weight = 5.0
     giou_weight: Weight = 2.0

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detr.config import Strict
+from detr.config import Strict, Weight
 from detr.models import TeacherPart
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.feature_pairs import FeaturePairs, Place
@@ -32,7 +32,7 @@ class MgdOptions(Strict):
 
     on: Place = "memory"
     dropped: Annotated[float, Field(ge=0, le=1)] = 0.65
-    weight: Annotated[float, Field(ge=0)] = 2e-5
+    weight: Weight = 2e-5
 
 
 class Mgd(Method[MgdOptions]):

@@ -50,7 +50,7 @@ from distill.methods.parts.two_matchings import (
 )
 from distill.methods.step import PairedGroup, PerStep, Step
 
-Exponent = Annotated[float, Field(ge=0)]
+Exponent = Annotated[float, Field(ge=0, le=100)]
 
 
 class OdDetrOptions(Strict):
@@ -104,7 +104,7 @@ class OdDetrOptions(Strict):
     positions: Literal["teacher", "student"] = "teacher"
     stop_update: bool = True
     auxiliary: bool = True
-    auxiliary_queries: Annotated[int, Field(ge=1)] = 2
+    auxiliary_queries: Annotated[int, Field(ge=1, le=1000)] = 2
     auxiliary_matching: Literal["both", "original", "rematch"] = "both"
     auxiliary_sum: Literal["sum", "mean"] = "sum"
 

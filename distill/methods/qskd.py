@@ -28,7 +28,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from detr.config import Strict
+from detr.config import Strict, Weight
 from detr.models import GroupOutput, Memory
 from distill.distributed import mean_over_processes, shared_statistic
 from distill.methods.base import Method, Setting, align, float32
@@ -45,7 +45,6 @@ from distill.methods.parts.query_selection import (
 )
 from distill.methods.step import PerStep, Step
 
-Weight = Annotated[float, Field(ge=0)]
 _TINY = 1e-6
 # Batch norm's own epsilon; with a mask of mean one it is as small as it was meant to be.
 _EPSILON = 1e-5
@@ -76,10 +75,10 @@ class QskdOptions(Strict):
     features: bool = True
     feature_weight: Weight = 50.0
     select: Selection = "positive_hard"
-    threshold: float = 0.0
+    threshold: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
     overlap_weights: bool = True
     mask_scale: Literal["cells", "none"] = "cells"
-    adaptor_layers: Annotated[int, Field(ge=0)] | None = None
+    adaptor_layers: Annotated[int, Field(ge=0, le=100)] | None = None
     predictions: Literal["local", "global", "off"] = "local"
     prediction_weight: Weight = 1.0
     pool: Literal["box", "image"] = "box"

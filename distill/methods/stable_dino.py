@@ -19,14 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from detr.config import Strict
+from detr.config import Strict, Weight
 from detr.models import Target, cxcywh_to_xyxy
 from distill.losses.costs import ALPHA, GAMMA, MatchingCosts, pair_terms
 from distill.losses.detection import (
@@ -48,7 +47,6 @@ from distill.methods.parts.two_matchings import pair_iou
 from distill.methods.step import Step
 from distill.profiler import timed
 
-Weight = Annotated[float, Field(ge=0)]
 F1 = Literal["1", "s^0.5", "s", "s^2", "s^3", "s*p^0.25", "s*p", "s^2*p", "exp", "sin"]
 Rescale = Literal["one", "max_iou", "none"]
 

@@ -18,6 +18,7 @@ from detr.metrics.coco_ap import CocoAp
 from detr.models import Detector, Teacher, load_model
 from detr.models.protocol import ObjectDetector
 from detr.shipped import find_model
+from distill.data.unreadable import LeaveOut
 from distill.evaluate import measure_ap
 from distill.recipe import Recipe
 from distill.teachers.chosen_classes import ChosenClasses, columns_of
@@ -84,7 +85,11 @@ def _chosen(
 
 
 def tell_ap(
-    recipe: Recipe, opened: OpenedTeacher, val: Dataset | None, say: Callable[[str], None]
+    recipe: Recipe,
+    opened: OpenedTeacher,
+    val: Dataset | None,
+    say: Callable[[str], None],
+    leave_out: LeaveOut | None = None,
 ) -> None:
     """Measures the teacher before anything is learned from it, and says what came out.
 
@@ -93,6 +98,7 @@ def tell_ap(
         opened: The teacher.
         val: Validation data; without it there is no AP to tell.
         say: Takes lines for the log.
+        leave_out: Takes images that cannot be read.
 
     Raises:
         UserError: What :func:`check_ap` raises; ``teacher-unmeasured`` where the recipe wants a
@@ -107,7 +113,7 @@ def tell_ap(
             )
         return
     nms = None if opened.detector is None else opened.detector.config.nms
-    result = check_ap(path, opened.teacher, val, recipe.input, _SLICE, minimum, nms)
+    result = check_ap(path, opened.teacher, val, recipe.input, _SLICE, minimum, nms, leave_out)
     say(
         f"teacher {path.name}: AP {result.ap:.3f}, AP50 {result.ap50:.3f} on {result.images} "
         f"images of {val.spec}"
@@ -170,6 +176,7 @@ def check_ap(
     images: int | None,
     minimum: float | None,
     nms: float | None = None,
+    leave_out: LeaveOut | None = None,
 ) -> CocoAp:
     """Measures the teacher where the student will be measured.
 
@@ -181,11 +188,12 @@ def check_ap(
         images: Measure on at most this many, spread evenly.
         minimum: Least AP, 0..1.
         nms: The teacher's, see :class:`detr.config.DetectorConfig`.
+        leave_out: Takes images that cannot be read.
 
     Raises:
         UserError: ``teacher-weak`` where the AP is below ``minimum``.
     """
-    result = measure_ap(teacher, dataset, preprocess, images, nms)
+    result = measure_ap(teacher, dataset, preprocess, images, nms, leave_out)
     if minimum is not None and result.ap < minimum:
         raise GateError(
             "teacher-weak",

@@ -202,17 +202,31 @@ def train(recipe: Recipe, out: Path) -> Path:
     """
     world = join()
     run = RunDir(out, recipe, world.main)
-    if run.finished():
-        run.say(f"{out}: finished, {recipe.steps} steps; nothing to do")
-        return run.model
+    if run.finished() and not run.moved:
+        return _nothing_to_do(run)
     with run.alone():
         return _train(recipe, run, world)
+
+
+def _nothing_to_do(run: RunDir) -> Path:
+    run.say(f"{run.path}: finished, {run.recipe.steps} steps; nothing to do")
+    return run.model
 
 
 def _train(recipe: Recipe, run: RunDir, world: World) -> Path:
     state = set_up(recipe, run, world)
     first = state.resume(run.load_checkpoint())
     run.start(first)
+    if run.finished():
+        return _nothing_to_do(run)
+    with run.logging():
+        _run(state, run, first)
+    return run.model
+
+
+def _run(state: State, run: RunDir, first: int) -> None:
+    """The steps from ``first`` on, and the last measurement."""
+    recipe, world = state.recipe, state.world
     batches = state.batches.stream(first, recipe.steps, recipe.workers)
     meter, last_ap = Meter(), ""
     with progress(range(first, recipe.steps), recipe.name, recipe.steps) as bar:
@@ -220,22 +234,23 @@ def _train(recipe: Recipe, run: RunDir, world: World) -> Path:
         bar.disable = not world.main
         for index in bar:
             batch = meter.timed(lambda: next(batches))
+            for path, error in batch.left_out:
+                run.leave_out(path, error)
             meter.add(train_step(state, batch, index))
             done = index + 1
             if done % LOG_EVERY == 0 or done == recipe.steps:
                 means = meter.means()
                 run.record(done, means)
                 bar.set_postfix_str(f"loss {means['loss']:.3f}{last_ap}")
-            if done < recipe.steps and due(done, recipe.validation.every):
-                last_ap = f", {validate(state, run, done, recipe.validation.images)}"
-                meter = Meter()
             if done == recipe.steps or due(done, recipe.checkpoint_every):
                 run.save_checkpoint(state.checkpoint(done))
                 world.wait()
+            if done < recipe.steps and due(done, recipe.validation.every):
+                last_ap = f", {validate(state, run, done, recipe.validation.images)}"
+                meter = Meter()
     run.record(recipe.steps, {"peak_mb": peak_megabytes(world.device)})
     ap = validate(state, run, recipe.steps)
-    run.say(f"{run.path}: finished, {recipe.steps} steps{ap and ', ' + ap}")
-    return run.model
+    run.say(f"{run.path}: finished, {recipe.steps} steps{ap and ', ' + ap}{run.left_out}")
 
 
 def due(done: int, every: int) -> bool:
@@ -244,16 +259,18 @@ def due(done: int, every: int) -> bool:
 
 
 def validate(state: State, run: RunDir, done: int, images: int | None = None) -> str:
-    """Saves the model, with its AP where there is validation data; returns the AP as text.
+    """Saves the model, then measures it where there is validation data; returns the AP as text.
 
-    Where there is a weight average, it and the student are both measured and saved.
+    Where there is a weight average, it and the student are both saved and measured.
     """
+    state.save(run, done)
     results: dict[str, CocoAp] = {}
     text = ""
     if state.val is not None:
         recipe = state.recipe
         for name, model in state.weights.items():
-            result = measure_ap(model, state.val, recipe.input, images, recipe.detector.nms)
+            nms = recipe.detector.nms
+            result = measure_ap(model, state.val, recipe.input, images, nms, run.leave_out)
             results[name] = result
             # The weights that count have plain names, the others say whose they are.
             prefix = f"{name}/" if text else ""
@@ -265,7 +282,7 @@ def validate(state: State, run: RunDir, done: int, images: int | None = None) ->
             models = {"student": state.student}
             if state.ema is not None:
                 models["average"] = state.ema.model
-            kept = record_owners(done, models, state.val, recipe.input)
+            kept = record_owners(done, models, state.val, recipe.input, run.leave_out)
             run.append(OWNERS_FILE, kept.model_dump_json())
-    state.save(run, done, results)
+        state.save_ap(run, done, results)
     return text

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from detr.config import ClassMap
 from detr.data import Dataset, inspect, open_dataset
+from detr.data.findings import Findings
 from detr.errors import UserError
 from detr.metrics.coco_ap import CocoAp
 from detr.model_info import ModelInfo
-from detr.models import Detector, Target, Teacher, build_detector, save_model
+from detr.models import Detector, Target, Teacher, build_detector, save_info, save_model
 from distill.data.batches import Batches
 from distill.distributed import World
 from distill.methods import Method, build_methods, parse_methods
@@ -27,6 +29,7 @@ from distill.training.accumulate import images_per_process
 from distill.training.cpu import prepare_cpu
 from distill.training.ema import Ema
 from distill.training.first_weights import set_first_weights
+from distill.training.identity import Sources, weights_digest
 from distill.training.optim import build_optimizer
 from distill.training.run_dir import RunDir
 
@@ -139,7 +142,7 @@ class State:
             "step": step,
             "student": self.student.state_dict(),
             "methods": [method.state_dict() for method in self.methods],
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._moments(),
             "scaler": self.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.model.state_dict(),
         }
@@ -151,20 +154,58 @@ class State:
         self.student.load_state_dict(checkpoint["student"])
         for method, state in zip(self.methods, checkpoint["methods"], strict=True):
             method.load_state_dict(state)
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self._resume_moments(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         if self.ema is not None:
             self.ema.model.load_state_dict(checkpoint["ema"])
         return int(checkpoint["step"])
 
-    def save(self, run: RunDir, step: int, results: Mapping[str, CocoAp]) -> None:
+    def _names(self) -> dict[nn.Parameter, str]:
+        """Names of what the optimizer moves."""
+        modules = {"student": self.student, "methods": nn.ModuleList(self.methods)}
+        return {
+            parameter: f"{place}.{name}"
+            for place, module in modules.items()
+            for name, parameter in module.named_parameters()
+        }
+
+    def _moments(self) -> dict[str, dict[str, Tensor]]:
+        """The optimizer's state by name.
+
+        Its groups are not part of it: rates follow from recipe and step, and a run that goes on
+        with lower ones may have others.
+        """
+        return {self._names()[p]: dict(found) for p, found in self.optimizer.state.items()}
+
+    def _resume_moments(self, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
+        names = self._names()
+        state = self.optimizer.state_dict()
+        state["state"] = {
+            number: dict(moments[names[p]])
+            for number, p in enumerate(self.parameters)
+            if names[p] in moments
+        }
+        self.optimizer.load_state_dict(state)
+
+    def save(self, run: RunDir, step: int) -> None:
         """Writes ``model.safetensors``, and the run's other weights under their name.
 
         Args:
             run: Where.
             step: Finished steps.
-            results: AP by name of the weights; empty where none was measured.
         """
+        for path, model, info in self._models(run, step, {}):
+            save_model(path, model, info)
+
+    def save_ap(self, run: RunDir, step: int, results: Mapping[str, CocoAp]) -> None:
+        """Adds to the sidecars of saved weights what was measured, by name of the weights."""
+        for path, _, info in self._models(run, step, results):
+            save_info(path, info)
+
+    def _models(
+        self, run: RunDir, step: int, results: Mapping[str, CocoAp]
+    ) -> Iterator[tuple[Path, Detector, ModelInfo]]:
+        """The run's weights, where they go, and what their sidecars say."""
         if not run.writes:
             return
         provenance: dict[str, Any] = {"recipe": self.recipe.name, "step": step}
@@ -172,6 +213,8 @@ class State:
         for key in ("teacher", "start"):
             if (path := getattr(self.recipe, key)) is not None:
                 provenance[key] = path
+        if changed := run.changes():
+            provenance["changes"] = [change.model_dump() for change in changed]
         if self.recipe.methods:
             provenance["methods"] = [name for entry in self.recipe.methods for name in entry]
         # The model comes last: where it is, the others are.
@@ -186,7 +229,7 @@ class State:
                 preprocess=self.recipe.input,
                 provenance=provenance | own,
             )
-            save_model(run.model if i == 0 else run.weights(name), model, info)
+            yield run.model if i == 0 else run.weights(name), model, info
 
 
 def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
@@ -205,15 +248,21 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
     val = None
     if recipe.data.val is not None:
         val = open_dataset(recipe.data.val, data.classes, recipe.input.range)
-    _inspect([data] if val is None else [data, val], run)
+    found = _inspect([data] if val is None else [data, val], run)
     torch.manual_seed(recipe.seed)
-    student = _placed(build_detector(recipe.detector.for_classes(len(data.classes))), world.device)
+    config = recipe.detector.for_classes(len(data.classes))
+    # A run that goes on has its weights, wherever those it began with are now.
+    student = _placed(build_detector(config, not run.checkpoint.exists()), world.device)
     _check_norm(student)
+    _check_map(student, recipe, images_per_process(recipe, world) // recipe.accumulate)
+    _tell_queries(student, found, run)
     opened = None
     if recipe.teacher is not None:
         opened = open_teacher(recipe, data.classes, world.device)
         if not run.checkpoint.exists():  # a run that goes on has measured it already
-            tell_ap(recipe, opened, val, run.say)
+            tell_ap(recipe, opened, val, run.say, run.leave_out)
+    digest = None if opened is None else weights_digest(opened.teacher)
+    run.claim(Sources(data=found[0].fingerprint, teacher=digest))
     set_first_weights(student, recipe, data.classes, opened, run)
     teacher = None if opened is None else opened.teacher
     ema = None if recipe.ema is None else Ema(student, recipe.ema, recipe.ema_rising)
@@ -268,13 +317,14 @@ def _with_range_of(data: Dataset, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"input": recipe.input.model_copy(update={"range": own})})
 
 
-def _inspect(datasets: Sequence[Dataset], run: RunDir) -> None:
+def _inspect(datasets: Sequence[Dataset], run: RunDir) -> list[Findings]:
     """Stops before the first step at what would stop, or spoil, a later one."""
-    for dataset in datasets:
-        found = inspect(dataset)
+    everything = [inspect(dataset) for dataset in datasets]
+    for found in everything:
         found.stop()
         if found.warnings:
             run.say(found.summary())
+    return everything
 
 
 def _check_norm(student: Detector) -> None:
@@ -291,6 +341,36 @@ def _check_norm(student: Detector) -> None:
             "detector.backbone.norm: frozen, but there are no pretrained weights whose statistics "
             "it could keep: set norm: train, or name weights as detector.backbone.pretrained",
         )
+
+
+def _check_map(student: Detector, recipe: Recipe, images: int) -> None:
+    """Refuses a batch norm over a single value, which torch does in the middle of the first step.
+
+    Raises:
+        UserError: ``recipe-value``.
+    """
+    size, stride = recipe.input.size, student.config.backbone.strides[-1]
+    trained = [m for m in student.backbone.modules() if isinstance(m, _BatchNorm) and m.training]
+    if size is not None and images == 1 and max(size) <= stride and trained:
+        raise UserError(
+            "recipe-value",
+            f"input.size: {size[0]}x{size[1]} is one cell of the backbone's map of stride {stride} "
+            "and batch norm learns nothing from one value: take a larger size, a larger "
+            "batch_size, or detector.backbone.norm: frozen",
+        )
+
+
+def _tell_queries(student: Detector, everything: Sequence[Findings], run: RunDir) -> None:
+    """Says where an image has more objects than the detector can ever find."""
+    config = student.config
+    kept = {"queries.number": config.queries.total, "detections": config.detections}
+    for found in everything:
+        for key, number in kept.items():
+            if number < found.most_objects:
+                run.say(
+                    f"{found.data}: an image has {found.most_objects} objects, the detector finds "
+                    f"at most {number} (detector.{key})"
+                )
 
 
 def _placed(detector: Detector, device: torch.device) -> Detector:

@@ -56,6 +56,30 @@ def test_what_is_left_out_is_said_in_the_log(tiny: Recipe, scenes: Path, tmp_pat
     assert "10 warnings (box-empty 10)" in (tmp_path / "run/log.txt").read_text()
 
 
+def test_more_objects_than_queries_are_said_before_the_first_step(
+    tiny: Recipe, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    car = FLAT.replace("9 5 9 20", "9 5 29 20")
+    spec = spoilt(scenes, tmp_path / "data", car * 15)
+    data = {"train": spec, "val": None}
+    recipe = Recipe.model_validate({**tiny.model_dump(), "data": data, "steps": 1})
+    train(recipe, tmp_path / "run")
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "has 15 objects" in x]
+    assert line == f"{spec}: an image has 15 objects, the detector finds at most 12 " + (
+        "(detector.queries.number)"
+    )
+    assert line in (tmp_path / "run/log.txt").read_text()
+
+
+def test_batch_norm_over_a_single_value(tiny: Recipe, scenes: Path, tmp_path: Path) -> None:
+    small = tiny.replace(input={"size": [32, 32]}, batch_size=2, accumulate=2)
+    with pytest.raises(UserError, match=r"input.size: 32x32 is one cell") as caught:
+        train(Recipe.model_validate(small.model_dump()), tmp_path / "run")
+    assert caught.value.code == "recipe-value"
+    enough = small.replace(accumulate=1, steps=1, data={"val": None})
+    train(Recipe.model_validate(enough.model_dump()), tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_the_range_of_deep_images_goes_from_the_data_to_the_model(
     tiny: Recipe, scenes: Path, tmp_path: Path

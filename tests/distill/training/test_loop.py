@@ -225,7 +225,7 @@ def test_training_on_labels_alone_says_what_it_leaves_out(tiny: Recipe, tmp_path
 
 def test_the_command_line_tells_mistakes_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text("name: x\nsteps: 3\noptimizer: {lr: 1}\n")
+    path.write_text("name: x\nsteps: 3\noptimiser: {lr: 1}\n")
     result = CliRunner().invoke(main, ["train", str(path)])
     assert result.exit_code == 2
     assert result.stderr.startswith("error[recipe-key]") and "did you mean 'optimizer'" in (
