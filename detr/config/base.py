@@ -71,12 +71,13 @@ class LayerStack(Strict):
     Attributes:
         layers: Their number.
         ffn: Hidden width of their feed-forward networks.
-        activation: Within them; ``prelu`` learns one slope per network (DAB-DETR).
+        activation: Within them; ``prelu`` learns one slope per network (DAB-DETR), RT-DETR's
+            encoder has ``gelu``.
     """
 
     layers: Positive = 6
     ffn: Positive = 1024
-    activation: Literal["relu", "prelu"] = "relu"
+    activation: Literal["relu", "prelu", "gelu"] = "relu"
 
 
 class ClassMap(Strict):

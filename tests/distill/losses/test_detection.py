@@ -125,7 +125,11 @@ def test_class_agnostic_proposals_learn_objectness_on_the_first_channel() -> Non
     own = output("own", 4, 1)
     logits = torch.zeros(1, 4, 2, requires_grad=True)
     own.group.proposals = Proposals(
-        logits, own.boxes[0], torch.zeros(1, 4, dtype=torch.int64), class_agnostic=True
+        logits,
+        own.boxes[0],
+        torch.zeros(1, 4, dtype=torch.int64),
+        torch.zeros(1, 4, 2),
+        class_agnostic=True,
     )
     truth = [target([[0.5, 0.5, 0.5, 0.5]], [1])]
     losses = detection_losses({"own": own}, truth, torch.tensor(1.0), LossWeights())
