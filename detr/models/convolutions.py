@@ -1,17 +1,21 @@
 """Convolution blocks of hybrid encoders, which training keeps in parts and inference joins.
 
 Whatever can be joined has a method ``fuse``, which changes the module in place and leaves what it
-computes in evaluation mode, up to rounding; :func:`fuse_convolutions` calls them all.
+computes in evaluation mode, up to rounding; :func:`fused` calls them all.
 """
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Fusible(nn.Module, ABC):
@@ -118,8 +122,12 @@ class CSPBlock(nn.Module):
         return out
 
 
-def fuse_convolutions(module: nn.Module) -> None:
-    """Fuses every :class:`Fusible` within a module, in place."""
-    for inner in list(module.modules()):
+def fused(module: M) -> M:
+    """A copy of a module in which everything :class:`Fusible` is fused; itself without any."""
+    if not any(isinstance(inner, Fusible) for inner in module.modules()):
+        return module
+    copied = copy.deepcopy(module)
+    for inner in list(copied.modules()):
         if isinstance(inner, Fusible):
             inner.fuse()
+    return copied

@@ -59,7 +59,7 @@ class HybridEncoder(Encoder):
             shapes,
             padding,
             ratios,
-            positions.expand(len(tokens), -1, -1),
+            positions.expand(tokens.shape[0], -1, -1),
             layers=[torch.cat((finer, x), 1) for x in layers],
         )
 
@@ -81,16 +81,25 @@ class HybridEncoder(Encoder):
         steps = zip(self.lateral, self.top_down, reversed(maps[:-1]), strict=True)
         for lateral, fuse, finer in steps:
             inner[0] = lateral(inner[0])
-            enlarged = functional.interpolate(inner[0], finer.shape[-2:], mode="nearest")
-            inner.insert(0, fuse(enlarged, finer))
+            enlarged = functional.interpolate(inner[0], scale_factor=2.0, mode="nearest")
+            inner.insert(0, fuse(_fitted(enlarged, finer), finer))
         outer = inner[:1]
         for downsample, fuse, coarser in zip(
             self.downsample, self.bottom_up, inner[1:], strict=True
         ):
-            smaller = downsample(outer[-1])
-            height, width = coarser.shape[-2:]
-            if smaller.shape[-2:] != coarser.shape[-2:]:
-                # A backbone without padding drops cells at an odd edge.
-                smaller = smaller[..., :height, :width]
-            outer.append(fuse(smaller, coarser))
+            outer.append(fuse(_fitted(downsample(outer[-1]), coarser), coarser))
         return outer
+
+
+def _fitted(x: Tensor, like: Tensor) -> Tensor:
+    """A map at the size of another, from which an odd edge makes it differ by a cell.
+
+    It is cut, or its edge repeated where the backbone has dropped a cell.
+    """
+    if x.shape[-2:] == like.shape[-2:]:
+        return x
+    height, width = like.shape[-2:]
+    down, right = max(0, height - x.shape[-2]), max(0, width - x.shape[-1])
+    if down or right:
+        x = functional.pad(x, (0, right, 0, down), mode="replicate")
+    return x[..., :height, :width]

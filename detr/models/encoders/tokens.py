@@ -197,7 +197,7 @@ class TokenEncoder(Encoder):
         levels = token_positions(self.config.positions, ratios, shapes, self.config.width)
         if self.level_embedding is not None:
             levels = [x + self.level_embedding[i] for i, x in enumerate(levels)]
-        return torch.cat(levels, 1).expand(len(ratios), -1, -1)
+        return torch.cat(levels, 1).expand(ratios.shape[0], -1, -1)
 
     def forward(
         self,

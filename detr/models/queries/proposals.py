@@ -216,6 +216,7 @@ class SelectedQueries(QuerySource):
 
     def position(self, reference: Tensor, memory: Memory) -> Tensor:
         """See the base class; a bare center is a box without size."""
-        missing = 4 - reference.shape[-1]
-        out: Tensor = self.position_mlp(functional.pad(reference, (0, missing)))
+        if reference.shape[-1] == 2:
+            reference = functional.pad(reference, (0, 2))
+        out: Tensor = self.position_mlp(reference)
         return out
