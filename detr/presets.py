@@ -6,6 +6,7 @@ Constants are those of the original repositories; where code bases differ, the f
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 from detr.config import (
     AnchorQueriesConfig,
@@ -21,6 +22,7 @@ from detr.config import (
     DetachedRefinementConfig,
     DetectorConfig,
     HeadsConfig,
+    HybridEncoderConfig,
     LearnedQueriesConfig,
     LookForwardTwiceConfig,
     MixedQueriesConfig,
@@ -28,6 +30,7 @@ from detr.config import (
     OneToManyConfig,
     PlainDenoisingConfig,
     PositionsConfig,
+    SelectedQueriesConfig,
     SigmoidClassesConfig,
     SoftmaxClassesConfig,
     TwoStageQueriesConfig,
@@ -56,6 +59,14 @@ BACKBONES = {
         "swin_large_patch4_window12_384",
         "hub:swin_large_patch4_window12_384.ms_in22k",
     ),
+}
+
+# ResNets whose stem is three small convolutions and whose shortcuts average before they narrow.
+_VD = {
+    "r18": ("resnet18d", "hub:resnet18d.ra2_in1k"),
+    "r34": ("resnet34d", "hub:resnet34d.ra2_in1k"),
+    "r50": ("resnet50d", "hub:resnet50d.ra2_in1k"),
+    "r101": ("resnet101d", "hub:resnet101d.ra2_in1k"),
 }
 
 _ON_EDGES = HeadsConfig(boxes=BoxesConfig(logit_eps=1e-3))
@@ -126,6 +137,16 @@ _OFFICIAL_DINO = _DINO.replace(
     decoder={"refinement": {"shared_heads": True}},
 )
 _STABLE_DINO = _DINO.replace(encoder={"fusion": "dense"})
+# RT-DETR-R50; _SIZES has the others.
+_RT_DETR = DetectorConfig(
+    num_classes=1,
+    neck=NeckConfig(levels=3, group_norm=False, batch_norm=True),
+    positions=PositionsConfig(offset=-1.0, normalized=False),
+    encoder=HybridEncoderConfig(),
+    queries=SelectedQueriesConfig(proposal_tokens="all", denoising=ContrastiveDenoisingConfig()),
+    decoder=DecoderConfig(refinement=LookForwardTwiceConfig()),
+    detections=300,
+)
 
 
 def _five_scales(config: DetectorConfig) -> DetectorConfig:
@@ -161,9 +182,28 @@ FAMILIES: dict[str, DetectorConfig] = {
     "dino-mmdet": _OFFICIAL_DINO.replace(decoder={"refinement": {"shared_heads": False}}),
     "stable-dino": _STABLE_DINO,
     "stable-dino-5scale": _five_scales(_STABLE_DINO),
+    # lyuwenyu/RT-DETR, over ResNet-vd.
+    "rtdetr": _RT_DETR,
 }
 # Families of detrex, which freezes a ResNet's stem; the others' code freezes its first stage, too.
-_STEM_ONLY = {"dino", "dino-5scale", "stable-dino", "stable-dino-5scale"}
+_STEM_ONLY = {"dino", "dino-5scale", "stable-dino", "stable-dino-5scale", "rtdetr"}
+# Families over other ResNets than torchvision's.
+_RESNETS = {"rtdetr": _VD}
+# What a family changes with its backbone. RT-DETR trains all of its small backbones.
+_SMALL_VD = {"norm": "train", "frozen_stages": 0, "first_projection": True}
+_SIZES: dict[tuple[str, str], dict[str, Any]] = {
+    ("rtdetr", "r18"): {
+        "backbone": _SMALL_VD,
+        "encoder": {"expansion": 0.5},
+        "decoder": {"layers": 3},
+    },
+    ("rtdetr", "r34"): {
+        "backbone": _SMALL_VD,
+        "encoder": {"expansion": 0.5},
+        "decoder": {"layers": 4},
+    },
+    ("rtdetr", "r101"): {"encoder": {"width": 384, "ffn": 2048}},
+}
 
 
 def preset_names() -> list[str]:
@@ -195,10 +235,10 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
         raise UserError("preset-unknown", f"no detector is called {name!r}{hint}")
     # Backbones' names have dashes, too, but none ends with another.
     short = next(b for b in BACKBONES if name.endswith(f"-{b}"))
-    timm_name, weights = BACKBONES[short]
     family = name.removesuffix(f"-{short}")
+    timm_name, weights = {**BACKBONES, **_RESNETS.get(family, {})}[short]
     frozen = 0 if short.startswith("swin") or not pretrained else 1 + (family not in _STEM_ONLY)
-    return FAMILIES[family].replace(
+    config = FAMILIES[family].replace(
         num_classes=num_classes,
         backbone={
             "name": timm_name,
@@ -208,3 +248,4 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
             "frozen_stages": frozen,
         },
     )
+    return config.replace(**_SIZES.get((family, short), {}))

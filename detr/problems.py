@@ -92,7 +92,10 @@ def _elsewhere(place: _Place) -> str:
     """Which other kinds have an unknown key."""
     others = [kind for kind, m in place.kinds.items() if place.key[-1] in m.model_fields]
     own = next((kind for kind, m in place.kinds.items() if m is place.owner), None)
-    return f"; kind: {own} has none, {' and '.join(others)} have" if others and own else ""
+    if not others or own is None:
+        return ""
+    told = " and ".join(part for part in (", ".join(others[:-1]), others[-1]) if part)
+    return f"; kind: {own} has none, {told} have"
 
 
 def _place(model: type[BaseModel], loc: list[str]) -> _Place:

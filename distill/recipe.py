@@ -247,6 +247,8 @@ class Recipe(Strict):
             raise ValueError("methods: each entry is one name with its options")
         if self.teacher is None and (self.inherit or self.needs_teacher):
             raise ValueError("methods and inherit need a teacher")
+        if self.loss.scores != "focal" and self.detector.heads.classes.no_object:
+            raise ValueError(f"loss.scores: {self.loss.scores} is for heads.classes: sigmoid")
         if self.start_classes and self.start is None:
             raise ValueError("start_classes: there is no start whose classes have other names")
         outside = self.teacher is not None and self.teacher.startswith("hf:")

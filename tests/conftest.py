@@ -89,10 +89,15 @@ def small_preset() -> Callable[..., DetectorConfig]:
             "decoder.layers": 2,
             "decoder.ffn": 48,
             "detections": 20,
-            "backbone": {"name": "test_resnet"} if backbone is None else backbone,
+            "backbone": {
+                "first_projection": False,
+                **({"name": "test_resnet"} if backbone is None else backbone),
+            },
         }
-        if config.sampling_points:
-            small |= {"encoder.points": 2, "decoder.cross_attention.points": 2}
+        if config.encoder.sampling_points:
+            small["encoder.points"] = 2
+        if config.decoder.cross_attention.sampling_points:
+            small["decoder.cross_attention.points"] = 2
         if getattr(config.queries, "one_to_many", None) is not None:
             small["queries.one_to_many"] = {"queries": 12, "repeat": 3}
         if config.queries.noise is not None:

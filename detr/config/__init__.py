@@ -19,7 +19,13 @@ from detr.config.decoder import (
     RefinementConfig,
 )
 from detr.config.detector import DetectorConfig, PartName
-from detr.config.encoder import DeformableEncoderConfig, DenseEncoderConfig, EncoderConfig
+from detr.config.encoder import (
+    AnyEncoderConfig,
+    DeformableEncoderConfig,
+    DenseEncoderConfig,
+    EncoderConfig,
+    HybridEncoderConfig,
+)
 from detr.config.heads import (
     BoxesConfig,
     ClassesConfig,
@@ -35,11 +41,13 @@ from detr.config.queries import (
     OneToManyConfig,
     PlainDenoisingConfig,
     QueriesConfig,
+    SelectedQueriesConfig,
     TwoStageQueriesConfig,
 )
 
 __all__ = [
     "AnchorQueriesConfig",
+    "AnyEncoderConfig",
     "BackboneConfig",
     "BoxesConfig",
     "ClassMap",
@@ -56,6 +64,7 @@ __all__ = [
     "DetectorConfig",
     "EncoderConfig",
     "HeadsConfig",
+    "HybridEncoderConfig",
     "LayerStack",
     "LearnedQueriesConfig",
     "LookForwardTwiceConfig",
@@ -69,6 +78,7 @@ __all__ = [
     "Positive",
     "QueriesConfig",
     "RefinementConfig",
+    "SelectedQueriesConfig",
     "SigmoidClassesConfig",
     "SoftmaxClassesConfig",
     "Strict",

@@ -96,12 +96,13 @@ class LayerStack(Strict):
     Attributes:
         layers: Their number.
         ffn: Hidden width of their feed-forward networks.
-        activation: Within them; ``prelu`` learns one slope per network (DAB-DETR).
+        activation: Within them; ``prelu`` learns one slope per network (DAB-DETR), RT-DETR's
+            encoder has ``gelu``.
     """
 
     layers: Annotated[int, Field(ge=1, le=100)] = 6
     ffn: Annotated[int, Field(ge=1, le=65536)] = 1024
-    activation: Literal["relu", "prelu"] = "relu"
+    activation: Literal["relu", "prelu", "gelu"] = "relu"
 
 
 class ClassMap(Strict):

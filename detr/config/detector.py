@@ -62,6 +62,11 @@ class DetectorConfig(Strict):
         return (*strides, *(strides[-1] * 2**i for i in further))
 
     @property
+    def map_width(self) -> int:
+        """Channels of the maps that the neck hands to the encoder."""
+        return self.encoder.map_width(self.width)
+
+    @property
     def sampling_points(self) -> int:
         """Sampling points P per head and level of every deformable attention; 0 without any."""
         return max(self.encoder.sampling_points, self.decoder.cross_attention.sampling_points)
@@ -74,10 +79,14 @@ class DetectorConfig(Strict):
 
     def _contradictions(self) -> Iterator[str]:
         """Parts that cannot go together, and why."""
-        if self.width % self.attention_heads:
-            yield f"width {self.width} is not a multiple of attention_heads {self.attention_heads}"
-        if self.width % 4:
-            yield f"width {self.width} is not a multiple of 4 (2-D sine embedding)"
+        widths = {"width": self.width}
+        if self.map_width != self.width:
+            widths["encoder.width"] = self.map_width
+        for name, width in widths.items():
+            if width % self.attention_heads:
+                yield f"{name} {width} is not a multiple of attention_heads {self.attention_heads}"
+            if width % 4:
+                yield f"{name} {width} is not a multiple of 4 (2-D sine embedding)"
         yield from self._level_contradictions()
         queries, cross = self.queries, self.decoder.cross_attention
         refinement, classes = self.decoder.refinement, self.heads.classes
@@ -101,6 +110,11 @@ class DetectorConfig(Strict):
             yield (
                 f"decoder.refinement: {refinement.kind} needs decoder.cross_attention: deformable, "
                 "or queries: anchors"
+            )
+        if queries.learned_positions and not self.positions.normalized:
+            yield (
+                f"queries: {queries.kind} have positions in parts of the image: set "
+                "positions.normalized to true"
             )
         points = {self.encoder.sampling_points, cross.sampling_points} - {0}
         if len(points) > 1:

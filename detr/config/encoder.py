@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from detr.config.base import LayerStack, Part
 
 
-class TokenEncoderConfig(LayerStack, Part):
-    """What encoders that work on tokens have in common.
+class AnyEncoderConfig(LayerStack, Part):
+    """What every kind of encoder says about itself.
 
     Attributes:
-        layers: Their number; 0 hands the projected maps to the decoder.
-        fusion: How the decoder's memory combines the encoder's layers (Stable-DINO section 4.3), or
-            ``None`` for the last alone.
+        layers: Number of its transformer layers.
     """
 
     single_level: ClassVar[bool] = False
     """Whether it works on one map only."""
 
     layers: Annotated[int, Field(ge=0, le=100)] = 6
-    fusion: Literal["simple", "u", "dense"] | None = None
-
-    @model_validator(mode="after")
-    def _something_to_fuse(self) -> TokenEncoderConfig:
-        if self.fusion is not None and self.layers == 0:
-            raise ValueError(f"fusion: {self.fusion} needs encoder layers to fuse")
-        return self
 
     @property
     def sampling_points(self) -> int:
@@ -38,7 +29,42 @@ class TokenEncoderConfig(LayerStack, Part):
     @property
     def fuses_every_layer(self) -> bool:
         """Whether the memory changes its meaning with the number of layers."""
+        return False
+
+    def map_width(self, width: int) -> int:
+        """Channels of the maps it takes, in a detector of a width."""
+        return width
+
+    def alone(self, layers: int) -> dict[str, Any]:
+        """What to change for one of so many layers that takes a memory for its maps."""
+        return {"layers": layers}
+
+
+class TokenEncoderConfig(AnyEncoderConfig):
+    """What encoders that work on tokens have in common.
+
+    Attributes:
+        layers: Their number; 0 hands the projected maps to the decoder.
+        fusion: How the decoder's memory combines the encoder's layers (Stable-DINO section 4.3), or
+            ``None`` for the last alone.
+    """
+
+    fusion: Literal["simple", "u", "dense"] | None = None
+
+    @model_validator(mode="after")
+    def _something_to_fuse(self) -> TokenEncoderConfig:
+        if self.fusion is not None and self.layers == 0:
+            raise ValueError(f"fusion: {self.fusion} needs encoder layers to fuse")
+        return self
+
+    @property
+    def fuses_every_layer(self) -> bool:
+        """See the base class."""
         return self.fusion in ("u", "dense")
+
+    def alone(self, layers: int) -> dict[str, Any]:
+        """See the base class; it joins nothing."""
+        return {"layers": layers, "fusion": None}
 
 
 class DeformableEncoderConfig(TokenEncoderConfig):
@@ -70,4 +96,32 @@ class DenseEncoderConfig(TokenEncoderConfig):
     scaled_positions: bool = False
 
 
-EncoderConfig = Annotated[DeformableEncoderConfig | DenseEncoderConfig, Field(discriminator="kind")]
+class HybridEncoderConfig(AnyEncoderConfig):
+    """Attention within the coarsest map, convolutions across scales (RT-DETR section 4.2).
+
+    Attributes:
+        layers: Of the attention within the coarsest map; 0 leaves the convolutions alone.
+        width: Channels E of the maps within it; ``None`` for the detector's width.
+        expansion: Channels of the blocks that fuse two maps, in parts of E.
+        blocks: RepVGG blocks in each of these.
+    """
+
+    kind: Literal["hybrid"] = "hybrid"
+    layers: Annotated[int, Field(ge=0)] = 1
+    activation: Literal["relu", "prelu", "gelu"] = "gelu"
+    width: Annotated[int, Field(ge=8, le=65536)] | None = None
+    expansion: Annotated[float, Field(gt=0, le=4)] = 1.0
+    blocks: Annotated[int, Field(ge=1, le=100)] = 3
+
+    def map_width(self, width: int) -> int:
+        """See the base class."""
+        return width if self.width is None else self.width
+
+    def alone(self, layers: int) -> dict[str, Any]:
+        """See the base class; a memory has the detector's width."""
+        return {"layers": layers, "width": None}
+
+
+EncoderConfig = Annotated[
+    DeformableEncoderConfig | DenseEncoderConfig | HybridEncoderConfig, Field(discriminator="kind")
+]

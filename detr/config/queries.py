@@ -211,7 +211,27 @@ class MixedQueriesConfig(ProposedQueriesConfig):
         return self.denoising
 
 
+class SelectedQueriesConfig(ProposedQueriesConfig):
+    """RT-DETR's: anchors from proposals, content from the tokens that propose them.
+
+    Attributes:
+        denoising: Denoising queries in training, or ``None``.
+    """
+
+    kind: Literal["selected"] = "selected"
+    denoising: ContrastiveDenoisingConfig | None = None
+
+    @property
+    def noise(self) -> ContrastiveDenoisingConfig | None:
+        """See the base class."""
+        return self.denoising
+
+
 QueriesConfig = Annotated[
-    LearnedQueriesConfig | AnchorQueriesConfig | TwoStageQueriesConfig | MixedQueriesConfig,
+    LearnedQueriesConfig
+    | AnchorQueriesConfig
+    | TwoStageQueriesConfig
+    | MixedQueriesConfig
+    | SelectedQueriesConfig,
     Field(discriminator="kind"),
 ]

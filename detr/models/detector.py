@@ -46,8 +46,7 @@ class Detector(nn.Module):
         self.strides = config.strides
         self.backbone = Backbone(config.backbone, pretrained)
         self.facts = _facts(config, self.backbone.channels)
-        neck = config.neck
-        self.neck = Neck(self.backbone.channels, neck.levels, config.width, neck.group_norm)
+        self.neck = Neck(config.neck, self.backbone.channels, config.map_width)
         self.encoder = build_encoder(config)
         self.source = build_queries(config)
         self.decoder = Decoder(config)
@@ -169,7 +168,7 @@ class Detector(nn.Module):
 
     def encoder_like(self, layers: int) -> Encoder:
         """An encoder of that many new layers, otherwise shaped like this one."""
-        return build_encoder(self.config.replace(encoder={"layers": layers, "fusion": None}))
+        return build_encoder(self.config.replace(encoder=self.config.encoder.alone(layers)))
 
     def forward(
         self, images: Tensor, valid_sizes: Tensor, original_sizes: Tensor
@@ -199,6 +198,7 @@ def _facts(config: DetectorConfig, backbone_channels: tuple[int, ...]) -> Facts:
         family="DETR",
         num_classes=config.num_classes,
         width=config.width,
+        neck_width=config.map_width,
         heads=config.attention_heads,
         attention=config.decoder.cross_attention.kind,
         strides=config.strides,

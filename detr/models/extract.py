@@ -38,8 +38,8 @@ def extract_layers(
     if fewer and config.encoder.fuses_every_layer:
         raise UserError(
             "extract-impossible",
-            f"encoder: fusion: {config.encoder.fusion} joins all {config.encoder.layers} "
-            "layers of the teacher; keep them all",
+            f"encoder: its fusion joins all {config.encoder.layers} layers of the teacher; "
+            "keep them all",
         )
     cross = config.decoder.cross_attention
     if cross.first_layer_differs and kept["decoder"][0] != 0:

@@ -51,7 +51,7 @@ class InnerReLU(nn.ReLU):
         return functional.relu(input, inplace=not torch.is_grad_enabled())
 
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": InnerReLU, "prelu": nn.PReLU}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": InnerReLU, "prelu": nn.PReLU, "gelu": nn.GELU}
 
 
 class FeedForward(nn.Module):

@@ -31,6 +31,7 @@ class Facts:
         family: What messages call it.
         num_classes: Number of foreground classes K.
         width: Channels D of memory and queries.
+        neck_width: Channels of the maps that the encoder takes.
         heads: Of the decoder's attention; 0 where it does not hand out attention.
         attention: Of the decoder to the memory: sampled (``deformable``), over all cells
             (``dense``), or over all cells with content and place apart (``conditional``).
@@ -51,6 +52,7 @@ class Facts:
     family: str
     num_classes: int
     width: int
+    neck_width: int
     heads: int
     attention: AttentionKind
     strides: tuple[int, ...]

@@ -19,7 +19,8 @@ class Levels:
     """The maps of a batch on their way from the neck to an encoder.
 
     Attributes:
-        maps: ``[B, D, H_v, W_v]`` each, finest first.
+        maps: ``[B, E, H_v, W_v]`` each, finest first; E is D but where the encoder has another
+            width.
         padding: ``[B, S]`` bool, true where a cell lies outside the image; levels in order.
         valid_ratios: ``[B, V, 2]`` (width, height) share of each level covered by the image.
     """
@@ -49,7 +50,7 @@ class Memory:
         valid_ratios: ``[B, V, 2]`` (width, height) share of each level covered by the image.
         positions: ``[B, S, D]`` sine position plus level embedding.
         features: Backbone maps, finest first, ``[B, C_v, H_v, W_v]``.
-        layers: The encoder's input followed by each layer's output, ``[B, S, D]`` each.
+        layers: The encoder's input followed by each layer's output, ``[B, S, E]`` each.
         answer: What the detector says to its own queries, where it says so while it looks; ours
             wait for the decoder.
     """
@@ -100,6 +101,7 @@ class Proposals:
         logits: ``[B, N, K]`` class logits of the chosen tokens.
         boxes: ``[B, N, 4]`` cx cy w h in [0, 1].
         indices: ``[B, N]`` token index of each proposal.
+        tokens: ``[B, N, D]`` what its class and box were read from.
         class_agnostic: The first class channel means "any object", so the loss on these logits
             sets every label to 0 (Deformable DETR two-stage); otherwise they are ordinary classes.
     """
@@ -107,6 +109,7 @@ class Proposals:
     logits: Tensor
     boxes: Tensor
     indices: Tensor
+    tokens: Tensor
     class_agnostic: bool = False
 
 

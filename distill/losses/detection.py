@@ -1,4 +1,4 @@
-"""The detection loss: focal, L1 and GIoU over matched queries, with deep supervision.
+"""The detection loss: focal or varifocal, L1 and GIoU over matched queries, deeply supervised.
 
 Own queries and encoder proposals are matched per layer; denoising queries know their box. Every
 loss is a sum divided by the number of ground-truth boxes, so its scale does not depend on the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,18 +21,24 @@ from distill.distributed import mean_over_processes
 from distill.losses.costs import ALPHA, GAMMA, MatchingCosts
 from distill.losses.matcher import match
 from distill.losses.matches import Matches
-from distill.losses.overlap import covered, giou
+from distill.losses.overlap import covered, giou, iou
 from distill.losses.targets import JoinedTargets
 
 # A query this much inside an ignore region is not called background.
 IGNORED_SHARE = 0.5
+
+ScoreLoss = Literal["focal", "varifocal"]
+# Weight of the background in the varifocal loss; RT-DETR's configs and its paper's code.
+VARIFOCAL_ALPHA = 0.75
 
 
 class LossWeights(Strict):
     """Weights of the detection loss.
 
     Attributes:
-        focal: Of the class loss (1 for DINO and DETR, 2 for Deformable DETR).
+        focal: Of the class loss (1 for DINO, DETR and RT-DETR, 2 for Deformable DETR).
+        scores: What sigmoid scores learn: ``focal`` loss towards 1 for a matched query, or
+            ``varifocal`` towards the IoU of its box (RT-DETR).
         l1, giou: Of the box losses.
         cost_class, cost_l1, cost_giou: Of the matching cost.
         proposals: Factor on the same losses of the encoder's proposals.
@@ -41,6 +48,7 @@ class LossWeights(Strict):
     """
 
     focal: Weight = 1.0
+    scores: ScoreLoss = "focal"
     l1: Weight = 5.0
     giou: Weight = 2.0
     cost_class: Weight = 2.0
@@ -71,6 +79,31 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: float = ALPHA) -> Tensor:
     wrong = p + targets - 2 * p * targets  # 1 - p_t
     balance = alpha * targets + (1 - alpha) * (1 - targets)
     return balance * wrong**GAMMA * cross_entropy
+
+
+def varifocal_loss(logits: Tensor, goal: Tensor, positive: Tensor) -> Tensor:
+    """Varifocal loss per element, alpha 0.75 and gamma 2, float32.
+
+    Zhang et al. 2021, VarifocalNet, equation 2: positives weigh as much as their goal, which is the
+    IoU of their box, the others by their own score. Weights carry no gradient, as in RT-DETR's
+    code.
+
+    Args:
+        logits: Any shape.
+        goal: Same shape, in [0, 1]; zero but for the positives.
+        positive: Same shape, bool.
+    """
+    logits = logits.float()
+    background = VARIFOCAL_ALPHA * logits.detach().sigmoid() ** GAMMA
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
+    return torch.where(positive, goal, background) * cross_entropy
+
+
+def pair_iou(boxes: Tensor, matches: Matches, truth: JoinedTargets) -> Tensor:
+    """``[M]`` IoU of the matched predictions with their boxes, in [0, 1], without gradient."""
+    found = boxes[matches.layer, matches.image, matches.query].detach().float()
+    overlap = iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(truth.of_pairs(matches)[0]))
+    return overlap.clamp(0, 1)
 
 
 def softmax_loss(
@@ -128,6 +161,7 @@ def set_losses(
     normalizer: Tensor,
     padding: Tensor | None = None,
     no_object: float | None = None,
+    scores: ScoreLoss = "focal",
 ) -> dict[str, Tensor]:
     """Unweighted losses of ``[L, B, N]`` predictions whose assignment is known, summed over layers.
 
@@ -140,11 +174,13 @@ def set_losses(
         padding: ``[B, N]`` bool, queries without any loss.
         no_object: Weight of the last logit, where it says "no object" (softmax); ``None`` for
             sigmoid scores. A layer's class loss is then a weighted mean over its queries (DETR).
+        scores: What sigmoid scores learn, see :class:`LossWeights`.
 
     Returns:
         ``class``, ``l1`` and ``giou``, scalars.
     """
-    _, labels = JoinedTargets.of(targets).of_pairs(matches)
+    truth = JoinedTargets.of(targets)
+    _, labels = truth.of_pairs(matches)
     place = (matches.layer, matches.image, matches.query)
 
     silent = torch.zeros(logits.shape[:-1], dtype=torch.bool, device=logits.device)
@@ -157,7 +193,13 @@ def set_losses(
         one_hot = torch.zeros_like(logits, dtype=torch.float32)
         positives = (*place, labels)
         one_hot[positives] = 1.0
-        per_class = focal_loss(logits, one_hot).masked_fill(silent[..., None], 0.0)
+        if scores == "varifocal":
+            goal = torch.zeros_like(one_hot)
+            goal[positives] = pair_iou(boxes, matches, truth)
+            per_class = varifocal_loss(logits, goal, one_hot > 0)
+        else:
+            per_class = focal_loss(logits, one_hot)
+        per_class = per_class.masked_fill(silent[..., None], 0.0)
         class_loss = per_class.sum() / normalizer
     else:
         class_loss = softmax_loss(logits, place, labels, silent, no_object)
@@ -217,12 +259,12 @@ def proposal_losses(
     proposals: Proposals,
     targets: Sequence[Target],
     normalizer: Tensor,
-    costs: MatchingCosts,
+    weights: LossWeights,
 ) -> dict[str, Tensor]:
     """Unweighted losses of encoder proposals, matched as queries are."""
     logits, boxes, wanted = proposal_targets(proposals, targets)
-    matches = match(logits, boxes, wanted, costs)
-    return set_losses(logits, boxes, wanted, matches, normalizer)
+    matches = match(logits, boxes, wanted, weights.costs)
+    return set_losses(logits, boxes, wanted, matches, normalizer, scores=weights.scores)
 
 
 def detection_losses(
@@ -250,7 +292,15 @@ def detection_losses(
     logits, boxes = torch.stack(own.logits), torch.stack(own.boxes)
     matches = match(logits, boxes, targets, weights.costs, no_object=own.no_object)
     no_object = weights.no_object if own.no_object else None
-    parts = set_losses(logits, boxes, targets, matches, normalizer, no_object=no_object)
+    parts = set_losses(
+        logits,
+        boxes,
+        targets,
+        matches,
+        normalizer,
+        no_object=no_object,
+        scores=weights.scores,
+    )
     return weighted("own", parts, weights) | side_losses(outputs, targets, normalizer, weights)
 
 
@@ -263,7 +313,7 @@ def side_losses(
     """The part of :func:`detection_losses` that is not about the own queries."""
     losses: dict[str, Tensor] = {}
     if (proposals := outputs["own"].group.proposals) is not None:
-        parts = proposal_losses(proposals, targets, normalizer, weights.costs)
+        parts = proposal_losses(proposals, targets, normalizer, weights)
         losses |= weighted("proposals", parts, weights, weights.proposals)
 
     losses |= one_to_many_losses(outputs, targets, normalizer, weights)
@@ -277,6 +327,7 @@ def side_losses(
             known,
             normalizer * noisy.group.denoising.groups,
             noisy.group.padding,
+            scores=weights.scores,
         )
         losses |= weighted("denoising", parts, weights, weights.denoising)
     return losses
@@ -298,11 +349,11 @@ def one_to_many_losses(
     shared = [Target(t.boxes.repeat(times, 1), t.labels.repeat(times), t.ignore) for t in targets]
     logits, boxes = torch.stack(many.logits), torch.stack(many.boxes)
     matches = match(logits, boxes, shared, weights.costs)
-    parts = set_losses(logits, boxes, shared, matches, normalizer * times)
+    parts = set_losses(logits, boxes, shared, matches, normalizer * times, scores=weights.scores)
     losses |= weighted("one_to_many", parts, weights, weights.one_to_many)
     if many.group.proposals is not None:
         divisor = normalizer * times
-        parts = proposal_losses(many.group.proposals, shared, divisor, weights.costs)
+        parts = proposal_losses(many.group.proposals, shared, divisor, weights)
         factor = weights.proposals * weights.one_to_many
         losses |= weighted("one_to_many_proposals", parts, weights, factor)
     return losses

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from detr.config import Strict
 from detr.models import GroupOutput, QueryGroup, cxcywh_to_xyxy
-from distill.losses.detection import side_losses, weighted
+from distill.losses.detection import pair_iou, side_losses, weighted
 from distill.losses.matcher import match_costs
 from distill.losses.matches import Matches
 from distill.losses.overlap import giou
@@ -45,7 +45,6 @@ from distill.methods.parts.teacher_group import ground_truth_losses
 from distill.methods.parts.two_matchings import (
     Rules,
     matching_losses,
-    pair_iou,
     quality_focal_loss,
 )
 from distill.methods.step import PairedGroup, PerStep, Step

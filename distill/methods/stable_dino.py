@@ -34,6 +34,7 @@ from distill.losses.detection import (
     ignored,
     matched_box_losses,
     one_to_many_losses,
+    pair_iou,
     proposal_targets,
     set_losses,
     weighted,
@@ -43,7 +44,6 @@ from distill.losses.matches import Matches
 from distill.losses.overlap import giou, iou
 from distill.losses.targets import JoinedTargets, pad_targets
 from distill.methods.base import Method, Setting, float32
-from distill.methods.parts.two_matchings import pair_iou
 from distill.methods.step import Step
 from distill.profiler import timed
 

@@ -115,6 +115,7 @@ class HuggingFaceTeacher(nn.Module):
             family=FAMILIES[self.model_type],
             num_classes=outputs,
             width=maps[0].shape[1],
+            neck_width=maps[0].shape[1],
             heads=0,
             attention="deformable",
             strides=tuple(2 ** round(math.log2(side)) for side in sides),

@@ -7,6 +7,8 @@ is not on the list is an error and never passed through.
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
@@ -15,9 +17,12 @@ _REDUCTIONS = {
     f"Reduce{kind}"
     for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
 }
-# Changed in 18 only by new types or by new attributes whose absence means the same as before.
+# Changed in 18 only by new types or by new attributes; these and what they say where they are
+# absent, which is what opset 17 does.
 _COMPATIBLE = {"Pad", "Resize", "ScatterElements", "ScatterND"}
-_NEW_ATTRIBUTES = {"Resize": {"antialias", "axes", "keep_aspect_ratio_policy"}}
+_NEW_ATTRIBUTES: dict[str, dict[str, Any]] = {
+    "Resize": {"antialias": 0, "axes": None, "keep_aspect_ratio_policy": b"stretch"}
+}
 
 
 def lower_to_17(model: ModelProto) -> None:
@@ -43,8 +48,11 @@ def _lower_node(node: NodeProto, constants: dict[str, onnx.TensorProto], graph: 
     elif node.op_type == "Split":
         _split_to_sizes(node, graph)
     elif onnx.defs.get_schema(node.op_type, 18).since_version == 18:
-        given = {attribute.name for attribute in node.attribute}
-        clash = given & (_NEW_ATTRIBUTES.get(node.op_type) or set())
+        usual = _NEW_ATTRIBUTES.get(node.op_type, {})
+        given = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in usual}
+        clash = any(value != usual[name] for name, value in given.items())
+        for name in given:
+            _remove_attribute(node, name)
         if node.op_type not in _COMPATIBLE or clash or (node.op_type == "Pad" and _has(node, 3)):
             raise ValueError(f"{node.op_type} ({node.name}) has no equal in opset 17")
 

@@ -15,6 +15,7 @@ import torch
 from onnx import ModelProto
 
 from detr.models import Detector
+from detr.models.convolutions import fused
 from engines.bundle import INPUTS, OUTPUTS
 from engines.msda_function import (
     DOMAIN,
@@ -43,7 +44,7 @@ def export_graph(
     batch: int | Literal["dynamic"],
     lowering: Lowering,
 ) -> ModelProto:
-    """Traces ``detector.forward`` into ONNX.
+    """Traces ``detector.forward`` into ONNX, with its convolutions fused.
 
     Args:
         detector: In evaluation mode, on the CPU.
@@ -59,6 +60,7 @@ def export_graph(
     Raises:
         ValueError: The graph holds control flow, or an operator its opset cannot express.
     """
+    detector = fused(detector)
     dynamic = batch == "dynamic"
     # Two images for a dynamic batch: torch.export takes an example size of one for a constant.
     count = 2 if batch == "dynamic" else batch

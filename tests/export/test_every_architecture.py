@@ -50,7 +50,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "deformable-detr-shared": {"encoder.fusion": "u"},
 }
 # Static batches take half the time of dynamic ones.
-DYNAMIC = {"detr", "h-deformable-detr"}
+DYNAMIC = {"detr", "h-deformable-detr", "rtdetr"}
 
 
 def config_of(family: str, small_preset: Callable[..., DetectorConfig]) -> DetectorConfig:

@@ -77,7 +77,7 @@ def test_no_encoder_remains_a_detector(make, batch):
         (None, [1, 0], {}, "extract-layer-map", "1,0: name each layer once, in ascending"),
         ([0, 0], None, {}, "extract-layer-map", "encoder: 0,0"),
         (None, [], {}, "extract-layer-map", "at least one decoder layer"),
-        ([0], None, {"encoder.fusion": "u"}, "extract-impossible", "u joins all 2"),
+        ([0], None, {"encoder.fusion": "u"}, "extract-impossible", "fusion joins all 2"),
         ([], None, {"encoder.fusion": "simple"}, "extract-impossible", "needs encoder layers"),
     ],
 )

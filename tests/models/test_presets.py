@@ -189,7 +189,8 @@ def test_what_cannot_go_together_is_refused(changes, reason):
     [
         (
             {"queries": {"kind": "learned", "denoising": None}},
-            "queries.denoising: no such key; kind: learned has none, anchors and mixed have",
+            "queries.denoising: no such key; kind: learned has none, anchors, mixed and "
+            "selected have",
         ),
         (
             {"decoder.refinement.shared_heads": True},

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from detr.config import NeckConfig
+
 
 def norm_groups(width: int) -> int:
     """Groups of a group norm: 32 at width 256 and above, never fewer than 8 channels each.
@@ -15,40 +17,45 @@ def norm_groups(width: int) -> int:
     return max(g for g in range(1, 33) if width % g == 0 and width // g >= min(8, width))
 
 
+def _norms(config: NeckConfig, width: int) -> list[nn.Module]:
+    """What follows a convolution."""
+    if config.batch_norm:
+        return [nn.BatchNorm2d(width)]
+    return [nn.GroupNorm(norm_groups(width), width)] if config.group_norm else []
+
+
 class Neck(nn.Module):
     """1x1 convolution per backbone map, stride-2 3x3 convolutions for further levels.
 
     The first further level is made from the coarsest *backbone* map, later ones from the level
     before (Deformable DETR, appendix A.2).
 
+    With a group norm, convolutions start as Xavier's; DETR has none and torch's own start, as has
+    RT-DETR, whose norm is over the batch.
+
     Args:
+        config: Number of levels that come out, and what follows each convolution.
         channels: Of the backbone maps, finest first.
-        levels: Number of levels that come out.
-        width: Their channels D.
-        normalize: Group norm after each convolution, which then starts as Xavier's; DETR has
-            none and torch's own start.
+        width: Channels of the levels.
     """
 
-    def __init__(
-        self, channels: Sequence[int], levels: int, width: int, normalize: bool = True
-    ) -> None:
+    def __init__(self, config: NeckConfig, channels: Sequence[int], width: int) -> None:
         super().__init__()
-        convs: list[nn.Conv2d] = [nn.Conv2d(c, width, 1) for c in channels]
-        for extra in range(levels - len(channels)):
+        bias = not config.batch_norm
+        convs: list[nn.Conv2d] = [nn.Conv2d(c, width, 1, bias=bias) for c in channels]
+        for extra in range(config.levels - len(channels)):
             inputs = channels[-1] if extra == 0 else width
-            convs.append(nn.Conv2d(inputs, width, 3, stride=2, padding=1))
-        for conv in convs if normalize else ():
+            convs.append(nn.Conv2d(inputs, width, 3, stride=2, padding=1, bias=bias))
+        for conv in convs if config.group_norm else ():
             nn.init.xavier_uniform_(conv.weight)
             assert conv.bias is not None
             nn.init.zeros_(conv.bias)
-        groups = norm_groups(width)
         self.projections = nn.ModuleList(
-            nn.Sequential(conv, *([nn.GroupNorm(groups, width)] if normalize else []))
-            for conv in convs
+            nn.Sequential(conv, *_norms(config, width)) for conv in convs
         )
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """``[B, C_v, H_v, W_v]`` backbone maps to ``[B, D, H_v, W_v]`` levels."""
+        """``[B, C_v, H_v, W_v]`` backbone maps to ``[B, width, H_v, W_v]`` levels."""
         levels: list[Tensor] = []
         for i, projection in enumerate(self.projections):
             if i < len(features):

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from detr.config import BackboneConfig
 from detr.errors import UserError
-from detr.models.backbones import swin
+from detr.models.backbones import resnet_vd, swin
 from detr.models.tensors import match_tensors, read_tensors
 
 
@@ -129,6 +129,8 @@ def _create(config: BackboneConfig) -> Any:
         ) from error
     if windowed:
         swin.take_any_canvas(body)
+    if config.first_projection:
+        resnet_vd.add_first_projection(body)
     _tell_channels_apart(body)
     return body
 
@@ -168,5 +170,7 @@ def _load(body: Any, config: BackboneConfig) -> None:
     # A classifier calls stages.0 what a features-only model calls stages_0.
     flat = {re.sub(r"^([a-z]+)\.(\d+)\.", r"\1_\2.", name): x for name, x in tensors.items()}
     tensors = {**tensors, **flat}
+    if config.first_projection:
+        tensors = resnet_vd.with_first_projection(body, tensors)
     # A file of a whole classifier has more (its head, unused stages), never less.
     match_tensors(body, tensors, place, surplus_allowed=True)

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from detr.config import DeformableEncoderConfig, DenseEncoderConfig, DetectorConfig
+from detr.config import (
+    DeformableEncoderConfig,
+    DenseEncoderConfig,
+    DetectorConfig,
+    HybridEncoderConfig,
+)
 from detr.models.encoders.base import Encoder
+from detr.models.encoders.hybrid import HybridEncoder
 from detr.models.encoders.tokens import DeformableEncoder, DenseEncoder
 
 _ENCODERS: dict[type, Callable[[DetectorConfig, Any], Encoder]] = {
     DeformableEncoderConfig: DeformableEncoder,
     DenseEncoderConfig: DenseEncoder,
+    HybridEncoderConfig: HybridEncoder,
 }
 
 

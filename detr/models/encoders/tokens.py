@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from detr.config import DeformableEncoderConfig, DenseEncoderConfig, DetectorConfig
+from detr.config import DeformableEncoderConfig, DenseEncoderConfig, DetectorConfig, LayerStack
 from detr.config.encoder import TokenEncoderConfig
 from detr.models.attention.deformable import (
     DeformableAttention,
@@ -18,7 +18,7 @@ from detr.models.attention.deformable import (
 from detr.models.encoders.base import Encoder
 from detr.models.geometry import SamplingFrame, sampling_frame, token_centers
 from detr.models.layers import MLP, FeedForward, inner_mlp
-from detr.models.queries.position import image_positions
+from detr.models.queries.position import token_positions
 from detr.models.structures import Levels, LevelShapes, Memory
 
 
@@ -31,9 +31,7 @@ class EncoderLayer(nn.Module, ABC):
         attention: Of the layer.
     """
 
-    def __init__(
-        self, config: DetectorConfig, stack: TokenEncoderConfig, attention: nn.Module
-    ) -> None:
+    def __init__(self, config: DetectorConfig, stack: LayerStack, attention: nn.Module) -> None:
         super().__init__()
         self.attention = attention
         self.norm = nn.LayerNorm(config.width)
@@ -92,7 +90,7 @@ class DeformableEncoderLayer(EncoderLayer):
 class DenseEncoderLayer(EncoderLayer):
     """A layer whose tokens look at each other."""
 
-    def __init__(self, config: DetectorConfig, encoder: DenseEncoderConfig) -> None:
+    def __init__(self, config: DetectorConfig, encoder: LayerStack) -> None:
         super().__init__(
             config,
             encoder,
@@ -196,11 +194,10 @@ class TokenEncoder(Encoder):
 
     def positions(self, ratios: Tensor, shapes: LevelShapes) -> Tensor:
         """``[B, S, D]`` sine position of every token plus its level's embedding."""
-        sine = self.config.positions
-        levels = image_positions(ratios, shapes, self.config.width, sine.temperature, sine.offset)
+        levels = token_positions(self.config.positions, ratios, shapes, self.config.width)
         if self.level_embedding is not None:
             levels = [x + self.level_embedding[i] for i, x in enumerate(levels)]
-        return torch.cat(levels, 1)
+        return torch.cat(levels, 1).expand(ratios.shape[0], -1, -1)
 
     def forward(
         self,

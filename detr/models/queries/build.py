@@ -10,9 +10,10 @@ from detr.config import (
     DetectorConfig,
     LearnedQueriesConfig,
     MixedQueriesConfig,
+    SelectedQueriesConfig,
     TwoStageQueriesConfig,
 )
-from detr.models.queries.proposals import MixedQueries, TwoStageQueries
+from detr.models.queries.proposals import MixedQueries, SelectedQueries, TwoStageQueries
 from detr.models.queries.sources import AnchorQueries, LearnedQueries, QuerySource
 
 _SOURCES: dict[type, Callable[[DetectorConfig, Any], QuerySource]] = {
@@ -20,6 +21,7 @@ _SOURCES: dict[type, Callable[[DetectorConfig, Any], QuerySource]] = {
     AnchorQueriesConfig: AnchorQueries,
     TwoStageQueriesConfig: TwoStageQueries,
     MixedQueriesConfig: MixedQueries,
+    SelectedQueriesConfig: SelectedQueries,
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from detr.config import PositionsConfig
 from detr.models.structures import LevelShapes
 
 TWO_PI = 2 * math.pi
@@ -65,6 +66,56 @@ def image_positions(
         x = axes[1][:, None].expand(-1, height, -1, -1)
         embeddings.append(torch.cat((y, x), -1).flatten(1, 2))
     return embeddings
+
+
+def cell_positions(
+    shapes: LevelShapes, width: int, temperature: float, offset: float, like: Tensor
+) -> list[Tensor]:
+    """2-D sine position of every token by its cell's number alone (RT-DETR).
+
+    Laid out as sine of y, cosine of y, sine of x, cosine of x. What is computed is one table per
+    axis, so a map of any aspect has the positions of its own rows and columns; RT-DETR's own code
+    counts along the wrong axis where a map is not square.
+
+    Args:
+        shapes: (height, width) of the levels.
+        width: Channels D, a multiple of 4.
+        temperature: Ratio of the lowest to the highest wavelength.
+        offset: Added to the cell number, which counts from 1; RT-DETR -1.
+        like: Tells device and type.
+
+    Returns:
+        Per level ``[1, H_v * W_v, D]``.
+    """
+    quarter = width // 4
+    exponent = torch.arange(quarter, device=like.device, dtype=torch.float32) / quarter
+    embeddings = []
+    for height, wide in shapes:
+        axes = []
+        for size in (height, wide):
+            number = torch.arange(1, size + 1, device=like.device, dtype=torch.float32) + offset
+            angles = number[:, None] / temperature**exponent
+            axes.append(torch.cat((angles.sin(), angles.cos()), -1).to(like.dtype))
+        y = axes[0][:, None].expand(-1, wide, -1)
+        x = axes[1][None].expand(height, -1, -1)
+        embeddings.append(torch.cat((y, x), -1).flatten(0, 1)[None])
+    return embeddings
+
+
+def token_positions(
+    config: PositionsConfig, ratios: Tensor, shapes: LevelShapes, width: int
+) -> list[Tensor]:
+    """Position of every token, per level ``[B or 1, H_v * W_v, D]``.
+
+    Args:
+        config: Of the image plane.
+        ratios: ``[B, V, 2]`` valid ratios (width, height).
+        shapes: (height, width) of the levels.
+        width: Channels D.
+    """
+    if config.normalized:
+        return image_positions(ratios, shapes, width, config.temperature, config.offset)
+    return cell_positions(shapes, width, config.temperature, config.offset, ratios)
 
 
 def reference_embedding(

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from detr.config import DetectorConfig, MixedQueriesConfig, TwoStageQueriesConfig
+from detr.config import (
+    DetectorConfig,
+    MixedQueriesConfig,
+    SelectedQueriesConfig,
+    TwoStageQueriesConfig,
+)
 from detr.config.queries import ProposedQueriesConfig
 from detr.errors import UserError
 from detr.models.boxes import inverse_sigmoid
@@ -76,8 +82,9 @@ class ProposalHead(nn.Module):
 
         base = inverse_sigmoid(defaults).masked_fill(~allowed, NO_PROPOSAL)
         # Only the chosen tokens go through the box head: the others' boxes are never read.
-        boxes = (self.box_head(chosen(tokens)) + chosen(base)).sigmoid()
-        return Proposals(chosen(logits), boxes, indices, self.class_agnostic)
+        best = chosen(tokens)
+        boxes = (self.box_head(best) + chosen(base)).sigmoid()
+        return Proposals(chosen(logits), boxes, indices, best, self.class_agnostic)
 
 
 def default_boxes(ratios: Tensor, shapes: LevelShapes) -> tuple[Tensor, Tensor]:
@@ -155,6 +162,7 @@ def _part(proposals: Proposals, which: slice) -> Proposals:
         proposals.logits[:, which],
         proposals.boxes[:, which],
         proposals.indices[:, which],
+        proposals.tokens[:, which],
         proposals.class_agnostic,
     )
 
@@ -183,4 +191,32 @@ class MixedQueries(QuerySource):
         scale = memory.valid_ratios[:, :1].repeat(1, 1, 2)
         embedding = reference_embedding(reference * scale, YXWH, self.width // 2)
         out: Tensor = self.reference_mlp(embedding)
+        return out
+
+
+class SelectedQueries(QuerySource):
+    """RT-DETR's query selection: content and anchors from the chosen tokens, both without gradient.
+
+    Positions are an MLP of the boxes themselves, without a sine code.
+    """
+
+    position_follows_reference = True
+
+    def __init__(self, config: DetectorConfig, queries: SelectedQueriesConfig) -> None:
+        super().__init__()
+        self.number = queries.number
+        self.proposals = ProposalHead(config, queries, class_agnostic=False)
+        self.position_mlp = inner_mlp(4, 2 * config.width, config.width)
+
+    def forward(self, memory: Memory, indices: Tensor | None = None) -> QueryGroup:
+        """See the base class."""
+        proposals = self.proposals(memory, self.number, indices)
+        content, anchors = proposals.tokens.detach(), proposals.boxes.detach()
+        return QueryGroup("own", content, anchors, proposals=proposals)
+
+    def position(self, reference: Tensor, memory: Memory) -> Tensor:
+        """See the base class; a bare center is a box without size."""
+        if reference.shape[-1] == 2:
+            reference = functional.pad(reference, (0, 2))
+        out: Tensor = self.position_mlp(reference)
         return out

@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from detr.config import DetectorConfig
+from detr.config import ContrastiveDenoisingConfig, DetectorConfig
 from detr.errors import UserError
 from detr.models.state_dicts import unwrapped
-from detr.models.weights import conditional_detr, dab_detr, deformable_detr, detr
+from detr.models.weights import conditional_detr, dab_detr, deformable_detr, detr, rt_detr
 from detr.models.weights.backbones import plain_rules, transformers_resnet_rules
 from detr.models.weights.folder import read_document, read_weights
 from detr.models.weights.image_format import read_image_format
 from detr.models.weights.imported import Imported, imported
 from detr.models.weights.renaming import Renamed, Rule, rename
+
+_LABELS = "denoiser.label_embedding.weight"
 
 
 class Family(NamedTuple):
@@ -26,12 +28,13 @@ class Family(NamedTuple):
     Attributes:
         config_of: ``config.json``, number of classes and place to our config.
         rules: Where its tensors go, the backbone's aside.
-        backbone: Regular expression of what precedes the backbone's tensor names.
+        backbone: Regular expression of what precedes the backbone's tensor names; ``None`` where
+            the rules know the backbone.
     """
 
     config_of: Callable[[Mapping[str, Any], int, str], DetectorConfig]
     rules: Callable[[DetectorConfig], tuple[Rule, ...]]
-    backbone: str
+    backbone: str | None
 
 
 FAMILIES = {
@@ -41,6 +44,7 @@ FAMILIES = {
     "deformable_detr": Family(
         deformable_detr.config_of, deformable_detr.rules, deformable_detr.BACKBONE
     ),
+    "rt_detr": Family(rt_detr.config_of, rt_detr.rules, None),
 }
 # The first class head, which all families call by one of these names.
 _CLASS_HEAD = re.compile(
@@ -92,16 +96,43 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
         for i, name in table.items()
         if i >= len(names)
     )
-    inner = published.get("backbone_config") or {}
-    if inner.get("model_type") == "resnet":
-        bottleneck = inner.get("layer_type", "bottleneck") == "bottleneck"
-        backbone = transformers_resnet_rules(family.backbone, bottleneck)
-    else:
-        backbone = plain_rules(family.backbone)
-    renamed = rename(tensors, (*family.rules(config), *backbone), place)
+    naming = family.rules(config)
+    if family.backbone is not None:
+        naming = (*naming, *_backbone_rules(published, family.backbone))
+    renamed = rename(tensors, naming, place)
+    renamed.unused.update(drop_label_rows(renamed.tensors, config))
     if published.get("tie_word_embeddings", True):
         notes += _tie(config, renamed)
     return imported(config, renamed, names, place, notes)
+
+
+def drop_label_rows(tensors: dict[str, Tensor], config: DetectorConfig) -> dict[str, str]:
+    """Cuts rows that no label ever reads off a published label embedding, in place.
+
+    DINO's has one for each of COCO's ids, RT-DETR's one for padding.
+
+    Args:
+        tensors: Under our names.
+        config: The detector.
+
+    Returns:
+        What was cut, with the reason.
+    """
+    count, found = config.num_classes, tensors.get(_LABELS)
+    noise = config.queries.noise
+    if found is None or not isinstance(noise, ContrastiveDenoisingConfig) or len(found) <= count:
+        return {}
+    tensors[_LABELS] = found[:count]
+    return {f"{_LABELS}[{count}:]": "rows that no label ever reads"}
+
+
+def _backbone_rules(published: Mapping[str, Any], prefix: str) -> tuple[Rule, ...]:
+    """Where a backbone's tensors go."""
+    inner = published.get("backbone_config") or {}
+    if inner.get("model_type") == "resnet":
+        bottleneck = inner.get("layer_type", "bottleneck") == "bottleneck"
+        return transformers_resnet_rules(prefix, bottleneck)
+    return plain_rules(prefix)
 
 
 def family_of(published: Mapping[str, Any], place: str) -> Family:

@@ -92,7 +92,8 @@ class FeaturePairs(nn.Module):
 def _channels(facts: Facts, place: Place) -> tuple[int, ...]:
     if place == "backbone":
         return facts.backbone_channels
-    return (facts.width,) * len(facts.strides)
+    width = facts.width if place == "memory" else facts.neck_width
+    return (width,) * len(facts.strides)
 
 
 def _maps(memory: Memory, place: Place) -> list[Tensor]:

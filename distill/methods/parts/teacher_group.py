@@ -71,6 +71,7 @@ def ground_truth_losses(
         normalizer,
         output.group.padding,
         weights.no_object if output.no_object else None,
+        weights.scores,
     )
     return {
         "class": weights.focal * parts["class"],

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from detr.models import Target, cxcywh_to_xyxy
 from distill.losses.costs import GAMMA
-from distill.losses.detection import focal_loss, ignored
+from distill.losses.detection import focal_loss, ignored, pair_iou
 from distill.losses.matches import Matches
-from distill.losses.overlap import giou, iou
+from distill.losses.overlap import giou
 from distill.losses.targets import JoinedTargets
 from distill.methods.base import float32
 
@@ -50,15 +50,6 @@ def quality_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
     logits, targets = float32(logits), float32(targets).detach()
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return (targets - logits.sigmoid()).abs() ** GAMMA * entropy
-
-
-def pair_iou(boxes: Tensor, matches: Matches, truth: JoinedTargets) -> Tensor:
-    """``[M]`` IoU of the matched predictions with their boxes, in [0, 1], without gradient."""
-    found = boxes[matches.layer, matches.image, matches.query]
-    overlap = iou(
-        cxcywh_to_xyxy(float32(found.detach())), cxcywh_to_xyxy(truth.of_pairs(matches)[0])
-    )
-    return overlap.clamp(0, 1)
 
 
 def matching_losses(

@@ -16,6 +16,7 @@ from distill.losses.detection import (
     detection_losses,
     focal_loss,
     set_losses,
+    varifocal_loss,
 )
 from distill.losses.matches import Matches
 from distill.losses.overlap import covered, giou, iou
@@ -43,6 +44,26 @@ def test_focal_by_hand() -> None:
     # p = 1/2, 1/2 and 3/4.
     expected = [0.25 * 0.25 * LN2, 0.75 * 0.25 * LN2, 0.25 * 0.0625 * math.log(4 / 3)]
     assert loss.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_varifocal_by_hand() -> None:
+    logits = torch.tensor([0.0, 0.0, math.log(3.0)])
+    loss = varifocal_loss(logits, torch.tensor([0.5, 0.0, 0.0]), torch.tensor([True, False, True]))
+    # A positive weighs its IoU, also one that misses its box; background 0.75 p^2.
+    assert loss.tolist() == pytest.approx([0.5 * LN2, 0.75 * 0.25 * LN2, 0.0], abs=1e-6)
+
+
+def test_varifocal_scores_learn_the_overlap() -> None:
+    logits = torch.zeros(1, 1, 2, 1, requires_grad=True)
+    boxes = torch.tensor([[[[0.25, 0.5, 0.5, 1.0], [0.5, 0.5, 0.1, 0.1]]]])
+    truth = [target([[0.5, 0.5, 1.0, 1.0]], [0])]
+    arguments = (logits, boxes, truth, one_match(0), torch.tensor(1.0))
+    loss = set_losses(*arguments, scores="varifocal")["class"]
+    # Half the box is covered: the goal is 1/2, where the score stands.
+    assert loss.item() == pytest.approx(0.5 * LN2 + 0.75 * 0.25 * LN2, abs=1e-6)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.flatten().tolist() == pytest.approx([0.0, 0.75 * 0.25 * 0.5], abs=1e-6)
 
 
 def test_focal_is_finite_for_huge_logits() -> None:
@@ -125,7 +146,11 @@ def test_class_agnostic_proposals_learn_objectness_on_the_first_channel() -> Non
     own = output("own", 4, 1)
     logits = torch.zeros(1, 4, 2, requires_grad=True)
     own.group.proposals = Proposals(
-        logits, own.boxes[0], torch.zeros(1, 4, dtype=torch.int64), class_agnostic=True
+        logits,
+        own.boxes[0],
+        torch.zeros(1, 4, dtype=torch.int64),
+        torch.zeros(1, 4, 2),
+        class_agnostic=True,
     )
     truth = [target([[0.5, 0.5, 0.5, 0.5]], [1])]
     losses = detection_losses({"own": own}, truth, torch.tensor(1.0), LossWeights())

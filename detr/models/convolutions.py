@@ -1,0 +1,133 @@
+"""Convolution blocks of hybrid encoders, which training keeps in parts and inference joins.
+
+Whatever can be joined has a method ``fuse``, which changes the module in place and leaves what it
+computes in evaluation mode, up to rounding; :func:`fused` calls them all.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import fuse_conv_bn_eval
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Fusible(nn.Module, ABC):
+    """A module that can be written with fewer operators once it is trained."""
+
+    @abstractmethod
+    def fuse(self) -> None:
+        """Joins what is inside, in place; afterwards it can no longer be trained as before."""
+
+
+class SiLU(nn.SiLU):
+    """SiLU, in place unless gradients are kept (as :class:`detr.models.layers.InnerReLU`)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Any shape."""
+        return functional.silu(input, inplace=not torch.is_grad_enabled())
+
+
+class ConvNorm(Fusible):
+    """Convolution that keeps the map's size at stride 1, batch norm, SiLU.
+
+    Args:
+        inputs, outputs: Channels.
+        kernel: Odd side of the kernel.
+        stride: Of the convolution.
+        activate: Whether SiLU follows.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, activate: bool = True
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(outputs)
+        self.activation = SiLU() if activate else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, inputs, H, W]`` to ``[B, outputs, H / stride, W / stride]``, rounded up."""
+        out: Tensor = self.activation(self.norm(self.conv(x)))
+        return out
+
+    def fuse(self) -> None:
+        """See the base class: the batch norm becomes part of the convolution."""
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.conv = fuse_conv_bn_eval(self.conv, self.norm)
+            self.norm = nn.Identity()
+
+
+class RepVGGBlock(Fusible):
+    """3x3 and 1x1 convolution of one map, added (Ding et al. 2021, RepVGG, without its identity).
+
+    Args:
+        width: Channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.large = ConvNorm(width, width, 3, activate=False)
+        self.small: ConvNorm | None = ConvNorm(width, width, 1, activate=False)
+        self.activation = SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, width, H, W]`` to the same."""
+        total = self.large(x)
+        if self.small is not None:
+            total = total + self.small(x)
+        out: Tensor = self.activation(total)
+        return out
+
+    @torch.no_grad()
+    def fuse(self) -> None:
+        """See the base class: a 1x1 convolution is a 3x3 one whose rim is zero."""
+        if self.small is None:
+            return
+        large, small = self.large, self.small
+        large.fuse()
+        small.fuse()
+        assert large.conv.bias is not None and small.conv.bias is not None
+        large.conv.weight.add_(functional.pad(small.conv.weight, (1, 1, 1, 1)))
+        large.conv.bias.add_(small.conv.bias)
+        self.small = None
+
+
+class CSPBlock(nn.Module):
+    """Fuses two maps that lie upon each other: RepVGG blocks beside a shortcut (RT-DETR, figure 4).
+
+    Args:
+        width: Channels of each map and of the result.
+        inner: Channels between.
+        blocks: Number of RepVGG blocks.
+    """
+
+    def __init__(self, width: int, inner: int, blocks: int) -> None:
+        super().__init__()
+        self.way = ConvNorm(2 * width, inner, 1)
+        self.shortcut = ConvNorm(2 * width, inner, 1)
+        self.blocks = nn.Sequential(*(RepVGGBlock(inner) for _ in range(blocks)))
+        self.output = ConvNorm(inner, width, 1) if inner != width else nn.Identity()
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Two ``[B, width, H, W]`` to one."""
+        both = torch.cat((first, second), 1)
+        out: Tensor = self.output(self.blocks(self.way(both)) + self.shortcut(both))
+        return out
+
+
+def fused(module: M) -> M:
+    """A copy of a module in which everything :class:`Fusible` is fused; itself without any."""
+    if not any(isinstance(inner, Fusible) for inner in module.modules()):
+        return module
+    copied = copy.deepcopy(module)
+    for inner in list(copied.modules()):
+        if isinstance(inner, Fusible):
+            inner.fuse()
+    return copied

@@ -1,0 +1,105 @@
+"""RT-DETR's encoder: attention within the coarsest map, convolutions across scales.
+
+Zhao et al., DETRs Beat YOLOs on Real-time Object Detection (CVPR 2024), section 4.2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from detr.config import DetectorConfig, HybridEncoderConfig
+from detr.models.attention.deformable import token_span
+from detr.models.convolutions import ConvNorm, CSPBlock
+from detr.models.encoders.base import Encoder
+from detr.models.encoders.tokens import DenseEncoderLayer
+from detr.models.queries.position import token_positions
+from detr.models.structures import Levels, Memory
+
+
+class HybridEncoder(Encoder):
+    """Attention within the coarsest map (AIFI), then a top-down and a bottom-up path (CCFF).
+
+    Cells in the padding take no part in the attention.
+
+    Args:
+        config: The detector.
+        encoder: Its encoder.
+    """
+
+    def __init__(self, config: DetectorConfig, encoder: HybridEncoderConfig) -> None:
+        super().__init__()
+        self.positions, self.outer = config.positions, config.width
+        width, steps = config.map_width, config.neck.levels - 1
+        self.width, inner = width, round(width * encoder.expansion)
+        own = config.model_copy(update={"width": width})
+        self.layers = nn.ModuleList(DenseEncoderLayer(own, encoder) for _ in range(encoder.layers))
+        # From coarse to fine, then from fine to coarse.
+        self.lateral = nn.ModuleList(ConvNorm(width, width, 1) for _ in range(steps))
+        self.top_down = nn.ModuleList(CSPBlock(width, inner, encoder.blocks) for _ in range(steps))
+        self.downsample = nn.ModuleList(ConvNorm(width, width, 3, stride=2) for _ in range(steps))
+        self.bottom_up = nn.ModuleList(CSPBlock(width, inner, encoder.blocks) for _ in range(steps))
+        self.projections = nn.ModuleList(
+            ConvNorm(width, config.width, 1, activate=False) for _ in range(steps + 1)
+        )
+
+    def encode(self, levels: Levels) -> Memory:
+        """See the base class."""
+        shapes, ratios, padding = levels.shapes, levels.valid_ratios, levels.padding
+        layers = self._attend(levels)
+        coarsest = layers[-1].transpose(1, 2).unflatten(2, shapes[-1])
+        fused = self._fuse([*levels.maps[:-1], coarsest])
+        maps = [project(x) for project, x in zip(self.projections, fused, strict=True)]
+        tokens = Levels(maps, padding, ratios).tokens()
+        positions = torch.cat(token_positions(self.positions, ratios, shapes, self.outer), 1)
+        finer = levels.tokens()[:, : -layers[0].shape[1]]
+        return Memory(
+            tokens,
+            shapes,
+            padding,
+            ratios,
+            positions.expand(tokens.shape[0], -1, -1),
+            layers=[torch.cat((finer, x), 1) for x in layers],
+        )
+
+    def _attend(self, levels: Levels) -> list[Tensor]:
+        """Tokens ``[B, H * W, E]`` of the coarsest map, before and after each layer."""
+        shapes = levels.shapes[-1:]
+        outputs = [levels.maps[-1].flatten(2).transpose(1, 2)]
+        padding = levels.padding[:, -outputs[0].shape[1] :]
+        ratios = levels.valid_ratios[:, -1:]
+        (positions,) = token_positions(self.positions, ratios, shapes, self.width)
+        span = token_span(padding)
+        for layer in self.layers:
+            outputs.append(layer(outputs[-1], positions, span, padding, shapes))
+        return outputs
+
+    def _fuse(self, maps: list[Tensor]) -> list[Tensor]:
+        """Maps ``[B, E, H_v, W_v]`` that have seen each other, finest first."""
+        inner = [maps[-1]]
+        steps = zip(self.lateral, self.top_down, reversed(maps[:-1]), strict=True)
+        for lateral, fuse, finer in steps:
+            inner[0] = lateral(inner[0])
+            enlarged = functional.interpolate(inner[0], scale_factor=2.0, mode="nearest")
+            inner.insert(0, fuse(_fitted(enlarged, finer), finer))
+        outer = inner[:1]
+        for downsample, fuse, coarser in zip(
+            self.downsample, self.bottom_up, inner[1:], strict=True
+        ):
+            outer.append(fuse(_fitted(downsample(outer[-1]), coarser), coarser))
+        return outer
+
+
+def _fitted(x: Tensor, like: Tensor) -> Tensor:
+    """A map at the size of another, from which an odd edge makes it differ by a cell.
+
+    It is cut, or its edge repeated where the backbone has dropped a cell.
+    """
+    if x.shape[-2:] == like.shape[-2:]:
+        return x
+    height, width = like.shape[-2:]
+    down, right = max(0, height - x.shape[-2]), max(0, width - x.shape[-1])
+    if down or right:
+        x = functional.pad(x, (0, right, 0, down), mode="replicate")
+    return x[..., :height, :width]
