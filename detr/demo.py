@@ -22,7 +22,7 @@ def command_lines(out: Path, seed: int, steps: int | None) -> list[tuple[str, li
 
     Args:
         out: Folder everything is written under.
-        seed: Training seed of the student and of the baseline.
+        seed: Training seed of all three runs.
         steps: Training steps, or ``None`` for what the recipes say.
     """
     data = out / "data"
@@ -30,9 +30,9 @@ def command_lines(out: Path, seed: int, steps: int | None) -> list[tuple[str, li
     train += ["--set", f"seed={seed}"]
     if steps is not None:
         train += ["--set", f"steps={steps}"]
-    student, baseline = out / "student", out / "baseline"
-    bundles = {name: out / f"{name}.bundle" for name in ("teacher", "baseline", "student")}
-    sources = {"teacher": "demo-teacher", "baseline": str(baseline), "student": str(student)}
+    runs = {name: out / name for name in ("baseline", "inherited", "student")}
+    sources = {"teacher": "demo-teacher", **{name: str(run) for name, run in runs.items()}}
+    bundles = {name: out / f"{name}.bundle" for name in sources}
     lines: list[tuple[str, list[str]]] = [
         (
             "Make road scenes in KITTI format",
@@ -41,11 +41,16 @@ def command_lines(out: Path, seed: int, steps: int | None) -> list[tuple[str, li
         ),
         (
             "Distil the compact student from the demo teacher",
-            ["distill", "run", "demo-student", "--out", str(student), *train],
+            ["distill", "run", "demo-student", "--out", str(runs["student"]), *train],
+        ),
+        (
+            "Train the same student from the teacher's weights alone: what distilling must beat",
+            ["distill", "train", "demo-student", "--set", "start=demo-teacher"]
+            + ["--out", str(runs["inherited"]), *train],
         ),
         (
             "Train the same student without a teacher, for as many steps",
-            ["distill", "train", "demo-student", "--out", str(baseline), *train],
+            ["distill", "train", "demo-student", "--out", str(runs["baseline"]), *train],
         ),
     ]
     lines += [

@@ -58,7 +58,7 @@ def test_distil_export_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str
     )
     assert {path.suffix for path in report.iterdir()} >= {".json", ".md", ".csv", ".html"}
     losses = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
-    assert any(key.startswith("clockdistill/") for line in losses for key in line)
+    assert any(key.startswith("qskd/") for line in losses for key in line)
 
     # The same command again finds nothing to do, and says so.
     capsys.readouterr()

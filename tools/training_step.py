@@ -23,7 +23,7 @@ ROUNDS = 7
 
 
 def main() -> None:
-    for name in ("demo-teacher", "demo-student"):
+    for name in ("demo-teacher", "demo-student-narrow"):
         recipe = load_recipe(find_recipe(name), (f"data.train={sys.argv[1]}", "data.val=null"))
         with tempfile.TemporaryDirectory() as scratch:
             state = set_up(recipe, RunDir(Path(scratch) / "run", recipe, True), join())

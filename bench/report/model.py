@@ -108,6 +108,14 @@ class ReportRow(BaseModel):
         return self.name.removesuffix(f" {self.engine}")
 
     @property
+    def network(self) -> tuple[object, ...] | None:
+        """The same for rows that differ in nothing but their weights; ``None`` where not known."""
+        if self.parameters is None:
+            return None
+        layers = self.encoder_layers, self.decoder_layers
+        return (self.engine, self.precision, self.parameters, *layers)
+
+    @property
     def ms(self) -> float:
         """The figure compared everywhere: median end-to-end latency in milliseconds."""
         return self.latency.end_to_end.p50_ms
@@ -178,14 +186,16 @@ class Report(BaseModel):
     def verdict(self) -> list[str]:
         """One sentence per artifact other than the reference, the most accurate first.
 
-        A report of a single artifact has one sentence about it.
+        The first also says how far above the same network, trained otherwise, it is. A report of a
+        single artifact has one sentence about it.
         """
         base = next(row for row in self.rows if row.name == self.reference)
         others = [row for row in self.rows if row is not base]
         if not others:
             return [f"{base.name}: {percent(base.coco.ap)} AP at {base.ms:.1f} ms"]
+        others = sorted(others, key=lambda row: -row.coco.ap)
         sentences = []
-        for row in sorted(others, key=lambda row: -row.coco.ap):
+        for row in others:
             share = (
                 f"{100 * row.coco.ap / base.coco.ap:.0f} % of {base.name}'s AP"
                 if base.coco.ap > 0
@@ -196,6 +206,14 @@ class Report(BaseModel):
                 f"{row.name}: {percent(row.coco.ap)} AP at {row.ms:.1f} ms = {share} "
                 f"({percent(base.coco.ap)}) at {times} times its speed ({base.ms:.1f} ms)"
             )
+        best, *rest = others
+        above = [
+            f"{percent(best.coco.ap - row.coco.ap)} above {row.name}"
+            for row in rest
+            if best.network is not None and row.network == best.network
+        ]
+        if above:
+            sentences[0] += f"; {' and '.join(above)}, the same network"
         return sentences
 
     def caveats(self) -> list[str]:

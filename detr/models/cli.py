@@ -16,6 +16,7 @@ from detr.models.describe import describe as describe_config
 from detr.models.describe import parameters
 from detr.models.extract import extract_layers
 from detr.presets import preset
+from detr.shipped import find_model
 
 
 class ExtractReport(BaseModel):
@@ -80,12 +81,12 @@ def extract(
 ) -> None:
     """Cut layers out of a checkpoint, all other weights kept.
 
-    TEACHER is a .safetensors file or a run directory. Layers are named in ascending order; a part
-    whose option is left out keeps all of its layers.
+    TEACHER is a .safetensors file, a run directory or the name of a shipped model. Layers are named
+    in ascending order; a part whose option is left out keeps all of its layers.
 
     Example: detr model extract runs/teacher --encoder 0,2,5 --decoder 0,5 --out student.safetensors
     """
-    source, info = load_model(teacher)
+    source, info = load_model(find_model(teacher))
     layers = {"encoder": _layers(encoder, "encoder"), "decoder": _layers(decoder, "decoder")}
     student = extract_layers(source, **layers)
     kept = {

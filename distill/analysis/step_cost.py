@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 import numpy as np
@@ -43,6 +43,8 @@ OBJECTS, CLASSES = 7, 80
 PLAIN, TAUGHT = "none", "teacher"
 # Largest share of a step that matching and losses may take, and that QSKD may add.
 SHARE = 0.1
+
+Options = dict[str, Any]
 
 
 class _Noise(Dataset):
@@ -171,6 +173,7 @@ def time_steps(
     size: tuple[int, int],
     batch_size: int,
     turns: int,
+    options: Mapping[str, Options] | None = None,
 ) -> list[StepCost]:
     """Times the steps of every method and of the plain student.
 
@@ -181,6 +184,7 @@ def time_steps(
         size: Canvas, pixels.
         batch_size: Images.
         turns: Timed steps per method, after one that is not.
+        options: Of methods by name; their defaults where there are none.
 
     Raises:
         UserError: What :func:`distill.methods.build_methods` raises.
@@ -191,7 +195,10 @@ def time_steps(
     ours = _built(student, world).train()
     theirs = freeze(_built(teacher, world))
     names = (PLAIN, TAUGHT, *methods)
-    states = {name: _state(name, ours, theirs, size, batch_size, world) for name in names}
+    states = {}
+    for name in names:
+        specs = [{part: dict((options or {}).get(part, {}))} for part in _parts(name)]
+        states[name] = _state(name, specs, ours, theirs, size, batch_size, world)
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in states}
     batch = states[PLAIN].batches.batch(0).to(world.device)
     steps = [name for _ in range(turns + 1) for name in states]
@@ -265,6 +272,7 @@ def _built(config: DetectorConfig, world: World) -> Detector:
 
 def _state(
     name: str,
+    specs: list[dict[str, Options]],
     student: Detector,
     teacher: Detector,
     size: tuple[int, int],
@@ -272,7 +280,6 @@ def _state(
     world: World,
 ) -> State:
     """What a step of a method needs; all share the two networks, whose weights stay."""
-    specs: list[dict[str, dict[str, object]]] = [{part: {}} for part in _parts(name)]
     kinds = [kind.teacher for kind, _ in parse_methods(specs)]
     ema = Ema(student, 0.9996, rising=False) if "ema" in kinds else None
     recipe = Recipe(
@@ -303,13 +310,11 @@ def _state(
     )
 
 
-def _config(name: str) -> tuple[DetectorConfig, tuple[int, int] | None]:
-    """A detector by preset or recipe, and the recipe's canvas."""
+def _config(name: str) -> tuple[DetectorConfig, Recipe | None]:
+    """A detector by preset or recipe, and the recipe."""
     if Path(name).is_file() or name in shipped():
         recipe = load_recipe(Path(name) if Path(name).is_file() else shipped()[name])
-        return recipe.detector.for_classes(recipe.detector.num_classes or CLASSES), (
-            recipe.input.canvases[0]
-        )
+        return recipe.detector.for_classes(recipe.detector.num_classes or CLASSES), recipe
     return preset(name, CLASSES, pretrained=False), None
 
 
@@ -350,20 +355,24 @@ def command(
 ) -> None:
     """Split a training step into student, teacher, extra queries, matching and losses.
 
-    Every method takes turns with the plain student, with random weights and noise for images.
+    Every method takes turns with the plain student, with random weights and noise for images, and
+    with the options that a recipe given as --config has for it.
 
     Example: detr bench train-step --config dino-r18 --methods qskd,kd_detr --size 320x544
     """
     names = _names(methods)
-    ours, canvas = _config(config)
+    ours, recipe = _config(config)
     taught_by = teacher or (f"{config[:-3]}r50" if config.endswith("r18") else config)
     theirs, _ = _config(taught_by)
     if size is not None:
         canvas = _size(size)
-    canvas = canvas or (800, 1344)
+    else:
+        canvas = (800, 1344) if recipe is None else recipe.input.canvases[0]
+    entries = () if recipe is None else recipe.methods
+    options = {key: given for entry in entries for key, given in entry.items()}
     if threads is not None:
         torch.set_num_threads(threads)
-    rows = time_steps(ours, theirs, names, canvas, batch_size, turns)
+    rows = time_steps(ours, theirs, names, canvas, batch_size, turns, options)
     device = join().device
     table = StepCosts(
         student=config,

@@ -17,6 +17,7 @@ from bench.report.model import Report
 from bench.report.write import write_report
 from detr.errors import UserError
 from detr.plot import Axis, Point, ap_over_latency, nice_step
+from tests.bench.conftest import make_row
 
 RECORDED = Path(__file__).parent / "recorded" / "report_format1.json"
 _VOID = {"meta", "img", "br", "link"}
@@ -62,6 +63,23 @@ def test_verdict_compares_with_the_reference(report: Report) -> None:
     ]
     alone = report.model_copy(update={"rows": report.rows[:1]})
     assert alone.verdict() == ["teacher: 50.0 AP at 100.0 ms"]
+
+
+def test_first_sentence_tells_how_far_above_the_same_network_trained_otherwise(
+    report: Report,
+) -> None:
+    teacher, baseline, student = report.rows
+    inherited = make_row("inherited", 0.45, 41.0)
+    for row in (baseline, inherited, student):
+        row.parameters = 1000
+    rows = [teacher, baseline, inherited, student, make_row("other", 0.3, 20.0)]
+    first, *others = report.model_copy(update={"rows": rows}).verdict()
+    assert first.endswith(
+        "(100.0 ms); 3.0 above inherited and 8.0 above baseline, the same network"
+    )
+    assert len(others) == 3 and not any("above" in sentence for sentence in others)
+    baseline.precision, inherited.encoder_layers = "fp16", 2
+    assert "above" not in report.model_copy(update={"rows": rows}).verdict()[0]
 
 
 def test_a_reference_that_finds_nothing_does_not_divide_by_zero(report: Report) -> None:

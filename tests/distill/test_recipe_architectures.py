@@ -52,7 +52,7 @@ PRESETS = {
     "coco-stable-h-deformable-r50": "h-deformable-detr-r50",
 }
 # Small detectors of our own, from random weights.
-OWN = {"demo-student", "demo-teacher", "kitti-small"}
+OWN = {"demo-student", "demo-student-narrow", "demo-teacher", "kitti-small"}
 # Stable-DINO's further baselines were trained with detrex, which freezes a ResNet's stem alone.
 DETREX = {"backbone.frozen_stages": 1}
 PORTS = {

@@ -117,3 +117,11 @@ def test_command(tmp_path, make, batch):
     assert "encoder layers none, decoder layers 1" in result.stdout
     result = CliRunner().invoke(model, [*arguments, "--encoder", "x"], catch_exceptions=False)
     assert result.exit_code != 0 and "expected numbers such as 0,2,5" in result.stderr
+
+
+def test_a_shipped_model_is_cut_by_its_name(tmp_path):
+    out = tmp_path / "cut.safetensors"
+    arguments = ["extract", "demo-teacher", "--encoder", "2", "--decoder", "0", "--out", str(out)]
+    CliRunner().invoke(model, arguments, catch_exceptions=False)
+    _, info = load_model(out)
+    assert info.provenance["extracted"]["from"] == "demo-teacher"

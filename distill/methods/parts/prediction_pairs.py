@@ -22,8 +22,9 @@ from distill.profiler import timed
 # Entries of a cost tensor that are computed at once: bounds memory, not results. On a CPU the few
 # tensors in use stay in its cache.
 _CHUNK, _CACHED = 2**21, 2**17
-# Problems share a tensor up to this ratio of its size to the smallest one's.
-_FILL = 3
+# Problems share a tensor up to this ratio of its size to the smallest one's, unless it is so small
+# that a call costs more than filling up.
+_FILL, _SMALL = 3, 2**15
 _NEVER = 1e6
 
 
@@ -170,9 +171,9 @@ def assign_parts(
         stop, height, width = start, 0, 0
         while stop < len(order):
             grown = max(height, tall[stop]), max(width, wide[stop])
-            if stop > start and grown[0] * grown[1] * (stop + 1 - start) > _CHUNK:
-                break
-            if stop > start and grown[0] * grown[1] > _FILL * tall[start] * wide[start]:
+            entries = grown[0] * grown[1] * (stop + 1 - start)
+            filled = grown[0] * grown[1] > _FILL * tall[start] * wide[start]
+            if stop > start and (entries > _CHUNK or (filled and entries > _SMALL)):
                 break
             height, width = grown
             stop += 1

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from bench.cli import main
+from detr.errors import UserError
 from distill.analysis.step_cost import step_costs
 from distill.profiler import Clock, span, timed
 from distill.recipe import Recipe
@@ -61,6 +62,26 @@ def test_every_method_is_split_into_its_parts(tiny: Recipe, tmp_path: Path) -> N
         assert total == pytest.approx(row["total"], rel=1e-6), name
         assert row["matching"] > 0 and row["losses"] > 0
         assert name == "none" or row["teacher"] > 0
+
+
+def test_a_recipe_gives_its_methods_their_options(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def note(name: str, specs: list[dict[str, object]], *_: object) -> None:
+        seen[name] = specs
+        if specs:
+            raise UserError("seen", "enough")
+
+    monkeypatch.setattr("distill.analysis.step_cost._state", note)
+    qskd = {"qskd": {"adaptor_layers": 0}}
+    recipe = tiny.model_copy(update={"teacher": "runs/teacher", "methods": (qskd,)})
+    path = tmp_path / "tiny.yaml"
+    path.write_text(recipe.to_yaml())
+    command = ["train-step", "--config", str(path), "--methods", "qskd+fitnet"]
+    assert "seen" in CliRunner().invoke(main, command).stderr
+    assert seen == {"none": [], "teacher": [], "qskd+fitnet": [qskd, {"fitnet": {}}]}
 
 
 def test_rows_by_hand() -> None:
