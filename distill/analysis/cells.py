@@ -146,7 +146,8 @@ def _run_on_ray(
         for job in jobs:
             waiting[train.remote(str(job.recipe), str(job.folder), place)] = job
         total = sum(job.steps for job in jobs)
-        with progress((), "compare", total) as bar:
+        nothing: Sequence[Job] = ()  # the bar counts steps, which come from elsewhere
+        with progress(nothing, "compare", total) as bar:
             while waiting:
                 done, _ = ray.wait(list(waiting), num_returns=1, timeout=LOOK)
                 for reference in done:
