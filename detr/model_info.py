@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Discriminator, Tag, model_validator
 
 from detr.config import ClassMap, DetectorConfig, Strict
 from detr.data.preprocess import PreprocessConfig
@@ -34,10 +34,83 @@ class ModelInfo(Strict):
     preprocess: PreprocessConfig
     provenance: dict[str, Any] = {}
 
+    @property
+    def nms(self) -> float | None:
+        """Overlap above which a detection drops a worse one of its class, after the graph."""
+        return self.detector.nms
+
+    @property
+    def depth(self) -> tuple[int | None, int | None]:
+        """Layers of encoder and decoder, where they are known."""
+        return self.detector.encoder.layers, self.detector.decoder.layers
+
+    @property
+    def attention_sizes(self) -> tuple[int, int, int]:
+        """Heads, channels of a head, and points per level of every deformable attention."""
+        return self.detector.attention_sizes
+
+    @property
+    def detections(self) -> int:
+        """Detections per image at most."""
+        return self.detector.detections
+
     @model_validator(mode="before")
     @classmethod
     def _of_this_format(cls, content: Any) -> Any:
         return upgraded(content)
+
+
+class AdoptedInfo(Strict):
+    """The same of a graph that somebody else exported, as far as it can be known.
+
+    Attributes:
+        classes: Index to name and category id.
+        preprocess: What an image must go through first.
+        attention: Heads, channels of a head, and points per level of its deformable attentions;
+            ``None`` without any.
+        detections: Detections per image.
+        provenance: Free-form facts.
+    """
+
+    classes: ClassMap
+    preprocess: PreprocessConfig
+    attention: tuple[int, int, int] | None
+    detections: int
+    provenance: dict[str, Any] = {}
+
+    @property
+    def nms(self) -> None:
+        """Its detections are final."""
+
+    @property
+    def depth(self) -> tuple[int | None, int | None]:
+        """Nobody counted its layers."""
+        return None, None
+
+    @property
+    def attention_sizes(self) -> tuple[int, int, int]:
+        """See :attr:`ModelInfo.attention_sizes`.
+
+        Raises:
+            ValueError: Without deformable attention.
+        """
+        if self.attention is None:
+            raise ValueError("a graph without deformable attention")
+        return self.attention
+
+
+def _info_class(content: Any) -> str:
+    adopted = isinstance(content, AdoptedInfo) or (
+        isinstance(content, dict) and "attention" in content
+    )
+    return "AdoptedInfo" if adopted else "ModelInfo"
+
+
+# Of a bundle: of our own detectors, or of a graph that was adopted.
+BundledInfo = Annotated[
+    Annotated[ModelInfo, Tag("ModelInfo")] | Annotated[AdoptedInfo, Tag("AdoptedInfo")],
+    Discriminator(_info_class),
+]
 
 
 def read_model_info(path: Path) -> ModelInfo:

@@ -131,6 +131,8 @@ def _kinds(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
     """The members of a discriminated union by kind; none for any other field."""
     if field is None or field.discriminator is None:
         return {}
+    if not isinstance(field.discriminator, str):  # told apart by a function, named by their class
+        return {m.__name__: m for m in _models(field)}
     return {str(m.model_fields["kind"].default): m for m in _models(field)}
 
 

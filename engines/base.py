@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from detr.data.preprocess import Inputs, preprocess
 from detr.errors import UserError
-from detr.model_info import ModelInfo
+from detr.model_info import BundledInfo
 from detr.suppression import suppress
 from detr.types import Detections, FloatArray, ImageArray, IntArray
 
@@ -64,7 +64,7 @@ class Engine(ABC):
     """
 
     name: str
-    info: ModelInfo
+    info: BundledInfo
     artifact: Path
     versions: dict[str, str]
     batch_size: int | None
@@ -110,7 +110,7 @@ class Engine(ABC):
             Detections(boxes, scores, labels)
             for boxes, scores, labels in zip(raw.boxes, raw.scores, raw.labels, strict=True)
         ]
-        nms = self.info.detector.nms
+        nms = self.info.nms
         return found if nms is None else [suppress(one, nms) for one in found]
 
     def __call__(self, images: Sequence[ImageArray]) -> list[Detections]:

@@ -22,7 +22,7 @@ from pydantic import model_validator
 from detr.config import Strict
 from detr.errors import UserError
 from detr.files import sha256
-from detr.model_info import ModelInfo
+from detr.model_info import BundledInfo
 from detr.sidecar import SidecarError, read_sidecar
 from detr.types import Detections, ImageArray
 from engines.msda_function import Lowering
@@ -76,7 +76,7 @@ class BundleInfo(Strict):
     """
 
     format: Literal[2] = 2
-    model: ModelInfo
+    model: BundledInfo
     opset: int
     precision: Precision = "fp32"
     island: tuple[str, ...] = ()

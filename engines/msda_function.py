@@ -20,14 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import FunctionProto, NodeProto, helper, numpy_helper
-
-from detr.config import DetectorConfig
 
 DOMAIN = "detr"
 OP_TYPE = "MSDeformAttn"
@@ -63,10 +61,17 @@ class HeadShape:
     points: int
 
 
-def head_shape(detector: DetectorConfig) -> HeadShape:
-    """The sizes of every deformable attention of a detector."""
-    heads = detector.attention_heads
-    return HeadShape(heads, detector.width // heads, detector.sampling_points)
+class AttentionSizes(Protocol):
+    """A detector's config, or what is known of a bundle's graph."""
+
+    @property
+    def attention_sizes(self) -> tuple[int, int, int]:
+        """Heads, channels of a head, and points per level."""
+
+
+def head_shape(model: AttentionSizes) -> HeadShape:
+    """The sizes of every deformable attention of a model."""
+    return HeadShape(*model.attention_sizes)
 
 
 class _Body:

@@ -11,6 +11,7 @@ from detr.cli_support import missing_extra
 from detr.data.preprocess import Inputs
 from detr.errors import UserError
 from detr.files import sha256
+from detr.model_info import AdoptedInfo
 from engines.base import Engine, RawDetections
 from engines.bundle import Bundle
 
@@ -83,10 +84,14 @@ def bundle_weights(bundle: Bundle) -> Path:
     """The checkpoint a bundle was exported from, if it is still the same.
 
     Raises:
-        UserError: ``bundle-source`` where it is gone or has changed.
+        UserError: ``bundle-source`` where it is gone or has changed, or never was one.
     """
     source = bundle.info.source
     path = Path(source.path)
+    if isinstance(bundle.info.model, AdoptedInfo):
+        raise UserError(
+            "bundle-source", f"{bundle.path}: was adopted from {path}, which is no checkpoint"
+        )
     if not path.is_file():
         raise UserError(
             "bundle-source", f"{bundle.path}: its checkpoint {path} is gone; give the checkpoint"

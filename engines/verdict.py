@@ -11,7 +11,7 @@ from engines.parity import Budget, Figure, Measured, Parity
 
 Status = Literal["accepted", "undecided", "rejected"]
 FROM_GOOD_TO_BAD: tuple[Status, ...] = ("accepted", "undecided", "rejected")
-Reference = Literal["torch", "golden", "onnxruntime"]
+Reference = Literal["torch", "golden", "onnxruntime", "original"]
 
 # inputs: the network is fed something else; inputs-channels: in reverse channel order; batch: wrong
 # at another batch size only; not-finite: NaN or infinity among the detections; classes, boxes,

@@ -8,15 +8,16 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 from onnx import ModelProto
+from tqdm import tqdm
 
 from detr.cli_support import progress
 from detr.errors import GateError, UserError
 from detr.files import output_error, output_folder, sha256, write_atomic
-from detr.model_info import ModelInfo
+from detr.model_info import BundledInfo
 from detr.types import Detections, ImageArray
 from engines.base import Engine
 from engines.bundle import (
@@ -33,7 +34,6 @@ from engines.bundle import (
 from engines.external_weights import save_with_weights
 from engines.msda_function import Lowering
 from engines.open import open_engine
-from engines.torch_engine import TorchEngine
 from engines.verdict import EngineVerdict
 from export.golden import drawn_images
 from export.parity.diagnose import island_advice
@@ -46,6 +46,8 @@ from export.trace.torch_to_onnx import export_graph
 # A protobuf message ends at 2 GiB; beyond this, weights go beside the graph.
 _EMBED_BYTES = 2**31 - 2**24
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+# What a bundle is made from, for people.
+_SAID = {"torch": "torch", "original": "the original file"}
 
 
 class RejectedExport(GateError):
@@ -104,52 +106,79 @@ def export_bundle(
     torch_engine = open_engine(checkpoint, "torch")
     size = canvas or torch_engine.info.preprocess.canvases[0]
     torch_engine = torch_engine.on_canvas(size)
-    info = torch_engine.info
     with progress(range(3), f"export {out.name}", 3) as bar:
         bar.set_postfix_str("tracing the graph")
         model = export_graph(torch_engine.detector, size, opset, batch, lowering)
-        bar.set_postfix_str("finding the golden detections in torch")
         bar.update()
         images = list(images) if images is not None else drawn_images(size)
-        golden = Golden(images, _detect(torch_engine, images, 1))
-        bar.set_postfix_str("writing the types")
-        request = request or PrecisionRequest()
-        precise = write_precision(
-            model,
-            torch_engine,
-            lowering,
-            1 if batch == "dynamic" else batch,
-            images,
-            request,
-        )
-        with replacing(out) as folder:
-            files = _write_model(precise.model, folder)
-            write_atomic(folder / GOLDEN, golden.to_bytes())
-            files[GOLDEN] = sha256(folder / GOLDEN)
-            draft = BundleInfo(
-                model=info,
-                opset=opset,
-                precision=request.precision,
-                island=precise.island,
-                precision_report=precise.report,
-                lowering=lowering,
-                batch=batch,
-                files=files,
-                source=Source(
-                    path=str(torch_engine.artifact.resolve()), sha256=sha256(torch_engine.artifact)
-                ),
-                reference_ap=_reference_ap(info),
-                versions={name: version(name) for name in _PACKAGES},
-            )
-            bundle = Bundle(folder, draft)
-            bar.update()
-            if gate:
-                bar.set_postfix_str("comparing it with torch")
-                _pass_gate(bundle, torch_engine, golden, out)
-            else:
-                ungated_evidence(bundle).write(folder)
-                write_atomic(folder / SIDECAR, draft.model_dump_json(indent=2) + "\n")
+        write_bundle(model, torch_engine, out, opset, batch, lowering, images, request, gate, bar)
     return open_bundle(out)
+
+
+def write_bundle(
+    model: ModelProto,
+    reference: Engine,
+    out: Path,
+    opset: int,
+    batch: int | Literal["dynamic"],
+    lowering: Lowering,
+    images: Sequence[ImageArray],
+    request: PrecisionRequest | None,
+    gate: bool,
+    bar: tqdm[Any],
+) -> None:
+    """Puts a float32 graph, in the precision asked for, into a bundle that passes the gate.
+
+    Args:
+        model: The graph.
+        reference: What it was made from; its ``info`` becomes the bundle's.
+        out: The folder.
+        opset: Of the graph.
+        batch: Of the graph.
+        lowering: Body of its attention function.
+        images: Golden images.
+        request: Precision, float32 by default.
+        gate: Whether it has to pass the parity gate.
+        bar: Told what is being done.
+
+    Raises:
+        RejectedExport: See :func:`export_bundle`.
+        UserError: What writing the files raises.
+    """
+    bar.set_postfix_str(f"finding the golden detections in {_SAID[reference.name]}")
+    golden = Golden(list(images), _detect(reference, images, 1))
+    bar.set_postfix_str("writing the types")
+    request = request or PrecisionRequest()
+    precise = write_precision(
+        model, reference, lowering, 1 if batch == "dynamic" else batch, images, request
+    )
+    with replacing(out) as folder:
+        files = _write_model(precise.model, folder)
+        write_atomic(folder / GOLDEN, golden.to_bytes())
+        files[GOLDEN] = sha256(folder / GOLDEN)
+        draft = BundleInfo(
+            model=reference.info,
+            opset=opset,
+            precision=request.precision,
+            island=precise.island,
+            precision_report=precise.report,
+            lowering=lowering,
+            batch=batch,
+            files=files,
+            source=Source(
+                path=str(reference.artifact.resolve()), sha256=sha256(reference.artifact)
+            ),
+            reference_ap=_reference_ap(reference.info),
+            versions={name: version(name) for name in _PACKAGES},
+        )
+        bundle = Bundle(folder, draft)
+        bar.update()
+        if gate:
+            bar.set_postfix_str(f"comparing it with {_SAID[reference.name]}")
+            _pass_gate(bundle, reference, golden, out)
+        else:
+            ungated_evidence(bundle).write(folder)
+            write_atomic(folder / SIDECAR, draft.model_dump_json(indent=2) + "\n")
 
 
 def refuse_output(out: Path) -> None:
@@ -168,13 +197,13 @@ def _detect(engine: Engine, images: Sequence[ImageArray], size: int) -> list[Det
     return [one for batch in batches for one in engine(batch)]
 
 
-def _pass_gate(bundle: Bundle, torch_engine: TorchEngine, golden: Golden, out: Path) -> None:
+def _pass_gate(bundle: Bundle, reference: Engine, golden: Golden, out: Path) -> None:
     """Compares ONNX Runtime with the golden detections, and writes sidecar and evidence.
 
     Raises:
         RejectedExport: The bundle got another name.
     """
-    verdict = gate_graph(bundle, torch_engine, Samples.of_golden(golden))
+    verdict = gate_graph(bundle, reference, Samples.of_golden(golden))
     parity = next((e.parity for e in verdict.engines if e.parity is not None), None)
     final = bundle.info.model_copy(update={"parity": parity})
     write_atomic(bundle.path / SIDECAR, final.model_dump_json(indent=2) + "\n")
@@ -197,7 +226,7 @@ def _write_model(model: ModelProto, folder: Path) -> dict[str, str]:
         raise output_error(folder / MODEL, error) from error
 
 
-def _reference_ap(info: ModelInfo) -> float | None:
+def _reference_ap(info: BundledInfo) -> float | None:
     ap = info.provenance.get("ap")
     return float(ap) if isinstance(ap, int | float) else None
 

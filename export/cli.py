@@ -22,6 +22,10 @@ from engines.oriented import open_bundles
 @click.group(
     cls=LazyGroup,
     lazy={
+        "adopt": (
+            "export.adopt.command:adopt",
+            "Make a bundle of an ONNX file of another project.",
+        ),
         "deepstream": (
             "export.deploy.deepstream_command:deepstream",
             "Write a bundle for NVIDIA DeepStream.",

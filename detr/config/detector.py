@@ -67,6 +67,11 @@ class DetectorConfig(Strict):
         return self.encoder.map_width(self.width)
 
     @property
+    def attention_sizes(self) -> tuple[int, int, int]:
+        """Heads, channels of a head, and points per level of every deformable attention."""
+        return self.attention_heads, self.width // self.attention_heads, self.sampling_points
+
+    @property
     def sampling_points(self) -> int:
         """Sampling points P per head and level of every deformable attention; 0 without any."""
         return max(self.encoder.sampling_points, self.decoder.cross_attention.sampling_points)

@@ -32,7 +32,7 @@ def lowered_model(bundle: Bundle, lowering: BuildLowering) -> onnx.ModelProto:
         # A parser that does not find the plugin must say so, not fall back on a body.
         _drop_function(model)
         return model
-    set_lowering(model, head_shape(bundle.info.model.detector), lowering, gather_sum="reduce")
+    set_lowering(model, head_shape(bundle.info.model), lowering, gather_sum="reduce")
     function = next(f for f in model.functions if f.domain == DOMAIN and f.name == OP_TYPE)
     nodes = [
         inner

@@ -203,7 +203,7 @@ gie-unique-id=1
 
 [class-attrs-all]
 pre-cluster-threshold={score}
-topk={info.model.detector.detections}
+topk={info.model.detections}
 """
 
 

@@ -16,7 +16,7 @@ def check_graph_alone(bundle: Bundle, what: str) -> None:
     Raises:
         UserError: ``deploy-nms``.
     """
-    nms = bundle.info.model.detector.nms
+    nms = bundle.info.model.nms
     if nms is not None:
         raise UserError(
             "deploy-nms",

@@ -5,7 +5,7 @@ A verdict is put together at the end, of findings that are computed one by one a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from export.parity.samples import Samples
 # The images a batch size other than one is tried with.
 _BATCH = 2
 _NAMED_IMAGES = 5
+# Engines that a graph is made from; every other one runs the graph itself.
+_REFERENCES: Mapping[str, Reference] = {"torch": "torch", "original": "original"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def engine_verdicts(
     expected, runs = _run_all(reference, engines, samples)
     name: Reference = "golden"
     if reference is not None:
-        name = "torch" if reference.name == "torch" else "onnxruntime"
+        name = _REFERENCES.get(reference.name, "onnxruntime")
     ap, ap_notes = samples_ap(samples, expected)
     baseline = _Baseline(bundle, reference, name, samples, expected, ap, budget)
     return [_verdict(baseline, run, draw, ap_notes, tuple(notes)) for run in runs]

@@ -11,12 +11,12 @@ from detr.config import ClassMap
 from detr.data import Dataset, open_dataset
 from detr.data.dataset import evenly_spaced
 from detr.errors import UserError
-from detr.model_info import ModelInfo
+from detr.model_info import BundledInfo
 from detr.types import ImageArray
+from engines.base import Engine
 from engines.bundle import Precision
 from engines.msda_function import Lowering
 from engines.precision_report import IslandSearch, PrecisionComparison, PrecisionReport
-from engines.torch_engine import TorchEngine
 from export.parity.budget import default_budget
 from export.parity.samples import Samples
 from export.precision.cost import compare_precisions, concluded
@@ -136,7 +136,7 @@ class PreciseGraph:
 
 def write_precision(
     model: ModelProto,
-    reference: TorchEngine,
+    reference: Engine,
     lowering: Lowering,
     batch: int,
     images: Sequence[ImageArray],
@@ -146,7 +146,7 @@ def write_precision(
 
     Args:
         model: The float32 graph.
-        reference: The torch model it was traced from.
+        reference: What it was made from: the torch model, or the file it was adopted from.
         lowering: Body of the attention function.
         batch: Images per run: the graph's, or any where it is dynamic.
         images: Images that show how large values get, besides those of the request.
@@ -169,7 +169,7 @@ def write_precision(
     return writer.default() if samples is None else writer.searched(samples)
 
 
-def _samples(request: PrecisionRequest, info: ModelInfo, most: int) -> Samples | None:
+def _samples(request: PrecisionRequest, info: BundledInfo, most: int) -> Samples | None:
     """Images to search the island on, if it is to be searched."""
     if not request.search or request.data is None:
         return None
@@ -181,7 +181,7 @@ class _Writer:
     """Writes types into one float32 graph; ``scales`` are those of int8."""
 
     model: ModelProto
-    reference: TorchEngine
+    reference: Engine
     lowering: Lowering
     batch: int
     request: PrecisionRequest
@@ -246,14 +246,14 @@ class _Writer:
 
     def _half(self, island: Sequence[str]) -> TypedGraph:
         typed = to_half(self.model, island, self.ranges)
-        finish_half(typed.model, self.reference.info.detector, self.lowering)
+        finish_half(typed.model, self.reference.info, self.lowering)
         return typed
 
     def _int8(self, island: Sequence[str]) -> TypedGraph:
         model = ModelProto()
         model.CopyFrom(self.model)
         typed = to_half(model, island, self.ranges, quantize(model, self.scales))
-        finish_half(typed.model, self.reference.info.detector, self.lowering)
+        finish_half(typed.model, self.reference.info, self.lowering)
         return typed
 
     def _search(self, samples: Samples) -> IslandSearch:

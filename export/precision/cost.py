@@ -14,7 +14,7 @@ from onnx import ModelProto
 from detr.cli_support import progress
 from detr.data import Dataset
 from detr.data.preprocess import Inputs, preprocess
-from detr.model_info import ModelInfo
+from detr.model_info import BundledInfo
 from detr.types import Detections
 from engines.bundle import MODEL, Bundle, BundleInfo, Source
 from engines.half_emulation import half_session
@@ -35,7 +35,7 @@ _GAIN = 0.95
 
 def compare_precisions(
     variants: Mapping[str, ModelProto],
-    info: ModelInfo,
+    info: BundledInfo,
     dataset: Dataset,
     batch: int,
     lowering: Lowering,
@@ -84,7 +84,7 @@ def compare_precisions(
 
 def _times(
     variants: Mapping[str, ModelProto],
-    info: ModelInfo,
+    info: BundledInfo,
     feeds: Sequence[Inputs],
     lowering: Lowering,
 ) -> tuple[str, dict[str, float]]:

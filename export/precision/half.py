@@ -19,9 +19,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from detr.config import DetectorConfig
 from engines.half_emulation import MOVERS
-from engines.msda_function import Lowering, head_shape, is_attention, set_lowering
+from engines.msda_function import AttentionSizes, Lowering, head_shape, is_attention, set_lowering
 from export.precision.node_kinds import ATTENTION_SINGLE, Network, part_names
 
 # Finite in half precision, with room for images that excite the network twice as much as those the
@@ -88,9 +87,9 @@ def to_half(
     return TypedGraph(typed, tuple(sorted(_compact(named, parts) | set(forced.values()))))
 
 
-def finish_half(model: ModelProto, config: DetectorConfig, lowering: Lowering) -> None:
+def finish_half(model: ModelProto, sizes: AttentionSizes, lowering: Lowering) -> None:
     """Gives a typed graph an attention body of its types, and checks the whole."""
-    set_lowering(model, head_shape(config), lowering)
+    set_lowering(model, head_shape(sizes), lowering)
     onnx.checker.check_model(model, full_check=True)
 
 

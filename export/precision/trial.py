@@ -8,7 +8,7 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from detr.data.preprocess import Inputs, preprocess
-from detr.model_info import ModelInfo
+from detr.model_info import BundledInfo
 from detr.types import Detections
 from engines.base import RawDetections
 from engines.bundle import OUTPUTS
@@ -24,7 +24,7 @@ from export.precision.ranges import fill
 
 def half_comparator(
     model: ModelProto,
-    info: ModelInfo,
+    info: BundledInfo,
     lowering: Lowering,
     ranges: Ranges,
     samples: Samples,
@@ -53,7 +53,7 @@ def half_comparator(
 
     def compare(island: Collection[str]) -> Outcome:
         typed = to_half(model, island, ranges).model
-        finish_half(typed, info.detector, lowering)
+        finish_half(typed, info, lowering)
         session = half_session(typed)
         candidate = [x for feed in feeds for x in session_detections(session, feed)][
             : len(reference)

@@ -34,6 +34,39 @@ def read_classes(path: Path, count: int) -> ClassMap:
     Raises:
         UserError: ``weights-classes`` for a file of another form or that does not fit the model.
     """
+    return fit_classes(read_class_list(path), count, str(path))
+
+
+def fit_classes(found: ClassMap, count: int, place: str) -> ClassMap:
+    """Class map for a model of ``count`` classes; see :func:`read_classes`.
+
+    Raises:
+        UserError: ``weights-classes`` where it does not fit the model.
+    """
+    if len(found) == count:
+        return found
+    if len(found) > count or max(found.category_ids, default=0) >= count:
+        raise UserError(
+            "weights-classes",
+            f"{place}: {len(found)} classes with ids up to {max(found.category_ids, default=0)}, "
+            f"but the model predicts {count}",
+        )
+    by_id = dict(zip(found.category_ids, found.names, strict=True))
+    return ClassMap(
+        names=tuple(by_id.get(i, f"unused-{i}") for i in range(count)),
+        category_ids=tuple(range(count)),
+    )
+
+
+def read_class_list(path: Path) -> ClassMap:
+    """Class map of a file, in its order.
+
+    Args:
+        path: JSON with ``names`` and ``category_ids``, or a COCO annotation file.
+
+    Raises:
+        UserError: ``weights-classes`` for a file of another form.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if "categories" in document:
@@ -52,16 +85,4 @@ def read_classes(path: Path, count: int) -> ClassMap:
         ) from error
     if len(found.names) != len(found.category_ids):
         raise UserError("weights-classes", f"{path}: as many names as category_ids are needed")
-    if len(found) == count:
-        return found
-    if len(found) > count or max(found.category_ids, default=0) >= count:
-        raise UserError(
-            "weights-classes",
-            f"{path}: {len(found)} classes with ids up to {max(found.category_ids, default=0)}, "
-            f"but the model predicts {count}",
-        )
-    by_id = dict(zip(found.category_ids, found.names, strict=True))
-    return ClassMap(
-        names=tuple(by_id.get(i, f"unused-{i}") for i in range(count)),
-        category_ids=tuple(range(count)),
-    )
+    return found

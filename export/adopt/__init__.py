@@ -1,0 +1,1 @@
+"""ONNX files of other projects' exporters, made bundles."""

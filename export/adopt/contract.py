@@ -1,0 +1,291 @@
+"""What a stranger's graph takes and gives, and the bundle's contract around it.
+
+A bundle takes normalized images on a canvas with the size of the image within it, and gives boxes
+in pixels of the original image, best first. Here a graph that takes the same images and gives
+scores and boxes of queries, or ready detections, gets the rest around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, compose, helper, numpy_helper
+
+from detr.errors import UserError
+from engines.bundle import INPUTS, OUTPUTS
+
+Scores = Literal["sigmoid", "softmax"]
+_PREFIX = "adopted/"
+
+
+@dataclass(frozen=True)
+class QueryOutputs:
+    """Class logits ``[1, Q, C]`` and boxes ``[1, Q, 4]``, cxcywh in parts of the canvas."""
+
+    logits: str
+    boxes: str
+
+
+@dataclass(frozen=True)
+class ReadyOutputs:
+    """Detections: boxes ``[1, T, 4]`` x0 y0 x1 y1 in pixels of the canvas, scores and labels."""
+
+    boxes: str
+    scores: str
+    labels: str
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a graph takes and gives.
+
+    Attributes:
+        image: Name of the input for images.
+        size: Name of a further input for (width, height), to which ready boxes are scaled.
+        outputs: What is read of its outputs; further ones are left out.
+    """
+
+    image: str
+    size: str | None
+    outputs: QueryOutputs | ReadyOutputs
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How query outputs become detections.
+
+    Attributes:
+        scores: Of a class: by sigmoid, or by softmax with "no object" as the last class.
+        classes: How many there are.
+        detections: How many are kept of an image.
+    """
+
+    scores: Scores
+    classes: int
+    detections: int
+
+
+def signature(model: ModelProto, place: str) -> Signature:
+    """Recognizes inputs and outputs, by type and rank first, by name where that is not enough.
+
+    Raises:
+        UserError: ``adopt-input`` or ``adopt-output`` for what is not recognized.
+    """
+    constants = {x.name for x in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    images = [v.name for v in inputs if _rank(v) == 4 and _type(v) == TensorProto.FLOAT]
+    sizes = [v.name for v in inputs if _rank(v) == 2 and _type(v) == TensorProto.INT64]
+    others = [v.name for v in inputs if v.name not in {*images, *sizes}]
+    if len(images) != 1 or len(sizes) > 1 or others:
+        raise UserError(
+            "adopt-input",
+            f"{place}: takes {_listed(inputs)}; one float image input is known, with an int64 size "
+            "input at most beside it",
+        )
+    outputs = list(model.graph.output)
+    by_name = {value.name: value for value in outputs}
+    if set(OUTPUTS) <= set(by_name):
+        return Signature(images[0], next(iter(sizes), None), ReadyOutputs(*OUTPUTS))
+    if sizes:
+        raise UserError(
+            "adopt-input", f"{place}: {sizes[0]}: known beside outputs {', '.join(OUTPUTS)} only"
+        )
+    rows = [v.name for v in outputs if _rank(v) == 3]
+    fours = [n for n in rows if _last(by_name[n]) == 4]
+    if len(fours) > 1:  # four classes
+        fours = [n for n in fours if "box" in n] or fours
+    logits = [n for n in rows if n not in fours]
+    if len(fours) != 1 or len(logits) != 1:
+        raise UserError(
+            "adopt-output",
+            f"{place}: gives {_listed(outputs)}; known are class logits and boxes of rank 3, or "
+            f"{', '.join(OUTPUTS)}; export it with these alone",
+        )
+    return Signature(images[0], None, QueryOutputs(logits[0], fours[0]))
+
+
+def reading(
+    outputs: int,
+    queries: int,
+    classes: int,
+    scores: Scores | None,
+    detections: int | None,
+    place: str,
+) -> Reading:
+    """How query outputs are to be read.
+
+    Args:
+        outputs: C.
+        queries: Q.
+        classes: Number of names given.
+        scores: What the user says.
+        detections: What the user says.
+        place: The file, for messages.
+
+    Raises:
+        UserError: ``adopt-classes`` where the names do not fit; ``adopt-scores`` where they do not
+            say which of two readings is meant.
+    """
+    fitting: dict[int, Scores] = {outputs: "sigmoid", outputs - 1: "softmax"}
+    if classes not in fitting:
+        raise UserError(
+            "adopt-classes",
+            f"{place}: has {outputs} class outputs, which is neither the number of class names "
+            f"({classes}) nor one more",
+        )
+    if scores is None and classes == outputs - 1:
+        raise UserError(
+            "adopt-scores",
+            f"{place}: has {outputs} class outputs for {classes} names: say --scores softmax where "
+            "the last is 'no object', or name it where it is a class like others",
+        )
+    if scores is not None and scores != fitting[classes]:
+        raise UserError(
+            "adopt-scores",
+            f"{place}: --scores {scores} and {classes} class names do not go with {outputs} class "
+            "outputs",
+        )
+    most = queries * classes if fitting[classes] == "sigmoid" else queries
+    return Reading(fitting[classes], classes, min(detections or queries, most))
+
+
+class _Post:
+    """Collects nodes behind the stranger's."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+
+    def op(self, op_type: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        count = len(self.nodes)
+        names = [f"detections/{op_type}_{count}_{i}" for i in range(outputs)]
+        node = helper.make_node(
+            op_type, inputs, names, name=f"detections/{op_type}_{count}", **attributes
+        )
+        self.nodes.append(node)
+        return names[0] if outputs == 1 else names
+
+    def constant(self, value: Any, dtype: Any = np.float32) -> str:
+        found: str = self.op("Constant", value=numpy_helper.from_array(np.asarray(value, dtype)))
+        return found
+
+    def give(self, name: str, output: str) -> None:
+        self.nodes.append(
+            helper.make_node("Identity", [name], [output], name=f"detections/{output}")
+        )
+
+
+def wrapped(
+    model: ModelProto, known: Signature, read: Reading, canvas: tuple[int, int]
+) -> ModelProto:
+    """The graph with the bundle's inputs and outputs.
+
+    Args:
+        model: Static, of one image.
+        known: What it takes and gives.
+        read: How its outputs are read.
+        canvas: (height, width) of its images.
+    """
+    inner = compose.add_prefix(model, _PREFIX, rename_nodes=False)
+    graph, post = inner.graph, _Post()
+    before = [helper.make_node("Identity", ["images"], [_PREFIX + known.image], name="images")]
+    height, width = canvas
+    if known.size is not None:
+        size = numpy_helper.from_array(np.array([[width, height]], np.int64))
+        before.append(helper.make_node("Constant", [], [_PREFIX + known.size], value=size))
+    if isinstance(known.outputs, QueryOutputs):
+        picked = _best_queries(post, known.outputs, read, height, width)
+    else:
+        picked = _ready(post, known.outputs, read)
+    boxes, scores, labels = picked
+    # (height, width) twice, as (x, y, x, y): from the canvas to the image it was fitted from.
+    order = post.constant([1, 0, 1, 0], np.int64)
+    limits = post.op("Gather", "original_sizes", order, axis=1)
+    scale = post.op("Div", limits, post.op("Gather", "valid_sizes", order, axis=1))
+    as_row = post.constant([1, 1, 4], np.int64)
+    boxes = post.op("Mul", boxes, post.op("Reshape", scale, as_row))
+    boxes = post.op("Max", boxes, post.constant(0.0))
+    boxes = post.op("Min", boxes, post.op("Reshape", limits, as_row))
+    for name, output in zip((boxes, scores, labels), OUTPUTS, strict=True):
+        post.give(name, output)
+    nodes = [*before, *graph.node, *post.nodes]
+    del graph.node[:], graph.input[:], graph.output[:]
+    graph.node.extend(nodes)
+    count, number = read.detections, TensorProto.FLOAT
+    graph.input.extend(
+        helper.make_tensor_value_info(name, number, shape)
+        for name, shape in zip(INPUTS, ([1, 3, height, width], [1, 2], [1, 2]), strict=True)
+    )
+    graph.output.extend(
+        [
+            helper.make_tensor_value_info("boxes", number, [1, count, 4]),
+            helper.make_tensor_value_info("scores", number, [1, count]),
+            helper.make_tensor_value_info("labels", TensorProto.INT64, [1, count]),
+        ]
+    )
+    return inner
+
+
+def _best_queries(
+    post: _Post, given: QueryOutputs, read: Reading, height: int, width: int
+) -> tuple[str, str, str]:
+    """Boxes in pixels of the canvas, scores and labels of the best."""
+    logits, boxes = _PREFIX + given.logits, _PREFIX + given.boxes
+    count = post.constant([read.detections], np.int64)
+    if read.scores == "sigmoid":
+        flat = post.op("Flatten", logits, axis=1)
+        best, index = post.op("TopK", flat, count, outputs=2, axis=1)
+        scores = post.op("Sigmoid", best)
+        classes = post.constant(read.classes, np.int64)
+        labels, query = post.op("Mod", index, classes), post.op("Div", index, classes)
+    else:
+        shares = post.op("Softmax", logits, axis=2)
+        first, last = post.constant([0], np.int64), post.constant([read.classes], np.int64)
+        shares = post.op("Slice", shares, first, last, post.constant([2], np.int64))
+        # TopK and not ArgMax: TensorRT's parser knows both, but no index beside a reduction.
+        one = post.constant([1], np.int64)
+        most, label = post.op("TopK", shares, one, outputs=2, axis=2)
+        scores, query = post.op("TopK", post.op("Flatten", most), count, outputs=2, axis=1)
+        labels = post.op("GatherElements", post.op("Flatten", label), query, axis=1)
+    rows = post.op("Reshape", boxes, post.constant([-1, 4], np.int64))
+    picked = post.op("Gather", rows, query, axis=0)  # [1, T, 4]
+    center, extent = post.op("Split", picked, post.constant([2, 2], np.int64), outputs=2, axis=2)
+    half = post.op("Mul", extent, post.constant(0.5))
+    corners = post.op("Concat", post.op("Sub", center, half), post.op("Add", center, half), axis=2)
+    pixels = post.op("Mul", corners, post.constant([[[width, height, width, height]]]))
+    return pixels, scores, labels
+
+
+def _ready(post: _Post, given: ReadyOutputs, read: Reading) -> tuple[str, str, str]:
+    """Ready detections, the best first."""
+    boxes, scores, labels = (_PREFIX + x for x in (given.boxes, given.scores, given.labels))
+    count = post.constant([read.detections], np.int64)
+    best, index = post.op("TopK", scores, count, outputs=2, axis=1)
+    labels = post.op("Cast", labels, to=TensorProto.INT64)
+    labels = post.op("GatherElements", labels, index, axis=1)
+    rows = post.op("Reshape", boxes, post.constant([-1, 4], np.int64))
+    return post.op("Gather", rows, index, axis=0), best, labels
+
+
+def _rank(value: ValueInfoProto) -> int:
+    return len(value.type.tensor_type.shape.dim)
+
+
+def _last(value: ValueInfoProto) -> int:
+    sizes = value.type.tensor_type.shape.dim
+    return int(sizes[-1].dim_value) if sizes else 0
+
+
+def _type(value: ValueInfoProto) -> int:
+    return int(value.type.tensor_type.elem_type)
+
+
+def _listed(values: Sequence[ValueInfoProto]) -> str:
+    def text(value: ValueInfoProto) -> str:
+        sizes = value.type.tensor_type.shape.dim
+        shape = ", ".join(str(d.dim_value) if d.HasField("dim_value") else "?" for d in sizes)
+        return f"{value.name} {TensorProto.DataType.Name(_type(value)).lower()} [{shape}]"
+
+    return ", ".join(map(text, values))

@@ -1,0 +1,395 @@
+"""Deformable attention written as GridSample, put back into one node.
+
+Exporters write multi-scale deformable attention (Zhu et al., Deformable DETR, ICLR 2021, equation
+3) as one GridSample per level, whose samples are weighted and summed. Here the samples of a
+weighted sum are traced back to one value, one set of locations and one set of weights, whatever
+operators move them in between (:mod:`export.adopt.layout`), and a node ``detr::MSDeformAttn`` takes
+their place. A sum that is anything else stays as it is.
+
+Shape legend: S tokens of all levels, M heads, D channels of a head, Q queries, V levels, P points.
+Graphs are of one image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
+
+from engines.msda_function import HeadShape, make_node
+from export.adopt.layout import Graph, Indices, counted, transposition
+
+
+class _Other(Exception):
+    """Why a sum of samples is not taken for an attention."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """An attention that became one node.
+
+    Attributes:
+        name: Of the node.
+        shapes: (height, width) of its levels.
+        head: Its other sizes.
+    """
+
+    name: str
+    shapes: tuple[tuple[int, int], ...]
+    head: HeadShape
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What came of a graph.
+
+    Attributes:
+        model: With what was recognized folded.
+        folds: One per attention, in order.
+        left: For each sum of samples that was left as it was, its node and the reason.
+    """
+
+    model: ModelProto
+    folds: tuple[Fold, ...]
+    left: tuple[str, ...]
+
+
+@dataclass
+class _Sum:
+    """Samples that one product weights: ``GridSample`` nodes, what joins them, the product."""
+
+    product: NodeProto
+    samples: list[NodeProto] = field(default_factory=list)
+    joins: list[NodeProto] = field(default_factory=list)
+
+
+def fold_attention(model: ModelProto) -> Folded:
+    """Folds every deformable attention of a graph.
+
+    Args:
+        model: A graph of one image, all sizes static; it is left as it is.
+
+    Returns:
+        Another graph. Its ``detr::MSDeformAttn`` nodes have no function yet.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(shape_inference.infer_shapes(model, data_prop=True))
+    graph = Graph(copy)
+    folds: list[Fold] = []
+    left: list[str] = []
+    new: dict[int, list[NodeProto]] = {}
+    for found in _sums(graph, left):
+        try:
+            fold, nodes, replaced = _fold(graph, found, len(folds))
+        except _Other as reason:
+            left.append(f"{found.product.name or found.product.output[0]}: {reason}")
+            continue
+        new[id(graph.producer[replaced])] = nodes
+        folds.append(fold)
+    if folds:
+        _rebuild(copy, graph, new)
+    return Folded(copy, tuple(folds), tuple(left))
+
+
+def _sums(graph: Graph, left: list[str]) -> list[_Sum]:
+    """GridSample nodes by the product that weights them."""
+    found: dict[int, _Sum] = {}
+    for node in graph.nodes:
+        if node.op_type != "GridSample":
+            continue
+        joins: list[NodeProto] = []
+        name = node.output[0]
+        while (reader := graph.only_consumer(name)) is not None and (
+            graph.moves(reader) or reader.op_type == "Concat"
+        ):
+            joins.append(reader)
+            name = reader.output[0]
+        if reader is None or reader.op_type != "Mul":
+            left.append(f"{node.name or node.output[0]}: its samples are not weighted and summed")
+            continue
+        entry = found.setdefault(id(reader), _Sum(reader))
+        entry.samples.append(node)
+        entry.joins += [join for join in joins if all(join is not known for known in entry.joins)]
+    return list(found.values())
+
+
+def _fold(graph: Graph, found: _Sum, number: int) -> tuple[Fold, list[NodeProto], str]:
+    """The nodes of one attention, and the value they make in the old nodes' place."""
+    maps = [_level(graph, node) for node in found.samples]
+    try:
+        sizes = [graph.shape(node.output[0]) for node in found.samples]
+    except LookupError as error:
+        raise _Other("sizes that are not known") from error
+    heads, channels, queries, points = sizes[0]
+    if any(size[:3] != (heads, channels, queries) for size in sizes):
+        raise _Other("levels of other heads, channels or queries")
+    if any(size[3] != points for size in sizes):
+        counts = ", ".join(str(size[3]) for size in sizes)
+        raise _Other(f"unequal numbers of points ({counts}) per level")
+    total, axis = _sum_of(graph, found.product)
+    order = _order(graph, found, sizes, axis)
+    levels = [maps[i] for i in order.levels]
+    name = f"adopted.attention_{number}"
+    make = _Nodes(name)
+    shapes = tuple((m[2], m[3]) for m in (graph.shape(x.image) for x in levels))
+    value = _value(graph, make, levels, heads, channels)
+    locations = _locations(graph, make, levels, heads, queries, points)
+    weights = _weights(graph, make, found.product, order, (queries, heads, len(levels), points))
+    attended = make.name("output")
+    make.nodes.append(make_node(value, locations, weights, attended, shapes, name))
+    replaced = _output(graph, make, attended, total, order, (queries, heads, channels))
+    return Fold(name, shapes, HeadShape(heads, channels, points)), make.nodes, replaced
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One GridSample: its map ``[M, D, H, W]`` and its grid ``[M, Q, P, 2]``."""
+
+    image: str
+    grid: str
+
+
+def _level(graph: Graph, node: NodeProto) -> _Level:
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if attributes.get("mode", b"linear") not in (b"bilinear", b"linear"):
+        raise _Other(f"samples by {attributes['mode'].decode()}")
+    if attributes.get("padding_mode", b"zeros") != b"zeros" or attributes.get("align_corners", 0):
+        raise _Other("samples with another padding, or with aligned corners")
+    return _Level(node.input[0], node.input[1])
+
+
+def _sum_of(graph: Graph, product: NodeProto) -> tuple[str, int]:
+    """The sum over a product, and the axis it sums."""
+    reader = graph.only_consumer(product.output[0])
+    if reader is None or reader.op_type != "ReduceSum":
+        raise _Other("the weighted samples are not summed")
+    attributes = {a.name: helper.get_attribute_value(a) for a in reader.attribute}
+    axes = attributes.get("axes") or (
+        graph.constant(reader.input[1]) if len(reader.input) > 1 else None
+    )
+    if axes is None or len(axes) != 1:
+        raise _Other("the weighted samples are not summed over one axis")
+    return reader.output[0], int(axes[0]) % len(graph.shape(product.output[0]))
+
+
+@dataclass(frozen=True)
+class _Order:
+    """How a product lays out the samples.
+
+    Attributes:
+        levels: Of the GridSample nodes, in the order of the levels.
+        samples: Name of the product's operand with the samples.
+        axis: The axis that is summed.
+        rest: ``[M, D, Q]`` index of each sum, in the order of the sums.
+    """
+
+    levels: tuple[int, ...]
+    samples: str
+    axis: int
+    rest: Indices
+
+
+def _order(graph: Graph, found: _Sum, sizes: Sequence[tuple[int, ...]], axis: int) -> _Order:
+    """Reads off where each sample lies in the product, and that each sum has all of its own."""
+    block = int(np.prod(sizes[0]))
+    sources = {
+        node.output[0]: counted(size, i * block)
+        for i, (node, size) in enumerate(zip(found.samples, sizes, strict=True))
+    }
+    joined = {join.output[0] for join in found.joins} | set(sources)
+    operands = [name for name in found.product.input if name in joined]
+    if len(operands) != 1:
+        raise _Other("samples weighted by samples")
+    position = {id(node): i for i, node in enumerate(graph.nodes)}
+    joins = sorted(found.joins, key=lambda node: position[id(node)])
+    where = np.moveaxis(graph.index_map(sources, joins, operands[0]), axis, -1)
+    level, inside = np.divmod(where, block)
+    sums, point = np.divmod(inside, sizes[0][3])
+    each = where.shape[-1]
+    level, sums, point = (x.reshape(-1, each) for x in (level, sums, point))
+    if not (
+        (level == level[0]).all() and (point == point[0]).all() and (sums == sums[:, :1]).all()
+    ):
+        raise _Other("sums of samples from several places")
+    levels = tuple(dict.fromkeys(int(x) for x in level[0]))
+    if (
+        each != len(sizes) * sizes[0][3]
+        or not np.array_equal(level[0], np.repeat(levels, sizes[0][3]))
+        or not np.array_equal(point[0], np.tile(np.arange(sizes[0][3]), len(sizes)))
+    ):
+        raise _Other("sums of other samples than all points of all levels")
+    return _Order(levels, operands[0], axis, sums[:, 0])
+
+
+class _Nodes:
+    """Collects the nodes of one attention."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix, self._count = prefix, 0
+        self.nodes: list[NodeProto] = []
+
+    def name(self, what: str) -> str:
+        self._count += 1
+        return f"{self._prefix}/{what}_{self._count}"
+
+    def op(self, op_type: str, *inputs: str, **attributes: object) -> str:
+        output = self.name(op_type)
+        self.nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, value: object, dtype: type[np.generic]) -> str:
+        return self.op("Constant", value=numpy_helper.from_array(np.asarray(value, dtype)))
+
+    def reshape(self, name: str, shape: Sequence[int]) -> str:
+        return self.op("Reshape", name, self.constant(shape, np.int64))
+
+    def arranged(
+        self, graph: Graph, name: str, wanted: Indices, shape: Sequence[int], what: str
+    ) -> str:
+        """A value's elements in a wanted order, by one Transpose and one Reshape at most."""
+        perm = transposition(wanted, graph.shape(name))
+        if perm is None:
+            raise _Other(f"{what} in an order that no transposition gives")
+        if list(perm) != sorted(perm):
+            name = self.op("Transpose", name, perm=perm)
+        return self.reshape(name, shape)
+
+
+def _read(graph: Graph, name: str) -> tuple[str, Indices]:
+    """A value's source, and each element's index in it."""
+    source, path = graph.source(name)
+    return source, graph.index_map({source: counted(graph.shape(source))}, path, name)
+
+
+def _value(graph: Graph, make: _Nodes, levels: Sequence[_Level], heads: int, channels: int) -> str:
+    """``[1, S, M, D]``."""
+    read = [_read(graph, level.image) for level in levels]
+    tokens = [i.reshape(heads, channels, -1).transpose(2, 0, 1) for _, i in read]
+    shape = (1, -1, heads, channels)
+    if len({source for source, _ in read}) == 1:
+        return make.arranged(graph, read[0][0], np.concatenate(tokens), shape, "values")
+    parts = [
+        make.arranged(graph, source, indices, shape, "values")
+        for (source, _), indices in zip(read, tokens, strict=True)
+    ]
+    return make.op("Concat", *parts, axis=1)
+
+
+def _locations(
+    graph: Graph, make: _Nodes, levels: Sequence[_Level], heads: int, queries: int, points: int
+) -> str:
+    """``[1, Q, M, V, P, 2]`` in parts of a map, from grids that count from -1 to 1."""
+    read = [_read(graph, level.grid) for level in levels]
+    grids = [i.reshape(heads, queries, points, 2).transpose(1, 0, 2, 3) for _, i in read]
+    if len({source for source, _ in read}) == 1:
+        parts = _zero_to_one(graph, make, read[0][0])
+        shape = (1, queries, heads, len(levels), points, 2)
+        return make.arranged(graph, parts, np.stack(grids, axis=2), shape, "locations")
+    each = [
+        make.arranged(
+            graph,
+            _zero_to_one(graph, make, source),
+            indices,
+            (1, queries, heads, 1, points, 2),
+            "locations",
+        )
+        for (source, _), indices in zip(read, grids, strict=True)
+    ]
+    return make.op("Concat", *each, axis=3)
+
+
+def _zero_to_one(graph: Graph, make: _Nodes, grid: str) -> str:
+    """What a grid was made of by ``2 x - 1``."""
+    node = graph.producer.get(grid)
+    if node is not None and node.op_type in ("Sub", "Add"):
+        shift, twice = graph.constant(node.input[1]), graph.producer.get(node.input[0])
+        wanted = 1.0 if node.op_type == "Sub" else -1.0
+        factors = [] if twice is None or twice.op_type != "Mul" else list(twice.input)
+        if shift is not None and (shift == wanted).all():
+            for one, other in (factors, factors[::-1]) if factors else ():
+                factor = graph.constant(other)
+                if factor is not None and (factor == 2).all():
+                    return one
+    raise _Other("a grid that is not made of locations by 2 x - 1")
+
+
+def _weights(
+    graph: Graph, make: _Nodes, product: NodeProto, order: _Order, shape: tuple[int, int, int, int]
+) -> str:
+    """``[1, Q, M, V, P]``."""
+    queries, heads, levels, points = shape
+    name = next(one for one in product.input if one != order.samples)
+    source, indices = _read(graph, name)
+    spread = np.broadcast_to(indices, graph.shape(product.output[0]))
+    rows = np.moveaxis(spread, order.axis, -1).reshape(-1, levels * points)
+    by_sum = np.empty_like(rows)
+    by_sum[order.rest] = rows  # [M*D*Q, V*P], whatever order the sums are in
+    table = by_sum.reshape(heads, -1, queries, levels * points)
+    if not (table == table[:, :1]).all():
+        raise _Other("weights that differ between a head's channels")
+    wanted = table[:, 0].transpose(1, 0, 2)
+    return make.arranged(graph, source, wanted, (1, queries, heads, levels, points), "weights")
+
+
+def _output(
+    graph: Graph,
+    make: _Nodes,
+    attended: str,
+    total: str,
+    order: _Order,
+    shape: tuple[int, int, int],
+) -> str:
+    """Brings ``[1, Q, M*D]`` into the shape of what it replaces.
+
+    That is the last value behind the sum that is in the node's own order, so that the exporter's
+    transpositions fall away; the sum itself where none is.
+
+    Returns:
+        The name of what is replaced; the last node has it as its output.
+    """
+    queries, heads, channels = shape
+    own = counted((queries, heads, channels)).transpose(1, 2, 0).reshape(-1)  # by [M, D, Q]
+    at_sum = own[order.rest].reshape(graph.shape(total))
+    best, name, path = None, total, []
+    while True:
+        at = graph.index_map({total: at_sum}, path, name)
+        if np.array_equal(at.reshape(-1), np.arange(at.size)):
+            best = name
+        reader = graph.only_consumer(name)
+        if reader is None or not graph.moves(reader) or len(reader.output) > 1:
+            break
+        path.append(reader)
+        name = reader.output[0]
+    if best is None:
+        split = make.reshape(attended, shape)
+        perm = transposition(at_sum, shape)
+        if perm is None:
+            raise _Other("sums in an order that no transposition gives")
+        attended, best = make.op("Transpose", split, perm=perm), total
+    make.reshape(attended, graph.shape(best))
+    make.nodes[-1].output[0] = best
+    return best
+
+
+def _rebuild(model: ModelProto, graph: Graph, new: dict[int, list[NodeProto]]) -> None:
+    """Puts new nodes where the old ones were, and drops what nothing reads any more."""
+    nodes = [one for node in graph.nodes for one in new.get(id(node), [node])]
+    needed = {value.name for value in model.graph.output}
+    kept: list[NodeProto] = []
+    for node in reversed(nodes):
+        if needed & set(node.output):
+            kept.append(node)
+            needed |= {name for name in node.input if name}
+    copies = []
+    for node in reversed(kept):
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    constants = [x for x in model.graph.initializer if x.name in needed]
+    values = [x for x in model.graph.value_info if x.name in needed]
+    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+    model.graph.node.extend(copies)
+    model.graph.initializer.extend(constants)
+    model.graph.value_info.extend(values)
