@@ -84,8 +84,8 @@ def adopt(
 
     Raises:
         RejectedExport: See :func:`export.bundle.export_bundle`.
-        UserError: ``adopt-unreadable``, ``adopt-input``, ``adopt-output``, ``adopt-classes``,
-            ``adopt-scores``, ``adopt-opset``, ``adopt-unrunnable``, and what writing raises.
+        UserError: ``adopt-unreadable``, ``adopt-input``, ``adopt-output``, ``adopt-scores``,
+            ``adopt-opset``, ``adopt-unrunnable``, and what writing raises.
     """
     refuse_output(out)
     canvas = preprocess.canvases[0]

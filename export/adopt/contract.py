@@ -120,22 +120,16 @@ def reading(
     Args:
         outputs: C.
         queries: Q.
-        classes: Number of names given.
+        classes: Number of names given: C, or one less.
         scores: What the user says.
         detections: What the user says.
         place: The file, for messages.
 
     Raises:
-        UserError: ``adopt-classes`` where the names do not fit; ``adopt-scores`` where they do not
-            say which of two readings is meant.
+        UserError: ``adopt-scores`` where the names do not say which of two readings is meant, or
+            say another one than the user.
     """
     fitting: dict[int, Scores] = {outputs: "sigmoid", outputs - 1: "softmax"}
-    if classes not in fitting:
-        raise UserError(
-            "adopt-classes",
-            f"{place}: has {outputs} class outputs, which is neither the number of class names "
-            f"({classes}) nor one more",
-        )
     if scores is None and classes == outputs - 1:
         raise UserError(
             "adopt-scores",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,7 @@ class Nodes:
             [helper.make_tensor_value_info(n, number, s) for n, s in inputs.items()],
             [helper.make_tensor_value_info(output, number, shape)],
         )
-        return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9
-        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
 INPUTS = {
@@ -100,7 +99,7 @@ def attention(
             edges = np.cumsum([0, *sizes])
             maps = [
                 n.op("Slice", tokens, n.const([a]), n.const([b]), n.const([1]))
-                for a, b in zip(edges, edges[1:], strict=False)
+                for a, b in pairwise(edges)
             ]
         maps = [n.op("Transpose", n.reshape(m, 1, -1, wide), perm=[0, 2, 1]) for m in maps]
     doubled = n.op("Mul", "locations", n.const(2.0, np.float32))
@@ -114,9 +113,7 @@ def attention(
         image = n.reshape(maps[level], HEADS, CHANNELS, height, width)
         where = n.op("Gather", grids, n.const(level), axis=3)
         if pieces[level] != POINTS:
-            where = n.op(
-                "Slice", where, n.const([0]), n.const([pieces[level]]), n.const([3])
-            )
+            where = n.op("Slice", where, n.const([0]), n.const([pieces[level]]), n.const([3]))
         where = n.op("Transpose", where, perm=[0, 2, 1, 3, 4])
         where = n.reshape(where, HEADS, QUERIES, pieces[level], 2)
         given = {"mode": "bilinear", "padding_mode": "zeros", "align_corners": 0} | (sample or {})
@@ -159,7 +156,9 @@ def spatial_transformer(seed: int) -> ModelProto:
         inputs[f"map{i}"] = (1, channels, height, width)
         where = "grid"
         if rng.random() < 0.5:
-            where = n.op("Sub", n.op("Mul", where, n.const(2.0, np.float32)), n.const(1.0, np.float32))
+            where = n.op(
+                "Sub", n.op("Mul", where, n.const(2.0, np.float32)), n.const(1.0, np.float32)
+            )
         samples.append(n.op("GridSample", f"map{i}", where, align_corners=int(rng.integers(2))))
     found = samples[0]
     if maps > 1:

@@ -86,9 +86,7 @@ def test_our_own_body_is_read_back() -> None:
         [make("output", onnx.TensorProto.FLOAT, [1, 5, HEADS * CHANNELS])],
     )
     opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("detr", 1)]
-    model = onnx.helper.make_model(
-        graph, functions=[function], opset_imports=opsets, ir_version=9
-    )
+    model = onnx.helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=9)
     inlined = inliner.inline_local_functions(model)
     folded = fold_attention(inlined)
     assert len(folded.folds) == 1 and folded.left == ()
