@@ -30,7 +30,7 @@ from export.adopt.contract import (
 )
 from export.adopt.fold import Fold, Folded, fold_attention
 from export.adopt.original import OriginalEngine
-from export.adopt.prepare import load, static, to_known_opset
+from export.adopt.prepare import constants_apart, load, static, to_known_opset
 from export.bundle import refuse_output, write_bundle
 from export.golden import drawn_images
 from export.precision.apply import PrecisionRequest
@@ -106,6 +106,8 @@ def adopt(
         head = folded.folds[0].head if folded.folds else None
         if head is not None:
             set_lowering(graph, head, lowering)
+        # Typing a graph and building an engine ask for the type of every value.
+        graph = shape_inference.infer_shapes(constants_apart(graph), data_prop=True)
         info = AdoptedInfo(
             classes=classes,
             preprocess=preprocess,

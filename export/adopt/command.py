@@ -64,6 +64,11 @@ _PIXELS: dict[str, dict[str, Any]] = {
     show_default=True,
     help="Types written into the graph.",
 )
+@click.option(
+    "--search-islands",
+    is_flag=True,
+    help="Find the smallest float32 island within the parity budget, on images of --data.",
+)
 @click.option("--calibration", help="Data set int8 takes the scales of its activations from.")
 @click.option("--data", help="Data set to take the golden images from; drawn ones by default.")
 @json_option
@@ -77,6 +82,7 @@ def adopt(
     detections: int | None,
     lowering: Lowering,
     precision: Precision,
+    search_islands: bool,
     calibration: str | None,
     data: str | None,
     as_json: bool,
@@ -96,14 +102,14 @@ def adopt(
     from export.golden import dataset_images
     from export.precision.apply import check_request, request_precision
 
-    check_request(precision, data, False, calibration)
+    check_request(precision, data, search_islands, calibration)
     canvas = parse_size(size)
     try:
         preprocess = PreprocessConfig(size=canvas, **_PIXELS[pixels])
     except ValueError as error:
         raise UserError("size-form", f"--size {size}: sides of 16 to 16384 pixels") from error
     names = read_class_list(classes)
-    request = request_precision(precision, names, data, False, calibration, 64)
+    request = request_precision(precision, names, data, search_islands, calibration, 64)
     images = None if data is None else dataset_images(data, names, preprocess)
     found = adopted_from(
         model, out, names, preprocess, scores, detections, lowering, images, request

@@ -101,3 +101,24 @@ def to_known_opset(model: ModelProto, place: Path) -> ModelProto:
             f"{place}: of opset {opset}, which cannot be brought to {target}: export it again with "
             f"opset {' or '.join(map(str, OPSETS))}",
         ) from error
+
+
+def constants_apart(model: ModelProto) -> ModelProto:
+    """Makes constants among the nodes initializers, as those of our own graphs are.
+
+    Args:
+        model: Changed.
+    """
+    graph = model.graph
+    constant = [n.op_type == "Constant" and n.attribute[0].name == "value" for n in graph.node]
+    for node, moves in zip(graph.node, constant, strict=True):
+        if moves:
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = node.output[0]
+    nodes = [node for node, moves in zip(graph.node, constant, strict=True) if not moves]
+    kept = onnx.GraphProto()
+    kept.node.extend(nodes)
+    del graph.node[:]
+    graph.node.extend(kept.node)
+    return model

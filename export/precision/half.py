@@ -200,7 +200,7 @@ class _Rewriter:
         for slot, name in enumerate(node.input):
             if not network.is_float(name) or node.op_type == "Shape":
                 continue
-            wanted = half and not (is_attention(node) and slot in ATTENTION_SINGLE)
+            wanted = half and not _is_single(node, slot)
             if name in network.constants:
                 self._constants[name, wanted] = None
                 # Renamed only when it is known whether both types are needed.
@@ -250,6 +250,13 @@ class _Rewriter:
         for node in graph.node:
             for slot, name in enumerate(node.input):
                 node.input[slot] = final.get(name, name)
+
+
+def _is_single(node: NodeProto, slot: int) -> bool:
+    """Whether an operator takes an input in float32 whatever it computes in."""
+    if is_attention(node):
+        return slot in ATTENTION_SINGLE
+    return node.op_type == "Resize" and slot > 0  # where and by how much, not what
 
 
 def _constant_name(name: str, half: bool) -> str:

@@ -348,3 +348,21 @@ def test_indices_that_pass_through_floats_stay_exact() -> None:
     assert typed.island == ("exact",)
     kinds = types(typed.model)
     assert kinds["as_float"] == kinds["scaled"] == SINGLE
+
+
+def test_a_resize_keeps_its_scales_in_single_precision() -> None:
+    """Its scales say where, not what; the operator takes them in float32 only."""
+    make = helper.make_tensor_value_info
+    scales = numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+    graph = helper.make_graph(
+        [helper.make_node("Resize", ["x", "", "scales"], ["y"], name="a/Resize_0")],
+        "g",
+        [make("x", TensorProto.FLOAT, [1, 1, 2, 2])],
+        [make("y", TensorProto.FLOAT, [1, 1, 4, 4])],
+        [scales],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    half = to_half(model, (), {}).model
+    types = {x.name: x.data_type for x in half.graph.initializer}
+    assert types == {"scales": TensorProto.FLOAT}
+    onnx.checker.check_model(half, full_check=True)
