@@ -21,6 +21,7 @@ from distill.data.batches import target_of
 from distill.losses.detection import proposal_targets
 from distill.losses.matcher import match
 from distill.losses.matches import Matches
+from distill.teachers.chosen_classes import ChosenClasses
 
 # Images whose matches a run keeps, and the file they go to.
 RECORDED_IMAGES, OWNERS_FILE = 16, "matching.jsonl"
@@ -67,7 +68,7 @@ class Answer:
 
 @torch.no_grad()
 def answers(
-    detector: Detector,
+    detector: Detector | ChosenClasses,
     dataset: Dataset,
     config: PreprocessConfig,
     indices: Sequence[int],
