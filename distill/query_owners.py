@@ -22,6 +22,7 @@ from distill.data.unreadable import LeaveOut, readable
 from distill.losses.detection import proposal_targets
 from distill.losses.matcher import match
 from distill.losses.matches import Matches
+from distill.teachers.chosen_classes import ChosenClasses
 
 # Images whose matches a run keeps, and the file they go to.
 RECORDED_IMAGES, OWNERS_FILE = 16, "matching.jsonl"
@@ -68,7 +69,7 @@ class Answer:
 
 @torch.no_grad()
 def answers(
-    detector: Detector,
+    detector: Detector | ChosenClasses,
     dataset: Dataset,
     config: PreprocessConfig,
     indices: Sequence[int],

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from detr.data.dataset import evenly_spaced
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.files import write_atomic
+from detr.model_info import ModelInfo
 from detr.models import Detector, cxcywh_to_xyxy, load_model
+from detr.models.class_names import listed
 from detr.shipped import find_model
 from distill.losses.overlap import pairwise_giou
 from distill.query_owners import (
@@ -36,6 +38,8 @@ from distill.query_owners import (
     layer_owners,
     read_owner_records,
 )
+from distill.recipe import load_recipe
+from distill.teachers.chosen_classes import ChosenClasses, columns_of
 
 # Generalised IoU above which QSKD's table 1 counts a query; the last counts all.
 THRESHOLDS = (0.75, 0.5, 0.3, 0.1, 0.0, -1.0)
@@ -130,7 +134,7 @@ class Subject:
 
     name: str
     path: Path
-    detector: Detector
+    detector: Detector | ChosenClasses
     config: PreprocessConfig
     final: list[Owners] = field(default_factory=list)
     shown: list[Answer] = field(default_factory=list)
@@ -156,22 +160,20 @@ def diagnose(
         page: Makes the page.
 
     Raises:
-        UserError: ``run-missing`` where the folder is no run, and what opening models and data
-            raises.
+        UserError: ``run-missing`` where the folder is no run, ``diagnose-classes`` for a baseline
+            of other classes, ``teacher-classes`` for a teacher that lacks some of the run's, and
+            what opening models and data raises.
     """
     folder = run_folder(run)
     if not (folder / "metrics.jsonl").exists():
         raise UserError("run-missing", f"{folder}: not a run directory (it has no metrics.jsonl)")
-    given = {"student": run, "baseline": baseline, "teacher": teacher}
-    subjects: list[Subject] = []
-    dataset: Dataset | None = None
-    for name, path in given.items():
-        if path is None:
-            continue
-        detector, info = load_model(find_model(path))
-        dataset = dataset or open_dataset(data, info.classes, info.preprocess.range)
-        subjects.append(Subject(name, path, detector.eval(), info.preprocess))
-    assert dataset is not None
+    detector, info = load_model(find_model(run))
+    dataset = open_dataset(data, info.classes, info.preprocess.range)
+    subjects = [Subject("student", run, detector, info.preprocess)]
+    if baseline is not None:
+        subjects.append(_baseline(baseline, info))
+    if teacher is not None:
+        subjects.append(_teacher(teacher, info.classes.names, _renamed(folder)))
     if len(dataset) == 0:
         raise UserError("data-empty", f"{data}: no images to look at")
     indices = evenly_spaced(len(dataset), images)
@@ -200,6 +202,38 @@ def diagnose(
     write_atomic(written.with_suffix(".json"), result.model_dump_json(indent=2) + "\n")
     write_atomic(written, page(result, subjects, dataset))
     return result
+
+
+def _baseline(path: Path, student: ModelInfo) -> Subject:
+    """A run of the same student; with other classes it is another one.
+
+    Raises:
+        UserError: ``diagnose-classes``.
+    """
+    detector, info = load_model(find_model(path))
+    if info.classes.names != student.classes.names:
+        raise UserError(
+            "diagnose-classes",
+            f"{path}: the baseline's classes are {listed(info.classes.names)}, the run's "
+            f"{listed(student.classes.names)}",
+        )
+    return Subject("baseline", path, detector, info.preprocess)
+
+
+def _teacher(path: Path, wanted: Sequence[str], renamed: Mapping[str, str]) -> Subject:
+    """A teacher by the run's classes, which its own are matched with by name as in training."""
+    detector, info = load_model(find_model(path))
+    columns = columns_of(path, info.classes.names, wanted, renamed)
+    if columns == tuple(range(detector.facts.num_classes)):
+        return Subject("teacher", path, detector, info.preprocess)
+    chosen = ChosenClasses(detector, columns, detector.config.detections).eval()
+    return Subject("teacher", path, chosen, info.preprocess)
+
+
+def _renamed(folder: Path) -> Mapping[str, str]:
+    """The teacher's names of renamed classes, as the run's recipe has them."""
+    recipe = folder / "recipe.yaml"
+    return load_recipe(recipe).teacher_classes if recipe.exists() else {}
 
 
 def run_folder(run: Path) -> Path:

@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from detr.errors import UserError
+from detr.model_info import read_model_info
 from detr.models import Detector
+from detr.models.weights.cli import weights
 from detr.models.weights.original import convert
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -26,6 +29,8 @@ TABLES = {"query_embed", "refpoint_embed", "tgt_embed", "label_enc", "patterns"}
     "level_embeds",
     "query_embedding",
     "label_embedding",
+    "anchor_box_embed",
+    "label_encoder",
 }
 
 
@@ -146,10 +151,49 @@ def test_a_convnext_of_unknown_size_is_refused():
 
 
 def test_every_family_is_held():
-    families = {"detr", "conditional", "dab", "deformable", "dn-dab", "dn-deformable"} | {
+    original = {"detr", "conditional", "dab", "deformable", "dn-dab", "dn-deformable"} | {
         "dab-deformable",
         "h-deformable",
         "dino",
-        "detrex-dino",
+        "stable-dino",
     }
+    dense, sampled = {"detr", "conditional", "dab"}, {"deformable", "deformable-two-stage", "dino"}
+    detrex_has = dense | sampled | {"dn", "dab-deformable", "dn-deformable", "h-deformable"}
+    families = (
+        original
+        | {f"mmdet-{name}" for name in dense | sampled}
+        | {f"detrex-{name}" for name in detrex_has}
+    )
     assert families <= {path.stem for path in GOLDEN.glob("*.npz")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["mmdet-dino", "stable-dino", "detrex-deformable", "dino"])
+def test_without_its_class_heads_it_is_a_start(case):
+    golden = np.load(GOLDEN / f"{case}.npz")
+    whole = state_dict(golden)
+    cut = {
+        name: x
+        for name, x in whole.items()
+        if not any(part in name for part in ("class_embed", "cls_branches"))
+    }
+    found = convert(cut, case, json.loads(golden["options"].item()))
+    assert found.detector.config.num_classes == 1
+    assert any(".class_head" in name for name in found.without)
+    assert not any("box" in name for name in found.without)
+    heads = convert(whole, case, json.loads(golden["options"].item())).detector.state_dict()
+    for name, x in found.detector.state_dict().items():
+        assert name in found.without or torch.equal(x, heads[name]), name
+
+
+@pytest.mark.slow
+def test_class_names_of_mmdet(tmp_path):
+    tensors = state_dict(np.load(GOLDEN / "mmdet-deformable.npz"))
+    names = ("car", "bus", "van", "cat", "dog")
+    meta = {"dataset_meta": {"classes": names, "palette": [(0, 0, 0)]}, "cfg": "model = 1"}
+    torch.save({"meta": meta, "state_dict": tensors}, tmp_path / "epoch_12.pth")
+    arguments = ["import", str(tmp_path / "epoch_12.pth"), "--out", str(tmp_path / "x.safetensors")]
+    CliRunner().invoke(weights, arguments, catch_exceptions=False)
+    info = read_model_info(tmp_path / "x.json")
+    assert info.classes.names == names
+    assert (info.preprocess.short, info.preprocess.long) == (800, 1333)

@@ -90,8 +90,8 @@ def import_(
 
     SOURCE is a Hugging Face folder (config.json and weights) of DETR, Conditional DETR,
     DAB-DETR or Deformable DETR, or a .pth of the original DETR, Conditional-DETR, DAB-DETR,
-    Deformable-DETR, DN-DETR, H-Deformable-DETR or DINO repository, or of detrex's DINO. Pickles are
-    read for their tensors only; code in them never runs.
+    Deformable-DETR, DN-DETR, H-Deformable-DETR, DINO or Stable-DINO repository, or of the same
+    families in detrex or mmdet. Pickles are read for their tensors only; code in them never runs.
 
     Every published tensor is used or listed, and every tensor of ours is filled, or it is an error.
 
@@ -137,5 +137,9 @@ def _read_file(
     checkpoint = read_checkpoint(source, averaged)
     found = original.convert(checkpoint.tensors, str(source), checkpoint.options, dilated)
     notes = (checkpoint.note, *found.notes) if checkpoint.note else found.notes
+    if checkpoint.names and len(checkpoint.names) == len(found.names) and not found.without:
+        found = found._replace(names=checkpoint.names)
+    elif checkpoint.names:
+        notes += (f"the file's {len(checkpoint.names)} class names are not those of the detector",)
     preprocess = found.preprocess if canvas is None else PreprocessConfig(size=canvas)
     return found._replace(notes=notes, preprocess=preprocess)

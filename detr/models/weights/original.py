@@ -30,6 +30,7 @@ from detr.models.weights.renaming import Rule, rename, split_projections
 
 _BACKBONE = r"backbone\.0\.body\."
 _WB = "(weight|bias)"
+_LOSS = Rule(r"criterion\..+", None, "of the training's loss")
 _DECODER = r"transformer\.decoder\.layers\.(\d+)\."
 _COMMON = (
     (
@@ -112,6 +113,8 @@ def _dino_rules(config: DetectorConfig) -> tuple[Rule, ...]:
         Rule(rf"model\.decoder\.layernorm\.{_WB}", r"decoder.norm.\1"),
         Rule(r"model\.decoder\.ref_point_head\.(.+)", r"source.reference_mlp.\1"),
         Rule(r"label_enc\.weight", "denoiser.label_embedding.weight"),
+        # Stable-DINO's.
+        Rule(rf"model\.encoder\.fusion_layer\.(\d)\.{_WB}", r"encoder.fusion.joints.0.\1.\2"),
         *deformable_detr.rules(config),
     )
 
@@ -212,8 +215,8 @@ def convert(
         )
     family = FAMILIES[kind]
     config = original_config.read(tensors, told, place, family.config)
-    if by_detrex:
-        config = config.replace(positions=detrex.POSITIONS)
+    if by_detrex and kind == "dino":
+        config = config.replace(positions=detrex.DINO_POSITIONS)
     named = {_translated(name, family.names): x for name, x in split_projections(tensors).items()}
     surplus: dict[str, str] = {}
     labels, count = named.get("label_enc.weight"), original_config.class_count(tensors)
@@ -230,7 +233,7 @@ def convert(
         backbone = swin_rules(re.escape(swin), strides)
     elif original_config.is_convnext(tensors):
         backbone = convnext_rules(re.escape(original_config.CONVNEXT), strides)
-    renamed = rename(named, (*family.rules(config), *backbone), place)
+    renamed = rename(named, (_LOSS, *family.rules(config), *backbone), place)
     renamed.unused.update(surplus)
     names = tuple(f"class-{i}" for i in range(config.num_classes))
     return imported(config, renamed, names, place)

@@ -63,6 +63,8 @@ _CONVNEXTS = {
 # What stands before the names of a ConvNeXt's tensors.
 CONVNEXT = "backbone.0."
 _STRIDES = (4, 8, 16, 32)
+# Stable-DINO's memory fusion.
+_FUSION = "transformer.encoder.fusion_layer.0.weight"
 # Queries of H-Deformable-DETR that only training has.
 _ONE_TO_MANY = 1500
 # Command-line options of the original repositories that would make another architecture.
@@ -186,6 +188,7 @@ def dino(source: Source) -> DetectorConfig:
     return FAMILIES["dino-official"].replace(
         positions={"temperature": _temperature(source)},
         queries=number if learned else {**number, "denoising": None},
+        encoder={"fusion": "dense" if _FUSION in source.tensors else None},
         decoder={"refinement": {"shared_heads": shared}},
     )
 

@@ -9,9 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 
-from detr.models import GroupOutput, Memory, QueryGroup, Target
+from detr.config import ClassMap
+from detr.models import (
+    GroupOutput,
+    Memory,
+    QueryGroup,
+    Target,
+    build_detector,
+    load_model,
+    save_model,
+)
+from detr.models.transfer import Source, transfer
 from distill.analysis.diagnosis import _queries_above
 from distill.analysis.diagnosis_page import curves
 from distill.cli import main
@@ -91,6 +102,49 @@ def test_a_run_is_diagnosed(tiny: Recipe, tmp_path: Path) -> None:
     page = (tmp_path / "run" / "diagnosis.html").read_text()
     assert page.count('src="data:image/jpeg;base64,') == 2 * 3 * 2
     assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
+
+
+@pytest.mark.slow
+def test_a_teacher_of_other_classes_is_matched_by_name(tiny: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny, run)
+    detector, info = load_model(run)
+    # The same model with its classes in another order under other names, and one more.
+    names = info.classes.names
+    order: list[int | None] = [None, *reversed(range(len(names)))]
+    other = build_detector(info.detector.replace(num_classes=len(order)), pretrained=False)
+    transfer(other, Source("start", info.detector, detector.state_dict()), columns=order)
+
+    def save(rename: dict[str, str]) -> None:
+        known = ["more", *(rename.get(name, name) for name in reversed(names))]
+        classes = ClassMap(names=tuple(known), category_ids=tuple(range(len(known))))
+        update = {"detector": other.config, "classes": classes}
+        save_model(tmp_path / "other.safetensors", other, info.model_copy(update=update))
+
+    command = ["diagnose", str(run), "--data", tiny.data.val or "", "--json"]
+    asked = [*command, "--teacher", str(tmp_path / "other.safetensors")]
+    save({})
+    given = CliRunner().invoke(main, asked, catch_exceptions=False)
+    assert given.exit_code == 0, given.stderr
+    student, teacher = json.loads(given.stdout)["models"]
+    assert student["consistency"] == 100.0 and student["unstable"] == teacher["unstable"]
+
+    save({names[0]: "otherwise"})
+    refused = CliRunner().invoke(main, asked)
+    assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith("error[teacher-classes]") and names[0] in refused.stderr
+
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe |= {"teacher": str(run), "teacher_classes": {names[0]: "otherwise"}}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    given = CliRunner().invoke(main, asked, catch_exceptions=False)
+    assert given.exit_code == 0, given.stderr
+    found = json.loads(given.stdout)
+    assert found["models"][0]["consistency"] == 100.0
+
+    baseline = [*command, "--baseline", str(tmp_path / "other.safetensors")]
+    refused = CliRunner().invoke(main, baseline)
+    assert refused.exit_code == 2 and refused.stderr.startswith("error[diagnose-classes]")
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
