@@ -148,7 +148,7 @@ def test_a_report_has_slices_confusions_and_mistakes(
     assert right is not None and wrong is not None
     assert right.curves["all"] == [1.0] * 101 and wrong.curves["all"] == [0.0] * 101
     by = {table.by: table for table in right.slices}
-    assert [row.value for row in by["distance"].rows][0] == "≤ 10 m"
+    assert by["distance"].rows[0].value == "≤ 10 m"
     assert by["sky"].of == "images" and by["sky"].rows[0].images == 6
     assert [row.recall for row in by["occlusion"].rows] == [1.0] * 4
     assert right.confused() == []
@@ -167,9 +167,8 @@ def test_a_report_has_slices_confusions_and_mistakes(
     page = (tmp_path / "out/report.html").read_text()
     for said in ("Precision over recall", "10 – 20 m", "6 Car missed", "Worst mistakes"):
         assert said in page
-    assert (
-        "| ≤ 10 m | 1 | 100.0, 100.0 (20.7 – 100.0) |" in (tmp_path / "out/report.md").read_text()
-    )
+    text = (tmp_path / "out/report.md").read_text()
+    assert "| ≤ 10 m | 1 | 100.0, 100.0 (20.7 – 100.0) |" in text
     stored = json.loads((tmp_path / "out/report.json").read_text())
     assert "mistakes" not in stored and "data:image" not in json.dumps(stored)
 
