@@ -16,9 +16,11 @@ import bench.run as bench_run
 from bench.analysis.properties import label_properties, table_properties
 from bench.cli import main
 from bench.report.write import write_report
+from bench.score import score
 from detr.data import open_dataset
 from detr.errors import UserError
 from engines.base import Engine
+from engines.cli import predict
 
 # Occlusion, truncation and place (right, down, ahead) of the car in each of the six frames.
 FACTS = [(0, 0.0, (0, 1, 6)), (0, 0.1, (9, 1, 12)), (1, 0.4, (0, 1, 25)),
@@ -194,3 +196,30 @@ def test_score_has_the_same_and_a_page(cars: Path, tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "out/score.json").read_text())
     assert stored["analysis"]["confusion"]["counts"][0][-1] == 1
     assert stored["coco"]["ar"] == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize("kind", ["coco", "kitti"])
+def test_predict_and_score_give_what_a_benchmark_gives(
+    models: dict[str, Any],
+    cars: Path,
+    tmp_path: Path,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models["wrong"].shift = 3.0
+    report = bench_run.benchmark([models["wrong"].artifact], f"kitti:{cars}:val", iterations=1)
+    monkeypatch.setattr("engines.open.open_engine", lambda *_: models["wrong"])
+    done = CliRunner().invoke(
+        predict,
+        [str(models["wrong"].artifact), str(cars / "training/image_2"), "--save", kind,
+         "--out", str(tmp_path / "out")],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = tmp_path / "out" / ("coco.json" if kind == "coco" else "kitti")
+    scored = score(found, open_dataset(f"kitti:{cars}:val"), "coco")
+    row = report.rows[0]
+    assert scored.coco is not None and scored.analysis is not None and row.analysis is not None
+    assert (scored.coco.ap, scored.coco.ar) == (row.coco.ap, row.coco.ar)
+    assert 0.5 < row.coco.ap < 1
+    assert scored.analysis.slices == row.analysis.slices
+    assert scored.analysis.curves == row.analysis.curves
