@@ -128,8 +128,8 @@ def benchmark_artifacts(
         click.echo(f"{data}: {note}", err=True)
     timings = time_in_turns(artifacts, [images[i] for i in sorted(timed)], iterations)
     rows = [
-        _row(artifact, dataset, indices, *measured)
-        for artifact, *measured in zip(artifacts, aps, *timings, strict=True)
+        _row(artifact, dataset, indices, ap, latency, environment)
+        for artifact, ap, latency, environment in zip(artifacts, aps, *timings, strict=True)
     ]
     reference = reference_name(rows)
     base = next(row for row in rows if row.name == reference)

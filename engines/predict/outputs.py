@@ -323,5 +323,7 @@ class Results:
 
     def close(self) -> None:
         """Finishes all files, also after a call that was ended early."""
-        for one in (*self._outputs, self._images, self._skipped):
-            one.close()
+        for output in self._outputs:
+            output.close()
+        self._images.close()
+        self._skipped.close()

@@ -8,17 +8,22 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import bench.opened as bench_opened
 import bench.run as bench_run
+from bench.analysis.model import Analysis
 from bench.analysis.properties import label_properties, table_properties
 from bench.cli import main
+from bench.report.analysis import shown
 from bench.report.write import write_report
 from bench.score import score
 from detr.data import open_dataset
 from detr.errors import UserError
+from detr.metrics.confusion import Confusion
+from detr.metrics.slices import Slice, Slices
 from engines.base import Engine
 from engines.cli import predict
 
@@ -223,3 +228,23 @@ def test_predict_and_score_give_what_a_benchmark_gives(
     assert 0.5 < row.coco.ap < 1
     assert scored.analysis.slices == row.analysis.slices
     assert scored.analysis.curves == row.analysis.curves
+
+
+def test_a_page_of_many_classes_and_artifacts_lists_what_matters() -> None:
+    names = [f"class{k}" for k in range(13)]
+    counts = np.eye(14, dtype=int)
+    counts[2, 5], counts[13, 13] = 40, 0
+    rows = [Slice(value=name, images=1, objects=1, found=1, ap=1.0, ap50=1.0) for name in names]
+    one = Analysis(
+        score=0.3,
+        iou=0.5,
+        curves={"all": [1.0] * 101, **{name: [1.0] * 101 for name in names}},
+        confusion=Confusion(names=names, counts=counts.tolist()),
+        slices=[Slices(by="class", of="objects", rows=rows)],
+    )
+    page = shown({f"m{k}": one for k in range(8)}, {f"m{k}": "red" for k in range(8)})
+    assert page is not None
+    assert (page.matrices, page.small, page.tables, page.left_out) == ({}, [], [], 2)
+    assert page.confused["m0"] == ["40 class2 taken for class5"]
+    assert one.text() == ["most frequent mistakes: 40 class2 taken for class5"]
+    assert shown({}, {}) is None
