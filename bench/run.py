@@ -118,6 +118,14 @@ def benchmark_artifacts(
     findings.stop()
     if findings.warnings:
         click.echo(findings.summary(), err=True)
+    for artifact in artifacts:
+        most = artifact.most
+        if findings.most_objects > most:
+            click.echo(
+                f"{artifact.name}: finds at most {most} objects in an image, and one holds "
+                f"{findings.most_objects}",
+                err=True,
+            )
     slicings = properties(dataset, indices, slices)
     shown = set(_example_indices(dataset, indices))
     timed = set(indices[i] for i in evenly_spaced(len(indices), TIMED_IMAGES))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import csv
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -191,6 +192,8 @@ def _values(told: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _numbers(texts: Iterable[str]) -> list[float] | None:
     try:
-        return [float(text) for text in texts]
+        numbers = [float(text) for text in texts]
     except ValueError:
         return None
+    # "nan" and "inf" have no place among quartiles.
+    return numbers if all(map(math.isfinite, numbers)) else None

@@ -79,6 +79,8 @@ def test_kitti_labels_tell_occlusion_truncation_and_distance(cars: Path) -> None
          ["rain", "dry", "dry", *["(not told)"] * 3], ["dry", "rain", "(not told)"]),
         ("image,n\n0,10\n1,9\n2,2\n3,2\n4,2\n5,2\n", "images",
          ["10", "9", "2", "2", "2", "2"], ["2", "9", "10"]),
+        ("image,n\n0,10\n1,nan\n2,2\n3,2\n4,2\n5,2\n", "images",
+         ["10", "nan", "2", "2", "2", "2"], ["10", "2", "nan"]),
         ("image,object,pose\n0,2,left\n1,2,right\n", "objects",
          ["left", "right", *["(not told)"] * 4], ["left", "right", "(not told)"]),
     ],
