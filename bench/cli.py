@@ -293,6 +293,12 @@ def compare(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 )
 @_max_dets
 @_ious
+@_slices
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for score.json and score.html; only printed without it.",
+)
 @json_option
 def score(
     detections: Path,
@@ -300,18 +306,28 @@ def score(
     protocol: str | None,
     max_dets: int,
     ious: tuple[float, ...],
+    slices: Path | None,
+    out: Path | None,
     as_json: bool,
 ) -> None:
     """Score anyone's detections: AP from a file.
 
     DETECTIONS are a COCO results file or a folder of KITTI result files. Needs the labels only:
-    no images, no model.
+    no images, no model; where the images are there, the page shows the worst mistakes.
 
     Example: detr bench score results_folder --data kitti:/data/kitti:val --protocol kitti
     """
     from bench import score as scoring
 
-    result = scoring.score(detections, open_dataset(data), protocol, Accuracy(max_dets, ious))  # type: ignore[arg-type]
+    _check_output(out)
+    result = scoring.score(
+        detections, open_dataset(data), protocol, Accuracy(max_dets, ious), slices,  # type: ignore[arg-type]
+        pictures=out is not None,
+    )  # fmt: skip
+    if out is not None:
+        from bench.report.score import write_score
+
+        click.echo(f"wrote {write_score(result, out)} (.json beside it)", err=True)
     emit(result, as_json, result.text())
 
 

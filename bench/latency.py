@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
+from bench.compare.statistics import speed_ratio
 from detr.cli_support import progress
 from detr.types import ImageArray
 from engines.base import Engine
@@ -22,6 +23,8 @@ from engines.base import Engine
 # A GPU takes a good part of a second to raise its clocks, in which a small model runs a hundred
 # times.
 WARM_SECONDS = 1.0
+# What a busy machine may cost on top, to know a ratio.
+MORE_SECONDS = 60.0
 _LONGEST_TURN = 5
 
 
@@ -49,6 +52,7 @@ class Latency(BaseModel):
         batch: Images per call.
         images: Different images in rotation.
         samples_ms: End-to-end time of every call in the order of the calls, milliseconds.
+        turn: Calls in a row, before another artifact of the report had its turn.
     """
 
     engine: Timing
@@ -58,6 +62,7 @@ class Latency(BaseModel):
     batch: int
     images: int
     samples_ms: list[float] = []
+    turn: int | None = None
     device: Timing | None = None
 
 
@@ -85,6 +90,7 @@ def measure_in_turns(
     iterations: int = 50,
     batch: int = 1,
     between: Sequence[Callable[[], None]] | None = None,
+    within: float | None = None,
 ) -> list[Latency]:
     """Times engines that take turns, so that a busy or warm machine is so for all of them.
 
@@ -101,6 +107,8 @@ def measure_in_turns(
         iterations: Timed calls of each.
         batch: Images per call.
         between: For each engine, called between its timed calls and not timed, to watch the clocks.
+        within: Take further turns, for a minute at most, until every ratio to the first engine is
+            known to this share (half its 95 % interval). A machine at rest needs none.
 
     Raises:
         ValueError: No image, or no iteration.
@@ -108,24 +116,41 @@ def measure_in_turns(
     if not engines or not images or iterations < 1 or batch < 1:
         raise ValueError("needs at least one image, one iteration and a batch of one")
     warm = [_warm_up(engine, images, warmup, batch) for engine in engines]
-    times = np.empty((len(engines), iterations, 2), dtype=np.int64)
+    times: list[list[tuple[int, int]]] = [[] for _ in engines]
     length = turn_length(iterations)
-    turns = [range(k, min(k + length, iterations)) for k in range(0, iterations, length)]
     names = ", ".join(dict.fromkeys(engine.name for engine in engines))
-    for round_number, calls in enumerate(progress(turns, f"timing {names}")):
+
+    def take(calls: range, first: int) -> None:
         for place in range(len(engines)):
-            k = (place + round_number) % len(engines)
-            engine = engines[k]
+            k = (place + first) % len(engines)
             if len(engines) > 1:
-                _call(engine, _turn(images, max(warm) + calls[0] - 1, batch))
+                _call(engines[k], _turn(images, max(warm) + calls[0] - 1, batch))
             for call in calls:
-                times[k, call] = _call(engine, _turn(images, max(warm) + call, batch))
+                times[k].append(_call(engines[k], _turn(images, max(warm) + call, batch)))
                 if between is not None:
                     between[k]()
+
+    def turns(start: int, end: int) -> list[range]:
+        return [range(k, min(k + length, end)) for k in range(start, end, length)]
+
+    for number, calls in enumerate(progress(turns(0, iterations), f"timing {names}")):
+        take(calls, number)
+    until = perf_counter_ns() + 1e9 * MORE_SECONDS
+    while within is not None and perf_counter_ns() < until and _uncertain(times, length, within):
+        done = len(times[0])
+        for number, calls in enumerate(turns(done, done + 10 * length)):
+            take(calls, number)
     return [
-        _latency(engine, taken, count, batch, images)
+        _latency(engine, np.array(taken, dtype=np.int64), count, batch, images, length)
         for engine, taken, count in zip(engines, times, warm, strict=True)
     ]
+
+
+def _uncertain(times: Sequence[Sequence[tuple[int, int]]], length: int, within: float) -> bool:
+    """Whether the speed of an engine beside the first one is not known as closely as wanted."""
+    first, *others = ([both for _, both in taken] for taken in times)
+    found = [speed_ratio(first, other, length) for other in others]
+    return any(x is not None and x.high - x.low > 2 * within * x.value for x in found)
 
 
 def turn_length(iterations: int) -> int:
@@ -161,6 +186,7 @@ def _latency(
     warmup: int,
     batch: int,
     images: Sequence[ImageArray],
+    turn: int,
 ) -> Latency:
     count = len(times)
     inputs = engine.prepare(_turn(images, 0, batch))
@@ -173,6 +199,7 @@ def _latency(
         batch=batch,
         images=min(len(images), count * batch),
         samples_ms=[round(ns / 1e6, 4) for ns in times[:, 1].tolist()],
+        turn=turn,
         device=None if on_device is None else summarize(1e6 * np.array(on_device), batch),
     )
 

@@ -26,6 +26,12 @@ class Artifact:
     threads: int | None
     detections: list[Detections]
 
+    @property
+    def most(self) -> int:
+        """Objects it can find in an image: a query finds one."""
+        detector = self.engine.info.detector
+        return min(detector.detections, detector.queries.total)
+
 
 def open_artifact(
     name: str, path: Path, engine: str | None, threads: int | None = None

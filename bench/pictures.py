@@ -90,6 +90,7 @@ def mistake_pictures(
         what = {
             "missed": f"{names[mistake.truth]} missed",
             "false alarm": f"{names[mistake.found]} where there is none",
+            "duplicate": f"{names[mistake.found]} found twice",
             "wrong class": f"{names[mistake.truth]} taken for {names[mistake.found]}",
         }[mistake.kind]
         title = f"{what}, {dataset.image_path(i).name}"
@@ -105,12 +106,17 @@ def _cut(
     aspect = _MISTAKE[0] / _MISTAKE[1]
     height = max(_AROUND * (y1 - y0), _AROUND * (x1 - x0) / aspect, _LEAST)
     width = height * aspect
-    left, top = (x0 + x1 - width) / 2, (y0 + y1 - height) / 2
-    # What lies beyond the image's border stays black.
     whole = Image.fromarray(to_bytes(image, None))
+    left = _within((x0 + x1 - width) / 2, width, whole.width)
+    top = _within((y0 + y1 - height) / 2, height, whole.height)
     cut = whole.crop((round(left), round(top), round(left + width), round(top + height)))
     pixels = np.asarray(cut.resize(_MISTAKE, Image.Resampling.LANCZOS))
     return pixels, np.array([round(left), round(top)] * 2), _MISTAKE[0] / cut.width
+
+
+def _within(start: float, size: float, whole: int) -> float:
+    """A window moved into the image; the part of a larger one beyond the border stays black."""
+    return start if size > whole else min(max(start, 0.0), whole - size)
 
 
 def _jpeg(image: ImageArray) -> str:

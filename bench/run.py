@@ -118,6 +118,14 @@ def benchmark_artifacts(
     findings.stop()
     if findings.warnings:
         click.echo(findings.summary(), err=True)
+    for artifact in artifacts:
+        most = artifact.most
+        if findings.most_objects > most:
+            click.echo(
+                f"{artifact.name}: finds at most {most} objects in an image, and one holds "
+                f"{findings.most_objects}",
+                err=True,
+            )
     slicings = properties(dataset, indices, slices)
     shown = set(_example_indices(dataset, indices))
     timed = set(indices[i] for i in evenly_spaced(len(indices), TIMED_IMAGES))
@@ -128,8 +136,8 @@ def benchmark_artifacts(
         click.echo(f"{data}: {note}", err=True)
     timings = time_in_turns(artifacts, [images[i] for i in sorted(timed)], iterations)
     rows = [
-        _row(artifact, dataset, indices, *measured)
-        for artifact, *measured in zip(artifacts, aps, *timings, strict=True)
+        _row(artifact, dataset, indices, ap, latency, environment)
+        for artifact, ap, latency, environment in zip(artifacts, aps, *timings, strict=True)
     ]
     reference = reference_name(rows)
     base = next(row for row in rows if row.name == reference)

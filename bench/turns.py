@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.compare.statistics import speed_ratio
-from bench.latency import Latency, measure_in_turns, turn_length
+from bench.latency import Latency, measure_in_turns
 from bench.machine.clocks import Watch, read_clocks
 from bench.machine.environment import Environment, assess_environment, read_machine
 from bench.opened import Artifact
@@ -14,6 +14,8 @@ from detr.types import ImageArray
 
 # Kept decoded for the timing: enough to defeat a cache of one image, little enough for memory.
 TIMED_IMAGES = 32
+# How closely ratios are to be known.
+WITHIN = 0.03
 
 
 def time_in_turns(
@@ -29,7 +31,9 @@ def time_in_turns(
     engines = [artifact.engine for artifact in artifacts]
     watches = [Watch() for _ in engines]
     before = read_clocks()
-    timings = measure_in_turns(engines, images, iterations=iterations, between=watches)
+    timings = measure_in_turns(
+        engines, images, iterations=iterations, between=watches, within=WITHIN
+    )
     after = read_clocks()
     return timings, [
         assess_environment(
@@ -41,5 +45,5 @@ def time_in_turns(
 
 def speed_beside(base: Latency, other: Latency) -> Speed | None:
     """How many times as fast the other is, where both took turns and there were enough of them."""
-    found = speed_ratio(base.samples_ms, other.samples_ms, turn_length(base.count))
+    found = speed_ratio(base.samples_ms, other.samples_ms, base.turn or 1)
     return None if found is None else Speed(value=found.value, low=found.low, high=found.high)

@@ -20,7 +20,7 @@ from detr.errors import UserError
 from detr.files import write_atomic
 from detr.types import Detections
 from engines.open import ENGINES
-from engines.predict.outputs import KINDS, PICTURE_SCORE, Kind, Results
+from engines.predict.outputs import KINDS, PICTURE_SCORE, Kind, Results, check_new
 from engines.predict.run import Answer, SkipLimit, answers
 from engines.predict.sources import Frame, Skipped, Source, find_sources
 
@@ -112,6 +112,8 @@ def predict(
 
     if kinds and out is None:
         raise UserError("option-save", "--save: say where to with --out")
+    if out is not None:
+        check_new(out)
     sources = find_sources(images)
     if draw is not None:
         _check_draw(draw, sources)

@@ -106,7 +106,8 @@ def open_engine(
             _of_bundle(bundle, engine, threads, ungated, built) for bundle in open_bundles(model)
         ]
         return engines[0] if len(engines) == 1 else OrientedEngine(engines)
-    check_checkpoint(model)
+    if engine in (None, "torch") or model.suffix != ".safetensors":
+        check_checkpoint(model)
     if engine in (None, "torch"):
         from engines.torch_engine import TorchEngine
 

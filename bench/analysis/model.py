@@ -7,6 +7,9 @@ from pydantic import BaseModel
 from detr.metrics.confusion import Confusion
 from detr.metrics.slices import Slices
 
+# In text; all are in the JSON form.
+_MOST_CLASSES = 12
+
 
 class Analysis(BaseModel):
     """Accuracy of one artifact in parts.
@@ -30,6 +33,8 @@ class Analysis(BaseModel):
         """Slices and the most frequent confusions, for a terminal."""
         lines = []
         for table in self.slices:
+            if table.by == "class" and len(table.rows) > _MOST_CLASSES:
+                continue
             width = max(len(table.by), *(len(row.value) for row in table.rows))
             lines.append(
                 f"{table.by:{width}}  {'objects':>7}  {'AP':>5}  {'AP50':>5}  recall at score "

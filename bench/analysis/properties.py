@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import csv
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -52,32 +53,31 @@ def size_of(area: float) -> str:
 
 def label_properties(dataset: Dataset, indices: Sequence[int]) -> list[Property]:
     """Size, class, and what the labels tell of occlusion, truncation and distance."""
-    rows = list(annotation_rows(dataset, indices))
+    rows = [
+        (None, None) if row.ignore else (label, row)
+        for _, label, row in annotation_rows(dataset, indices)
+    ]
     names = dataset.classes.names
+    sizes = [None if row is None else size_of(row.area) for _, row in rows]
+    classes = [None if label is None else names[label] for label, _ in rows]
     found = [
-        Property(
-            "box size", "objects", [size_of(row.area) for _, _, row in rows],
-            [name for name, _ in SIZES],
-        ),
-        Property("class", "objects", [names[label] for _, label, _ in rows], list(names)),
-    ]  # fmt: skip
-    told = [row.attributes for _, _, row in rows]
+        *_told("box size", sizes, [name for name, _ in SIZES]),
+        *_told("class", classes, list(names)),
+    ]
+    told = [{} if row is None else row.attributes for _, row in rows]
     words = [_text(one.get("occlusion")) for one in told]
     found += _told("occlusion", words, list(OCCLUSIONS.values()))
-    for name, cuts, unit in (
-        ("truncation", _TRUNCATIONS, ""), ("distance", _DISTANCES, " m")
-    ):  # fmt: skip
+    for name, cuts, unit in (("truncation", _TRUNCATIONS, ""), ("distance", _DISTANCES, " m")):
         numbers = [_number(one.get(name)) for one in told]
         place, order = _cut(cuts, unit)
         found += _told(name, [None if v is None else place(v) for v in numbers], order)
-    return [
-        Property(one.by, one.of, one.values, [v for v in one.order if v in set(one.values)])
-        for one in found
-    ]
+    return found
 
 
 def _told(by: str, values: list[str | None], order: list[str]) -> list[Property]:
-    return [Property(by, "objects", values, order)] if any(values) else []
+    """The property with the values that occur, if one does."""
+    order = [value for value in order if value in set(values)]
+    return [Property(by, "objects", values, order)] if order else []
 
 
 def _text(value: float | str | None) -> str | None:
@@ -90,7 +90,7 @@ def _number(value: float | str | None) -> float | None:
 
 def _cut(cuts: Sequence[float], unit: str) -> tuple[Callable[[float], str], list[str]]:
     """Names for the spans between cuts, each with its upper end."""
-    order = [f"≤ {cuts[0]:g}{unit}"]
+    order = [f"≤ {cuts[0]:g}{unit}" if cuts[0] else "0"]
     order += [f"{a:g} – {b:g}{unit}" for a, b in itertools.pairwise(cuts)]
     order.append(f"> {cuts[-1]:g}{unit}")
     return lambda value: order[bisect.bisect_left(cuts, value)], order
@@ -192,6 +192,8 @@ def _values(told: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _numbers(texts: Iterable[str]) -> list[float] | None:
     try:
-        return [float(text) for text in texts]
+        numbers = [float(text) for text in texts]
     except ValueError:
         return None
+    # "nan" and "inf" have no place among quartiles.
+    return numbers if all(map(math.isfinite, numbers)) else None

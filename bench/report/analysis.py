@@ -54,6 +54,7 @@ class Shown:
         tables: Slices.
         matrices: By artifact, where the classes are few.
         confused: By artifact: most frequent mistakes in words.
+        left_out: Artifacts beyond those a page has room for.
     """
 
     score: float
@@ -63,6 +64,7 @@ class Shown:
     tables: list[SliceTable]
     matrices: dict[str, Matrix]
     confused: dict[str, list[str]]
+    left_out: int
 
 
 def shown(analyses: Mapping[str, Analysis], colors: Mapping[str, str]) -> Shown | None:
@@ -86,11 +88,12 @@ def shown(analyses: Mapping[str, Analysis], colors: Mapping[str, str]) -> Shown 
         tables=_tables(list(some.values())),
         matrices={name: _matrix(one) for name, one in some.items()} if few else {},
         confused={name: one.confused()[:8] for name, one in some.items()},
+        left_out=len(analyses) - len(some),
     )
 
 
 def _tables(analyses: Sequence[Analysis]) -> list[SliceTable]:
-    """Classes with 20 or more values have a table of their own on the page already."""
+    """Many classes have a table of their own on the page already."""
     tables = []
     for k, one in enumerate(analyses[0].slices):
         if one.by == "class" and len(one.rows) > _MOST_CLASSES:

@@ -22,6 +22,7 @@ def render_markdown(report: Report) -> str:
         "detections in memory.",
         *_grid(report),
         _results(report),
+        *_at_ious(report),
         "## AP per class",
         _per_class(report),
     ]
@@ -75,6 +76,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _at_ious(report: Report) -> list[str]:
+    """AP at the overlaps that were asked for."""
+    ious = list(report.rows[0].coco.at_iou or {})
+    if not ious:
+        return []
+    rows = []
+    for row in report.rows:
+        found = row.coco.at_iou or {}
+        rows.append([row.name, *(percent(found.get(iou)) for iou in ious)])
+    return [table(["AP at IoU", *ious], rows)]
 
 
 def _results(report: Report) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel
@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from detr.metrics.outcomes import Bools, Floats, Ints, box_overlap
 from detr.types import Detections, ImageId
 
-Kind = Literal["missed", "false alarm", "wrong class"]
+Kind = Literal["wrong class", "false alarm", "duplicate", "missed"]
 
 
 class Confusion(BaseModel):
@@ -39,7 +39,7 @@ class Mistake:
     """One thing that was wrong.
 
     Attributes:
-        kind: ``missed``, ``false alarm`` or ``wrong class``.
+        kind: What is wrong; a duplicate is a false alarm upon an object that was found already.
         image: Position of the image.
         box: x0 y0 x1 y1 of the detection, or of the missed object.
         truth: Class index of the object, -1 without one.
@@ -91,7 +91,10 @@ def confusion(
             what = nothing if one < 0 else int(labels[one])
             counts[what, label] += 1
             if what != label:
-                kind: Kind = "false alarm" if one < 0 else "wrong class"
+                kind: Kind = "wrong class"
+                if one < 0:
+                    twice = bool((overlap[d, ~crowd] >= iou).any())
+                    kind = "duplicate" if twice else "false alarm"
                 truth_label = -1 if one < 0 else what
                 box = _box(places[d])
                 mistakes.append(
@@ -112,7 +115,7 @@ def confusion(
 def worst(mistakes: Sequence[Mistake], each: int) -> list[Mistake]:
     """The worst of each kind: the surest detections, the largest missed objects."""
     found: list[Mistake] = []
-    for kind in ("wrong class", "false alarm", "missed"):
+    for kind in get_args(Kind):
         own = [mistake for mistake in mistakes if mistake.kind == kind]
         found += sorted(own, key=lambda mistake: -mistake.weight)[:each]
     return found

@@ -153,23 +153,26 @@ def _ap(
 ) -> tuple[float | None, float | None]:
     """Mean over the classes with objects of the slice."""
     assert outcomes.row is not None
-    hit = outcomes.row >= 0
-    ours = np.append(members, False)[outcomes.row]  # -1 is the last
-    bits = (outcomes.ignored[:, None] & (1 << np.arange(_THRESHOLDS))) > 0
-    wrong = ~hit & ~bits & alarms[:, None]
+    counts = np.append(members, False)  # the last is that of -1
+    bits = 1 << np.arange(_THRESHOLDS)
     found: list[tuple[float, float]] = []
     for label in np.unique(labels[members]).tolist():
-        own = outcomes.label == label
         positives = int((labels[members] == label).sum())
-        if not own.any():
+        own = slice(*np.searchsorted(outcomes.label, [label, label + 1]).tolist())
+        rows = outcomes.row[own]
+        right = counts[rows]
+        # What comes after the last right detection lowers no precision that is looked at.
+        last = int(np.flatnonzero(right.any(axis=1))[-1]) + 1 if right.any() else 0
+        if not last:
             found.append((0.0, 0.0))
             continue
-        right, false = ours[own].T, wrong[own].T
-        weight = np.ones(right.shape[1], dtype=np.int64)
+        ignored = (outcomes.ignored[own][:last, None] & bits) > 0
+        wrong = (rows[:last] < 0) & ~ignored & alarms[own][:last, None]
+        hits, misses, weight = right[:last].T, wrong.T, np.ones(last, dtype=np.int64)
         found.append(
             (
-                mean_precision(right, false, weight, positives),
-                mean_precision(right[:1], false[:1], weight, positives),
+                mean_precision(hits, misses, weight, positives),
+                mean_precision(hits[:1], misses[:1], weight, positives),
             )
         )
     if not found:

@@ -255,11 +255,24 @@ class ImageIds:
         return int(frame.name) if self._by_number and frame.name.isdecimal() else frame.name
 
 
+def check_new(folder: Path) -> None:
+    """Refuses a folder with results of an earlier call: they would be taken for one's own.
+
+    Raises:
+        UserError: ``output-exists``.
+    """
+    for name in ("images.csv", "pictures", "coco.json", "kitti", "labels"):
+        if (folder / name).exists():
+            raise UserError(
+                "output-exists", f"{folder / name}: is of an earlier call; choose another --out"
+            )
+
+
 class Results:
     """The folder of one call: its outputs, which image is which, and what was skipped.
 
     Args:
-        folder: New, or without results in it.
+        folder: See :func:`check_new`.
         kinds: What to write.
         sources: Everything that is answered.
         classes: The model's.
@@ -267,7 +280,7 @@ class Results:
             AP is computed from.
 
     Raises:
-        UserError: ``output-exists``, ``output-unwritable``, ``convert-name``.
+        UserError: ``output-unwritable``, ``convert-name``.
     """
 
     def __init__(
@@ -278,12 +291,6 @@ class Results:
         classes: ClassMap,
         score: float | None,
     ) -> None:
-        for name in ("images.csv", "pictures", "coco.json", "kitti", "labels"):
-            if (folder / name).exists():
-                raise UserError(
-                    "output-exists",
-                    f"{folder / name}: is of an earlier call; choose another --out",
-                )
         output_folder(folder)
         seen = PICTURE_SCORE if score is None else score
         every = 0.0 if score is None else score
@@ -316,5 +323,7 @@ class Results:
 
     def close(self) -> None:
         """Finishes all files, also after a call that was ended early."""
-        for one in (*self._outputs, self._images, self._skipped):
-            one.close()
+        for output in self._outputs:
+            output.close()
+        self._images.close()
+        self._skipped.close()

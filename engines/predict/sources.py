@@ -159,9 +159,9 @@ def read_frames(
                     name = f"{source.name}_{number:06d}"
                     yield Frame(source, name, pixels, number, clock)
             else:
-                pixels = read_image(source.path, value_range=value_range)
+                image = read_image(source.path, value_range=value_range)
                 # Here and not in the engine: what has no 8 bits to give is found while reading.
-                yield Frame(source, source.name, to_bytes(pixels, value_range))
+                yield Frame(source, source.name, to_bytes(image, value_range))
         except UserError as error:
             message = error.message.removeprefix(f"{source.path}: ")
             yield Skipped(path=source.path, code=error.code, message=message)

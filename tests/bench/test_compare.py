@@ -180,7 +180,7 @@ def measured(
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes((2).to_bytes(8, "little") + b"{}" + name.encode())
         made[name] = engine_type(path, shift)
-    monkeypatch.setattr(bench_run, "open_engine", lambda path, engine: made[path.stem])
+    monkeypatch.setattr("bench.opened.open_engine", lambda path, engine, threads: made[path.stem])
     paths = [engine.artifact for engine in made.values()]
     report = bench_run.benchmark(paths, f"kitti:{data}:val", iterations=4)
     write_report(report, tmp_path / f"report{student:g}")

@@ -112,3 +112,27 @@ def test_engines_take_turns_and_see_the_same_images() -> None:
 
 def test_a_turn_is_short() -> None:
     assert [turn_length(n) for n in (1, 9, 10, 20, 50, 1000)] == [1, 1, 1, 2, 5, 5]
+
+
+def test_a_ratio_that_is_not_known_yet_costs_further_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bench.latency.MORE_SECONDS", 1.0)
+
+    class Unsteady(SlowEngine):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.generator = np.random.default_rng(seed)
+
+        def finish(self, raw: RawDetections) -> list[Detections]:
+            time.sleep(0.03 * self.generator.random())
+            return []
+
+    def counts(within: float | None) -> list[int]:
+        engines = [Unsteady(1), Unsteady(2)]
+        found = measure_in_turns(engines, images(3), warmup=1, iterations=10, within=within)
+        return [one.count for one in found]
+
+    assert counts(None) == counts(1e9) == [10, 10]
+    first, second = counts(0.01)
+    assert first == second and first > 10

@@ -179,7 +179,11 @@ def test_more_objects_than_detections_that_count_are_told(
     labels = bright_cars / "training/label_2/000001.txt"
     rows = labels.read_text()
     labels.write_text(rows + rows.replace(" 22 10", " 25 10"))
+    info = engines["teacher"].info
+    few = info.detector.replace(**{"detections": 1})
+    engines["teacher"].info = info.model_copy(update={"detector": few})
     done = invoke([*command, "--max-dets", "1", "--iou", "0.8"])
+    assert "teacher: finds at most 1 objects in an image, and one holds 2" in done.stderr
     assert "1 image with more objects of one" in done.stderr
     row = json.loads(done.stdout)["rows"][0]
     assert row["coco"]["max_dets"] == 1 and set(row["coco"]["at_iou"]) == {"0.8"}

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from bench.score import read_kitti_folder
+from bench.detections import read_kitti_folder
 from detr.ahead import ahead
 from detr.data import open_dataset
 from detr.data.names import distinct_names

@@ -76,3 +76,23 @@ def test_draw_takes_no_video(toy_bundle: MakeBundle, clip: Path, tmp_path: Path)
         predict, [str(toy_bundle()), str(clip), "--draw", str(tmp_path / "a.png")]
     )
     assert isinstance(result.exception, UserError) and result.exception.code == "option-draw"
+
+
+def test_a_video_that_lies_on_its_side_is_turned(tmp_path: Path) -> None:
+    path = tmp_path / "phone.mp4"
+    writer = VideoWriter(path)
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:, :32] = 250  # the left half is bright
+    for n in range(3):
+        writer.write(pixels, Clock(n, Fraction(1, 25), Fraction(25)))
+    writer.close()
+    content = path.read_bytes()
+    track = content.index(b"tkhd")
+    one, zero, minus = (value.to_bytes(4, "big") for value in (0x10000, 0, 0xFFFF0000))
+    upright = one + zero * 3 + one
+    clockwise = zero + one + zero + minus + zero
+    place = content.index(upright, track)
+    path.write_bytes(content[:place] + clockwise + content[place + len(upright) :])
+    frame, _ = next(read_video(path))
+    assert frame.shape == (64, 48, 3)
+    assert frame[:28].min() > 200 and frame[36:].max() < 50

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from detr.errors import UserError
-from detr.metrics.coco_ap import evaluate, evaluate_json, restrict
+from detr.metrics.coco_ap import Accuracy, evaluate, evaluate_json, restrict
 
 
 def truth(*boxes: tuple[int, int, list[float], int]) -> dict[str, Any]:
@@ -146,3 +146,54 @@ def test_evaluate_needs_one_entry_per_image() -> None:
 class _TwoImages:
     def __len__(self) -> int:
         return 2
+
+
+def test_recall_and_chosen_overlaps_are_pycocotools(shared_data: Path) -> None:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    folder = shared_data / "coco_eval"
+    truth = json.loads((folder / "instances_val2014_100.json").read_text())
+    results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
+    found = evaluate_json(truth, results, Accuracy(max_dets=20, ious=(0.3, 0.75)))
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO()
+        reference.dataset = truth
+        reference.createIndex()
+        evaluation = COCOeval(reference, reference.loadRes(results), "bbox")
+        evaluation.params.maxDets = [1, 10, 20]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    recall = evaluation.eval["recall"]
+
+    def mean(values: np.ndarray[Any, Any]) -> float:
+        return float(values[values > -1].mean())
+
+    expected = [mean(recall[:, :, 0, k]) for k in range(3)]
+    assert [found.ar1, found.ar10, found.ar] == pytest.approx(expected, abs=1e-9)
+    areas = [mean(recall[:, :, k, 2]) for k in (1, 2, 3)]
+    assert [found.ar_small, found.ar_medium, found.ar_large] == pytest.approx(areas, abs=1e-9)
+    assert found.ap == pytest.approx(mean(evaluation.eval["precision"][..., 0, 2]), abs=1e-9)
+    assert found.at_iou is not None
+    assert found.at_iou["0.75"] == pytest.approx(found.ap75)
+    assert found.at_iou["0.3"] >= found.ap50
+
+
+def test_three_hundred_perfect_detections_are_perfect_where_all_of_them_count() -> None:
+    boxes = [[float(20 * (k % 20)), float(20 * (k // 20)), 10.0, 10.0] for k in range(300)]
+    truth = {
+        "images": [{"id": 1}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": k + 1, "image_id": 1, "category_id": 1, "bbox": b, "area": 100.0, "iscrowd": 0}
+            for k, b in enumerate(boxes)
+        ],
+    }
+    results = [
+        {"image_id": 1, "category_id": 1, "bbox": b, "score": 1 - k / 1000}
+        for k, b in enumerate(boxes)
+    ]
+    usual = evaluate_json(truth, results)
+    assert usual.ap == pytest.approx(0.3366, abs=1e-4) and "--max-dets" in usual.note()
+    whole = evaluate_json(truth, results, Accuracy(max_dets=300))
+    assert (whole.ap, whole.ar, whole.note()) == (pytest.approx(1.0), pytest.approx(1.0), "")

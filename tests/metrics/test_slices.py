@@ -140,14 +140,16 @@ def test_a_confusion_is_counted_once_where_it_belongs() -> None:
             ((300, 0, 50, 50), 0.85, 0),
             ((100, 0, 50, 50), 0.8, 0),
             ((400, 0, 50, 50), 0.7, 1),
+            ((1, 0, 50, 50), 0.6, 0),
             ((500, 0, 50, 50), 0.1, 1),
         ]
     )
     matrix, mistakes = confusion(document(objects, 1), [found], 0.3)  # type: ignore[arg-type]
-    assert matrix.counts == [[1, 0, 1], [1, 1, 0], [0, 1, 0]]
+    assert matrix.counts == [[1, 0, 1], [1, 1, 0], [1, 1, 0]]
     kinds = [(m.kind, m.truth, m.found) for m in worst(mistakes, 3)]
-    assert kinds == [("wrong class", 1, 0), ("false alarm", -1, 1), ("missed", 0, -1)]
-    assert worst(mistakes, 3)[2].weight == 80 * 50
+    assert kinds[:3] == [("wrong class", 1, 0), ("false alarm", -1, 1), ("duplicate", -1, 0)]
+    assert kinds[-1:] == [("missed", 0, -1)]
+    assert worst(mistakes, 3)[-1].weight == 80 * 50
 
 
 def test_confusion_of_nothing() -> None:
