@@ -231,7 +231,7 @@ class RunDir:
         """Within it, what is recorded goes to the programs the recipe names as well.
 
         Raises:
-            UserError: ``extra-missing``.
+            UserError: ``extra-missing`` or ``logger-start``.
         """
         if self.writes:
             self._loggers = Loggers(self.recipe, self.path, self.say)
