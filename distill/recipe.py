@@ -26,6 +26,9 @@ from detr.upgrade import MOVED
 from distill.data.augment import AugmentConfig
 from distill.losses.detection import LossWeights
 
+# Of keys in a recipe: far more than there are.
+_DEEPEST, _MOST_KEYS = 50, 10_000
+
 SHIPPED = Path(__file__).parent / "recipes"
 
 
@@ -299,13 +302,20 @@ def find_recipe(name: str) -> Path:
         UserError: ``recipe-missing``.
     """
     path = Path(name)
-    if path.is_file():
+    if _is_file(path):
         return path
     if name in shipped():
         return shipped()[name]
     near = difflib.get_close_matches(name, shipped(), n=1)
     hint = f"; did you mean {near[0]}?" if near else "; see `distill recipes`"
     raise UserError("recipe-missing", f"{name}: no such file and no shipped recipe{hint}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # longer than any name can be
+        return False
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -342,6 +352,8 @@ def _read(
         node = yaml.compose(path.read_text(), _Loader)
     except OSError as error:
         raise UserError("recipe-missing", f"{path}: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise UserError("recipe-yaml", f"{path}: nested too deep for a recipe") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -352,8 +364,10 @@ def _read(
     if not isinstance(content, dict):
         raise UserError("recipe-yaml", f"{path}:1: a recipe is a mapping of keys to values")
     if (base := content.pop("base", None)) is not None:
+        if not isinstance(base, str):
+            raise UserError("recipe-value", f"{path}: base: {base!r} is no name or path")
         beside = path.parent / f"{base}.yaml"
-        found = beside if beside.is_file() else find_recipe(str(base))
+        found = beside if _is_file(beside) else find_recipe(base)
         content = merged(_read(found, places, (*above, path)), content)
     places.update(here)
     return content
@@ -363,6 +377,8 @@ def _build(
     node: yaml.Node, key: tuple[str, ...], places: dict[tuple[str, ...], str], path: Path
 ) -> Any:
     """A node's value; notes the file and line of every key on the way."""
+    if len(key) > _DEEPEST or len(places) > _MOST_KEYS:  # an alias of itself, or of many others
+        raise UserError("recipe-yaml", f"{path}: nested too deep or too large for a recipe")
     places[key] = f"{path}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):
         result = {}
@@ -377,7 +393,22 @@ def _build(
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_build(v, (*key, str(i)), places, path) for i, v in enumerate(node.value)]
-    return yaml.safe_load(yaml.serialize(node, Dumper=yaml.SafeDumper))
+    return _scalar(node, places[key])
+
+
+def _scalar(node: yaml.Node, where: str) -> Any:
+    loader = _Loader("")
+    try:
+        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+    # A date of no calendar and a number of no end are ValueErrors of Python.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise UserError("recipe-yaml", f"{where}: {_one_line(error)}") from error
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(getattr(error, "problem", None) or error).split())
 
 
 def _override(
@@ -387,7 +418,7 @@ def _override(
     here = f"--set {key}={text}"
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise UserError("recipe-yaml", f"{here}: the value is not YAML") from error
     *parents, last = key.split(".")
     at: Any = content
