@@ -117,12 +117,12 @@ def _build(node: yaml.Node, key: tuple[str, ...], places: Places, path: Path) ->
 def _scalar(node: yaml.Node, where: str) -> Any:
     loader = _Loader("")
     try:
-        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node, deep=True)
     # A date of no calendar and a number of no end are ValueErrors of Python.
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise UserError("recipe-yaml", f"{where}: {_one_line(error)}") from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def _one_line(error: Exception) -> str:
