@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNEL := $(shell find detr/msda distill/losses/native -name '*.hpp' -o -name '*.cpp')
 
-.PHONY: install bindings demo check test lint lock gpu-check clean
+.PHONY: install bindings demo check test fuzz lint lock gpu-check clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -36,6 +36,10 @@ test: install lint
 # Python bindings of TensorRT and CUDA by release (several hundred MB); the tests that need them skip without.
 bindings: install
 	$(BIN)/python tools/bindings.py
+
+# Files of any content, 10,000 of each kind; `make test` tries a few.
+fuzz: install
+	DETR_FUZZ=10000 $(PYTEST) tests/test_fuzz_files.py tests/data/test_fuzz.py tests/distill/test_recipe_values.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -7,7 +7,6 @@ the key that was meant.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +15,6 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from detr.cli_support import pairs
 from detr.config import DetectorConfig, PartName, Positive, Strict, Word, merged
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
@@ -25,22 +23,9 @@ from detr.problems import Problem, first_problem
 from detr.upgrade import MOVED
 from distill.data.augment import AugmentConfig
 from distill.losses.detection import LossWeights
+from distill.recipe_yaml import Places, is_file, read_recipe
 
 SHIPPED = Path(__file__).parent / "recipes"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of truth: ``off`` and ``no`` are words, and ``off`` is an option's value."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
 
 
 Rate = Annotated[float, Field(ge=0)]
@@ -301,7 +286,7 @@ def find_recipe(name: str) -> Path:
         UserError: ``recipe-missing``.
     """
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path
     if name in shipped():
         return shipped()[name]
@@ -324,111 +309,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: ``recipe-missing``, ``recipe-yaml``, ``recipe-key`` or ``recipe-value``, naming
             file and line, or the override.
     """
-    places: dict[tuple[str, ...], str] = {}
-    content = _read(path, places, ())
-    for key, text in pairs(overrides, "--set").items():
-        _override(content, key, text, places)
+    content, places = read_recipe(path, overrides, find_recipe)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise _explain(error, places, path) from error
 
 
-def _read(
-    path: Path, places: dict[tuple[str, ...], str], above: tuple[Path, ...]
-) -> dict[str, Any]:
-    """A file's content over that of its base; ``above`` are the files that build on it."""
-    if path in above:
-        raise UserError("recipe-value", f"{path}: base: the recipe builds on itself")
-    try:
-        node = yaml.compose(path.read_text(), _Loader)
-    except OSError as error:
-        raise UserError("recipe-missing", f"{path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not a text file"
-        raise UserError("recipe-yaml", f"{path}{line}: {problem}") from error
-    here: dict[tuple[str, ...], str] = {}
-    content = _build(node, (), here, path) if node is not None else {}
-    if not isinstance(content, dict):
-        raise UserError("recipe-yaml", f"{path}:1: a recipe is a mapping of keys to values")
-    if (base := content.pop("base", None)) is not None:
-        beside = path.parent / f"{base}.yaml"
-        found = beside if beside.is_file() else find_recipe(str(base))
-        content = merged(_read(found, places, (*above, path)), content)
-    places.update(here)
-    return content
-
-
-def _build(
-    node: yaml.Node, key: tuple[str, ...], places: dict[tuple[str, ...], str], path: Path
-) -> Any:
-    """A node's value; notes the file and line of every key on the way."""
-    places[key] = f"{path}:{node.start_mark.line + 1}"
-    if isinstance(node, yaml.MappingNode):
-        result = {}
-        for key_node, value in node.value:
-            name = str(key_node.value)
-            here = f"{path}:{key_node.start_mark.line + 1}"
-            if name in result:
-                raise UserError("recipe-key", f"{here}: key {name!r} appears twice")
-            result[name] = _build(value, (*key, name), places, path)
-            inner = (*key, name)
-            places[inner] = here
-        return result
-    if isinstance(node, yaml.SequenceNode):
-        return [_build(v, (*key, str(i)), places, path) for i, v in enumerate(node.value)]
-    return yaml.safe_load(yaml.serialize(node, Dumper=yaml.SafeDumper))
-
-
-def _override(
-    content: dict[str, Any], key: str, text: str, places: dict[tuple[str, ...], str]
-) -> None:
-    """Sets ``a.b`` in a nested structure; numbers index lists."""
-    here = f"--set {key}={text}"
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError("recipe-yaml", f"{here}: the value is not YAML") from error
-    *parents, last = key.split(".")
-    at: Any = content
-    end = 0
-    while end < len(parents):
-        part, end = parents[end], end + 1
-        if isinstance(at, list):
-            index = _index(at, part, here)
-            if isinstance(at[index], str):  # a method by its bare name
-                at[index] = {at[index]: {}}
-            at = at[index]
-        elif not isinstance(at, dict):
-            raise UserError("recipe-key", f"{here}: there is nothing below {part!r}")
-        else:
-            # The name of a method outside the package has dots of its own.
-            while part not in at and any(name.startswith(f"{part}.") for name in map(str, at)):
-                if end == len(parents):
-                    raise UserError("recipe-key", f"{here}: there is nothing at {part!r}")
-                part, end = f"{part}.{parents[end]}", end + 1
-            if not isinstance(at.get(part), dict | list):
-                at[part] = {}
-            at = at[part]
-    if isinstance(at, list):
-        at[_index(at, last, here)] = value
-    else:
-        at[last] = value
-    for end in range(1, len(parents) + 2):
-        places[tuple(key.split(".")[:end])] = here
-
-
-def _index(items: list[Any], part: str, here: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        raise UserError("recipe-key", f"{here}: {part!r} is not a place in a list of {len(items)}")
-    return int(part)
-
-
-def _explain(
-    error: ValidationError, places: Mapping[tuple[str, ...], str], path: Path
-) -> UserError:
+def _explain(error: ValidationError, places: Places, path: Path) -> UserError:
     """One line for the first thing pydantic found."""
     problem = first_problem(error, Recipe)
     key = problem.key

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
-from detr.config import Strict
+from detr.config import Record
 from detr.errors import UserError
 from detr.files import write_atomic
 from detr.sidecar import SidecarError, read_sidecar
@@ -28,7 +28,7 @@ _ARTIFACT = AliasChoices("artifact", "artefact")
 LayerSource = Literal["engine", "builder", "network"]
 
 
-class LayerCount(Strict):
+class LayerCount(Record):
     """The layer report in short.
 
     Attributes:
@@ -40,7 +40,7 @@ class LayerCount(Strict):
     count: int
 
 
-class PtxVersions(Strict):
+class PtxVersions(Record):
     """Versions of PTX of the plugin's kernels.
 
     Attributes:
@@ -52,7 +52,7 @@ class PtxVersions(Strict):
     embedded: str
 
 
-class EngineBuild(Strict):
+class EngineBuild(Record):
     """How an engine was built.
 
     Attributes:
@@ -99,7 +99,7 @@ def _stored_build(value: Any) -> Any:
     return None if value == {} else value
 
 
-class Evidence(Strict):
+class Evidence(Record):
     """The file ``evidence.json``.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from detr.config import Strict
+from detr.config import Record
 
 # Share of detections below the threshold that may differ.
 _DOUBTFUL = 0.25
@@ -25,7 +25,7 @@ def _stored_figure(value: Any) -> Any:
 Figure = Annotated[float, BeforeValidator(_stored_figure)]
 
 
-class Measured(Strict):
+class Measured(Record):
     """Base of models with measured figures: JSON keeps their infinities and NaN, as strings."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")

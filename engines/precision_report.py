@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AliasChoices, Field
 
-from detr.config import Strict
+from detr.config import Record
 from engines.parity import Measured, Outcome
 
 
@@ -118,7 +118,7 @@ class PrecisionComparison(Measured):
         return "\n".join([*lines, *self.advice])
 
 
-class PrecisionReport(Strict):
+class PrecisionReport(Record):
     """What was measured on the way to a precision.
 
     Attributes:

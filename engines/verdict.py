@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from detr.config import Strict
+from detr.config import Record
 from engines.parity import Budget, Figure, Measured, Parity
 
 Status = Literal["accepted", "undecided", "rejected"]
@@ -30,7 +30,7 @@ Symptom = Literal[
 Place = Literal["", "alone", "feeding"]
 
 
-class Conditions(Strict):
+class Conditions(Record):
     """When a mistake is recognized; a condition that is empty always holds.
 
     Attributes:
@@ -51,7 +51,7 @@ class Conditions(Strict):
         return sum(map(bool, self.model_dump().values()))
 
 
-class Pitfall(Strict):
+class Pitfall(Record):
     """One known mistake.
 
     Attributes:

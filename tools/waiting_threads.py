@@ -23,7 +23,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 _CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
 
 
-def contender(data: str, threads: int) -> None:
+def contender(data: str, threads: int, images: int) -> None:
     """A process that makes a step for every line it is sent, and answers in milliseconds."""
     import torch
 
@@ -34,7 +34,8 @@ def contender(data: str, threads: int) -> None:
     from distill.training.state import set_up
 
     torch.set_num_threads(threads)
-    recipe = load_recipe(find_recipe("demo-teacher"), (f"data.train={data}", "data.val=null"))
+    changes = (f"data.train={data}", "data.val=null", f"batch_size={images}")
+    recipe = load_recipe(find_recipe("demo-teacher"), changes)
     with tempfile.TemporaryDirectory() as scratch:
         state = set_up(recipe, RunDir(Path(scratch) / "run", recipe, True), join())
     batches = [state.batches.batch(i) for i in range(2)]
@@ -49,16 +50,18 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--images", type=int, default=8, help="of a step")
     parser.add_argument("--contender", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.contender:
-        contender(given.data, given.threads)
+        contender(given.data, given.threads, given.images)
         return
     plain = {key: value for key, value in os.environ.items() if key not in _CHOICES}
     # With torch imported first, the project chooses nothing.
     code = "import torch; from tools.waiting_threads import main; main()"
     call = [sys.executable, "-c", code]
     call += [given.data, "--contender", "--threads", str(given.threads)]
+    call += ["--images", str(given.images)]
     processes = {
         name: subprocess.Popen(
             call,

@@ -6,7 +6,7 @@ Torch-free on purpose: a bundle's sidecar carries a config to targets that have 
 from __future__ import annotations
 
 from detr.config.backbone import BackboneConfig, NeckConfig, PositionsConfig
-from detr.config.base import ClassMap, LayerStack, Positive, Strict, Weight, Word, merged
+from detr.config.base import ClassMap, LayerStack, Positive, Record, Strict, Weight, Word, merged
 from detr.config.decoder import (
     ConditionalCrossAttentionConfig,
     CrossAttentionConfig,
@@ -77,6 +77,7 @@ __all__ = [
     "PositionsConfig",
     "Positive",
     "QueriesConfig",
+    "Record",
     "RefinementConfig",
     "SelectedQueriesConfig",
     "SigmoidClassesConfig",

@@ -61,6 +61,12 @@ class Strict(BaseModel):
         return self.model_validate(values)
 
 
+class Record(Strict):
+    """What a program measured and wrote down: there a number may be infinite."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Changes over a base, mapping by mapping; another ``kind``, or a config, replaces it."""
     if "kind" in changes and changes["kind"] != base.get("kind", changes["kind"]):

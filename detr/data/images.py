@@ -35,8 +35,10 @@ _DAMAGE = (
 )
 
 
-# Half of the size that is refused is worth a line on standard error to Pillow; not to us.
+# Half of the size that is refused, and odd metadata, are worth a line on standard error to Pillow;
+# not to us.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def read_image(

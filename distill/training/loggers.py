@@ -8,12 +8,14 @@ the middle of a run is left out from there on and costs no training.
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from detr.cli_support import missing_extra
+from detr.errors import UserError
 from detr.files import write_atomic
 from distill.recipe import Recipe
 
@@ -55,7 +57,7 @@ class WeightsAndBiases:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         import wandb
 
-        own = _known_id(folder, "wandb") or wandb.util.generate_id()
+        own = _known_id(folder, "wandb") or secrets.token_hex(4)
         self._run: Any = wandb.init(
             id=own,
             resume="allow",
@@ -121,7 +123,7 @@ class Loggers:
         say: Takes lines for the user.
 
     Raises:
-        UserError: ``extra-missing``.
+        UserError: ``extra-missing``, or ``logger-start`` where a program does not begin.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
@@ -133,6 +135,8 @@ class Loggers:
                     self._loggers[key] = kind(recipe, folder)
                 except ModuleNotFoundError as error:
                     raise missing_extra(error, f"{key}: true") from error
+                except Exception as error:  # whatever a server or its client comes up with
+                    raise UserError("logger-start", f"{key}: true: {_line(error)}") from error
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Hands one line on."""
@@ -152,9 +156,12 @@ class Loggers:
         try:
             work()
         except Exception as error:  # whatever a server or its client comes up with
-            line = " ".join(str(error).split())[:200]
-            self._say(f"{key}: {type(error).__name__}: {line}; left out from here on")
+            self._say(f"{key}: {_line(error)}; left out from here on")
             self._loggers.pop(key)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _known_id(folder: Path, key: str) -> str | None:

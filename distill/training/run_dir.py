@@ -65,14 +65,24 @@ class RunDir:
         # A run that failed before its first step, on a mistyped value most often, binds nobody.
         begun = (path / "metrics.jsonl", self.checkpoint, self.model)
         if frozen.exists() and any(file.exists() for file in begun):
-            # Read as a recipe, so that a key that came later has its default on both sides.
-            self._before = load_recipe(frozen)
+            self._before = self._read(frozen)
             self._changes = changes(path, self._before, recipe)
             return
         if writes:
             output_folder(path)
             with self.alone():
                 write_atomic(frozen, recipe.to_yaml())
+
+    def _read(self, frozen: Path) -> Recipe:
+        """What the run was made with, as a recipe: a key that came later has its default."""
+        try:
+            return load_recipe(frozen)
+        except UserError as error:
+            raise UserError(
+                "run-differs",
+                f"{self.path}: cannot go on, its recipe is none of this release ({error.message}); "
+                "choose another --out; its model, if it has one, is as good as before",
+            ) from error
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -231,7 +241,7 @@ class RunDir:
         """Within it, what is recorded goes to the programs the recipe names as well.
 
         Raises:
-            UserError: ``extra-missing``.
+            UserError: ``extra-missing`` or ``logger-start``.
         """
         if self.writes:
             self._loggers = Loggers(self.recipe, self.path, self.say)

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from detr.config import Strict
+from detr.config import Record
 from detr.files import write_atomic
 from engines.evidence import LayerSource
 
@@ -39,7 +39,7 @@ _TYPES = (
 )
 
 
-class Layer(Strict):
+class Layer(Record):
     """One layer of the network.
 
     Attributes:
@@ -56,7 +56,7 @@ class Layer(Strict):
     shape: tuple[int, ...]
 
 
-class EngineLayer(Strict):
+class EngineLayer(Record):
     """One layer of the engine.
 
     Attributes:
@@ -72,7 +72,7 @@ class EngineLayer(Strict):
     nodes: tuple[str, ...] = ()
 
 
-class LayerReport(Strict):
+class LayerReport(Record):
     """The file ``layers.json``.
 
     Attributes:

@@ -41,7 +41,13 @@ def frame_size(text: str) -> tuple[int, int]:
     show_default=True,
     help="Frames at once, of a bundle with a dynamic batch.",
 )
-@click.option("--score", default=0.3, show_default=True, help="Drop what scores less.")
+@click.option(
+    "--score",
+    type=click.FloatRange(0, 1),
+    default=0.3,
+    show_default=True,
+    help="Drop what scores less.",
+)
 @json_option
 def deepstream(
     bundle: Path, out: Path, frame: str, batch: int, score: float, as_json: bool

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from torch import nn
@@ -34,16 +33,9 @@ from distill.methods import METHODS, parse_methods
 from distill.recipe import Recipe, load_recipe
 from distill.training.accumulate import images_per_process
 from distill.training.optim import build_optimizer, rate, set_rate
+from tests.fuzzing import FUZZ as MANY
 
-FUZZ = settings(
-    max_examples=int(os.environ.get("DETR_FUZZ", "300")),
-    deadline=None,
-    database=None,
-    derandomize="DETR_FUZZ" not in os.environ,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.generate],
-    report_multiple_bugs=False,
-)
+FUZZ = settings(MANY, max_examples=max(300, MANY.max_examples))
 WILD: list[Any] = [
     None, True, False, -1, 0, 1, 2, 3, 7, 16, 0.5, -0.5, 1.5, 1e-300, 1e-9, 1e308, -1e308,
     float("inf"), float("nan"), 2**31, 2**63, 2**70, -(2**63), "", "x", "1", "no", "a\0b", "é/..",

@@ -217,3 +217,15 @@ def test_the_model_is_saved_before_it_is_measured(
     train(tiny, run)
     assert (run / "model.safetensors").read_bytes() == before
     assert "ap" in read_model_info(run / "model.json").provenance
+
+
+def test_a_run_of_another_release_says_so_in_one_line(tiny: Recipe, begun: Path) -> None:
+    frozen = begun / "recipe.yaml"
+    # The first release described a detector by one flat table.
+    flat = "detector: {levels: 4, heads: 4, encoder_layers: 3}\n"
+    frozen.write_text(f"name: tiny\ndata: {{train: x}}\n{flat}steps: 6\n")
+    with pytest.raises(UserError) as caught:
+        train(tiny, begun)
+    assert caught.value.code == "run-differs" and "\n" not in caught.value.message
+    assert "cannot go on, its recipe is none of this release" in caught.value.message
+    assert f"{frozen}:3: detector.levels is now detector.neck.levels" in caught.value.message

@@ -53,6 +53,11 @@ class Noted:
         self.finished = finished
 
 
+class Refusing(Noted):
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        raise RuntimeError("no account")
+
+
 class Failing(Noted):
     def write(self, step: int, values: Mapping[str, float]) -> None:
         raise ConnectionError("server is gone\nfor good")
@@ -85,6 +90,16 @@ def test_one_that_fails_is_left_out_and_the_training_goes_on(
     log = (tmp_path / "run/log.txt").read_text()
     assert log.count("mlflow: ConnectionError: server is gone for good; left out") == 1
     assert "finished, 2 steps" in log
+
+
+def test_one_that_does_not_begin_is_told_before_the_first_step(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loggers.LOGGERS, "wandb", Refusing)
+    with pytest.raises(UserError, match="wandb: true: RuntimeError: no account") as caught:
+        train(asked(tiny, "wandb"), tmp_path / "run")
+    assert caught.value.code == "logger-start"
+    assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
 def test_a_run_that_dies_is_told(
