@@ -44,8 +44,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Tensors and training options of a ``.safetensors`` file or a pickle without code.
 
-    A pickle may be a state dict or have one under ``model`` or ``state_dict``; options are a record
-    of plain values under ``args``.
+    A pickle may be a state dict or have one under ``model`` or ``state_dict``, or a weight average
+    under ``ema`` and ``module``, which then counts (RT-DETR); options are a record of plain values
+    under ``args``.
 
     Raises:
         UserError: ``checkpoint-missing``, ``checkpoint-unreadable``, or ``checkpoint-pickle`` for a
@@ -78,6 +79,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     options = content.get("args") if isinstance(content, dict) else None
     if isinstance(options, argparse.Namespace):
         options = vars(options)
+    average = content.get("ema") if isinstance(content, dict) else None
+    if isinstance(average, dict) and isinstance(average.get("module"), dict):
+        content = average["module"]
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -9,7 +9,6 @@ from pydantic import BaseModel
 
 from detr.cli_support import Group, emit, json_option
 from detr.data.cli import parse_size
-from detr.data.preprocess import PreprocessConfig
 from detr.model_info import ModelInfo
 from detr.models.checkpoint import save_model
 from detr.models.describe import parameters
@@ -60,24 +59,24 @@ def weights() -> None:
     type=click.Path(path_type=Path),
     help="JSON with names and category_ids, or a COCO annotation file.",
 )
-@click.option("--size", default="800x1333", show_default=True, help="Canvas HEIGHTxWIDTH.")
+@click.option("--size", help="Canvas HEIGHTxWIDTH.  [default: 800x1333; RT-DETR 640x640]")
 @click.option("--dc5", is_flag=True, help="A .pth whose backbone has a dilated last stage.")
 @json_option
 def import_(
-    source: Path, out: Path, classes: Path | None, size: str, dc5: bool, as_json: bool
+    source: Path, out: Path, classes: Path | None, size: str | None, dc5: bool, as_json: bool
 ) -> None:
     """Read published weights into a checkpoint.
 
     SOURCE is a Hugging Face folder (config.json and safetensors) of DETR, Conditional DETR,
-    DAB-DETR or Deformable DETR, or a .pth of the original DETR, Conditional-DETR, DAB-DETR,
-    Deformable-DETR, DN-DETR, H-Deformable-DETR or DINO repository, or of detrex's DINO. Pickles are
-    read for their tensors only; code in them never runs.
+    DAB-DETR, Deformable DETR or RT-DETR(v2), or a .pth of the original DETR, Conditional-DETR,
+    DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR, DINO or RT-DETR repository, or of
+    detrex's DINO. Pickles are read for their tensors only; code in them never runs.
 
     Every published tensor is used or listed, and every tensor of ours is filled, or it is an error.
 
     Example: detr weights import detr-resnet-50 --out runs/detr.safetensors
     """
-    canvas = parse_size(size)
+    canvas = None if size is None else parse_size(size)
     if source.is_dir():
         imported = read_folder(source)
     else:
@@ -89,7 +88,9 @@ def import_(
         classes=class_map(imported.names)
         if classes is None
         else read_classes(classes, config.num_classes),
-        preprocess=PreprocessConfig(size=canvas),
+        preprocess=imported.preprocess
+        if canvas is None
+        else imported.preprocess.replace(size=canvas),
         provenance={"imported_from": str(source)},
     )
     save_model(out, imported.detector, info)

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from detr.config import ContrastiveDenoisingConfig, DetectorConfig
+from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models.detector import build_detector
 from detr.models.tensors import match_tensors, read_tensors
 from detr.models.weights import conditional_detr, dab_detr, deformable_detr, detr, rt_detr
 from detr.models.weights.backbones import plain_rules, transformers_resnet_rules
-from detr.models.weights.imported import Imported
+from detr.models.weights.imported import USUAL_INPUT, Imported
 from detr.models.weights.renaming import Rule, rename
 
 _LABELS = "denoiser.label_embedding.weight"
@@ -29,11 +30,13 @@ class Family(NamedTuple):
         rules: Where its tensors go, the backbone's aside.
         backbone: Regular expression of what precedes the backbone's tensor names; ``None`` where
             the rules know the backbone.
+        preprocess: What its images went through in training.
     """
 
     config_of: Callable[[Mapping[str, Any], int, str], DetectorConfig]
     rules: Callable[[DetectorConfig], tuple[Rule, ...]]
     backbone: str | None
+    preprocess: PreprocessConfig = USUAL_INPUT
 
 
 FAMILIES = {
@@ -43,7 +46,8 @@ FAMILIES = {
     "deformable_detr": Family(
         deformable_detr.config_of, deformable_detr.rules, deformable_detr.BACKBONE
     ),
-    "rt_detr": Family(rt_detr.config_of, rt_detr.rules, None),
+    "rt_detr": Family(rt_detr.config_of, rt_detr.rules, None, rt_detr.INPUT),
+    "rt_detr_v2": Family(rt_detr.config_of, rt_detr.rules, None, rt_detr.INPUT),
 }
 
 
@@ -99,7 +103,8 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
     surplus = drop_label_rows(renamed.tensors, config)
     detector = build_detector(config, pretrained=False)
     match_tensors(detector, renamed.tensors, place)
-    return Imported(detector.eval(), names, renamed.unused | surplus)
+    unused = renamed.unused | surplus
+    return Imported(detector.eval(), names, unused, family.preprocess)
 
 
 def drop_label_rows(tensors: dict[str, Tensor], config: DetectorConfig) -> dict[str, str]:

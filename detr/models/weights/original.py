@@ -1,8 +1,9 @@
 """Checkpoints of the original repositories.
 
-Those of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR and DINO, and
-of detrex's DINO. The architecture is read off names and shapes (:mod:`original_config`). Names are
-put in the transformers library's terms first, whose tables then say where they go.
+Those of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR and DINO, of
+detrex's DINO and of RT-DETR (:mod:`original_rt_detr`). The architecture is read off names and
+shapes (:mod:`original_config`). Names are put in the transformers library's terms first, whose
+tables then say where they go.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from detr.config import DetectorConfig
 from detr.errors import UserError
 from detr.models.detector import build_detector
 from detr.models.tensors import match_tensors
-from detr.models.weights import conditional_detr, deformable_detr, detr, detrex, original_config
+from detr.models.weights import (
+    conditional_detr,
+    deformable_detr,
+    detr,
+    detrex,
+    original_config,
+    original_rt_detr,
+)
 from detr.models.weights.backbones import convnext_rules, plain_rules, swin_rules
 from detr.models.weights.imported import Imported
 from detr.models.weights.renaming import Rule, rename, split_projections
@@ -190,6 +198,8 @@ def convert(
     """
     told = dict(options or {})
     told["dilation"] = dilated or bool(told.get("dilation"))
+    if original_rt_detr.MARK in tensors:
+        return original_rt_detr.convert(tensors, place)
     by_detrex = detrex.MARK in tensors
     if by_detrex:
         tensors = detrex.original_names(tensors)
