@@ -1,4 +1,4 @@
-"""Times a detector with a ResNet-18: ours against the transformers library's, weights alike, in turns.
+"""Times detectors with a ResNet-18, ours and the transformers library's: same weights, in turns.
 
 python -m tools.against_transformers --threads 2
 python -m tools.against_transformers --threads 2 --family rt_detr --size 416x1344

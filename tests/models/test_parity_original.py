@@ -158,7 +158,9 @@ def test_every_family_is_held():
 def test_rt_detr(case):
     """On square canvases that images fill: its code knows no padding, and mixes up the axes."""
     golden = np.load(GOLDEN / "rt_detr" / f"{case}.npz")
-    imported = convert(state_dict(golden), case)
+    discrete = case.endswith("discrete")
+    imported = convert(state_dict(golden), case, discrete=discrete)
+    assert imported.detector.config.decoder.cross_attention.discrete == discrete
     assert "rows that no label ever reads" in imported.unused.values()
     # The number of queries is not in the tensors.
     detector = build_detector(imported.detector.config.replace(**{"queries.number": 11})).eval()

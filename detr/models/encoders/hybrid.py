@@ -48,7 +48,7 @@ class HybridEncoder(Encoder):
         """See the base class."""
         shapes, ratios, padding = levels.shapes, levels.valid_ratios, levels.padding
         layers = self._attend(levels)
-        coarsest = layers[-1].transpose(1, 2).unflatten(2, shapes[-1])
+        coarsest = torch.unflatten(layers[-1].transpose(1, 2), 2, shapes[-1])
         fused = self._fuse([*levels.maps[:-1], coarsest])
         maps = [project(x) for project, x in zip(self.projections, fused, strict=True)]
         tokens = Levels(maps, padding, ratios).tokens()

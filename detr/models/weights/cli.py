@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from detr.cli_support import Group, emit, json_option
 from detr.data.cli import parse_size
+from detr.errors import UserError
 from detr.model_info import ModelInfo
 from detr.models.checkpoint import save_model
 from detr.models.describe import parameters
@@ -61,9 +62,16 @@ def weights() -> None:
 )
 @click.option("--size", help="Canvas HEIGHTxWIDTH.  [default: 800x1333; RT-DETR 640x640]")
 @click.option("--dc5", is_flag=True, help="A .pth whose backbone has a dilated last stage.")
+@click.option("--discrete", is_flag=True, help="A .pth of RT-DETRv2 with discrete sampling.")
 @json_option
 def import_(
-    source: Path, out: Path, classes: Path | None, size: str | None, dc5: bool, as_json: bool
+    source: Path,
+    out: Path,
+    classes: Path | None,
+    size: str | None,
+    dc5: bool,
+    discrete: bool,
+    as_json: bool,
 ) -> None:
     """Read published weights into a checkpoint.
 
@@ -77,11 +85,17 @@ def import_(
     Example: detr weights import detr-resnet-50 --out runs/detr.safetensors
     """
     canvas = None if size is None else parse_size(size)
+    if source.is_dir() and discrete:
+        raise UserError(
+            "weights-config", f"{source}: its config.json says how it samples; leave out --discrete"
+        )
     if source.is_dir():
         imported = read_folder(source)
     else:
         checkpoint = read_checkpoint(source)
-        imported = original.convert(checkpoint.tensors, str(source), checkpoint.options, dc5)
+        imported = original.convert(
+            checkpoint.tensors, str(source), checkpoint.options, dc5, discrete
+        )
     config = imported.detector.config
     info = ModelInfo(
         detector=config,

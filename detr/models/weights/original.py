@@ -182,6 +182,7 @@ def convert(
     place: str,
     options: Mapping[str, Any] | None = None,
     dilated: bool = False,
+    discrete: bool = False,
 ) -> Imported:
     """Our detector of an original checkpoint's state dict.
 
@@ -190,6 +191,7 @@ def convert(
         place: The source, for messages.
         options: The training's command line, where the checkpoint tells it.
         dilated: The backbone's last stage is (DC5); nothing in the tensors tells.
+        discrete: Attention samples whole cells (RT-DETRv2); nothing in the tensors tells.
 
     Raises:
         UserError: ``weights-family`` for another repository's, ``weights-config`` for a variant we
@@ -199,7 +201,9 @@ def convert(
     told = dict(options or {})
     told["dilation"] = dilated or bool(told.get("dilation"))
     if original_rt_detr.MARK in tensors:
-        return original_rt_detr.convert(tensors, place)
+        return original_rt_detr.convert(tensors, place, discrete)
+    if discrete:
+        raise UserError("weights-config", f"{place}: --discrete is for RT-DETRv2")
     by_detrex = detrex.MARK in tensors
     if by_detrex:
         tensors = detrex.original_names(tensors)

@@ -57,12 +57,13 @@ _NAMES = (
 )
 
 
-def convert(tensors: Mapping[str, Tensor], place: str) -> Imported:
+def convert(tensors: Mapping[str, Tensor], place: str, discrete: bool = False) -> Imported:
     """Our detector of a checkpoint's state dict.
 
     Args:
         tensors: The state dict; the average's, where there is one.
         place: The source, for messages.
+        discrete: It samples whole cells (version 2); nothing in the tensors tells.
 
     Raises:
         UserError: ``weights-backbone`` for another backbone than a ResNet-vd, ``weights-config``
@@ -72,7 +73,9 @@ def convert(tensors: Mapping[str, Tensor], place: str) -> Imported:
     if "backbone.conv1.conv1_1.conv.weight" not in tensors:
         raise UserError("weights-backbone", f"{place}: the backbone is no ResNet-vd")
     named = {_translated(name): x for name, x in split_projections(tensors).items()}
-    return hugging_face.convert(_published(tensors, place), named, place)
+    published = _published(tensors, place)
+    published["decoder_method"] = "discrete" if discrete else "default"
+    return hugging_face.convert(published, named, place)
 
 
 def _published(tensors: Mapping[str, Tensor], place: str) -> dict[str, Any]:
@@ -86,6 +89,9 @@ def _published(tensors: Mapping[str, Tensor], place: str) -> dict[str, Any]:
     layer = "decoder.decoder.layers.0"
     levels = _depth(tensors, "encoder.fpn_blocks") + 1
     offsets = len(tensors[f"{layer}.cross_attn.sampling_offsets.bias"])
+    scales = tensors.get(f"{layer}.cross_attn.num_points_scale")
+    if scales is not None and len(scales.unique()) > 1:
+        raise UserError("weights-config", f"{place}: levels with unequal points are not supported")
     blocks = _depth(tensors, "encoder.fpn_blocks.0.bottlenecks")
     if blocks != 3:
         raise UserError("weights-config", f"{place}: {blocks} RepVGG blocks are not supported")

@@ -19,7 +19,7 @@ INPUT = PreprocessConfig(size=(640, 640), mean=(0.0, 0.0, 0.0), std=(255.0, 255.
 _WB = "(weight|bias)"
 _NORM = "(weight|bias|running_mean|running_var)"
 # timm's block counts and the ResNet-vd that has them.
-_NAMES = {
+_NAMES: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18d",
     ("basic", (3, 4, 6, 3)): "resnet34d",
     ("bottleneck", (3, 4, 6, 3)): "resnet50d",
@@ -38,8 +38,7 @@ _PLAIN: dict[str, Any] = {
     "feat_strides": [8, 16, 32],
     "layer_norm_eps": 1e-5,
     "batch_norm_eps": 1e-5,
-    # Version 2 alone; what is left of it is version 1's decoder.
-    "decoder_method": "default",
+    # Version 2 alone.
     "decoder_offset_scale": 0.5,
     "decoder_n_levels": 3,
 }
@@ -55,6 +54,10 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
         found = published.get(option, wanted)
         if (list(found) if isinstance(found, tuple) else found) != wanted:
             raise UserError("weights-config", f"{place}: {option} {found} is not supported")
+    methods = {"default": False, "discrete": True}
+    method = published.get("decoder_method", "default")
+    if method not in methods:
+        raise UserError("weights-config", f"{place}: decoder_method {method} is not supported")
     heads = published.get("encoder_attention_heads", 8)
     if published.get("decoder_attention_heads", 8) != heads:
         raise UserError(
@@ -79,7 +82,10 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
         decoder={
             "layers": published.get("decoder_layers", 6),
             "ffn": published.get("decoder_ffn_dim", 1024),
-            "cross_attention": {"points": published.get("decoder_n_points", 4)},
+            "cross_attention": {
+                "points": published.get("decoder_n_points", 4),
+                "discrete": methods[method],
+            },
         },
     )
 
