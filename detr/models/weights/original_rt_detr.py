@@ -90,7 +90,7 @@ def _published(tensors: Mapping[str, Tensor], place: str) -> dict[str, Any]:
     levels = _depth(tensors, "encoder.fpn_blocks") + 1
     offsets = len(tensors[f"{layer}.cross_attn.sampling_offsets.bias"])
     scales = tensors.get(f"{layer}.cross_attn.num_points_scale")
-    if scales is not None and len(scales.unique()) > 1:
+    if scales is not None and len(set(scales.tolist())) > 1:
         raise UserError("weights-config", f"{place}: levels with unequal points are not supported")
     blocks = _depth(tensors, "encoder.fpn_blocks.0.bottlenecks")
     if blocks != 3:
