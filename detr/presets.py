@@ -137,7 +137,7 @@ _OFFICIAL_DINO = _DINO.replace(
     decoder={"refinement": {"shared_heads": True}},
 )
 _STABLE_DINO = _DINO.replace(encoder={"fusion": "dense"})
-# RT-DETR-R50; _SIZES has the others.
+# RT-DETR-R50; _RT_DETR_SIZES has the others.
 _RT_DETR = DetectorConfig(
     num_classes=1,
     neck=NeckConfig(levels=3, group_norm=False, batch_norm=True),
@@ -184,26 +184,24 @@ FAMILIES: dict[str, DetectorConfig] = {
     "stable-dino-5scale": _five_scales(_STABLE_DINO),
     # lyuwenyu/RT-DETR, over ResNet-vd.
     "rtdetr": _RT_DETR,
+    # Version 2 is the same network, trained otherwise, or one that samples whole cells.
+    "rtdetrv2": _RT_DETR,
+    "rtdetrv2-discrete": _RT_DETR.replace(decoder={"cross_attention": {"discrete": True}}),
 }
+_RT_DETRS = {"rtdetr", "rtdetrv2", "rtdetrv2-discrete"}
 # Families of detrex, which freezes a ResNet's stem; the others' code freezes its first stage, too.
-_STEM_ONLY = {"dino", "dino-5scale", "stable-dino", "stable-dino-5scale", "rtdetr"}
+_STEM_ONLY = {"dino", "dino-5scale", "stable-dino", "stable-dino-5scale"} | _RT_DETRS
 # Families over other ResNets than torchvision's.
-_RESNETS = {"rtdetr": _VD}
+_RESNETS = dict.fromkeys(_RT_DETRS, _VD)
 # What a family changes with its backbone. RT-DETR trains all of its small backbones.
 _SMALL_VD = {"norm": "train", "frozen_stages": 0, "first_projection": True}
-_SIZES: dict[tuple[str, str], dict[str, Any]] = {
-    ("rtdetr", "r18"): {
-        "backbone": _SMALL_VD,
-        "encoder": {"expansion": 0.5},
-        "decoder": {"layers": 3},
-    },
-    ("rtdetr", "r34"): {
-        "backbone": _SMALL_VD,
-        "encoder": {"expansion": 0.5},
-        "decoder": {"layers": 4},
-    },
-    ("rtdetr", "r101"): {"encoder": {"width": 384, "ffn": 2048}},
+_SMALL_RT_DETR = {"backbone": _SMALL_VD, "encoder": {"expansion": 0.5}}
+_RT_DETR_SIZES: dict[str, dict[str, Any]] = {
+    "r18": {**_SMALL_RT_DETR, "decoder": {"layers": 3}},
+    "r34": {**_SMALL_RT_DETR, "decoder": {"layers": 4}},
+    "r101": {"encoder": {"width": 384, "ffn": 2048}},
 }
+_SIZES = dict.fromkeys(_RT_DETRS, _RT_DETR_SIZES)
 
 
 def preset_names() -> list[str]:
@@ -248,4 +246,4 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
             "frozen_stages": frozen,
         },
     )
-    return config.replace(**_SIZES.get((family, short), {}))
+    return config.replace(**_SIZES.get(family, {}).get(short, {}))

@@ -1,6 +1,7 @@
-"""Times Deformable DETR R18: ours against the transformers library's, same weights, in turns.
+"""Times detectors with a ResNet-18, ours and the transformers library's: same weights, in turns.
 
 python -m tools.against_transformers --threads 2
+python -m tools.against_transformers --threads 2 --family rt_detr --size 416x1344
 
 Both are eager torch in one process, with the same threads, allocator and random weights; before
 anything is timed, their predictions are compared. A training step is forward, loss with its
@@ -31,8 +32,8 @@ LABELS = torch.tensor([0, 2, 1])
 Run = Callable[[], object]
 
 
-def published() -> Any:
-    """The library's model with a ResNet-18 and otherwise its own defaults."""
+def deformable_detr() -> Any:
+    """The library's Deformable DETR with a ResNet-18 and otherwise its own defaults."""
     backbone = {
         "model_type": "timm_backbone",
         "backbone": "resnet18",
@@ -46,8 +47,38 @@ def published() -> Any:
     return transformers.DeformableDetrForObjectDetection(config)
 
 
-def contenders(size: tuple[int, int]) -> dict[str, dict[str, Run]]:
+def rt_detr() -> Any:
+    """The library's RT-DETR-R18, as it is published."""
+    backbone = {
+        "model_type": "rt_detr_resnet",
+        "embedding_size": 64,
+        "hidden_sizes": [64, 128, 256, 512],
+        "depths": [2, 2, 2, 2],
+        "layer_type": "basic",
+        "out_indices": [2, 3, 4],
+    }
+    options: dict[str, Any] = {
+        "backbone_config": backbone,
+        "num_labels": 8,
+        "hidden_expansion": 0.5,
+        "decoder_layers": 3,
+        "encoder_in_channels": [128, 256, 512],
+        "freeze_backbone_batch_norms": False,
+    }
+    torch.manual_seed(0)
+    return transformers.RTDetrForObjectDetection(transformers.RTDetrConfig(**options))
+
+
+# Each family's model, and the loss it is trained with.
+FAMILIES: dict[str, tuple[Callable[[], Any], LossWeights]] = {
+    "deformable_detr": (deformable_detr, LossWeights(focal=2.0)),
+    "rt_detr": (rt_detr, LossWeights(scores="varifocal")),
+}
+
+
+def contenders(family: str, size: tuple[int, int]) -> dict[str, dict[str, Run]]:
     """For both tasks, what ours and theirs run."""
+    published, weights = FAMILIES[family]
     theirs = published().eval()
     ours = convert(theirs.config.to_dict(), theirs.state_dict(), "random weights").detector
     # As training places it.
@@ -76,7 +107,6 @@ def contenders(size: tuple[int, int]) -> dict[str, dict[str, Run]]:
 
     targets = [Target(BOXES, LABELS, torch.zeros(0, 4))]
     labels = [{"class_labels": LABELS, "boxes": BOXES}]
-    weights = LossWeights(focal=2.0)
     optimizers = {model: torch.optim.AdamW(model.parameters(), lr=1e-4) for model in (ours, theirs)}
 
     def step(model: torch.nn.Module, loss_of: Callable[[], torch.Tensor]) -> None:
@@ -112,6 +142,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", default="402x1333")
+    parser.add_argument("--family", choices=sorted(FAMILIES), default="deformable_detr")
     parser.add_argument(
         "--tasks", nargs="+", choices=("forward", "step"), default=("forward", "step")
     )
@@ -119,7 +150,7 @@ def main() -> None:
     prepare_cpu()
     torch.set_num_threads(arguments.threads)
     print(f"{arguments.size}, {arguments.threads} threads, {arguments.rounds} rounds in turns")
-    every = contenders(parse_size(arguments.size))
+    every = contenders(arguments.family, parse_size(arguments.size))
     for task in arguments.tasks:
         runs = every[task]
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}

@@ -36,7 +36,10 @@ from distill.training.loop import train
 SIZE = (64, 128)
 ENOUGH = 0.9
 # What a family's own training changes of the detection loss.
-LOSSES: dict[str, dict[str, Any]] = {"rtdetr": {"scores": "varifocal"}}
+_RT_DETR = {"scores": "varifocal"}
+LOSSES: dict[str, dict[str, Any]] = dict.fromkeys(
+    ("rtdetr", "rtdetrv2", "rtdetrv2-discrete"), _RT_DETR
+)
 
 
 def small(family: str) -> dict[str, Any]:

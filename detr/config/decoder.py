@@ -44,6 +44,8 @@ class DeformableCrossAttentionConfig(AnyCrossAttentionConfig):
         points: Sampling points P per head and level.
         scaled_positions: Positions are rescaled by the content from layer 2 on
             (DAB-Deformable-DETR).
+        discrete: Samples are whole cells, and beyond the image those at its edge; offsets are then
+            not trained (RT-DETRv2's discrete sampling).
     """
 
     single_level: ClassVar[bool] = False
@@ -52,6 +54,7 @@ class DeformableCrossAttentionConfig(AnyCrossAttentionConfig):
     kind: Literal["deformable"] = "deformable"
     points: Annotated[int, Field(ge=1, le=64)] = 4
     scaled_positions: bool = False
+    discrete: bool = False
 
     @property
     def sampling_points(self) -> int:

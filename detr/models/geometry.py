@@ -22,10 +22,12 @@ class SamplingFrame(NamedTuple):
         center: ``[B, N, V, P, 2]`` (x, y) of the reference on each level, in [0, 1] of the canvas;
             repeated over the points and contiguous, so that the sum over heads runs vectorized.
         unit: ``[B, N, V, P, 2]`` (or 1s for B and N) length of one offset step, same coordinates.
+        ratios: ``[B, V, 2]`` valid ratios (width, height).
     """
 
     center: Tensor
     unit: Tensor
+    ratios: Tensor
 
 
 def valid_ratios(valid_sizes: Tensor, shapes: LevelShapes, canvas: tuple[int, int]) -> Tensor:
@@ -88,14 +90,16 @@ def sampling_frame(
         shapes: (height, width) of the levels.
         points: Sampling points P per level.
     """
-    ratios = ratios[:, None]
-    center = reference[:, :, None, :2] * ratios
+    share = ratios[:, None]
+    center = reference[:, :, None, :2] * share
     if reference.shape[-1] == 2:
         unit = 1 / _extents(shapes, center)[None]
     else:
-        unit = reference[:, :, None, 2:] * ratios * (0.5 / points)
+        unit = reference[:, :, None, 2:] * share * (0.5 / points)
     repeat = (1, 1, 1, points, 1)
-    return SamplingFrame(center[:, :, :, None].repeat(repeat), unit[:, :, :, None].repeat(repeat))
+    return SamplingFrame(
+        center[:, :, :, None].repeat(repeat), unit[:, :, :, None].repeat(repeat), ratios
+    )
 
 
 def join_frames(frames: list[SamplingFrame]) -> SamplingFrame:
@@ -104,10 +108,28 @@ def join_frames(frames: list[SamplingFrame]) -> SamplingFrame:
         return frames[0]
     center = torch.cat([frame.center for frame in frames], 1)
     if all(frame.unit.shape[1] == 1 for frame in frames):
-        return SamplingFrame(center, frames[0].unit)
-    return SamplingFrame(
-        center, torch.cat([frame.unit.expand_as(frame.center) for frame in frames], 1)
-    )
+        return frames[0]._replace(center=center)
+    unit = torch.cat([frame.unit.expand_as(frame.center) for frame in frames], 1)
+    return frames[0]._replace(center=center, unit=unit)
+
+
+def whole_cells(locations: Tensor, ratios: Tensor, shapes: LevelShapes) -> Tensor:
+    """Sampling locations moved to the centers of cells within the image (RT-DETRv2).
+
+    The cell is number ``floor(x * width + 1/2)``, as in its code, which trained weights know, and
+    at most the last one that the image covers. There bilinear sampling reads that cell alone, so
+    every attention operator samples discretely without knowing of it.
+
+    Args:
+        locations: ``[B, N, M, V, P, 2]`` (x, y) in [0, 1] of the canvas.
+        ratios: ``[B, V, 2]`` valid ratios.
+        shapes: (height, width) of the levels.
+    """
+    extent = _extents(shapes, locations)  # [1, V, 2]
+    last = (ratios * extent - 0.5).floor()[:, None, None, :, None]
+    extent = extent[:, None, None, :, None]
+    cell = (locations * extent + 0.5).floor().clamp(min=0)
+    return (torch.minimum(cell, last) + 0.5) / extent
 
 
 def _extents(shapes: LevelShapes, like: Tensor) -> Tensor:

@@ -73,8 +73,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_checkpoint(path: Path, averaged: bool | None = None) -> Checkpoint:
     """Tensors and training options of a ``.safetensors`` file or a pickle without code.
 
-    A pickle may be a state dict or have one under ``model`` or ``state_dict``; options are a record
-    of plain values under ``args``.
+    A pickle may be a state dict or have one under ``model`` or ``state_dict``, or a weight average
+    under ``ema`` and ``module``, which then counts (RT-DETR); options are a record of plain values
+    under ``args``.
 
     Args:
         path: The file.

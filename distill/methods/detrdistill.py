@@ -26,6 +26,7 @@ from pydantic import Field
 from torch import Tensor
 
 from detr.config import Strict, Weight
+from detr.errors import UserError
 from detr.models import GroupOutput, Target, TeacherPart, cxcywh_to_xyxy
 from distill.distributed import mean_over_processes
 from distill.losses.linear_assignment import assign
@@ -104,6 +105,13 @@ class DetrDistill(Method[DetrDistillOptions]):
         )
         self.loss = setting.loss
         if self.options.features:
+            # The mask compares queries, which have the memory's width, with cells of the map.
+            if self.options.on == "neck" and theirs.neck_width != theirs.width:
+                raise UserError(
+                    "method-width",
+                    f"methods.{self.name}: the teacher's maps have {theirs.neck_width} channels at "
+                    f"its neck and its queries {theirs.width}; set on: memory",
+                )
             self.maps = FeaturePairs(self.options.on, ours, theirs, self.name)
         if self.options.prior:
             check_same_kind(ours, theirs, self.name)

@@ -16,10 +16,13 @@ from detr.config import (
     DeformableCrossAttentionConfig,
     DeformableEncoderConfig,
     DetectorConfig,
+    HybridEncoderConfig,
     LearnedQueriesConfig,
     LookForwardTwiceConfig,
     MixedQueriesConfig,
     NeckConfig,
+    PositionsConfig,
+    SelectedQueriesConfig,
     TwoStageQueriesConfig,
 )
 from detr.data.preprocess import PreprocessConfig
@@ -28,6 +31,13 @@ from detr.models import Detector, build_detector, save_model
 
 SIZE = (64, 96)
 DINO = {"queries": MixedQueriesConfig(number=12), "decoder.final_norm": True}
+RT_DETR = {
+    "neck": NeckConfig(levels=3, group_norm=False, batch_norm=True),
+    "positions": PositionsConfig(offset=-1.0, normalized=False),
+    "encoder": HybridEncoderConfig(ffn=48, expansion=0.5, blocks=1),
+    "queries": SelectedQueriesConfig(number=12, proposal_tokens="all"),
+    "decoder.refinement": LookForwardTwiceConfig(),
+}
 DETECTORS: dict[str, dict[str, Any]] = {
     "deformable": {},
     "deformable-refine": {"decoder.refinement.kind": "detach"},
@@ -41,6 +51,8 @@ DETECTORS: dict[str, dict[str, Any]] = {
         "decoder.refinement": LookForwardTwiceConfig(),
         "encoder.layers": 0,
     },
+    "rtdetr": RT_DETR,
+    "rtdetr-discrete": {**RT_DETR, "decoder.cross_attention.discrete": True},
 }
 
 MakeCheckpoint = Callable[..., Path]

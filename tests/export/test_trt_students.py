@@ -1,7 +1,7 @@
-"""DINO and Deformable DETR students become TensorRT-RTX engines in every precision, without a GPU.
+"""DINO, Deformable DETR and RT-DETR students become TensorRT-RTX engines, without a GPU.
 
-Real exports and real builds for two architectures; that the engines answer rightly is for a machine
-with such a GPU (``make gpu-check``).
+Real exports and real builds in every precision, for two GPU architectures; that the engines answer
+rightly is for a machine with such a GPU (``make gpu-check``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ pytest.importorskip("tensorrt_rtx")
 
 MakeCheckpoint = Callable[..., Path]
 MakeBundle = Callable[[Precision], Bundle]
-STUDENTS = ("dino", "deformable-two-stage")
+STUDENTS = ("dino", "deformable-two-stage", "rtdetr")
 RTX = BACKENDS["tensorrt-rtx"]
 
 

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from detr.models.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
-from detr.models.geometry import padding_mask, sampling_frame, token_centers, valid_ratios
+from detr.models.geometry import (
+    padding_mask,
+    sampling_frame,
+    token_centers,
+    valid_ratios,
+    whole_cells,
+)
 from detr.models.queries.position import image_positions, reference_embedding
 
 SHAPES = ((12, 20), (6, 10), (3, 5))
@@ -78,10 +84,10 @@ def test_reference_embedding_order():
 def test_sampling_frames():
     ratios = torch.tensor([[[0.5, 1.0], [0.6, 0.8], [1.0, 1.0]]])
     box = torch.tensor([[[0.2, 0.4, 0.1, 0.3]]])
-    center, unit = sampling_frame(box, ratios, SHAPES, points=4)
+    center, unit, _ = sampling_frame(box, ratios, SHAPES, points=4)
     torch.testing.assert_close(center[0, 0, 1, 2], torch.tensor([0.2 * 0.6, 0.4 * 0.8]))
     torch.testing.assert_close(unit[0, 0, 1, 3], torch.tensor([0.1 * 0.6 / 8, 0.3 * 0.8 / 8]))
-    center, unit = sampling_frame(box[..., :2], ratios, SHAPES, points=4)
+    center, unit, _ = sampling_frame(box[..., :2], ratios, SHAPES, points=4)
     torch.testing.assert_close(center[0, 0, 0, 0], torch.tensor([0.1, 0.4]))
     torch.testing.assert_close(unit[0, 0, 2, 0], torch.tensor([1 / 5, 1 / 3]))
 
@@ -99,3 +105,18 @@ def test_box_formats_invert_each_other():
     ends = inverse_sigmoid(torch.tensor([0.0, 0.3, 1.0, 2.0]))
     assert ends.isfinite().all()
     torch.testing.assert_close(ends.sigmoid()[1], torch.tensor(0.3))
+
+
+def test_whole_cells_are_those_of_the_image():
+    """RT-DETRv2's discrete samples: cell ``floor(x * width + 1/2)``, never beyond the image."""
+    shapes = ((4, 8), (2, 4))
+    ratios = torch.tensor([[[0.5, 1.0], [0.5, 1.0]]])  # the right half is padding
+    x = torch.tensor([-0.3, 0.0, 0.06, 0.07, 0.2, 0.3, 0.45, 0.49, 0.6, 1.3])
+    places = torch.stack((x, torch.full_like(x, 0.99)), -1).view(1, 1, 1, 1, 10, 2)
+    found = whole_cells(places.expand(-1, -1, -1, 2, -1, -1), ratios, shapes)
+    for level, (height, width) in enumerate(shapes):
+        cells = found[0, 0, 0, level] * torch.tensor([width, height]) - 0.5
+        last = width // 2 - 1
+        wanted = [min(max(math.floor(v * width + 0.5), 0), last) for v in x.tolist()]
+        assert cells[:, 0].tolist() == pytest.approx(wanted, abs=1e-5)
+        assert cells[:, 1].tolist() == pytest.approx([height - 1] * 10, abs=1e-5)

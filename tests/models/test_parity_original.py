@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from detr.errors import UserError
 from detr.model_info import read_model_info
-from detr.models import Detector
+from detr.models import Detector, build_detector
 from detr.models.weights.cli import weights
 from detr.models.weights.original import convert
 
@@ -197,3 +197,35 @@ def test_class_names_of_mmdet(tmp_path):
     info = read_model_info(tmp_path / "x.json")
     assert info.classes.names == names
     assert (info.preprocess.short, info.preprocess.long) == (800, 1333)
+
+
+@pytest.mark.parametrize("case", sorted(p.stem for p in (GOLDEN / "rt_detr").glob("*.npz")))
+def test_rt_detr(case):
+    """On square canvases that images fill: its code knows no padding, and mixes up the axes."""
+    golden = np.load(GOLDEN / "rt_detr" / f"{case}.npz")
+    discrete = case.endswith("discrete")
+    imported = convert(state_dict(golden), case, discrete=discrete)
+    assert imported.detector.config.decoder.cross_attention.discrete == discrete
+    assert "rows that no label ever reads" in imported.unused.values()
+    # The number of queries is not in the tensors.
+    detector = build_detector(imported.detector.config.replace(**{"queries.number": 11})).eval()
+    detector.load_state_dict(imported.detector.state_dict())
+    for i, side in enumerate((128, 160)):
+        sizes = ((side, side), (side, side))
+        with torch.no_grad():
+            memory = detector.encode(
+                images((side, side), sizes), torch.tensor(sizes, dtype=torch.float32)
+            )
+            output = detector.decode(memory, detector.queries(memory))[0]
+        assert_close(output.logits, golden[f"logits_{i}"])
+        assert_close(output.boxes, golden[f"boxes_{i}"])
+        spread = golden[f"logits_{i}"][-1].std(1).mean(), golden[f"boxes_{i}"][-1].std(1).mean()
+        assert min(spread) > 1e-2, "queries that all say the same prove nothing"
+
+
+def test_rt_detr_over_another_backbone_is_refused():
+    state = state_dict(np.load(GOLDEN / "rt_detr" / "rtdetr.npz"))
+    state = {name: x for name, x in state.items() if not name.startswith("backbone.conv1")}
+    with pytest.raises(UserError) as caught:
+        convert(state, "x")
+    assert caught.value.code == "weights-backbone"

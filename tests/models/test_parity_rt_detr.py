@@ -5,7 +5,10 @@ The library looks at no padding, so images fill their canvas.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -69,6 +72,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "R50": {"num_labels": 80},
 }
+MODELS = {
+    **{case: ("rt_detr", options) for case, options in CASES.items()},
+    "v2, sampling between cells": ("rt_detr_v2", CASES["basic"]),
+    "v2, discrete": ("rt_detr_v2", {**CASES["basic"], "decoder_method": "discrete"}),
+    "v2, discrete, R18": ("rt_detr_v2", {**CASES["R18"], "decoder_method": "discrete"}),
+}
 
 
 def randomize(model: nn.Module) -> None:
@@ -76,7 +85,7 @@ def randomize(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, x in [*model.named_parameters(), *model.named_buffers()]:
-            if not x.is_floating_point():
+            if not x.is_floating_point() or name.endswith("n_points_scale"):
                 continue
             noise = torch.randn(x.shape, generator=generator)
             if name.endswith("running_var"):
@@ -94,20 +103,49 @@ def images(canvas: tuple[int, int]) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", MODELS)
 def test_every_layer_answers_alike(case: str) -> None:
-    model = transformers.RTDetrForObjectDetection(transformers.RTDetrConfig(**CASES[case]))
-    randomize(model.eval())
+    if "discrete" in case:
+        # A sample that rounding moves by a cell is another answer; in double precision none is.
+        with in_double():
+            check_every_layer(case)
+    else:
+        check_every_layer(case)
+
+
+@contextlib.contextmanager
+def in_double() -> Iterator[None]:
+    """Double precision also where a model asks for single by name, as sine codes do."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with mock.patch.object(torch, "float32", torch.float64):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def check_every_layer(case: str) -> None:
+    """Every decoder layer's logits and boxes within 1e-4."""
+    kind, options = MODELS[case]
+    config = transformers.CONFIG_MAPPING[kind](**options)
+    model: Any = transformers.AutoModelForObjectDetection.from_config(config)
+    model = model.eval().to(torch.get_default_dtype())
+    randomize(model)
+    for heads in ("class_embed", "bbox_embed"):  # version 2 has two copies, and uses one
+        if hasattr(model, heads):
+            getattr(model, heads).load_state_dict(getattr(model.model.decoder, heads).state_dict())
     state = {name: x.clone() for name, x in model.state_dict().items()}
     imported = convert(model.config.to_dict(), state, "test")
-    ours = imported.detector
-    reasons = {"counts training steps", "rows that no label ever reads"}
-    assert set(imported.unused.values()) <= reasons
+    ours = imported.detector.to(torch.get_default_dtype())
+    reasons = {"counts training steps", "rows that no label ever reads", "follows from the points"}
+    told = {why for why in imported.unused.values() if not why.startswith("a copy of ")}
+    assert told <= reasons
+    assert ours.config.decoder.cross_attention.discrete == ("discrete" in case)
     for canvas in CANVASES:
         batch = images(canvas)
         with torch.no_grad():
             theirs = model(pixel_values=batch)
-            memory = ours.encode(batch, torch.tensor([canvas] * 2, dtype=torch.float32))
+            memory = ours.encode(batch, torch.tensor([canvas] * 2, dtype=batch.dtype))
             output = ours.decode(memory, ours.queries(memory))[0]
         for layer, (logits, boxes) in enumerate(zip(output.logits, output.boxes, strict=True)):
             wanted = theirs.intermediate_logits[:, layer]
@@ -120,7 +158,12 @@ def test_every_layer_answers_alike(case: str) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("num_feature_levels", 4), ("learn_initial_query", True), ("encode_proj_layers", [1, 2])],
+    [
+        ("num_feature_levels", 4),
+        ("learn_initial_query", True),
+        ("encode_proj_layers", [1, 2]),
+        ("decoder_method", "cubic"),
+    ],
 )
 def test_another_architecture_is_refused(option: str, value: Any) -> None:
     published = {"model_type": "rt_detr", **CASES["basic"], option: value}

@@ -56,6 +56,13 @@ COCO = {
     "deformable-detr-r50": (174, 40),
     "deformable-detr-r18": (129, 24),
 }
+# RT-DETR's repository, on COCO at 640 x 640.
+RT_DETR = {
+    "rtdetr-r18": (60, 20),
+    "rtdetr-r34": (92, 31),
+    "rtdetr-r50": (136, 42),
+    "rtdetr-r101": (259, 76),
+}
 # OD-DETR on COCO: millions of parameters without and with sharing the decoder's layers (which it
 # prints as 406 and 347).
 OD_DETR = {"deformable-detr-refine-r50": 40.6, "deformable-detr-shared-r50": 34.7}
@@ -87,6 +94,16 @@ def test_coco_costs_are_the_published_ones(name):
     found = describe(preset(name, 80), name, (800, 1136))
     assert found.gflops == pytest.approx(gflops, rel=0.02)
     assert found.parameters / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RT_DETR)
+def test_rt_detr_costs_are_the_published_ones(name):
+    gflops, millions = RT_DETR[name]
+    found = describe(preset(name, 80), name, (640, 640))
+    # Published as whole numbers, and a multiply-add as two operations.
+    assert 2 * found.gflops == pytest.approx(gflops, rel=0.02)
+    assert found.parameters / 1e6 == pytest.approx(millions, abs=1)
 
 
 @pytest.mark.slow

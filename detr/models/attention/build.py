@@ -30,7 +30,7 @@ class _Kind(NamedTuple):
 _KINDS: dict[type, _Kind] = {
     DeformableCrossAttentionConfig: _Kind(
         lambda config, cross, _: DeformableCrossAttention(
-            config.width, config.attention_heads, config.neck.levels, cross.points
+            config.width, config.attention_heads, config.neck.levels, cross.points, cross.discrete
         ),
         lambda _, cross: SamplingPlaces(cross.points),
     ),

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from detr.models.attention.cross import CrossAttention, Place, Places
 from detr.models.attention.ms_deform_attn import ms_deform_attn
-from detr.models.geometry import SamplingFrame, join_frames, sampling_frame
+from detr.models.geometry import SamplingFrame, join_frames, sampling_frame, whole_cells
 from detr.models.structures import (
     Attention,
     LevelShapes,
@@ -31,16 +31,22 @@ class DeformableAttention(nn.Module):
         heads: M.
         levels: V.
         points: P per head and level.
+        discrete: Sample whole cells; offsets then have no gradient and are not trained.
     """
 
-    def __init__(self, width: int, heads: int, levels: int, points: int) -> None:
+    def __init__(
+        self, width: int, heads: int, levels: int, points: int, discrete: bool = False
+    ) -> None:
         super().__init__()
+        self.discrete = discrete
         self.heads, self.levels, self.points = heads, levels, points
         self.sampling_offsets = nn.Linear(width, heads * levels * points * 2)
         self.attention_weights = nn.Linear(width, heads * levels * points)
         self.value_proj = nn.Linear(width, width)
         self.output_proj = nn.Linear(width, width)
         self._reset()
+        if discrete:
+            self.sampling_offsets.requires_grad_(False)
 
     def _reset(self) -> None:
         """Head m looks along compass direction m, point p at distance p + 1, all equally."""
@@ -90,6 +96,8 @@ class DeformableAttention(nn.Module):
         weights = weights.unflatten(-1, (self.heads, self.levels * self.points)).softmax(-1)
         weights = weights.unflatten(-1, (self.levels, self.points))
         locations = torch.addcmul(frame.center[:, :, None], offsets, frame.unit[:, :, None])
+        if self.discrete:
+            locations = whole_cells(locations, frame.ratios, shapes)
         sampled = ms_deform_attn(value, shapes, locations, weights)
         return self.output_proj(sampled), locations, weights
 

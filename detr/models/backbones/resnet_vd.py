@@ -23,8 +23,8 @@ def add_first_projection(body: Any) -> None:
     Raises:
         UserError: ``backbone-options`` for a backbone that is no ResNet, or one that has it anyway.
     """
-    stage = getattr(body, "layer1", None)
-    block = stage[0] if isinstance(stage, nn.Sequential) else None
+    stage: Any = getattr(body, "layer1", None)
+    block: Any = stage[0] if isinstance(stage, nn.Sequential) else None
     if block is None or getattr(block, "downsample", block) is not None:
         raise UserError(
             "backbone-options",

@@ -46,9 +46,15 @@ class HybridEncoder(Encoder):
 
     def encode(self, levels: Levels) -> Memory:
         """See the base class."""
+        # Called as a module, so that costs and a graph's names are the encoder's.
+        memory: Memory = self(levels)
+        return memory
+
+    def forward(self, levels: Levels) -> Memory:
+        """See :meth:`encode`."""
         shapes, ratios, padding = levels.shapes, levels.valid_ratios, levels.padding
         layers = self._attend(levels)
-        coarsest = layers[-1].transpose(1, 2).unflatten(2, shapes[-1])
+        coarsest = torch.unflatten(layers[-1].transpose(1, 2), 2, shapes[-1])
         fused = self._fuse([*levels.maps[:-1], coarsest])
         maps = [project(x) for project, x in zip(self.projections, fused, strict=True)]
         tokens = Levels(maps, padding, ratios).tokens()

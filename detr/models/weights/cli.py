@@ -76,6 +76,7 @@ def weights() -> None:
     help="The averaged weights of a .pth that has both, or the others.  [default: its main ones]",
 )
 @click.option("--dc5", is_flag=True, help="A .pth whose backbone has a dilated last stage.")
+@click.option("--discrete", is_flag=True, help="A .pth of RT-DETRv2 with discrete sampling.")
 @json_option
 def import_(
     source: Path,
@@ -84,14 +85,16 @@ def import_(
     size: str | None,
     ema: bool | None,
     dc5: bool,
+    discrete: bool,
     as_json: bool,
 ) -> None:
     """Read published weights into a checkpoint.
 
-    SOURCE is a Hugging Face folder (config.json and weights) of DETR, Conditional DETR,
-    DAB-DETR or Deformable DETR, or a .pth of the original DETR, Conditional-DETR, DAB-DETR,
-    Deformable-DETR, DN-DETR, H-Deformable-DETR, DINO or Stable-DINO repository, or of the same
-    families in detrex or mmdet. Pickles are read for their tensors only; code in them never runs.
+    SOURCE is a Hugging Face folder (config.json and weights) of DETR, Conditional DETR, DAB-DETR,
+    Deformable DETR or RT-DETR(v2), or a .pth of the original DETR, Conditional-DETR, DAB-DETR,
+    Deformable-DETR, DN-DETR, H-Deformable-DETR, DINO, Stable-DINO or RT-DETR(v2) repository, or of
+    most of these in detrex or mmdet. Pickles are read for their tensors only; code in them never
+    runs.
 
     Every published tensor is used or listed, and every tensor of ours is filled, or it is an error.
 
@@ -99,12 +102,13 @@ def import_(
     """
     canvas = None if size is None else parse_size(size)
     if source.is_dir():
-        for given, option in ((ema is not None, "--ema"), (dc5, "--dc5")):
+        options = ((ema is not None, "--ema"), (dc5, "--dc5"), (discrete, "--discrete"))
+        for given, option in options:
             if given:
                 raise UserError("weights-option", f"{source}: {option} is for a .pth, not a folder")
         found = read_folder(source, canvas)
     else:
-        found = _read_file(source, canvas, ema, dc5)
+        found = _read_file(source, canvas, ema, dc5, discrete)
     config = found.detector.config
     if found.without and classes is not None:
         raise UserError(
@@ -131,15 +135,21 @@ def import_(
 
 
 def _read_file(
-    source: Path, canvas: tuple[int, int] | None, averaged: bool | None, dilated: bool
+    source: Path,
+    canvas: tuple[int, int] | None,
+    averaged: bool | None,
+    dilated: bool,
+    discrete: bool,
 ) -> Imported:
     """The detector of a training's file."""
     checkpoint = read_checkpoint(source, averaged)
-    found = original.convert(checkpoint.tensors, str(source), checkpoint.options, dilated)
+    found = original.convert(checkpoint.tensors, str(source), checkpoint.options, dilated, discrete)
     notes = (checkpoint.note, *found.notes) if checkpoint.note else found.notes
     if checkpoint.names and len(checkpoint.names) == len(found.names) and not found.without:
         found = found._replace(names=checkpoint.names)
     elif checkpoint.names:
         notes += (f"the file's {len(checkpoint.names)} class names are not those of the detector",)
-    preprocess = found.preprocess if canvas is None else PreprocessConfig(size=canvas)
+    preprocess = found.preprocess
+    if canvas is not None:
+        preprocess = PreprocessConfig(size=canvas, mean=preprocess.mean, std=preprocess.std)
     return found._replace(notes=notes, preprocess=preprocess)

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from detr.config import ContrastiveDenoisingConfig, DetectorConfig
+from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models.state_dicts import unwrapped
 from detr.models.weights import conditional_detr, dab_detr, deformable_detr, detr, rt_detr
 from detr.models.weights.backbones import plain_rules, transformers_resnet_rules
 from detr.models.weights.folder import read_document, read_weights
-from detr.models.weights.image_format import read_image_format
+from detr.models.weights.image_format import PUBLISHED, read_image_format
 from detr.models.weights.imported import Imported, imported
 from detr.models.weights.renaming import Renamed, Rule, rename
 
@@ -30,11 +31,13 @@ class Family(NamedTuple):
         rules: Where its tensors go, the backbone's aside.
         backbone: Regular expression of what precedes the backbone's tensor names; ``None`` where
             the rules know the backbone.
+        preprocess: What its images went through in training.
     """
 
     config_of: Callable[[Mapping[str, Any], int, str], DetectorConfig]
     rules: Callable[[DetectorConfig], tuple[Rule, ...]]
     backbone: str | None
+    preprocess: PreprocessConfig = PUBLISHED
 
 
 FAMILIES = {
@@ -44,7 +47,8 @@ FAMILIES = {
     "deformable_detr": Family(
         deformable_detr.config_of, deformable_detr.rules, deformable_detr.BACKBONE
     ),
-    "rt_detr": Family(rt_detr.config_of, rt_detr.rules, None),
+    "rt_detr": Family(rt_detr.config_of, rt_detr.rules, None, rt_detr.INPUT),
+    "rt_detr_v2": Family(rt_detr.config_of, rt_detr.rules, None, rt_detr.INPUT),
 }
 # The first class head, which all families call by one of these names.
 _CLASS_HEAD = re.compile(
@@ -65,9 +69,9 @@ def read_folder(folder: Path, canvas: tuple[int, int] | None = None) -> Imported
             :func:`convert` raises.
     """
     published = read_document(folder / "config.json")
-    family_of(published, str(folder))
+    usual = family_of(published, str(folder)).preprocess
     found = convert(published, read_weights(folder), str(folder))
-    return found._replace(preprocess=read_image_format(folder, canvas))
+    return found._replace(preprocess=read_image_format(folder, canvas, usual))
 
 
 def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: str) -> Imported:
@@ -103,7 +107,8 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
     renamed.unused.update(drop_label_rows(renamed.tensors, config))
     if published.get("tie_word_embeddings", True):
         notes += _tie(config, renamed)
-    return imported(config, renamed, names, place, notes)
+    found = imported(config, renamed, names, place, notes)
+    return found._replace(preprocess=family.preprocess)
 
 
 def drop_label_rows(tensors: dict[str, Tensor], config: DetectorConfig) -> dict[str, str]:

@@ -17,19 +17,26 @@ FILE = "preprocessor_config.json"
 PUBLISHED = PreprocessConfig(short=800, long=1333)
 
 
-def read_image_format(folder: Path, canvas: tuple[int, int] | None = None) -> PreprocessConfig:
-    """Size, mean and standard deviation that a folder asks for; :data:`PUBLISHED` if it says none.
+def read_image_format(
+    folder: Path, canvas: tuple[int, int] | None = None, usual: PreprocessConfig = PUBLISHED
+) -> PreprocessConfig:
+    """Size, mean and standard deviation that a folder asks for.
 
     Args:
         folder: Of the model.
         canvas: (height, width) that images are fitted to instead of its size.
+        usual: Its family's, where it says nothing.
 
     Raises:
         UserError: ``weights-input`` for what our preprocessing does not do, and
             ``weights-source`` for a file that is not JSON.
     """
     path = folder / FILE
-    told = read_document(path) if path.exists() else {}
+    if not path.exists():
+        if canvas is None:
+            return usual
+        return PreprocessConfig(size=canvas, mean=usual.mean, std=usual.std)
+    told = read_document(path)
     try:
         size = _size(told, path) if canvas is None else {"size": canvas}
         return PreprocessConfig(**size, **_normalization(told))

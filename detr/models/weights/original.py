@@ -1,8 +1,9 @@
 """Checkpoints of the original repositories.
 
-Those of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR and DINO, and
-of detrex's DINO. The architecture is read off names and shapes (:mod:`original_config`). Names are
-put in the transformers library's terms first, whose tables then say where they go.
+Those of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR and DINO, of
+detrex's DINO and of RT-DETR (:mod:`original_rt_detr`). The architecture is read off names and
+shapes (:mod:`original_config`). Names are put in the transformers library's terms first, whose
+tables then say where they go.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from detr.models.weights import (
     detrex,
     mmdet,
     original_config,
+    original_rt_detr,
 )
 from detr.models.weights.backbones import convnext_rules, plain_rules, swin_rules
 from detr.models.weights.imported import Imported, imported
@@ -183,6 +185,7 @@ def convert(
     place: str,
     options: Mapping[str, Any] | None = None,
     dilated: bool = False,
+    discrete: bool = False,
 ) -> Imported:
     """Our detector of an original checkpoint's state dict.
 
@@ -191,6 +194,7 @@ def convert(
         place: The source, for messages.
         options: The training's command line, where the checkpoint tells it.
         dilated: The backbone's last stage is (DC5); nothing in the tensors tells.
+        discrete: Attention samples whole cells (RT-DETRv2); nothing in the tensors tells.
 
     Raises:
         UserError: ``weights-family`` for another repository's, ``weights-config`` for a variant we
@@ -200,6 +204,10 @@ def convert(
     told = dict(options or {})
     told["dilation"] = dilated or bool(told.get("dilation"))
     tensors = unwrapped(tensors)
+    if original_rt_detr.MARK in tensors:
+        return original_rt_detr.convert(tensors, place, discrete)
+    if discrete:
+        raise UserError("weights-config", f"{place}: --discrete is for RT-DETRv2")
     if mmdet.MARK in tensors:
         told |= mmdet.options(tensors)
         tensors = mmdet.original_names(tensors)

@@ -1,4 +1,4 @@
-"""RT-DETR as the transformers library publishes it."""
+"""RT-DETR and RT-DETRv2 as the transformers library publishes them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from detr.config import BackboneConfig, DetectorConfig
+from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models.weights.backbones import OURS
 from detr.models.weights.deformable_detr import feed_forward_rules, self_attention_rules
@@ -13,10 +14,12 @@ from detr.models.weights.renaming import Rule
 from detr.presets import FAMILIES
 
 BACKBONE = r"model\.backbone\.model\."
+# Trained on images of 8 bits divided by 255 and nothing else.
+INPUT = PreprocessConfig(size=(640, 640), mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
 _WB = "(weight|bias)"
 _NORM = "(weight|bias|running_mean|running_var)"
 # timm's block counts and the ResNet-vd that has them.
-_NAMES = {
+_NAMES: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18d",
     ("basic", (3, 4, 6, 3)): "resnet34d",
     ("bottleneck", (3, 4, 6, 3)): "resnet50d",
@@ -35,6 +38,9 @@ _PLAIN: dict[str, Any] = {
     "feat_strides": [8, 16, 32],
     "layer_norm_eps": 1e-5,
     "batch_norm_eps": 1e-5,
+    # Version 2 alone.
+    "decoder_offset_scale": 0.5,
+    "decoder_n_levels": 3,
 }
 
 
@@ -48,6 +54,10 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
         found = published.get(option, wanted)
         if (list(found) if isinstance(found, tuple) else found) != wanted:
             raise UserError("weights-config", f"{place}: {option} {found} is not supported")
+    methods = {"default": False, "discrete": True}
+    method = published.get("decoder_method", "default")
+    if method not in methods:
+        raise UserError("weights-config", f"{place}: decoder_method {method} is not supported")
     heads = published.get("encoder_attention_heads", 8)
     if published.get("decoder_attention_heads", 8) != heads:
         raise UserError(
@@ -72,7 +82,10 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
         decoder={
             "layers": published.get("decoder_layers", 6),
             "ffn": published.get("decoder_ffn_dim", 1024),
-            "cross_attention": {"points": published.get("decoder_n_points", 4)},
+            "cross_attention": {
+                "points": published.get("decoder_n_points", 4),
+                "discrete": methods[method],
+            },
         },
     )
 
@@ -106,7 +119,7 @@ def _backbone(published: Mapping[str, Any]) -> BackboneConfig:
 def rules(config: DetectorConfig) -> tuple[Rule, ...]:
     """Where the tensors go, the backbone's too."""
     encoder, decoder = (
-        r"model\.encoder\.aifi\.0\.layers\.(\d+)\.",
+        r"model\.encoder\.(?:aifi|encoder)\.0\.layers\.(\d+)\.",
         r"model\.decoder\.layers\.(\d+)\.",
     )
     return (
@@ -118,14 +131,15 @@ def rules(config: DetectorConfig) -> tuple[Rule, ...]:
         *(
             Rule(rf"{encoder}{theirs}\.{_WB}", rf"encoder.layers.\1.ffn.{ours}.\2")
             for theirs, ours in (
-                (r"mlp\.fc1", "expand"),
-                (r"mlp\.fc2", "contract"),
+                (r"(?:mlp\.)?fc1", "expand"),
+                (r"(?:mlp\.)?fc2", "contract"),
                 ("final_layer_norm", "norm"),
             )
         ),
         *_convolution_rules(),
         *self_attention_rules(decoder, "decoder", "self_"),
         *feed_forward_rules("decoder"),
+        Rule(rf"{decoder}encoder_attn\.n(?:um)?_points_scale", None, "follows from the points"),
         Rule(rf"{decoder}encoder_attn\.(\w+)\.{_WB}", r"decoder.layers.\1.cross_attention.\2.\3"),
         Rule(rf"{decoder}encoder_attn_layer_norm\.{_WB}", r"decoder.layers.\1.cross_norm.\2"),
         Rule(r"model\.denoising_class_embed\.weight", "denoiser.label_embedding.weight"),

@@ -108,6 +108,50 @@ def test_what_is_no_detector_is_refused(folder, tmp_path, content, code):
     assert caught.value.code == code
 
 
+def test_an_average_is_chosen_or_named(tmp_path):
+    """RT-DETR's checkpoints hold both; published AP is the average's."""
+    average, weights = {"a": torch.ones(2)}, {"a": torch.zeros(2)}
+    path = tmp_path / "x.pth"
+    torch.save({"ema": {"module": average, "updates": 3}, "model": weights}, path)
+    assert torch.equal(read_checkpoint(path, averaged=True).tensors["a"], average["a"])
+    main = read_checkpoint(path)
+    assert torch.equal(main.tensors["a"], weights["a"]) and "ema" in main.note
+    torch.save({"ema": {"module": average, "updates": 3}}, path)  # what the repository publishes
+    assert torch.equal(read_checkpoint(path).tensors["a"], average["a"])
+
+
+
+def test_rt_detr_brings_its_own_input(tmp_path):
+    """Its images are divided by 255 and not normalized."""
+    config = transformers.RTDetrConfig(
+        backbone_config={
+            "model_type": "rt_detr_resnet",
+            "embedding_size": 16,
+            "hidden_sizes": [16, 24, 32, 64],
+            "depths": [1, 1, 1, 1],
+            "layer_type": "basic",
+            "out_indices": [2, 3, 4],
+        },
+        encoder_in_channels=[24, 32, 64],
+        encoder_hidden_dim=32,
+        decoder_in_channels=[32, 32, 32],
+        d_model=32,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        num_queries=7,
+        id2label={0: "car", 1: "person"},
+    )
+    transformers.RTDetrForObjectDetection(config).save_pretrained(tmp_path / "published")
+    for options, size in (([], [640, 640]), (["--size", "96x160"], [96, 160])):
+        out = tmp_path / "ours.safetensors"
+        arguments = ["import", str(tmp_path / "published"), "--out", str(out), *options]
+        result = CliRunner().invoke(weights, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        sidecar = json.loads(out.with_suffix(".json").read_text())
+        assert sidecar["preprocess"] == {"size": size, "mean": [0.0] * 3, "std": [255.0] * 3}
+        assert sidecar["classes"]["names"] == ["car", "person"]
+
+
 def test_copies_must_agree():
     rules = (Rule(r"head\.\d\.weight", "head.weight"),)
     same = torch.ones(2)
