@@ -41,11 +41,14 @@ KINDS = {
     "dab": ("dab-detr", {**DAB, **LAST, **QUERIES}, "ConditionalDetrImageProcessor"),
     "deformable": (
         "deformable_detr",
-        {**SMALL, **MAPS, **REFINED, **QUERIES},
+        # Fewer layers: at the published size there are some 22,000 cells.
+        {**SMALL, **MAPS, **REFINED, **QUERIES, "encoder_layers": 1, "decoder_layers": 2},
         "DeformableDetrImageProcessor",
     ),
 }
 TOP = 20
+# Within which a detection is the same.
+PIXELS, POINTS = 0.5, 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -77,17 +80,18 @@ def theirs(model, processor, picture):
 
 
 def differences(one, other):
-    """Of each of one's best detections, the pixels and the score to the nearest of the other's.
+    """Pixels and score between each of one's best detections and the same one of the other's.
 
-    Nearest among those of the same class and within twice as many places, since ranks of nearly
+    That is the most similar of the same class within twice as many places, since ranks of nearly
     equal scores may change.
     """
     boxes, scores, labels = (x[:TOP] for x in one)
     more = tuple(x[: 2 * TOP] for x in other)
-    apart = (boxes[:, None] - more[0]).abs().amax(-1)
-    apart = apart.masked_fill(labels[:, None] != more[2], float("inf"))
-    pixels, nearest = apart.min(1)
-    return float(pixels.max()), float((scores - more[1][nearest]).abs().max())
+    pixels = (boxes[:, None] - more[0]).abs().amax(-1)
+    points = (scores[:, None] - more[1]).abs()
+    apart = torch.maximum(pixels / PIXELS, points / POINTS)
+    same = apart.masked_fill(labels[:, None] != more[2], float("inf")).argmin(1, keepdim=True)
+    return float(pixels.gather(1, same).max()), float(points.gather(1, same).max())
 
 
 @pytest.mark.slow
@@ -120,4 +124,4 @@ def test_same_detections_of_real_pictures(kind, pictures, tmp_path):
             "detections that are all the same prove nothing"
         )
     print(f"{kind}: boxes within {worst[0]:.3f} px, scores within {worst[1]:.1e}")
-    assert worst[0] < 0.5 and worst[1] < 1e-3
+    assert worst[0] < PIXELS and worst[1] < POINTS
