@@ -22,7 +22,7 @@ from detr.data.synth import generate
 from distill.distributed import join
 from distill.methods.step import Step
 from distill.recipe import find_recipe, load_recipe
-from distill.training.loop import Share, forward, losses_of
+from distill.training.loop import forward, losses_of
 from distill.training.run_dir import RunDir
 from distill.training.state import State, set_up
 
@@ -63,11 +63,8 @@ def gradient(state: State, total: Tensor) -> Tensor:
 
 def look(state: State, index: int) -> Step:
     """One batch, seen by student and teacher."""
-    batch = state.batches.batch(index)
     state.seed_dropout(index)
-    generator, generators = state.generators(index)
-    normalizer, most = state.box_counts(batch.targets)
-    return forward(state, batch, index, Share(normalizer, most, generator, generators))
+    return forward(state, state.batches.batch(index), index)
 
 
 def main() -> None:

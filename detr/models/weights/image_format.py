@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from detr.data.preprocess import PreprocessConfig, Triple
+from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models.weights.folder import read_document
 
@@ -59,7 +59,7 @@ def _size(told: Mapping[str, Any], path: Path) -> dict[str, Any]:
     raise UserError("weights-input", f"{path}: {problem}; give the canvas with --size")
 
 
-def _normalization(told: Mapping[str, Any]) -> dict[str, Triple]:
+def _normalization(told: Mapping[str, Any]) -> dict[str, Any]:
     """Mean and standard deviation in units of 0..255."""
     unit = 1 / float(told.get("rescale_factor", 1 / 255)) if told.get("do_rescale", True) else 1.0
     if not told.get("do_normalize", True):
@@ -69,4 +69,4 @@ def _normalization(told: Mapping[str, Any]) -> dict[str, Triple]:
         name: tuple(round(float(x) * unit, 9) for x in told[f"image_{name}"])
         for name in ("mean", "std")
         if told.get(f"image_{name}") is not None
-    }  # type: ignore[return-value]  # their number is checked by the config
+    }
