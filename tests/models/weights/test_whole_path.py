@@ -1,7 +1,9 @@
 """An imported detector against the library's: from the picture to the list of detections.
 
 Each goes its own way: the library's image processor and post-processing, and an engine over what
-``detr weights import`` wrote, at the published size (short side 800, long side at most 1333).
+``detr weights import`` wrote, at the published size (short side 800, long side at most 1333). Where
+the long side decides, the library rounds otherwise than DETR's code and ours: 1333 columns instead
+of 1332, which is most of the difference that is left.
 """
 
 from __future__ import annotations
@@ -120,7 +122,7 @@ def test_same_detections_of_real_pictures(kind, pictures, tmp_path):
         ours = tuple(map(torch.as_tensor, (found.boxes, found.scores, found.labels)))
         for pair in (differences(reference, ours), differences(ours, reference)):
             worst = [max(a, b) for a, b in zip(worst, pair, strict=True)]
-        assert len(set(zip(*ours[0][:TOP].round().T.tolist(), strict=True))) > TOP // 2, (
+        assert len(set(zip(*(10 * ours[0][:TOP]).round().T.tolist(), strict=True))) > TOP // 2, (
             "detections that are all the same prove nothing"
         )
     print(f"{kind}: boxes within {worst[0]:.3f} px, scores within {worst[1]:.1e}")
