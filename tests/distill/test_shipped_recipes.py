@@ -128,6 +128,13 @@ def test_every_ablation_builds_as_typed(name: str, line: str) -> None:
     methods_of(recipe)
 
 
+@pytest.mark.parametrize("name", [name for name in shipped() if name.startswith("coco-")])
+def test_norms_and_biases_decay_as_in_the_released_code(name: str) -> None:
+    # Stable-DINO is built on detrex, which decays no norms; all other code decays everything.
+    decays = "stable" not in name
+    assert loaded(name).optimizer.decay_norms_and_biases == decays
+
+
 def test_no_ablation_hides_behind_another_form() -> None:
     listed = set(ablations())
     for name, path in shipped().items():

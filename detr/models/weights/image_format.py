@@ -66,7 +66,7 @@ def _size(told: Mapping[str, Any], path: Path) -> dict[str, Any]:
     raise UserError("weights-input", f"{path}: {problem}; give the canvas with --size")
 
 
-def _normalization(told: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+def _normalization(told: Mapping[str, Any]) -> dict[str, Any]:
     """Mean and standard deviation in units of 0..255."""
     unit = 1 / float(told.get("rescale_factor", 1 / 255)) if told.get("do_rescale", True) else 1.0
     if not told.get("do_normalize", True):
@@ -76,4 +76,4 @@ def _normalization(told: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
         name: tuple(round(float(x) * unit, 9) for x in told[f"image_{name}"])
         for name in ("mean", "std")
         if told.get(f"image_{name}") is not None
-    }  # their number is checked by the config
+    }

@@ -112,8 +112,8 @@ def _merging(x: Tensor) -> Tensor:
 
     mmdet lists the four patches of each channel, by rows instead of columns.
     """
-    by_patch = x.unflatten(-1, (-1, 4)).transpose(-1, -2)
-    return by_patch[..., [0, 2, 1, 3], :].flatten(-2)
+    by_patch = x.reshape(*x.shape[:-1], -1, 4).transpose(-1, -2)
+    return by_patch[..., [0, 2, 1, 3], :].reshape(x.shape)
 
 
 def options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

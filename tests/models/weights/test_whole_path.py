@@ -1,7 +1,9 @@
 """An imported detector against the library's: from the picture to the list of detections.
 
 Each goes its own way: the library's image processor and post-processing, and an engine over what
-``detr weights import`` wrote, at the published size (short side 800, long side at most 1333).
+``detr weights import`` wrote, at the published size (short side 800, long side at most 1333). Where
+the long side decides, the library rounds otherwise than DETR's code and ours, to 1333 instead of
+1332 columns for some pictures. Those are left out, for they are other inputs.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
+from transformers.image_transforms import get_size_with_aspect_ratio
 
 from detr.data.images import read_image
 from detr.models.weights.cli import weights
+from detr.models.weights.image_format import PUBLISHED
 from engines.torch_engine import TorchEngine
 from tests.models.test_parity_transformers import (
     DAB,
@@ -41,11 +45,19 @@ KINDS = {
     "dab": ("dab-detr", {**DAB, **LAST, **QUERIES}, "ConditionalDetrImageProcessor"),
     "deformable": (
         "deformable_detr",
-        {**SMALL, **MAPS, **REFINED, **QUERIES},
+        # Fewer layers: at the published size there are some 22,000 cells.
+        {**SMALL, **MAPS, **REFINED, **QUERIES, "encoder_layers": 1, "decoder_layers": 2},
         "DeformableDetrImageProcessor",
     ),
 }
 TOP = 20
+# Within which a detection is the same.
+PIXELS, POINTS = 0.5, 1e-3
+
+
+def same_size(height, width):
+    """Whether the library scales a picture to as many pixels as we do."""
+    return get_size_with_aspect_ratio((height, width), 800, 1333) == PUBLISHED.scaled(height, width)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +66,7 @@ def pictures(shared_data):
     folder = shared_data / "coco_mini"
     rows = json.loads((folder / "annotations" / "instances_val2017.json").read_text())["images"]
     rows.sort(key=lambda row: row["width"] / row["height"])
+    rows = [row for row in rows if same_size(row["height"], row["width"])]
     portrait = [row for row in rows if row["height"] > row["width"]]
     landscape = [row for row in rows if row["height"] <= row["width"]]
     chosen = [
@@ -77,17 +90,18 @@ def theirs(model, processor, picture):
 
 
 def differences(one, other):
-    """Of each of one's best detections, the pixels and the score to the nearest of the other's.
+    """Pixels and score between each of one's best detections and the same one of the other's.
 
-    Nearest among those of the same class and within twice as many places, since ranks of nearly
+    That is the most similar of the same class within twice as many places, since ranks of nearly
     equal scores may change.
     """
     boxes, scores, labels = (x[:TOP] for x in one)
     more = tuple(x[: 2 * TOP] for x in other)
-    apart = (boxes[:, None] - more[0]).abs().amax(-1)
-    apart = apart.masked_fill(labels[:, None] != more[2], float("inf"))
-    pixels, nearest = apart.min(1)
-    return float(pixels.max()), float((scores - more[1][nearest]).abs().max())
+    pixels = (boxes[:, None] - more[0]).abs().amax(-1)
+    points = (scores[:, None] - more[1]).abs()
+    apart = torch.maximum(pixels / PIXELS, points / POINTS)
+    same = apart.masked_fill(labels[:, None] != more[2], float("inf")).argmin(1, keepdim=True)
+    return float(pixels.gather(1, same).max()), float(points.gather(1, same).max())
 
 
 @pytest.mark.slow
@@ -116,8 +130,8 @@ def test_same_detections_of_real_pictures(kind, pictures, tmp_path):
         ours = tuple(map(torch.as_tensor, (found.boxes, found.scores, found.labels)))
         for pair in (differences(reference, ours), differences(ours, reference)):
             worst = [max(a, b) for a, b in zip(worst, pair, strict=True)]
-        assert len(set(zip(*ours[0][:TOP].round().T.tolist(), strict=True))) > TOP // 2, (
+        assert len(set(zip(*(10 * ours[0][:TOP]).round().T.tolist(), strict=True))) > TOP // 2, (
             "detections that are all the same prove nothing"
         )
     print(f"{kind}: boxes within {worst[0]:.3f} px, scores within {worst[1]:.1e}")
-    assert worst[0] < 0.5 and worst[1] < 1e-3
+    assert worst[0] < PIXELS and worst[1] < POINTS
