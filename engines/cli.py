@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from detr.cli_support import counted, json_option, threads_option
 from detr.config import ClassMap
+from detr.data.draw import draw as draw_boxes
 from detr.errors import UserError
 from detr.files import write_atomic
 from detr.types import Detections
-from engines.open import ENGINES
+from engines.open import ENGINES, open_engine
 from engines.predict.outputs import KINDS, PICTURE_SCORE, Kind, Results, check_new
 from engines.predict.run import Answer, SkipLimit, answers
 from engines.predict.sources import Frame, Skipped, Source, find_sources
@@ -107,9 +108,6 @@ def predict(
 
     Example: detr predict student.bundle day1 clip.mp4 --out found --save pictures --save coco
     """
-    # Imported here: --help answers at once, and the engine's own needs are the engine's.
-    from engines.open import open_engine
-
     if kinds and out is None:
         raise UserError("option-save", "--save: say where to with --out")
     if out is not None:
@@ -200,8 +198,6 @@ def _check_draw(draw: Path, sources: Sequence[Source]) -> None:
 
 
 def _draw(draw: Path, answer: Answer, found: Detections, names: Sequence[str]) -> None:
-    from detr.data.draw import draw as draw_boxes
-
     drawn = draw_boxes(answer.frame.pixels, found.boxes, found.labels, names, found.scores)
     buffer = io.BytesIO()
     Image.fromarray(drawn).save(buffer, "PNG" if draw.suffix.lower() == ".png" else "JPEG")

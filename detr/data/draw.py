@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,11 @@ def _ink(ground: tuple[int, int, int]) -> tuple[int, int, int]:
     red, green, blue = ((c / 255) ** 2.2 for c in ground)
     light = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     return (0, 0, 0) if light > 0.179 else (255, 255, 255)
+
+
+@cache
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
 
 
 def draw(
@@ -49,7 +55,7 @@ def draw(
     canvas = Image.fromarray(to_bytes(image, None))
     pen = ImageDraw.Draw(canvas)
     line = max(1, round(min(image.shape[:2]) / 200))
-    font = ImageFont.load_default(max(9, round(min(image.shape[:2]) / 28)))
+    font = _font(max(9, round(min(image.shape[:2]) / 28)))
     for k in reversed(range(len(boxes))):
         x0, y0, x1, y1 = (float(v) for v in boxes[k])
         label = int(labels[k])

@@ -89,10 +89,22 @@ def find_sources(paths: Sequence[Path]) -> list[Source]:
         for file in _files(path):
             found.setdefault(file.resolve(), file)
     names = distinct_names(list(found))
-    sources = [Source(file, name) for file, name in zip(found.values(), names, strict=True)]
+    sources = [
+        Source(file, _apart(file, name, names))
+        for file, name in zip(found.values(), names, strict=True)
+    ]
     return [
         Source(one.path, one.name, _count(one.path)) if one.is_video else one for one in sources
     ]
+
+
+def _apart(file: Path, name: str, names: Sequence[str]) -> str:
+    """A video's name, with its suffix where an image is called like one of its frames."""
+    frames = [other.removeprefix(f"{name}_") for other in names if other.startswith(f"{name}_")]
+    suffix = file.suffix.lower()
+    if suffix in VIDEO_SUFFIXES and any(map(str.isdecimal, frames)):
+        return f"{name}_{suffix.lstrip('.')}"
+    return name
 
 
 def _count(video: Path) -> int | None:

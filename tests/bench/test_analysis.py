@@ -215,7 +215,7 @@ def test_predict_and_score_give_what_a_benchmark_gives(
 ) -> None:
     models["wrong"].shift = 3.0
     report = bench_run.benchmark([models["wrong"].artifact], f"kitti:{cars}:val", iterations=1)
-    monkeypatch.setattr("engines.open.open_engine", lambda *_: models["wrong"])
+    monkeypatch.setattr("engines.cli.open_engine", lambda *_: models["wrong"])
     done = CliRunner().invoke(
         predict,
         [str(models["wrong"].artifact), str(cars / "training/image_2"), "--save", kind,

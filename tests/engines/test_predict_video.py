@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from detr.errors import UserError
 from engines.cli import predict
+from engines.predict.sources import find_sources
 from engines.predict.video import Clock, VideoWriter, read_video
 
 av = pytest.importorskip("av")
@@ -69,6 +71,12 @@ def test_a_broken_video_is_skipped(toy_bundle: MakeBundle, clip: Path, tmp_path:
     answer = json.loads(done.stdout)
     assert len(answer["predictions"]) == FRAMES
     assert [one["code"] for one in answer["skipped"]] == ["video-unreadable"]
+
+
+def test_an_image_called_like_a_frame_keeps_its_name(clip: Path) -> None:
+    Image.new("RGB", (8, 8)).save(clip.parent / "clip_000003.png")
+    names = {one.path.name: one.name for one in find_sources([clip.parent])}
+    assert names == {"clip.mp4": "clip_mp4", "clip_000003.png": "clip_000003"}
 
 
 def test_draw_takes_no_video(toy_bundle: MakeBundle, clip: Path, tmp_path: Path) -> None:
