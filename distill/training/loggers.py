@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -140,17 +141,14 @@ class Loggers:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Hands one line on."""
-        for key, logger in self._working():
-            self._careful(key, lambda logger=logger: logger.write(step, values))
+        for key, logger in list(self._loggers.items()):
+            self._careful(key, partial(logger.write, step, values))
 
     def close(self, finished: bool) -> None:
         """Ends all of them."""
-        for key, logger in self._working():
-            self._careful(key, lambda logger=logger: logger.close(finished))
-            self._loggers.pop(key, None)
-
-    def _working(self) -> Iterator[tuple[str, Logger]]:
-        yield from list(self._loggers.items())
+        for key, logger in list(self._loggers.items()):
+            self._careful(key, partial(logger.close, finished))
+        self._loggers.clear()
 
     def _careful(self, key: str, work: Callable[[], None]) -> None:
         try:

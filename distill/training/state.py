@@ -160,7 +160,7 @@ class State:
             self.ema.model.load_state_dict(checkpoint["ema"])
         return int(checkpoint["step"])
 
-    def _names(self) -> dict[nn.Parameter, str]:
+    def _names(self) -> dict[Tensor, str]:
         """Names of what the optimizer moves."""
         modules = {"student": self.student, "methods": nn.ModuleList(self.methods)}
         return {
@@ -261,7 +261,10 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
         opened = open_teacher(recipe, data.classes, world.device)
         if not run.checkpoint.exists():  # a run that goes on has measured it already
             tell_ap(recipe, opened, val, run.say, run.leave_out)
-    digest = None if opened is None else weights_digest(opened.teacher)
+    digest = None
+    if opened is not None:
+        assert isinstance(opened.teacher, nn.Module)
+        digest = weights_digest(opened.teacher)
     run.claim(Sources(data=found[0].fingerprint, teacher=digest))
     set_first_weights(student, recipe, data.classes, opened, run)
     teacher = None if opened is None else opened.teacher
