@@ -21,8 +21,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from detr.config import DetectorConfig
 from engines.half_emulation import MOVERS
-from engines.msda_function import Lowering, head_shape, is_attention, set_lowering
-from export.precision.node_kinds import ATTENTION_SINGLE, Network, part_names
+from engines.msda_function import Lowering, head_shape, set_lowering
+from export.precision.node_kinds import Network, part_names, single_inputs
 
 # Finite in half precision, with room for images that excite the network twice as much as those the
 # ranges were measured on.
@@ -158,8 +158,8 @@ def _decide(network: Network, full: set[int]) -> list[bool]:
         node = network.nodes[index]
         if index in full or (index in movers and any(x in wanted_full for x in node.output)):
             wanted_full.update(network.float_inputs(node))
-        elif is_attention(node):
-            wanted_full.update(node.input[i] for i in ATTENTION_SINGLE)
+        else:
+            wanted_full.update(node.input[i] for i in single_inputs(node) if i < len(node.input))
     half = []
     for index, node in enumerate(network.nodes):
         if index in movers:
@@ -197,11 +197,11 @@ class _Rewriter:
         graph.value_info.extend(infos)
 
     def _retype(self, node: NodeProto, half: bool) -> None:
-        network = self._network
+        network, single = self._network, single_inputs(node)
         for slot, name in enumerate(node.input):
             if not network.is_float(name) or node.op_type == "Shape":
                 continue
-            wanted = half and not (is_attention(node) and slot in ATTENTION_SINGLE)
+            wanted = half and slot not in single
             if name in network.constants:
                 self._constants[name, wanted] = None
                 # Renamed only when it is known whether both types are needed.
