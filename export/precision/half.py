@@ -20,8 +20,8 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from engines.half_emulation import MOVERS
-from engines.msda_function import AttentionSizes, Lowering, head_shape, is_attention, set_lowering
-from export.precision.node_kinds import ATTENTION_SINGLE, Network, part_names
+from engines.msda_function import AttentionSizes, Lowering, head_shape, set_lowering
+from export.precision.node_kinds import Network, part_names, single_inputs
 
 # Finite in half precision, with room for images that excite the network twice as much as those the
 # ranges were measured on.
@@ -157,8 +157,8 @@ def _decide(network: Network, full: set[int]) -> list[bool]:
         node = network.nodes[index]
         if index in full or (index in movers and any(x in wanted_full for x in node.output)):
             wanted_full.update(network.float_inputs(node))
-        elif is_attention(node):
-            wanted_full.update(node.input[i] for i in ATTENTION_SINGLE)
+        else:
+            wanted_full.update(node.input[i] for i in single_inputs(node) if i < len(node.input))
     half = []
     for index, node in enumerate(network.nodes):
         if index in movers:
@@ -196,11 +196,11 @@ class _Rewriter:
         graph.value_info.extend(infos)
 
     def _retype(self, node: NodeProto, half: bool) -> None:
-        network = self._network
+        network, single = self._network, single_inputs(node)
         for slot, name in enumerate(node.input):
             if not network.is_float(name) or node.op_type == "Shape":
                 continue
-            wanted = half and not _is_single(node, slot)
+            wanted = half and slot not in single
             if name in network.constants:
                 self._constants[name, wanted] = None
                 # Renamed only when it is known whether both types are needed.
@@ -250,13 +250,6 @@ class _Rewriter:
         for node in graph.node:
             for slot, name in enumerate(node.input):
                 node.input[slot] = final.get(name, name)
-
-
-def _is_single(node: NodeProto, slot: int) -> bool:
-    """Whether an operator takes an input in float32 whatever it computes in."""
-    if is_attention(node):
-        return slot in ATTENTION_SINGLE
-    return node.op_type == "Resize" and slot > 0  # where and by how much, not what
 
 
 def _constant_name(name: str, half: bool) -> str:

@@ -22,12 +22,20 @@ from onnx import ModelProto, NodeProto, TensorProto
 from engines.half_emulation import MOVERS
 from engines.msda_function import is_attention
 
-# Locations and weights of an attention are float32 whatever type its values have.
-ATTENTION_SINGLE = (1, 2)
 _NORMS = {"LayerNormalization", "InstanceNormalization"}
 # No part of their own: they take any type, or go with the node they serve.
 _UNTYPED = {"Shape", "QuantizeLinear", "DequantizeLinear"}
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16}
+
+
+def single_inputs(node: NodeProto) -> tuple[int, ...]:
+    """Inputs that are float32 whatever type a node's data has.
+
+    Locations and weights of an attention, and the scales of a Resize.
+    """
+    if is_attention(node):
+        return (1, 2)
+    return (2,) if node.op_type == "Resize" else ()
 
 
 class Network:

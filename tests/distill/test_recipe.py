@@ -86,7 +86,7 @@ def test_mistakes_name_file_and_line(
         (
             "preset: dino-r18\n  queries:\n    kind: learned\n    denoising: {number: 3}",
             "recipe-key",
-            "8: no such key 'detector.queries.denoising'; kind: learned has none, anchors and",
+            "8: no such key 'detector.queries.denoising'; kind: learned has none, anchors,",
         ),
         (
             "preset: dino-r18\n  decoder:\n    cross_attention: {kind: deformble}",
@@ -100,6 +100,11 @@ def test_mistakes_name_file_and_line(
         ),
         ("preset: dino-r18\n  neck: 4", "recipe-value", "6: detector.neck: expected a mapping"),
         ("preset: detr-r18\n  neck: {levels: 4}", "recipe-value", "4: detector: encoder: dense wo"),
+        (
+            "preset: detr-r18\nloss: {scores: varifocal}",
+            "recipe-value",
+            "1: loss.scores: varifocal is for heads.classes: sigmoid",
+        ),
     ],
 )
 def test_mistakes_in_parts_name_the_key_that_was_typed(

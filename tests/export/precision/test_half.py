@@ -329,6 +329,20 @@ def test_constants_beyond_half_precision(value: float, single: bool) -> None:
     np.testing.assert_allclose(answers(typed.model), exact(model), rtol=1e-3)
 
 
+def test_scales_of_a_resize_stay_single() -> None:
+    """Its data may be half; the operator knows no half scales."""
+    model = small_graph(
+        [helper.make_node("Resize", ["images", "", "scales"], ["boxes"], "block/Resize_0")],
+        {"images": [1, 1, 2, 4], "boxes": [1, 1, 4, 8]},
+        numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"),
+    )
+    typed = to_half(model, ())
+    onnx.checker.check_model(typed.model, full_check=True)
+    resize = next(node for node in typed.model.graph.node if node.op_type == "Resize")
+    kinds = types(typed.model)
+    assert kinds[resize.input[2]] == SINGLE and kinds[resize.input[0]] == HALF
+
+
 def test_indices_that_pass_through_floats_stay_exact() -> None:
     nodes = [
         helper.make_node("TopK", ["images", "k"], ["best", "index"], "/TopK_0"),

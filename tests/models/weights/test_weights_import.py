@@ -120,7 +120,6 @@ def test_an_average_is_chosen_or_named(tmp_path):
     assert torch.equal(read_checkpoint(path).tensors["a"], average["a"])
 
 
-
 def test_rt_detr_brings_its_own_input(tmp_path):
     """Its images are divided by 255 and not normalized."""
     config = transformers.RTDetrConfig(
