@@ -6,7 +6,6 @@ C; ``make bindings`` lays the oldest and others we support out, beside the one i
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_driver import compile_driver, environment
+
+ROOT = Path(__file__).resolve().parents[2]
 LAID_OUT = ROOT / "build" / "bindings" / "cuda"
 
 pytestmark = pytest.mark.skipif(
@@ -53,11 +54,7 @@ def releases() -> list[str]:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("driver")
-    library = folder / "libcuda.so.1"
-    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(HERE / "fake_libcuda.c")]
-    subprocess.run([*command, "-ldl"], check=True)
-    return folder
+    return compile_driver(tmp_path_factory.mktemp("driver"))
 
 
 @pytest.fixture(params=releases(), ids=lambda path: Path(path).name or "installed")
@@ -68,19 +65,17 @@ def bindings(request: pytest.FixtureRequest) -> str:
 
 
 def run(
-    driver: Path, bindings: str, program: str, **environment: str
+    driver: Path, bindings: str, program: str, **more: str
 ) -> tuple[list[str], subprocess.CompletedProcess[str]]:
     """The driver's notes on a program, and how the program ended."""
-    log = driver / "log"
-    log.write_text("")
     done = subprocess.run(
         [sys.executable, "-c", START.format(bindings=bindings or str(ROOT)) + program],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"LD_LIBRARY_PATH": str(driver), "FAKE_CUDA_LOG": str(log)} | environment,
+        env=environment(driver, **more),
     )
-    return log.read_text().splitlines(), done
+    return (driver / "log").read_text().splitlines(), done
 
 
 def test_the_driver_reads_what_was_meant(driver: Path, bindings: str) -> None:
