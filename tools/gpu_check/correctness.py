@@ -6,9 +6,9 @@ Figures of a case are errors as shares of what is allowed, so that 1 is the most
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,17 +82,17 @@ def strided(place: Place, asked: Problem) -> Mapping[str, float]:
     return _with(asked, turned)
 
 
-def _with(asked: Problem, change: Any) -> Mapping[str, float]:
-    tensors = (asked.value, asked.locations, asked.weights, asked.grad_out)
-    changed = Problem(*(change(tensor) for tensor in tensors), asked.shapes)
+def _with(asked: Problem, change: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
+    names = ("value", "locations", "weights", "grad_out")
+    changed = replace(asked, **{name: change(getattr(asked, name)) for name in names})
     return changed.shares(changed.run())
 
 
 def empty(place: Place, asked: Problem) -> Mapping[str, float]:
     """No query, and no image."""
-    figures = {}
-    for name, sizes in {"queries": {"queries": 0}, "images": {"batch": 0}}.items():
-        none = problem(asked.dtype, place.device, **sizes)
+    figures: dict[str, float] = {}
+    for name, batch, queries in (("queries", 2, 0), ("images", 0, 11)):
+        none = problem(asked.dtype, place.device, batch=batch, queries=queries)
         found = none.run()
         place.wait()
         figures |= {f"{name} {key}": share for key, share in none.shares(found).items()}
@@ -199,12 +199,11 @@ def large_values(place: Place, elements: int) -> Mapping[str, float]:
     shapes, heads, channels = ((side, side),), 8, 32
     batch = -(-elements // (side * side * heads * channels))
     place.need(elements * 14)
-    sizes = {"batch": 1, "queries": 50, "heads": heads, "shapes": shapes}
-    alone = problem("float16", place.device, channels, **sizes)  # type: ignore[arg-type]
+    alone = problem("float16", place.device, channels, 1, 50, heads, shapes=shapes)
     value = torch.zeros(batch, *alone.value.shape[1:], dtype=torch.float16, device=place.device)
     value[-1] = alone.value[0]
-    many = Problem(value, *(_last_of(batch, x) for x in _rest(alone)), shapes)
-    return _as_alone(many, alone, -1)
+    many = _grown(alone, partial(_last_of, batch))
+    return _as_alone(replace(many, value=value), alone, -1)
 
 
 def large_outputs(place: Place, elements: int) -> Mapping[str, float]:
@@ -212,10 +211,8 @@ def large_outputs(place: Place, elements: int) -> Mapping[str, float]:
     heads, channels, few = 8, 256, 50
     queries = -(-elements // (heads * channels))
     place.need(elements * 10)
-    sizes = {"batch": 1, "heads": heads, "points": 1, "shapes": ((9, 7),)}
-    alone = problem("float16", place.device, channels, queries=few, **sizes)  # type: ignore[arg-type]
-    rest = [_last_queries(queries, x) for x in _rest(alone)]
-    return _as_alone(Problem(alone.value, *rest, alone.shapes), alone, few)
+    alone = problem("float16", place.device, channels, 1, few, heads, 1, ((9, 7),))
+    return _as_alone(_grown(alone, partial(_last_queries, queries)), alone, few)
 
 
 def large_samples(place: Place, elements: int) -> Mapping[str, float]:
@@ -224,12 +221,13 @@ def large_samples(place: Place, elements: int) -> Mapping[str, float]:
     queries = -(-elements // (heads * 4 * points * 2))
     place.need(elements * 26)
     alone = problem("float16", place.device, 8, batch=1, queries=few, heads=heads, points=points)
-    rest = [_last_queries(queries, x) for x in _rest(alone)]
-    return _as_alone(Problem(alone.value, *rest, alone.shapes), alone, few)
+    return _as_alone(_grown(alone, partial(_last_queries, queries)), alone, few)
 
 
-def _rest(alone: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    return alone.locations, alone.weights, alone.grad_out
+def _grown(alone: Problem, grow: Callable[[Tensor], Tensor]) -> Problem:
+    """A problem with more of what queries have."""
+    names = ("locations", "weights", "grad_out")
+    return replace(alone, **{name: grow(getattr(alone, name)) for name in names})
 
 
 def _last_of(batch: int, tensor: Tensor) -> Tensor:
@@ -249,8 +247,7 @@ def _last_queries(queries: int, tensor: Tensor) -> Tensor:
 def _as_alone(many: Problem, alone: Problem, part: int) -> Mapping[str, float]:
     """Compares the last image (``part`` -1) or the last queries with a problem of their own."""
     found = many.run()
-    shares = alone.shares([x[-1:] if part < 0 else _tail(i, x, part) for i, x in enumerate(found)])
-    return shares
+    return alone.shares([x[-1:] if part < 0 else _tail(i, x, part) for i, x in enumerate(found)])
 
 
 def _tail(index: int, tensor: Tensor, queries: int) -> Tensor:
