@@ -35,6 +35,8 @@ static const char *errors[1000];
 static void name_errors(void) {
     errors[1] = "CUDA_ERROR_INVALID_VALUE";
     errors[2] = "CUDA_ERROR_OUT_OF_MEMORY";
+    errors[100] = "CUDA_ERROR_NO_DEVICE";
+    errors[719] = "CUDA_ERROR_LAUNCH_FAILED";
     errors[209] = "CUDA_ERROR_NO_BINARY_FOR_GPU";
     errors[222] = "CUDA_ERROR_UNSUPPORTED_PTX_VERSION";
     errors[700] = "CUDA_ERROR_ILLEGAL_ADDRESS";

@@ -138,6 +138,26 @@ def test_the_plugins_ptx_is_launched_as_tensorrt_does(
 
 @COMPILERS
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fail", "status", "words"),
+    [
+        ("cuInit=100", "skipped", "CUDA_ERROR_NO_DEVICE"),
+        ("cuMemAlloc=2", "failed", "CUDA_ERROR_OUT_OF_MEMORY"),
+        ("cuLaunchKernel=1", "failed", "CUDA_ERROR_INVALID_VALUE"),
+        ("cuStreamSynchronize=700", "failed", "CUDA_ERROR_ILLEGAL_ADDRESS"),
+        ("cuMemcpyDtoH=719", "failed", "CUDA_ERROR_LAUNCH_FAILED"),
+    ],
+)
+def test_each_error_of_the_driver_is_told(driver: Path, fail: str, status: str, words: str) -> None:
+    """Where it happens: while memory is taken, at the launch, or once the kernel is waited for."""
+    part = ["tools.gpu_check", "--part", "plugin", "small float32"]
+    told, done = on_stand_in(driver, part, FAKE_CUDA_FAIL=fail, FAKE_CUDA_KERNELS="none")
+    assert done.returncode == 0 and told[-1]["status"] == status, done
+    assert words in told[-1]["reason"]
+
+
+@COMPILERS
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sanitized.KINDS)
 def test_the_sanitized_program_runs_both_kernels(driver: Path, tmp_path: Path, kind: str) -> None:
     kernels = str(compile_kernels(sanitized.attention(kind), tmp_path))
