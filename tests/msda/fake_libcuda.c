@@ -25,7 +25,12 @@ static void note(const char *format, ...) {
     fclose(log);
 }
 
+// A stream that is being recorded takes launches; anything that would allocate, wait or load code is
+// refused and voids the recording, as a GPU's driver does.
+static enum { idle, recording, void_ } capture = idle;
+
 static Result answer(const char *name) {
+    if (capture != idle && strcmp(name, "cuLaunchKernel")) return capture = void_, 900;
     const char *fail = getenv("FAKE_CUDA_FAIL");
     const size_t length = strlen(name);
     return fail && !strncmp(fail, name, length) && fail[length] == '=' ? atoi(fail + length + 1) : 0;
@@ -40,6 +45,7 @@ static void name_errors(void) {
     errors[209] = "CUDA_ERROR_NO_BINARY_FOR_GPU";
     errors[222] = "CUDA_ERROR_UNSUPPORTED_PTX_VERSION";
     errors[700] = "CUDA_ERROR_ILLEGAL_ADDRESS";
+    errors[901] = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED";
     errors[900] = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
 }
 
@@ -100,6 +106,15 @@ Result fake_cuMemcpyDtoH(void *to, const void *from, size_t size) {
 Result fake_cuStreamCreate(void **stream, unsigned flags) {
     note("stream %u\n", flags);
     return *stream = (void *)79L, 0;
+}
+Result fake_cuStreamBeginCapture(void *stream, int mode) {
+    note("record %ld mode %d\n", (long)stream, mode);
+    return capture = recording, 0;
+}
+Result fake_cuStreamEndCapture(void *stream, void **graph) {
+    const Result result = capture == recording ? 0 : 901;
+    *graph = result ? NULL : (void *)0x4000L;
+    return capture = idle, result;
 }
 // An error in what was queued shows where it is waited for.
 Result fake_cuStreamSynchronize(void *stream) { return answer("cuStreamSynchronize"); }

@@ -140,6 +140,41 @@ def test_what_the_driver_refuses_is_told_and_leaves_no_context(
     assert notes.count("push 1") == notes.count("pop 1")
 
 
+RECORDED = """
+from cuda.bindings import driver
+mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+def recorded():
+    (error,) = driver.cuStreamBeginCapture(77, mode)
+    assert int(error) == 0, error
+    try:
+        {forward}
+    except RuntimeError as refused:
+        print(refused)
+    error, graph = driver.cuStreamEndCapture(77)
+    print(error.name)
+"""
+
+
+def test_a_launch_after_the_first_can_be_recorded(driver: Path, bindings: str) -> None:
+    """It loads, allocates and asks nothing; forward and backward are loaded together."""
+    forward = FORWARD.format(device=0)
+    program = RECORDED.format(forward=BACKWARD.format(device=0)) + forward + "recorded()\n"
+    notes, done = run(driver, bindings, program)
+    assert done.stdout.split() == ["CUDA_SUCCESS"], done
+    start = notes.index("record 77 mode 1")
+    assert [note.split()[0] for note in notes[start:]] == ["record", "push", "launch", "pop"]
+
+
+def test_a_first_launch_within_a_recording_is_told(driver: Path, bindings: str) -> None:
+    """The recording is void and the stream usable again: the next one succeeds."""
+    forward = FORWARD.format(device=0)
+    program = RECORDED.format(forward=forward) + f"recorded()\n{forward}recorded()\n"
+    _, done = run(driver, bindings, program)
+    first, *rest = done.stdout.splitlines()
+    assert "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED" in first, done
+    assert rest == ["CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "CUDA_SUCCESS"]
+
+
 def test_a_gpu_newer_than_the_compiler_gets_ptx(driver: Path, bindings: str) -> None:
     notes, done = run(
         driver, bindings, FORWARD.format(device=0) + "print(asked)", FAKE_CUDA_CAPABILITY="121"

@@ -83,8 +83,7 @@ def strided(place: Place, asked: Problem) -> Mapping[str, float]:
 
 
 def _with(asked: Problem, change: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
-    names = ("value", "locations", "weights", "grad_out")
-    changed = replace(asked, **{name: change(getattr(asked, name)) for name in names})
+    changed = replace(_grown(asked, change), value=change(asked.value))
     return changed.shares(changed.run())
 
 
@@ -226,8 +225,12 @@ def large_samples(place: Place, elements: int) -> Mapping[str, float]:
 
 def _grown(alone: Problem, grow: Callable[[Tensor], Tensor]) -> Problem:
     """A problem with more of what queries have."""
-    names = ("locations", "weights", "grad_out")
-    return replace(alone, **{name: grow(getattr(alone, name)) for name in names})
+    return replace(
+        alone,
+        locations=grow(alone.locations),
+        weights=grow(alone.weights),
+        grad_out=grow(alone.grad_out),
+    )
 
 
 def _last_of(batch: int, tensor: Tensor) -> Tensor:
