@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNEL := $(shell find detr/msda distill/losses/native -name '*.hpp' -o -name '*.cpp')
 
-.PHONY: install bindings demo check test fuzz lint lock gpu-check clean
+.PHONY: install bindings demo check test fuzz lint lock gpu-check gpu-carry clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -50,6 +50,11 @@ lint: install
 # Everything that needs a GPU; writes docs/measured/gpu-DATE.json. BUNDLES="a.bundle b.bundle".
 gpu-check: install
 	$(BIN)/python -m tools.gpu_check $(BUNDLES)
+
+# The same for a machine that has torch and no package index: build/gpu-check.tar.gz for CARRY_PYTHON.
+CARRY_PYTHON ?= 3.12
+gpu-carry: install
+	$(BIN)/python -m tools.gpu_check.carry --python $(CARRY_PYTHON) $(BUNDLES)
 
 # Needs uv (https://docs.astral.sh/uv/); one lock for every Python and machine the project supports.
 lock:

@@ -3,7 +3,8 @@
     python -m tools.trt_builds [--layers 6 6] [--keep FOLDER] [--out docs/measured/trt-builds.json]
 
 Random weights, batch 1, every precision, for SM 86, for SM 89 and for both in one engine. Nothing
-runs: what is told is the builder's own account of memory and of the engine's layers.
+runs: what is told is the builder's own account of memory and of the engine's layers. The file is
+written after each build, so one that is stopped leaves those before it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from export.precision.apply import PrecisionRequest
 from tools.whole_model import bundles
 
 TARGETS = ((86,), (89,), (86, 89))
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 def build(path: Path, targets: tuple[int, ...]) -> dict[str, Any]:
@@ -51,6 +53,9 @@ def build(path: Path, targets: tuple[int, ...]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--layers", type=int, nargs=2, default=[6, 6])
+    parser.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="in this order"
+    )
     parser.add_argument("--keep", type=Path, help="folder of bundles to take, or to keep them in")
     parser.add_argument("--out", type=Path, help="JSON to write")
     options = parser.parse_args()
@@ -59,24 +64,25 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         paths = dict(bundles(folder, *options.layers))
         paths["fp16"] = folder / "fp16.bundle"
-        if not paths["fp16"].exists():
+        if "fp16" in options.precisions and not paths["fp16"].exists():
             request = PrecisionRequest("fp16")
             weights = folder / "model.safetensors"
             export_bundle(weights, paths["fp16"], 17, 1, request=request, gate=False)
-        rows = []
-        for precision in ("fp32", "fp16", "int8"):
+        rows: list[dict[str, Any]] = []
+        encoder, decoder = options.layers
+        told = {
+            "command": f"python -m tools.trt_builds --layers {encoder} {decoder}",
+            "model": "DINO ResNet-18, FFN 2048, 900 queries, 402x1333, batch 1, random weights",
+            "tensorrt_rtx": load(BACKENDS["tensorrt-rtx"]).__version__,
+            "machine": platform.machine(),
+            "builds": rows,
+        }
+        for precision in options.precisions:
             for targets in TARGETS:
                 rows.append(build(paths[precision], targets))
                 print(json.dumps(rows[-1]), flush=True)
-    told = {
-        "command": f"python -m tools.trt_builds --layers {options.layers[0]} {options.layers[1]}",
-        "model": "DINO ResNet-18, FFN 2048, 900 queries, 402x1333, batch 1, random weights",
-        "tensorrt_rtx": load(BACKENDS["tensorrt-rtx"]).__version__,
-        "machine": platform.machine(),
-        "builds": rows,
-    }
-    if options.out is not None:
-        write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+                if options.out is not None:
+                    write_atomic(options.out, json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

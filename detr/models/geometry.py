@@ -7,7 +7,8 @@ Everything is plain tensor arithmetic on static shapes, so it exports with a dyn
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def valid_ratios(valid_sizes: Tensor, shapes: LevelShapes, canvas: tuple[int, in
     extent = _extents(shapes, sizes)
     # Multiplied first: the product is exact, so the quotient rounds to a whole number of cells
     # exactly where it is one.
-    cells = torch.ceil(sizes * extent / sizes.new_tensor((canvas[1], canvas[0])))
+    cells = torch.ceil(sizes * extent / constant((canvas[1], canvas[0]), sizes))
     return torch.minimum(cells, extent) / extent
 
 
@@ -134,4 +135,10 @@ def whole_cells(locations: Tensor, ratios: Tensor, shapes: LevelShapes) -> Tenso
 
 def _extents(shapes: LevelShapes, like: Tensor) -> Tensor:
     """``[1, V, 2]`` (width, height) of each level in cells."""
-    return like.new_tensor([[width, height] for height, width in shapes])[None]
+    return constant([[width, height] for height, width in shapes], like)[None]
+
+
+def constant(values: Sequence[Any], like: Tensor) -> Tensor:
+    """Numbers as a tensor of another's type on its device, which is not waited for."""
+    made = torch.tensor(values, dtype=like.dtype)
+    return made if like.device.type == "cpu" else made.to(like.device, non_blocking=True)

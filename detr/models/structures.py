@@ -89,8 +89,10 @@ class Target:
     ignore: Tensor
 
     def to(self, device: torch.device | str) -> Target:
-        """The same on another device."""
-        return Target(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        """The same on another device, which is not waited for."""
+        return Target(
+            **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        )
 
 
 @dataclass

@@ -225,7 +225,7 @@ def denoising_matches(output: GroupOutput, targets: Sequence[Target]) -> Matches
         torch.cartesian_prod(layers, torch.tensor([i]), groups, torch.arange(len(target.labels)))
         for i, target in enumerate(targets)
     ]
-    layer, image, group, box = torch.cat(tables).to(device).unbind(1)
+    layer, image, group, box = torch.cat(tables).to(device, non_blocking=True).unbind(1)
     return Matches(layer, image, group * info.size + box, box)
 
 

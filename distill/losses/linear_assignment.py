@@ -68,7 +68,8 @@ def assign(
         solve(range(number))
     problems = np.repeat(np.arange(number), [len(r) for r, _ in solved])
     flat = [np.concatenate([_NONE, *(s[i] for s in solved)]) for i in (0, 1)]
-    found = torch.from_numpy(np.stack((problems, *flat)).astype(np.int64)).to(costs.device)
+    found = torch.from_numpy(np.stack((problems, *flat)).astype(np.int64))
+    found = found.to(costs.device, non_blocking=True)
     return found[0], found[1], found[2]
 
 

@@ -25,7 +25,12 @@ class Matches:
 
     def where(self, mask: Tensor) -> Matches:
         """The pairs for which ``mask [M]`` is true."""
-        return Matches(self.layer[mask], self.image[mask], self.query[mask], self.box[mask])
+        # Found once: their number is asked of the device, and that takes as long as all before it.
+        return self.take(mask.nonzero()[:, 0])
+
+    def take(self, index: Tensor) -> Matches:
+        """The pairs at the places ``index [K]``."""
+        return Matches(self.layer[index], self.image[index], self.query[index], self.box[index])
 
     def at(self, layer: int, to: int | None = None) -> Matches:
         """The pairs of one layer, as layer ``to`` if that is given."""

@@ -47,7 +47,7 @@ class JoinedTargets:
         return cls(
             torch.cat([target.boxes for target in targets]),
             torch.cat([target.labels for target in targets]),
-            torch.tensor([0, *counts[:-1]], device=device).cumsum(0),
+            torch.tensor([0, *counts[:-1]]).cumsum(0).to(device, non_blocking=True),
         )
 
     def of_pairs(self, matches: Matches) -> tuple[Tensor, Tensor]:

@@ -69,7 +69,8 @@ class Mgd(Method[MgdOptions]):
         terms = []
         for pair, generate in zip(self.maps(step), self.generators, strict=True):
             drawn = [torch.rand(pair.valid.shape[1:], generator=g) for g in step.generators]
-            kept = torch.stack(drawn).to(pair.valid.device) <= 1 - self.options.dropped
+            mask = torch.stack(drawn).to(pair.valid.device, non_blocking=True)
+            kept = mask <= 1 - self.options.dropped
             made = float32(generate(pair.student * kept))
             terms.append(((made - pair.teacher).square() * pair.valid).sum())
         total = torch.stack(terms).sum() / len(step.targets)

@@ -179,7 +179,9 @@ def modulated_cost(
         position = (terms.giou + 1) / 2
         if rescale:
             counts = torch.tensor([len(target.labels) for target in targets])
-            present = (torch.arange(terms.giou.shape[-1]) < counts[:, None]).to(boxes.device)
+            present = (torch.arange(terms.giou.shape[-1]) < counts[:, None]).to(
+                boxes.device, non_blocking=True
+            )
             position = _to_one(position, position * present[None, :, None])
     score = terms.score * position.clamp(0, 1) ** exponent
     return costs.of_terms(replace(terms, score=score))

@@ -125,7 +125,16 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
     factor = rate(index, recipe.steps, recipe.optimizer)
     set_rate(state.optimizer, factor)
     state.optimizer.zero_grad()
-    step, values = _backward(state, batch.to(state.world.device), index)
+    step, losses = _backward(state, batch.to(state.world.device), index)
+    norm = None
+    with span("optimizer"):
+        state.world.average_gradients(state.trained)
+        state.scaler.unscale_(state.optimizer)
+        if recipe.optimizer.clip:
+            norm = torch.nn.utils.clip_grad_norm_(state.parameters, recipe.optimizer.clip)
+    means, norms = _read(losses, norm)
+    # Of all processes, so that all stop where one process's loss is not finite.
+    values = state.world.mean_values(means) | norms
     if not math.isfinite(values["loss"]):
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         files = " ".join(str(path) for path in batch.paths)
@@ -135,11 +144,6 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
             "the labels, then run the same command again",
         )
     with span("optimizer"):
-        state.world.average_gradients(state.trained)
-        state.scaler.unscale_(state.optimizer)
-        if recipe.optimizer.clip:
-            norm = torch.nn.utils.clip_grad_norm_(state.parameters, recipe.optimizer.clip)
-            values["grad_norm"] = float(norm)
         values["lr"] = factor * recipe.optimizer.lr
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -150,12 +154,31 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
     return values
 
 
-def _backward(state: State, batch: Batch, index: int) -> tuple[Step, dict[str, float]]:
+# Losses of a part by name, and ``[n]`` their values.
+_Losses = tuple[list[str], Tensor]
+
+
+def _read(
+    parts: Sequence[_Losses], norm: Tensor | None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Means of the parts' losses, and the gradients' norm where there is one.
+
+    Read at once: a GPU has nothing to do while Python waits for it.
+    """
+    values = [values for _, values in parts]
+    numbers = iter(torch.cat(values if norm is None else [*values, norm[None]]).tolist())
+    means: dict[str, float] = defaultdict(float)
+    for names, _ in parts:
+        for name in names:
+            means[name] += next(numbers) / len(parts)
+    return means, {} if norm is None else {"grad_norm": next(numbers)}
+
+
+def _backward(state: State, batch: Batch, index: int) -> tuple[Step, list[_Losses]]:
     """Gradients of all parts of a step.
 
     Returns:
-        The last part's step, and the means of the losses over all parts of all processes, so that
-        all processes stop where one process's loss is not finite.
+        The last part's step, and the losses of each part, their sum as ``loss``.
     """
     count = state.recipe.accumulate
     parts = split(batch, count)
@@ -172,7 +195,7 @@ def _backward(state: State, batch: Batch, index: int) -> tuple[Step, dict[str, f
             return step, losses_of(state, step)
 
     shared = note_statistics(count, look, state.trained) if count > 1 else None
-    sums: dict[str, float] = defaultdict(float)
+    found: list[_Losses] = []
     for part in range(count):
         with contextlib.nullcontext() if shared is None else shared.part(first_pass=False):
             step, losses = look(part)
@@ -180,10 +203,8 @@ def _backward(state: State, batch: Batch, index: int) -> tuple[Step, dict[str, f
         total = terms.sum()
         with span("backward"):
             torch.autograd.backward(state.scaler.scale(total / count))
-        named = dict(zip(losses, terms.tolist(), strict=True)) | {"loss": total.item()}
-        for name, value in named.items():
-            sums[name] += value / count
-    return step, state.world.mean_values(sums)
+        found.append(([*losses, "loss"], torch.cat([terms, total[None]]).detach()))
+    return step, found
 
 
 def train(recipe: Recipe, out: Path) -> Path:

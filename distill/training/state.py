@@ -131,7 +131,8 @@ class State:
         counts = [len(target.labels) for target in targets]
         everyone = self.world.gather([sum(counts), max(counts)])
         total, most = int(everyone[:, 0].sum()), int(everyone[:, 1].max())
-        return torch.tensor(max(1, total) / self.world.size, device=self.world.device), most
+        # Filled on the device: a copy would wait for all that is queued there.
+        return torch.full((), max(1, total) / self.world.size, device=self.world.device), most
 
     def checkpoint(self, step: int) -> dict[str, Any]:
         """Everything needed to go on after ``step`` finished steps.

@@ -1,6 +1,8 @@
-// A stand-in for the driver, libcuda.so.1: nothing runs, and every call that matters is written to
-// the file FAKE_CUDA_LOG, one a line, with the arguments as the driver would read them. FAKE_CUDA_FAIL
-// is "FUNCTION=CODE": that function then fails so. Compiled by test_msda_fake_driver.py.
+// A stand-in for the driver, libcuda.so.1: every call that matters is written to the file
+// FAKE_CUDA_LOG, one a line, with the arguments as the driver would read them. Nothing runs, unless
+// FAKE_CUDA_KERNELS is a library of fake_kernels.cpp: its kernels then run on the host, whose memory
+// is the device's. Kernels whose levels are fixed have one argument less; "none" says so. FAKE_CUDA_FAIL is "FUNCTION=CODE": that function then fails so. Compiled by
+// fake_driver.py.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdarg.h>
@@ -23,7 +25,12 @@ static void note(const char *format, ...) {
     fclose(log);
 }
 
+// A stream that is being recorded takes launches; anything that would allocate, wait or load code is
+// refused and voids the recording, as a GPU's driver does.
+static enum { idle, recording, void_ } capture = idle;
+
 static Result answer(const char *name) {
+    if (capture != idle && strcmp(name, "cuLaunchKernel")) return capture = void_, 900;
     const char *fail = getenv("FAKE_CUDA_FAIL");
     const size_t length = strlen(name);
     return fail && !strncmp(fail, name, length) && fail[length] == '=' ? atoi(fail + length + 1) : 0;
@@ -33,9 +40,12 @@ static const char *errors[1000];
 static void name_errors(void) {
     errors[1] = "CUDA_ERROR_INVALID_VALUE";
     errors[2] = "CUDA_ERROR_OUT_OF_MEMORY";
+    errors[100] = "CUDA_ERROR_NO_DEVICE";
+    errors[719] = "CUDA_ERROR_LAUNCH_FAILED";
     errors[209] = "CUDA_ERROR_NO_BINARY_FOR_GPU";
     errors[222] = "CUDA_ERROR_UNSUPPORTED_PTX_VERSION";
     errors[700] = "CUDA_ERROR_ILLEGAL_ADDRESS";
+    errors[901] = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED";
     errors[900] = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
 }
 
@@ -79,6 +89,35 @@ Result fake_cuLibraryGetKernel(void **kernel, void *library, const char *name) {
     *kernel = (void *)(strstr(name, "backward") ? 0x3001L : 0x3000L);
     return answer("cuLibraryGetKernel");
 }
+Result fake_cuMemAlloc(void **pointer, size_t size) {
+    *pointer = malloc(size ? size : 1);
+    return answer("cuMemAlloc");
+}
+Result fake_cuMemFree(void *pointer) { return free(pointer), 0; }
+Result fake_cuMemsetD8(void *pointer, unsigned char value, size_t size) {
+    return memset(pointer, value, size), 0;
+}
+Result fake_cuMemcpyHtoD(void *to, const void *from, size_t size) {
+    return memcpy(to, from, size), answer("cuMemcpyHtoD");
+}
+Result fake_cuMemcpyDtoH(void *to, const void *from, size_t size) {
+    return memcpy(to, from, size), answer("cuMemcpyDtoH");
+}
+Result fake_cuStreamCreate(void **stream, unsigned flags) {
+    note("stream %u\n", flags);
+    return *stream = (void *)79L, 0;
+}
+Result fake_cuStreamBeginCapture(void *stream, int mode) {
+    note("record %ld mode %d\n", (long)stream, mode);
+    return capture = recording, 0;
+}
+Result fake_cuStreamEndCapture(void *stream, void **graph) {
+    const Result result = capture == recording ? 0 : 901;
+    *graph = result ? NULL : (void *)0x4000L;
+    return capture = idle, result;
+}
+// An error in what was queued shows where it is waited for.
+Result fake_cuStreamSynchronize(void *stream) { return answer("cuStreamSynchronize"); }
 Result fake_cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
                            unsigned by, unsigned bz, unsigned shared, void *stream,
                            void **parameters, void **extra) {
@@ -92,8 +131,16 @@ Result fake_cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz
     for (; at < inputs; ++at) note(" %ld", *(long *)parameters[at]);
     for (int i = 0; i < 2; ++i, ++at) note(" %d", *(int *)parameters[at]);
     for (int i = 0; i < (backward ? 3 : 1); ++i, ++at) note(" %ld", *(long *)parameters[at]);
-    for (int i = 0; i < 4; ++i) note(" %d", ((int *)parameters[at])[i]);
+    const char *kernels = getenv("FAKE_CUDA_KERNELS");
+    for (int i = 0; i < 4 && !kernels; ++i) note(" %d", ((int *)parameters[at])[i]);
     note("\n");
+    if (kernels && strcmp(kernels, "none")) {
+        void *library = dlopen(kernels, RTLD_NOW);
+        void (*run)(int, void **, int, int) =
+            library ? (void (*)(int, void **, int, int))dlsym(library, "run") : NULL;
+        if (!run) return 1;
+        run(backward, parameters, gx, bx);
+    }
     return answer("cuLaunchKernel");
 }
 Result fake_cuGetErrorName(int error, const char **name) {

@@ -4,6 +4,7 @@ for the CPU, matches the reference."""
 from __future__ import annotations
 
 import ctypes
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -108,11 +109,14 @@ def test_the_device_code_matches_the_reference(dtype: str, channels: int, folder
 def test_compiles_for_every_architecture(folder: Path) -> None:
     source = folder / "attention.cu"
     source.write_text(attention().source)
-    command = ["nvcc", "-std=c++17", "-fatbin", "-Werror=all-warnings", "--threads=2"]
+    command = ["nvcc", "-std=c++17", "-fatbin", "-Werror=all-warnings", "-Xptxas=-v"]
     command += [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in ARCHITECTURES]
     command += [f"-I{cuda_source.HEADER.parent}", "-o", str(folder / "attention.fatbin")]
-    subprocess.run([*command, str(source)], check=True)
+    done = subprocess.run([*command, str(source)], check=True, capture_output=True, text=True)
     assert (folder / "attention.fatbin").stat().st_size > 10_000
+    # What does not fit in registers would be read from memory again, in the innermost loop.
+    told = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    assert told == [("0", "0")] * (2 * len(ARCHITECTURES))
 
 
 @pytest.mark.parametrize("fixed", [True, False])

@@ -6,7 +6,6 @@ C; ``make bindings`` lays the oldest and others we support out, beside the one i
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_driver import compile_driver, environment
+
+ROOT = Path(__file__).resolve().parents[2]
 LAID_OUT = ROOT / "build" / "bindings" / "cuda"
 
 pytestmark = pytest.mark.skipif(
@@ -53,11 +54,7 @@ def releases() -> list[str]:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("driver")
-    library = folder / "libcuda.so.1"
-    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(HERE / "fake_libcuda.c")]
-    subprocess.run([*command, "-ldl"], check=True)
-    return folder
+    return compile_driver(tmp_path_factory.mktemp("driver"))
 
 
 @pytest.fixture(params=releases(), ids=lambda path: Path(path).name or "installed")
@@ -68,19 +65,17 @@ def bindings(request: pytest.FixtureRequest) -> str:
 
 
 def run(
-    driver: Path, bindings: str, program: str, **environment: str
+    driver: Path, bindings: str, program: str, **more: str
 ) -> tuple[list[str], subprocess.CompletedProcess[str]]:
     """The driver's notes on a program, and how the program ended."""
-    log = driver / "log"
-    log.write_text("")
     done = subprocess.run(
         [sys.executable, "-c", START.format(bindings=bindings or str(ROOT)) + program],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"LD_LIBRARY_PATH": str(driver), "FAKE_CUDA_LOG": str(log)} | environment,
+        env=environment(driver, **more),
     )
-    return log.read_text().splitlines(), done
+    return (driver / "log").read_text().splitlines(), done
 
 
 def test_the_driver_reads_what_was_meant(driver: Path, bindings: str) -> None:
@@ -143,6 +138,41 @@ def test_what_the_driver_refuses_is_told_and_leaves_no_context(
     notes, done = run(driver, bindings, FORWARD.format(device=0), FAKE_CUDA_FAIL=fail)
     assert done.returncode == 1 and words in done.stderr.splitlines()[-1], done.stderr
     assert notes.count("push 1") == notes.count("pop 1")
+
+
+RECORDED = """
+from cuda.bindings import driver
+mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+def recorded():
+    (error,) = driver.cuStreamBeginCapture(77, mode)
+    assert int(error) == 0, error
+    try:
+        {forward}
+    except RuntimeError as refused:
+        print(refused)
+    error, graph = driver.cuStreamEndCapture(77)
+    print(error.name)
+"""
+
+
+def test_a_launch_after_the_first_can_be_recorded(driver: Path, bindings: str) -> None:
+    """It loads, allocates and asks nothing; forward and backward are loaded together."""
+    forward = FORWARD.format(device=0)
+    program = RECORDED.format(forward=BACKWARD.format(device=0)) + forward + "recorded()\n"
+    notes, done = run(driver, bindings, program)
+    assert done.stdout.split() == ["CUDA_SUCCESS"], done
+    start = notes.index("record 77 mode 1")
+    assert [note.split()[0] for note in notes[start:]] == ["record", "push", "launch", "pop"]
+
+
+def test_a_first_launch_within_a_recording_is_told(driver: Path, bindings: str) -> None:
+    """The recording is void and the stream usable again: the next one succeeds."""
+    forward = FORWARD.format(device=0)
+    program = RECORDED.format(forward=forward) + f"recorded()\n{forward}recorded()\n"
+    _, done = run(driver, bindings, program)
+    first, *rest = done.stdout.splitlines()
+    assert "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED" in first, done
+    assert rest == ["CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "CUDA_SUCCESS"]
 
 
 def test_a_gpu_newer_than_the_compiler_gets_ptx(driver: Path, bindings: str) -> None:

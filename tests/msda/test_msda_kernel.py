@@ -172,3 +172,17 @@ def test_every_instruction_set_agrees() -> None:
         np.testing.assert_allclose(narrow, case.forward64(), rtol=2e-3, atol=2e-3, err_msg=target)
     with pytest.raises(ValueError, match="no 'sse9' kernels"):
         _native.forward(*arguments, out, 2, "sse9")
+
+
+@pytest.mark.parametrize(("batch", "queries"), [(0, 3), (2, 0), (0, 0)])
+def test_no_images_and_no_queries_are_no_work(batch: int, queries: int) -> None:
+    """Shares of the work are quotients, and no images once ended the process."""
+    from detr.msda import _native
+
+    case = make_case(((5, 4), (3, 3)), batch=batch, queries=queries)
+    arguments = (case.value, case.shapes, case.locations, case.weights)
+    for target in _native.targets():
+        _native.forward(*arguments, np.empty_like(case.grad_out), 2, target)
+        grads = [np.full_like(x, 9) for x in (case.value, case.locations, case.weights)]
+        _native.backward(case.grad_out, *arguments, *grads, 2, target)
+        assert (grads[0] == 0).all()

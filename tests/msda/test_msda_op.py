@@ -152,3 +152,23 @@ def test_without_the_kernel_grid_sample_answers(monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(mine.grad, wanted.grad)
     with pytest.raises(ValueError, match="weights must have shape"):
         ms_deform_attn(tensors[0], SHAPES, tensors[1], tensors[2][:, :2])
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(("batch", "queries"), [(0, 3), (2, 0)])
+def test_no_images_and_no_queries_have_gradients_of_their_shape(
+    monkeypatch: pytest.MonkeyPatch, native: bool, batch: int, queries: int
+) -> None:
+    """With the kernel and, where it was not compiled, with grid_sample."""
+    if not native:
+        monkeypatch.setattr(msda, "native_available", lambda: False)
+    whole = inputs()
+    value, locations, weights = whole[0][:batch], whole[1][:batch], whole[2][:batch]
+    leaves = [
+        x.detach().clone().requires_grad_()
+        for x in (value, locations[:, :queries], weights[:, :queries])
+    ]
+    out = ms_deform_attn(leaves[0], SHAPES, leaves[1], leaves[2])
+    assert out.shape[:2] == (len(value), queries)
+    for leaf, gradient in zip(leaves, torch.autograd.grad(out.sum(), leaves), strict=True):
+        assert gradient.shape == leaf.shape and not gradient.any()

@@ -82,7 +82,7 @@ def _reference_backward(
     per_head = (batch, heads, queries, len(shapes), points)
     return (
         torch.cat(grad_maps, 2)
-        .view(batch, heads, channels, -1)
+        .view(batch, heads, channels, value.shape[1])
         .permute(0, 3, 1, 2)
         .to(value.dtype),
         torch.stack(grad_locations, 2).view(*per_head, 2).transpose(1, 2),

@@ -99,7 +99,7 @@ class Denoiser(nn.Module, ABC):
             """``[B, G, ...]`` to ``[B, groups, sides, G, ...]``."""
             return x[:, None, None].expand(-1, groups, self.sides, *x.shape[1:])
 
-        drawn = self._drawn(targets, generators, groups, most).to(boxes.device)
+        drawn = self._drawn(targets, generators, groups, most).to(boxes.device, non_blocking=True)
         noisy_labels = self._noisy_labels(tiled(labels), drawn[..., :2])
         noisy_boxes = self.noisy_boxes(tiled(boxes), drawn[..., 2:])
         filler = tiled(padding).flatten(1)
@@ -171,7 +171,7 @@ class ContrastiveDenoiser(Denoiser):
         See the base class.
         """
         half = boxes[..., 2:].repeat(1, 1, 1, 1, 2) / 2
-        negative = torch.tensor([0.0, self.farther], device=boxes.device).view(2, 1, 1)
+        negative = self.farther * torch.arange(2, device=boxes.device).view(2, 1, 1)
         sign = torch.where(drawn[..., 4:] < 0.5, -1.0, 1.0)
         size = drawn[..., :4] + negative
         corners = cxcywh_to_xyxy(boxes) + size * sign * half * self.box_noise

@@ -213,10 +213,11 @@ void backward(const ConstArray &grad_out, const ConstArray &value,
     const long long fitting = kMostSamples / std::max(problem.points, 1LL);
     const long long heads = std::min((problem.heads + wanted - 1) / wanted, fitting);
     const long long parts = (problem.heads + heads - 1) / std::max(heads, 1LL);
-    threads = (int)std::clamp(units * parts, 1LL, (long long)threads);
+    const long long tasks = problem.batch * problem.levels * parts;  // none of no images
+    threads = (int)std::clamp(tasks, 1LL, (long long)threads);
     nb::gil_scoped_release release;
     Scratch scratch(kernels.backward_scratch(problem, call.type, heads), threads);
-    parallel_for(units * parts, threads, [&](long long index, int worker) {
+    parallel_for(tasks, threads, [&](long long index, int worker) {
         const long long first = index % parts * heads, image = index / parts % problem.batch;
         kernels.backward(problem, call.type, arrays, scratch.of(worker),
                          {image, index / parts / problem.batch, std::min(first, problem.heads),

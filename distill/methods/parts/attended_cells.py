@@ -53,7 +53,9 @@ def attended_cells(sampled: SampledAttention, shapes: LevelShapes) -> Cells:
     locations, weights = float32(sampled.locations), float32(sampled.weights).flatten(-2)
     points = sampled.weights.shape[-1]
     # One number per sample rather than per level: a few elements at a time would cost most of it.
-    sizes = torch.tensor(shapes, device=weights.device).repeat_interleave(points, 0)
+    sizes = torch.tensor(shapes).repeat_interleave(points, 0)
+    cells = int(sizes[::points].prod(1).sum())
+    sizes = sizes.to(weights.device, non_blocking=True)
     height, width = sizes.to(torch.float32).unbind(1)
     counts = sizes.prod(1)[::points]
     starts = (counts.cumsum(0) - counts).repeat_interleave(points).to(torch.float32)
@@ -70,7 +72,7 @@ def attended_cells(sampled: SampledAttention, shapes: LevelShapes) -> Cells:
         for j, (x, right) in enumerate(columns):
             index[..., 2 * i + j, :] = first + x
             values.append(share * right)
-    return Cells(index.flatten(-2), torch.cat(values, -1), int(counts.sum()))
+    return Cells(index.flatten(-2), torch.cat(values, -1), cells)
 
 
 def _neighbors(place: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:

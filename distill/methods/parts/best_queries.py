@@ -81,7 +81,7 @@ def best_queries(
     per_box = min(per_box, costs.shape[2])
     index = costs.topk(per_box, dim=2, largest=False).indices
     counts = torch.tensor([len(target.labels) for target in targets])
-    filler = (torch.arange(costs.shape[3]) >= counts[:, None]).to(costs.device)
+    filler = (torch.arange(costs.shape[3]) >= counts[:, None]).to(costs.device, non_blocking=True)
     return BestQueries(
         teacher,
         index.transpose(2, 3).flatten(2),
@@ -119,11 +119,12 @@ def original_matches(
     boxes = chosen.costs.shape[3]
     slots = torch.unflatten(chosen.index, 2, (boxes, chosen.per_box))
     same = slots[teacher.layer, teacher.image, teacher.box] == teacher.query[:, None]
-    missing = torch.zeros(slots.shape[:2], dtype=torch.bool, device=slots.device)
-    lost = ~same.any(1)
-    missing[teacher.layer[lost], teacher.image[lost]] = True
-    kept = teacher.where(~missing[teacher.layer, teacher.image])
-    place = same[~missing[teacher.layer, teacher.image]].to(torch.int64).argmax(1)
+    lost = torch.zeros(slots.shape[:2], dtype=torch.int64, device=slots.device)
+    lost.index_put_((teacher.layer, teacher.image), (~same.any(1)).long(), accumulate=True)
+    missing = lost > 0
+    present = (~missing[teacher.layer, teacher.image]).nonzero()[:, 0]
+    kept = teacher.take(present)
+    place = same[present].to(torch.int64).argmax(1)
     rows = [torch.stack((kept.layer, kept.image, kept.box * chosen.per_box + place, kept.box), 1)]
     for stage, image in missing.nonzero().tolist():
         count = len(targets[image].labels)

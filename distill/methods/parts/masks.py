@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from detr.models import Memory, Target, cxcywh_to_xyxy
+from detr.models.geometry import constant
 from distill.losses.targets import pad_targets
 
 # Part of a cell a box may reach into the next one before that cell is its own: absorbs the
@@ -38,15 +39,15 @@ def scale_masks(targets: Sequence[Target], memory: Memory) -> tuple[Tensor, Tens
     boxes, _, counts = pad_targets(targets)
     corners = cxcywh_to_xyxy(boxes)
     present = torch.arange(boxes.shape[1]) < counts[:, None]
-    present = present.to(boxes.device)
+    present = present.to(boxes.device, non_blocking=True)
     foreground, background = [], []
     start = 0
     for level, (height, width) in enumerate(memory.shapes):
         valid = ~memory.padding[:, start : start + height * width]
         start += height * width
-        cells = memory.valid_ratios[:, level] * memory.valid_ratios.new_tensor([width, height])
-        x, columns = _covered(corners[..., [0, 2]], cells[:, :1].round(), width)
-        y, rows = _covered(corners[..., [1, 3]], cells[:, 1:].round(), height)
+        cells = memory.valid_ratios[:, level] * constant([width, height], memory.valid_ratios)
+        x, columns = _covered(corners[..., 0::2], cells[:, :1].round(), width)
+        y, rows = _covered(corners[..., 1::2], cells[:, 1:].round(), height)
         share = present / (columns * rows).clamp(min=1)
         covered = (y[..., :, None] & x[..., None, :]) * share[..., None, None]
         weight = _largest(covered).flatten(1).to(torch.float32) * valid

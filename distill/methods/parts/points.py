@@ -74,7 +74,8 @@ def general_points(
 
     def normal(channels: int) -> Tensor:
         drawn = torch.randn(1, count, channels, generator=generator)
-        return drawn.to(own.content.device).expand(len(own.content), -1, -1)
+        on_device = drawn.to(own.content.device, non_blocking=True)
+        return on_device.expand(len(own.content), -1, -1)
 
     if facts.blank_content:
         content = own.content[:, :1].detach().expand(-1, count, -1)
@@ -142,7 +143,7 @@ class TargetAware(nn.Module):
         """
         boxes, labels, counts = pad_targets(targets)
         most = max(1, boxes.shape[1])
-        padding = (torch.arange(most) >= counts[:, None]).to(boxes.device)
+        padding = (torch.arange(most) >= counts[:, None]).to(boxes.device, non_blocking=True)
         filled = boxes.new_full((len(targets), most, 4), 0.5)
         filled[:, : boxes.shape[1]] = boxes
         classes = labels.new_zeros((len(targets), most))

@@ -53,7 +53,7 @@ class Selected:
 
     def layers(self, layers: Sequence[int]) -> Selected:
         """Those of some layers, in that order."""
-        index = list(layers)
+        index = torch.tensor(list(layers)).to(self.owner.device, non_blocking=True)
         return Selected(
             self.overlap[index],
             self.owner[index],
@@ -89,7 +89,7 @@ def select_queries(
     overlap = torch.full(shape, float("-inf"), device=device)
     if table.shape[-1]:
         counts = torch.tensor([len(target.labels) for target in targets])
-        present = (torch.arange(table.shape[-1]) < counts[:, None]).to(device)
+        present = (torch.arange(table.shape[-1]) < counts[:, None]).to(device, non_blocking=True)
         table = table.masked_fill(~present[None, :, None], float("-inf"))
         overlap, owner = table.max(-1)
         place = (matches.layer, matches.image, matches.query)
@@ -202,7 +202,7 @@ def _negatives(
     cells = ours[0].shape[0] * ours[0].shape[1] * boxes
     rows, heights = _packed(*ours, boxes, cells)
     columns, widths = _packed(*theirs, boxes, cells)
-    busy = (heights > 0) & (widths > 0)
+    busy = ((heights > 0) & (widths > 0)).nonzero()[:, 0]
     sizes = heights[busy], widths[busy]
     return assign_parts(flat(student), flat(teacher), rows[busy], columns[busy], sizes, how.weights)
 
@@ -219,7 +219,8 @@ def _same_box(
         table[image * boxes + matches.box] = image * queries + matches.query
         found.append(table)
     both = (found[0] >= 0) & (found[1] >= 0)
-    return found[0][both], found[1][both]
+    kept = both.nonzero()[:, 0]
+    return found[0][kept], found[1][kept]
 
 
 def _packed(mask: Tensor, owner: Tensor, boxes: int, cells: int) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ def teacher_assigned(
     own = layer_matches(student, range(len(student.logits)), targets, costs)
     if teacher is None:
         return own
-    replaced = torch.tensor(layers, device=own.layer.device)
+    replaced = torch.tensor(layers).to(own.layer.device, non_blocking=True)
     rest = own.where(~torch.isin(own.layer, replaced))
     return join_matches([rest, *(teacher.at(i, to=s) for i, s in enumerate(layers))])
 

@@ -96,8 +96,8 @@ def matching_losses(
     if other is not None and rules.regression:
         taken = torch.zeros(boxes.shape[:-1], dtype=torch.bool, device=boxes.device)
         taken[own.layer, own.image, own.query] = True
-        free = ~taken[other.layer, other.image, other.query]
-        further = _regression(boxes, truth, other.where(free), other_weight[free])
+        free = (~taken[other.layer, other.image, other.query]).nonzero()[:, 0]
+        further = _regression(boxes, truth, other.take(free), other_weight[free])
         l1, overlap = l1 + further[0], overlap + further[1]
     return {
         "class": class_loss.sum() / normalizer,
@@ -140,8 +140,8 @@ def _weights(
     A query with a box of its own does not regress the other's, so that box keeps one query only.
     """
     own_weight = torch.ones(len(own.query), device=costs.device)
-    if other is None:
-        return own_weight, own_weight[:0]
+    if other is None or not len(own.query):
+        return own_weight, own_weight.new_ones(0 if other is None else len(other.query))
     other_weight = torch.ones(len(other.query), device=costs.device)
     pair = torch.full((*costs.shape[:2], costs.shape[3]), -1, device=costs.device)
     pair[own.layer, own.image, own.box] = torch.arange(len(own.query), device=costs.device)
@@ -149,11 +149,12 @@ def _weights(
     has_own[own.layer, own.image, own.query] = True
     rival = pair[other.layer, other.image, other.box]
     two = (rival >= 0) & ~has_own[other.layer, other.image, other.query]
-    here, rival = other.where(two), rival[two]
-    theirs = costs[here.layer, here.image, here.query, here.box]
-    ours = costs[here.layer, here.image, own.query[rival], here.box]
-    other_weight[two.nonzero()[theirs >= ours, 0]] = down_weight
-    own_weight[rival[theirs < ours]] = down_weight
+    theirs = costs[other.layer, other.image, other.query, other.box]
+    ours = costs[other.layer, other.image, own.query[rival], other.box]
+    other_weight = other_weight.masked_fill(two & (theirs >= ours), down_weight)
+    # Without asking how many they are: the rest writes to a place behind the last.
+    place = rival.masked_fill(~(two & (theirs < ours)), len(own_weight))
+    own_weight = F.pad(own_weight, (0, 1)).index_fill(0, place, down_weight)[:-1]
     return own_weight, other_weight
 
 
