@@ -83,7 +83,7 @@ def command_lines(out: Path, seed: int, steps: int | None) -> list[tuple[str, li
 def demo(out: Path, seed: int, steps: int | None) -> None:
     """Distil, export and measure a compact DETR on synthetic road scenes.
 
-    Takes a few minutes on two CPU cores; run again, it goes on where it stopped.
+    Takes up to ten minutes on two CPU cores; run again, it goes on where it stopped.
 
     Example: detr demo --out runs/demo
     """

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from detr.errors import UserError
 from detr.files import write_atomic
 from distill.analysis.cells import Job, Runner
+from distill.analysis.curves import ap_over_steps
 from distill.recipe import Recipe
 
 BASELINE = "baseline"
@@ -34,6 +35,7 @@ class Cell(BaseModel):
             ``inherit`` does too, from the teacher's weights.
         seed: Of the run.
         values: AP and its parts, 0 to 1.
+        curve: Steps and AP of every validation.
         seconds: Per step, without validation.
         megabytes: Most memory the process held.
         error: Last line of what went wrong, or ``None``.
@@ -42,6 +44,7 @@ class Cell(BaseModel):
     method: str
     seed: int
     values: dict[str, float] = {}
+    curve: list[tuple[int, float]] = []
     seconds: float | None = None
     megabytes: float | None = None
     error: str | None = None
@@ -64,6 +67,15 @@ class MethodComparison(BaseModel):
         title = f"{self.recipe} on {self.data}, {self.steps} steps"
         return "\n".join([title, "", *lines, *([""] if failed else []), *failed]) + "\n"
 
+    def to_svg(self) -> str | None:
+        """AP over steps; ``None`` where no run was measured on its way (``validation.every``)."""
+        curves = {
+            method: [cell.curve for cell in self.cells if cell.method == method]
+            for method in dict.fromkeys(cell.method for cell in self.cells)
+        }
+        measured = any(len(curve) > 1 for runs in curves.values() for curve in runs)
+        return ap_over_steps(curves) if measured else None
+
     def to_html(self) -> str:
         """The same as a page without outside resources."""
         head = "".join(f"<th>{h}</th>" for h in ("method", *_HEADS, "s/step", "MB", "seeds"))
@@ -82,7 +94,8 @@ class MethodComparison(BaseModel):
             "<style>body{font:15px sans-serif;margin:2em}td,th{padding:.3em .8em;"
             "text-align:right}td:first-child,th:first-child{text-align:left}"
             "tr:nth-child(even){background:#eee}</style>"
-            f"<h1>{title}</h1><table><tr>{head}</tr>{body}</table><ul>{failed}</ul></html>\n"
+            f"<h1>{title}</h1><table><tr>{head}</tr>{body}</table><ul>{failed}</ul>"
+            f"{self.to_svg() or ''}</html>\n"
         )
 
     def _rows(self) -> list[list[str]]:
@@ -159,7 +172,8 @@ def compare_methods(
         recipe: Student, data, steps and teacher.
         methods: Names, each possibly several joined by ``+``.
         seeds: Runs per method, with the recipe's seed and those after it.
-        out: Gets ``cells/METHOD-seedN`` and ``compare.json``, ``.md`` and ``.html``.
+        out: Gets ``cells/METHOD-seedN`` and ``compare.json``, ``.md``, ``.html`` and, where runs
+            are measured on their way, ``.svg``.
         run: Trains the cells.
 
     Raises:
@@ -189,6 +203,8 @@ def compare_methods(
         write_atomic(out / "compare.json", table.model_dump_json(indent=2) + "\n")
         write_atomic(out / "compare.md", table.to_markdown())
         write_atomic(out / "compare.html", table.to_html())
+        if picture := table.to_svg():
+            write_atomic(out / "compare.svg", picture)
     return table
 
 
@@ -201,6 +217,8 @@ def _read_cell(method: str, seed: int, folder: Path, error: str | None) -> Cell:
     rows = [json.loads(line) for line in lines]
     for row in rows:
         cell.values |= {m: row[m] for m in METRICS if m in row}
+        if "ap" in row:
+            cell.curve.append((row["step"], row["ap"]))
         cell.megabytes = row.get("peak_mb", cell.megabytes)
     # The first line of a run holds the start-up of threads and caches.
     times = [row["ms"] for row in rows if "ms" in row]

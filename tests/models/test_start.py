@@ -118,6 +118,16 @@ def test_rows_of_classes_go_by_name(kind: str, tmp_path: Path) -> None:
     assert "new class dog: its rows are its own" in report.details("started with", names)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_renamed_class_starts_like_one_that_kept_its_name(kind: str, tmp_path: Path) -> None:
+    path, _ = saved(tmp_path, kind)
+    kept, renamed = detector(kind, 3, 2), detector(kind, 3, 2)
+    start(kept, path, classes("boat", "dog", "car"), {})
+    start(renamed, path, classes("boat", "dog", "Auto"), {"Auto": "car"})
+    ours, theirs = kept.state_dict(), renamed.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_another_depth_and_other_queries(tmp_path: Path) -> None:
     path, source = saved(tmp_path, "dino", decoder={"layers": 3}, encoder={"layers": 2})
     student = detector("dino", 3, 2, queries={"number": 7})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
@@ -162,3 +163,27 @@ def test_a_comparison_with_failed_runs_is_no_success(
     )
     assert run.exit_code == 2 and "| mgd |" in run.stdout and "loss-not-finite" in run.stdout
     assert "error[compare-failed]" in run.stderr and "1 of 3 runs failed" in run.stderr
+
+
+def test_curves_where_runs_are_measured_on_their_way(tiny: Recipe, tmp_path: Path) -> None:
+    def measured(path: Path, out: Path) -> str | None:
+        out.mkdir(parents=True)
+        best = 0.4 if load_recipe(path).methods else 0.2
+        rows = [{"step": 10 * i, "ap": best * i / 4, "ap50": 0.5} for i in (1, 2, 4)]
+        (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return None
+
+    table = compare_methods(distilling(tiny), ["fitnet"], 2, tmp_path, run=measured)
+    assert table.cells[-1].curve == [(10, 0.1), (20, 0.2), (40, 0.4)]
+    root = ElementTree.parse(tmp_path / "compare.svg").getroot()
+    lines = [x.attrib["points"].split() for x in root.iter() if x.tag.endswith("polyline")]
+    assert len(lines) == 4 and all(len(line) == 3 for line in lines)
+    # Up is better, and the second AP of the method is the last one of the baseline.
+    heights = [[float(point.split(",")[1]) for point in line] for line in lines]
+    assert heights[2] == sorted(heights[2], reverse=True) and heights[2][1] == heights[0][2]
+    assert "<polyline" in (tmp_path / "compare.html").read_text()
+
+
+def test_no_picture_of_runs_measured_once(tiny: Recipe, tmp_path: Path) -> None:
+    assert compare_methods(distilling(tiny), ["fitnet"], 1, tmp_path, run=fake).to_svg() is None
+    assert not (tmp_path / "compare.svg").exists()

@@ -1,0 +1,82 @@
+"""AP over training steps as SVG: whether a comparison's runs have converged, and who leads when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from detr.plot import Axis, nice_step
+
+# AP (0..1) by finished steps, of one run.
+Curve = Sequence[tuple[int, float]]
+
+_WIDTH, _HEIGHT = 900, 420
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 150, 16, 44
+_COLORS = ("#5f7488", "#d97a1e", "#3b82c4", "#2f9e7a", "#c2559d", "#8b6fd0", "#8a8f1f", "#c4483d")
+_LINE = 16  # px between two labels
+
+
+def ap_over_steps(curves: Mapping[str, Sequence[Curve]]) -> str:
+    """One color per method, one line per seed, names in the order of the last AP; stands alone.
+
+    Args:
+        curves: Runs by method; at least one has a point.
+    """
+    points = [point for runs in curves.values() for curve in runs for point in curve]
+    last = max(step for step, _ in points)
+    highest = 100 * max(ap for _, ap in points)
+    step = nice_step(max(highest, 1.0), 6)
+    x = Axis(0, last, _LEFT, _WIDTH - _RIGHT)
+    y = Axis(0, step * (highest // step + 1), _HEIGHT - _BOTTOM, _TOP)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        'font-family="sans-serif" font-size="13"><title>AP over training steps</title>',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
+        *_frame(x, y),
+    ]
+    ends = []
+    for i, (name, runs) in enumerate(curves.items()):
+        color = _COLORS[i % len(_COLORS)]
+        for curve in runs:
+            path = " ".join(f"{x(at):.1f},{y(100 * ap):.1f}" for at, ap in curve)
+            parts.append(
+                f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>'
+            )
+            parts += [
+                f'<circle cx="{x(at):.1f}" cy="{y(100 * ap):.1f}" r="3" fill="{color}"/>'
+                for at, ap in curve
+            ]
+        reached = [curve[-1][1] for curve in runs if curve]
+        if reached:
+            ends.append((y(100 * sum(reached) / len(reached)), name, color))
+    return "".join([*parts, *_labels(ends), "</svg>"])
+
+
+def _frame(x: Axis, y: Axis) -> list[str]:
+    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+    parts = []
+    for tick in y.ticks():
+        at = y(tick)
+        parts.append(f'<path d="M{_LEFT} {at:.1f}H{right}" stroke="#e3e6ea"/>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for tick in x.ticks():
+        at = x(tick)
+        parts.append(f'<path d="M{at:.1f} {_TOP}V{bottom}" stroke="#e3e6ea"/>')
+        parts.append(f'<text x="{at:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>')
+    parts.append(
+        f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">steps</text>'
+        f'<text transform="translate(14 {(_TOP + bottom) / 2}) rotate(-90)" '
+        'text-anchor="middle">COCO AP</text>'
+    )
+    return parts
+
+
+def _labels(ends: Sequence[tuple[float, str, str]]) -> list[str]:
+    """Names at the right, beside their lines' ends as far as they do not cover each other."""
+    parts, free = [], float(_TOP)
+    for height, name, color in sorted(ends):
+        at = max(height, free)
+        free = at + _LINE
+        place = f'x="{_WIDTH - _RIGHT + 10}" y="{at + 4:.1f}"'
+        parts.append(f'<text {place} fill="{color}">{escape(name)}</text>')
+    return parts
