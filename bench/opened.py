@@ -29,8 +29,7 @@ class Artifact:
     @property
     def most(self) -> int:
         """Objects it can find in an image: a query finds one."""
-        detector = self.engine.info.detector
-        return min(detector.detections, detector.queries.total)
+        return self.engine.info.most_objects
 
 
 def open_artifact(

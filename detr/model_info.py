@@ -54,6 +54,11 @@ class ModelInfo(Strict):
         """Detections per image at most."""
         return self.detector.detections
 
+    @property
+    def most_objects(self) -> int:
+        """Objects it can find in an image: a query finds one."""
+        return min(self.detector.detections, self.detector.queries.total)
+
     @model_validator(mode="before")
     @classmethod
     def _of_this_format(cls, content: Any) -> Any:
@@ -77,6 +82,11 @@ class AdoptedInfo(Strict):
     attention: tuple[int, int, int] | None
     detections: int
     provenance: dict[str, Any] = {}
+
+    @property
+    def most_objects(self) -> int:
+        """Objects it can find in an image, as far as its outputs tell."""
+        return self.detections
 
     @property
     def nms(self) -> None:

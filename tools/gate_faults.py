@@ -19,7 +19,7 @@ from detr.config import ClassMap
 from detr.data import open_dataset
 from detr.data.preprocess import Inputs, PreprocessConfig, preprocess
 from detr.data.synth.write import generate
-from detr.model_info import ModelInfo
+from detr.model_info import BundledInfo
 from detr.types import ImageArray
 from engines.bundle import MODEL, Bundle
 from engines.msda_function import HeadShape, is_attention, set_lowering
@@ -40,7 +40,7 @@ from tools.graph_edits import (
 )
 
 Change = Callable[[ModelProto], None]
-Sidecar = Callable[[ModelInfo], ModelInfo]
+Sidecar = Callable[[BundledInfo], BundledInfo]
 
 
 def sampler_option(name: str, value: Any) -> Change:
@@ -254,7 +254,7 @@ class Bare(OrtEngine):
         return Inputs(plain.images, inputs.valid_sizes, inputs.original_sizes)
 
 
-def as_it_is(info: ModelInfo) -> ModelInfo:
+def as_it_is(info: BundledInfo) -> BundledInfo:
     """What the exporter wrote."""
     return info
 
@@ -266,7 +266,7 @@ def preprocessing(change: Callable[[PreprocessConfig], dict[str, Any]]) -> Sidec
     )
 
 
-def renamed(info: ModelInfo) -> ModelInfo:
+def renamed(info: BundledInfo) -> BundledInfo:
     """The last class comes first, as when a data set's list was sorted; all indices stay."""
     names, ids = info.classes.names, info.classes.category_ids
     classes = ClassMap(names=names[-1:] + names[:-1], category_ids=ids[-1:] + ids[:-1])

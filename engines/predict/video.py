@@ -57,7 +57,8 @@ def _av() -> ModuleType:
         import av
     except ModuleNotFoundError as error:
         raise missing_extra(error, "a video") from error
-    return av
+    module: ModuleType = av
+    return module
 
 
 @contextlib.contextmanager

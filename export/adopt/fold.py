@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
@@ -234,7 +235,7 @@ class _Nodes:
         self._count += 1
         return f"{self._prefix}/{what}_{self._count}"
 
-    def op(self, op_type: str, *inputs: str, **attributes: object) -> str:
+    def op(self, op_type: str, *inputs: str, **attributes: Any) -> str:
         output = self.name(op_type)
         self.nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attributes))
         return output
@@ -306,7 +307,7 @@ def _zero_to_one(graph: Graph, make: _Nodes, grid: str) -> str:
     if node is not None and node.op_type in ("Sub", "Add"):
         shift, twice = graph.constant(node.input[1]), graph.producer.get(node.input[0])
         wanted = 1.0 if node.op_type == "Sub" else -1.0
-        factors = [] if twice is None or twice.op_type != "Mul" else list(twice.input)
+        factors: list[str] = [] if twice is None or twice.op_type != "Mul" else list(twice.input)
         if shift is not None and (shift == wanted).all():
             for one, other in (factors, factors[::-1]) if factors else ():
                 factor = graph.constant(other)
@@ -352,7 +353,8 @@ def _output(
     queries, heads, channels = shape
     own = counted((queries, heads, channels)).transpose(1, 2, 0).reshape(-1)  # by [M, D, Q]
     at_sum = own[order.rest].reshape(graph.shape(total))
-    best, name, path = None, total, []
+    path: list[NodeProto] = []
+    best, name = None, total
     while True:
         at = graph.index_map({total: at_sum}, path, name)
         if np.array_equal(at.reshape(-1), np.arange(at.size)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -111,8 +112,8 @@ class Graph:
             [_named(self._constants[name], name) for name in needed],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
-        found = ReferenceEvaluator(model).run([target], dict(sources))[0]
-        return np.asarray(found, dtype=np.int64)
+        found: Sequence[Any] = list(ReferenceEvaluator(model).run([target], dict(sources)))
+        return np.asarray(found[0], dtype=np.int64)
 
 
 def _unique(nodes: Iterable[NodeProto]) -> list[NodeProto]:

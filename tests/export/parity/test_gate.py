@@ -314,7 +314,7 @@ def reseal(path: Path, graph: onnx.ModelProto) -> None:
     ("content", "code", "told"),
     [
         ("box_pix: 1", "budget-key", "did you mean box_px?"),
-        ("color: 1", "budget-key", "known: threshold"),
+        ("zzz: 1", "budget-key", "known: threshold"),
         ("missing: 2", "budget-value", "missing"),
         ("detections: 0", "budget-value", "detections"),  # nothing found would be enough
         ("ap: .nan", "budget-value", "ap"),
