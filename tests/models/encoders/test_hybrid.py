@@ -13,6 +13,7 @@ from detr.config import DetectorConfig
 from detr.models import build_detector
 from detr.models.convolutions import RepVGGBlock, fused
 from detr.models.encoders.hybrid import HybridEncoder
+from detr.models.extract import extract_layers
 from detr.models.queries.position import cell_positions
 from detr.models.structures import Levels
 
@@ -96,3 +97,14 @@ def test_fused_convolutions_compute_the_same(small_preset: Small) -> None:
     assert len(blocks) == 12 and all(block.small is None for block in blocks)
     assert not any("norm.running" in name for name in joined.encoder.state_dict())
     assert all(torch.equal(x, before[name]) for name, x in detector.state_dict().items())
+
+
+def test_layers_are_cut_out_like_any_others(small_preset: Small) -> None:
+    torch.manual_seed(0)
+    teacher = build_detector(small_preset("rtdetr", **{"decoder.layers": 3})).eval()
+    student = extract_layers(teacher, decoder=[0, 2])
+    images, valid = torch.randn(1, 3, 64, 96), torch.tensor([[64.0, 96.0]])
+    with torch.no_grad():
+        ours, theirs = (x.encode(images, valid).tokens for x in (student, teacher))
+    assert student.config.decoder.layers == 2 and student.config.encoder.layers == 1
+    torch.testing.assert_close(ours, theirs)
