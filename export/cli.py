@@ -17,6 +17,7 @@ from engines.bundle import Bundle, Precision, open_bundle
 from engines.evidence import read_evidence
 from engines.msda_function import Lowering
 from engines.oriented import open_bundles
+from export.options import graph_options
 
 
 @click.group(
@@ -60,34 +61,7 @@ def main() -> None:
     metavar="N|dynamic",
     help="Images per run.",
 )
-@click.option(
-    "--lowering",
-    type=click.Choice(["gridsample", "gather"]),
-    default="gridsample",
-    show_default=True,
-    help="How runtimes without our kernel compute deformable attention.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "int8"]),
-    default="fp32",
-    show_default=True,
-    help="Types written into the graph.",
-)
-@click.option(
-    "--search-islands",
-    is_flag=True,
-    help="Find the smallest float32 island within the parity budget, on images of --data.",
-)
-@click.option("--calibration", help="Data set int8 takes the scales of its activations from.")
-@click.option(
-    "--calibration-images",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="How many of its images, spread evenly.",
-)
-@click.option("--data", help="Data set to take the golden images from; drawn ones by default.")
+@graph_options
 @click.option("--no-verify", is_flag=True, help="Do not compare the bundle with torch.")
 @json_option
 def onnx(

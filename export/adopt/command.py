@@ -14,6 +14,7 @@ from detr.errors import UserError
 from engines.bundle import Precision
 from engines.msda_function import Lowering
 from export.adopt.contract import Scores
+from export.options import graph_options
 
 # What images are before the network, by the name people know it under; see --pixels.
 _PIXELS: dict[str, dict[str, Any]] = {
@@ -50,27 +51,7 @@ _PIXELS: dict[str, dict[str, Any]] = {
     type=click.IntRange(min=1),
     help="Detections kept of an image; as many as there are queries by default.",
 )
-@click.option(
-    "--lowering",
-    type=click.Choice(["gridsample", "gather"]),
-    default="gridsample",
-    show_default=True,
-    help="How runtimes without our kernel compute deformable attention.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "int8"]),
-    default="fp32",
-    show_default=True,
-    help="Types written into the graph.",
-)
-@click.option(
-    "--search-islands",
-    is_flag=True,
-    help="Find the smallest float32 island within the parity budget, on images of --data.",
-)
-@click.option("--calibration", help="Data set int8 takes the scales of its activations from.")
-@click.option("--data", help="Data set to take the golden images from; drawn ones by default.")
+@graph_options
 @json_option
 def adopt(
     model: Path,
@@ -84,6 +65,7 @@ def adopt(
     precision: Precision,
     search_islands: bool,
     calibration: str | None,
+    calibration_images: int,
     data: str | None,
     as_json: bool,
 ) -> None:
@@ -109,7 +91,9 @@ def adopt(
     except ValueError as error:
         raise UserError("size-form", f"--size {size}: sides of 16 to 16384 pixels") from error
     names = read_class_list(classes)
-    request = request_precision(precision, names, data, search_islands, calibration, 64)
+    request = request_precision(
+        precision, names, data, search_islands, calibration, calibration_images
+    )
     images = None if data is None else dataset_images(data, names, preprocess)
     found = adopted_from(
         model, out, names, preprocess, scores, detections, lowering, images, request
