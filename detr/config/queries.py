@@ -31,7 +31,7 @@ class PlainDenoisingConfig(DenoisingConfig):
         groups: Number of denoising groups.
     """
 
-    groups: Annotated[int, Field(ge=1, le=1000)] = 5
+    groups: Annotated[int, Field(ge=1, le=10000)] = 5
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.2
     box_noise: Annotated[float, Field(ge=0, le=100)] = 0.4
 
@@ -61,7 +61,7 @@ class OneToManyConfig(Strict):
     """
 
     queries: Annotated[int, Field(ge=1, le=100_000)] = 1500
-    repeat: Annotated[int, Field(ge=1, le=1000)] = 6
+    repeat: Annotated[int, Field(ge=1, le=10000)] = 6
 
 
 class OwnQueriesConfig(Part):

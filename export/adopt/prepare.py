@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from detr.errors import UserError
 from engines.msda_function import OPSETS
+from engines.ort_engine import open_session, session_options
 
 # What ONNX Runtime's first level of optimization adds to the list, used or not.
 _STANDARD = ("", "ai.onnx")
@@ -66,12 +67,11 @@ def static(model: ModelProto, shapes: Mapping[str, tuple[int, ...]], place: Path
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
         onnx.save_model(fixed, str(source))
-        options = ort.SessionOptions()
+        options = session_options(None)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(target)
-        options.log_severity_level = 3
         try:
-            ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+            open_session(source, options)
         except Exception as error:  # the runtime's exceptions share no base
             first = str(error).splitlines()[0]
             raise UserError("adopt-unrunnable", f"{place}: ONNX Runtime: {first}") from error

@@ -5,67 +5,71 @@ A few moments each; ``python -m tools.interrupted`` takes more.
 
 from __future__ import annotations
 
+import json
 import os
-import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from detr.data.synth import generate
-from distill.recipe import Recipe
 from tools import interrupted
-from tools.interrupted import begin, differences, kill_once, small_recipe, status_of, steps_done
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    scenes = tmp_path_factory.mktemp("data") / "scenes"
-    generate(scenes, images=10, size=interrupted.SIZE, seed=3, format="kitti")
-    torch.set_num_threads(1)
-    return small_recipe(scenes)
+# A limit on the size of a file stands for the disk: the write fails in the middle.
+_FULL_DISKS = """
+import resource, sys
+from pathlib import Path
 
+import torch
 
-@pytest.fixture(scope="module")
-def undisturbed(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert status_of(begin(recipe, run)) == 0
-    return run
+from detr.data.synth import generate
+from tools.interrupted import SIZE, begin, differences, small_recipe, status_of, steps_done
 
-
-@pytest.mark.slow
-def test_a_killed_training_goes_on_to_the_same_weights(
-    recipe: Recipe, undisturbed: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    kills = 0
-    # Each call gets a little farther, whatever the speed of the machine.
-    for seconds in (0.2, 0.6, 1.0, 1.5, 2.0):
-        kills += kill_once(recipe, run, seconds) is not None
-    assert kills
-    assert status_of(begin(recipe, run)) == 0
-    assert differences(run, undisturbed, recipe) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
-def test_a_full_disk_costs_nothing_that_was_there(
-    recipe: Recipe, undisturbed: Path, tmp_path: Path, share: float
-) -> None:
-    # A limit on the size of a file stands for the disk: the write fails in the middle.
-    run = tmp_path / "run"
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    most = (undisturbed / "checkpoints/last.pt").stat().st_size
+folder = Path(sys.argv[1])
+generate(folder / "scenes", images=10, size=SIZE, seed=3, format="kitti")
+torch.set_num_threads(1)
+recipe, undisturbed = small_recipe(folder / "scenes"), folder / "undisturbed"
+assert status_of(begin(recipe, undisturbed)) == 0
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+most = (undisturbed / "checkpoints/last.pt").stat().st_size
+for share in (0.02, 0.5, 0.98):
+    run = folder / f"run-{share}"
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * most), limits[1]))
-    try:
-        assert status_of(begin(recipe, run)) == 28
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert steps_done(run, recipe) == 0
-    assert status_of(begin(recipe, run)) == 0
-    assert differences(run, undisturbed, recipe) == []
+    assert status_of(begin(recipe, run)) == 28, share
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert steps_done(run, recipe) == 0, share
+    assert status_of(begin(recipe, run)) == 0, share
+    assert differences(run, undisturbed, recipe) == [], share
+print("three full disks")
+"""
+
+
+def python(*arguments: str) -> str:
+    """What a fresh interpreter prints: trainings are forked, and this one has threads."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=Path(interrupted.__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_to_the_same_weights() -> None:
+    told = json.loads(python("-m", "tools.interrupted", "--kills", "3", "--full-disks", "0"))
+    assert len(told["killed"]) == 3
+    assert all(trial["differs"] == [] for trial in told["killed"])
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_nothing_that_was_there(tmp_path: Path) -> None:
+    assert python("-c", _FULL_DISKS, str(tmp_path)) == "three full disks\n"
 
 
 def test_a_difference_is_seen(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_curves_where_runs_are_measured_on_their_way(tiny: Recipe, tmp_path: Pat
         (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return None
 
-    table = compare_methods(distilling(tiny), ["fitnet"], 2, tmp_path, run=measured)
+    table = compare_methods(distilling(tiny), ["fitnet"], 2, tmp_path, run=in_sequence(measured))
     assert table.cells[-1].curve == [(10, 0.1), (20, 0.2), (40, 0.4)]
     root = ElementTree.parse(tmp_path / "compare.svg").getroot()
     lines = [x.attrib["points"].split() for x in root.iter() if x.tag.endswith("polyline")]
@@ -185,5 +185,6 @@ def test_curves_where_runs_are_measured_on_their_way(tiny: Recipe, tmp_path: Pat
 
 
 def test_no_picture_of_runs_measured_once(tiny: Recipe, tmp_path: Path) -> None:
-    assert compare_methods(distilling(tiny), ["fitnet"], 1, tmp_path, run=fake).to_svg() is None
+    table = compare_methods(distilling(tiny), ["fitnet"], 1, tmp_path, run=in_sequence(fake))
+    assert table.to_svg() is None
     assert not (tmp_path / "compare.svg").exists()

@@ -33,7 +33,7 @@ def fake_bundle(path: Path, config: PreprocessConfig = CONFIG, nms: float | None
     model = SimpleNamespace(
         preprocess=config,
         classes=ClassMap(names=CLASSES, category_ids=(1, 2, 3)),
-        detector=SimpleNamespace(nms=nms),
+        nms=nms,
     )
     info = SimpleNamespace(model=model, batch="dynamic", files={"model.onnx": "ab" * 32})
     return SimpleNamespace(path=path, info=info)

@@ -31,7 +31,8 @@ tops = {name.split(".")[0] for name, module in sys.modules.items()
 print(json.dumps(sorted(tops)))
 """
 # Looked for by others and done without.
-_OPTIONAL = {"detr-distillery", "openvino"}
+# charset-normalizer comes along where requests is installed, and nobody here asks for it.
+_OPTIONAL = {"charset-normalizer", "detr-distillery", "openvino"}
 
 
 def closure(names: tuple[str, ...]) -> set[str]:

@@ -233,7 +233,7 @@ def test_what_was_found_before_a_failure_is_kept(
     monkeypatch.setattr(artifacts, "load", lambda backend: None)
     monkeypatch.setattr(artifacts, "open_bundle", lambda path: None)
     told = answer(lambda: artifacts.built(tmp_path, "tensorrt-rtx", "gather"))
-    wanted = "2 boxes off" if status == "rejected" else "engine-needs-bundle"
+    wanted = "2 boxes off" if status == "rejected" else "model-missing"
     assert told["status"] == "failed" and wanted in json.dumps(told), told
     assert told["result"]["evidence"] == evidence
 
