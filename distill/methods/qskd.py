@@ -119,13 +119,13 @@ def normalized(tokens: Tensor, mask: Tensor) -> Tensor:
         tokens: ``[B, S, D]``.
         mask: ``[B, S]`` bool; the other tokens' values are meaningless.
     """
-    part = tokens * mask[..., None]
-    count = mean_over_processes(mask.sum().double()).clamp(min=_TINY)
     # Sums in double: a difference of two means of squares would cancel in single precision.
-    mean = shared_statistic(part.sum((0, 1), dtype=torch.float64)) / count
-    square = shared_statistic(part.square().sum((0, 1), dtype=torch.float64)) / count
+    part = (tokens * mask[..., None]).double()
+    count = mean_over_processes(mask.sum().double()).clamp(min=_TINY)
+    mean = shared_statistic(part.sum((0, 1))) / count
+    square = shared_statistic(part.square().sum((0, 1))) / count
     variance = (square - mean.square()).clamp(min=0)
-    return (part - mean.float()) * (variance + _EPSILON).rsqrt().float()
+    return ((part - mean) / (variance + _EPSILON).sqrt()).to(torch.float32)
 
 
 class Qskd(Method[QskdOptions]):
