@@ -30,6 +30,7 @@ def detr(*arguments: object) -> None:
     main.main([str(a) for a in arguments], prog_name="detr", standalone_mode=False)
 
 
+@pytest.mark.slow
 def test_distil_export_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data"
     detr("data", "synth", data, "--images", 10, "--size", "64x160", "--seed", 3)

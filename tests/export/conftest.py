@@ -58,6 +58,13 @@ DETECTORS: dict[str, dict[str, Any]] = {
 MakeCheckpoint = Callable[..., Path]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever traces a detector takes seconds, which its fixture takes and no test seems to."""
+    for item in items:
+        if "checkpoint" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def build() -> Callable[[DetectorConfig], Detector]:
     """Builds a seeded detector whose boxes differ: fresh heads and offsets are zero."""
