@@ -22,8 +22,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What requirements.lock brings to every machine. A test skipped for want of one of them would hide
 # a broken installation.
 _INSTALLED = (
-    "hypothesis", "ml_dtypes", "onnxruntime", "onnxscript", "openvino", "pycocotools", "pynvml",
-    "safetensors", "scipy", "timm", "torch", "torchvision", "transformers",
+    "av", "hypothesis", "ml_dtypes", "mlflow", "onnxruntime", "onnxscript", "openvino",
+    "pycocotools", "pynvml", "ray", "safetensors", "scipy", "tensorboard", "timm", "torch",
+    "torchvision", "transformers", "wandb",
 )  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from engines.cli import predict
 from engines.predict.sources import find_sources
 from engines.predict.video import Clock, VideoWriter, read_video
 
-av = pytest.importorskip("av")
 MakeBundle = Callable[..., Path]
 FRAMES = 12
 

@@ -27,7 +27,6 @@ def results(table: MethodComparison) -> list[tuple[str, int, dict[str, float], s
 
 @pytest.mark.slow
 def test_a_killed_worker_changes_nothing_in_the_table(tiny: Recipe, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
     recipe = tiny.model_copy(update={"batch_size": 1, "steps": 6, "checkpoint_every": 1})
     sequence = compare_methods(recipe, ["stable_dino"], 1, tmp_path / "one", in_processes(1))
     assert all(error is None for *_, error in results(sequence))
@@ -65,7 +64,6 @@ def _trains(pid: int, folder: Path) -> bool:
 
 @pytest.mark.slow
 def test_what_ray_cannot_do_is_one_line(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
     job = Job(tmp_path / "recipe.yaml", tmp_path / "run", 1)
     with pytest.raises(UserError) as caught:
         list(on_ray("127.0.0.1:1", 1)([job]))
