@@ -13,8 +13,6 @@ machine disturb less.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +24,7 @@ from detr.models import Target
 from detr.models.weights.hugging_face import convert
 from distill.losses.detection import LossWeights, detection_losses
 from distill.training.cpu import prepare_cpu
+from tools.turns import in_turns
 
 BOXES = torch.tensor([[0.3, 0.4, 0.2, 0.2], [0.7, 0.6, 0.3, 0.5], [0.5, 0.5, 0.1, 0.1]])
 LABELS = torch.tensor([0, 2, 1])
@@ -152,20 +151,11 @@ def main() -> None:
     print(f"{arguments.size}, {arguments.threads} threads, {arguments.rounds} rounds in turns")
     every = contenders(arguments.family, parse_size(arguments.size))
     for task in arguments.tasks:
-        runs = every[task]
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-        for _ in range(arguments.rounds + 1):
-            for name, run in runs.items():
-                wall, spent = time.perf_counter(), time.process_time()
-                run()
-                times[name].append((time.perf_counter() - wall, time.process_time() - spent))
-        for clock, label in enumerate(("wall", "processor")):
-            # The first round pays for allocations and the kernels' choice.
-            medians = {n: statistics.median(x[clock] for x in t[1:]) for n, t in times.items()}
-            ratio = medians["theirs"] / medians["ours"]
+        for label, seconds in in_turns(every[task], arguments.rounds).items():
+            ours, theirs = seconds["ours"].median, seconds["theirs"].median
             print(
-                f"{task:8} {label:10} ours {medians['ours'] * 1e3:8.0f} ms, "
-                f"theirs {medians['theirs'] * 1e3:8.0f} ms, {ratio:.2f} x",
+                f"{task:8} {label:10} ours {ours * 1e3:8.0f} ms, "
+                f"theirs {theirs * 1e3:8.0f} ms, {theirs / ours:.2f} x",
                 flush=True,
             )
 

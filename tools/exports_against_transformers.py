@@ -11,9 +11,7 @@ logits and boxes.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from detr.models.weights.hugging_face import convert
 from engines.open import open_engine
 from export.bundle import export_bundle
 from tools.against_transformers import rt_detr
+from tools.turns import in_turns
 
 Run = Callable[[], tuple[Any, ...]]
 
@@ -135,19 +134,12 @@ def main() -> None:
     print(f"{arguments.size}, {arguments.threads} threads, {arguments.rounds} rounds in turns")
     with tempfile.TemporaryDirectory() as scratch:
         runs = contenders(parse_size(arguments.size), arguments.threads, Path(scratch))
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-        for _ in range(arguments.rounds + 1):
-            for name, run in runs.items():
-                wall, spent = time.perf_counter(), time.process_time()
-                run()
-                times[name].append((time.perf_counter() - wall, time.process_time() - spent))
-    for clock, label in enumerate(("wall", "processor")):
-        medians = {n: statistics.median(x[clock] for x in t[1:]) for n, t in times.items()}
-        best = {n: min(x[clock] for x in t[1:]) for n, t in times.items()}
-        for name, median in medians.items():
+        found = in_turns(runs, arguments.rounds)
+    for label, seconds in found.items():
+        for name, (median, least) in seconds.items():
             print(
-                f"{label:10}{name:24} {median * 1e3:7.0f} ms (least {best[name] * 1e3:.0f}), "
-                f"ours is {medians['ours'] / median:.2f} of it",
+                f"{label:10}{name:24} {median * 1e3:7.0f} ms (least {least * 1e3:.0f}), "
+                f"ours is {seconds['ours'].median / median:.2f} of it",
                 flush=True,
             )
 
