@@ -103,10 +103,6 @@ class PreprocessConfig(Strict):
         short, long = (-(-side // _STRIDE) * _STRIDE for side in (self.short, self.long))
         return ((short, long),) if short == long else ((short, long), (long, short))
 
-    def canvas_for(self, height: int, width: int) -> tuple[int, int]:
-        """The one of :attr:`canvases` that an image belongs on, by its orientation."""
-        return self.canvases[-1 if height > width else 0]
-
     def meant_for(self, height: int, width: int) -> bool:
         """Whether an image belongs on the fixed canvas: of two orientations it is for one."""
         if self.short is None or self.size is None or self.size[0] == self.size[1]:

@@ -110,8 +110,9 @@ def test_a_batch_is_as_large_as_its_largest_image() -> None:
 def test_a_fixed_canvas_takes_the_papers_size_where_it_fits() -> None:
     landscape, portrait = PAPERS.canvases
     assert (landscape, portrait) == ((800, 1344), (1344, 800))
-    assert PAPERS.canvas_for(480, 640) == PAPERS.canvas_for(640, 640) == landscape
-    assert PAPERS.canvas_for(640, 480) == portrait
+    wide, tall = PAPERS.on(landscape), PAPERS.on(portrait)
+    for size, belongs in (((480, 640), wide), ((640, 640), wide), ((640, 480), tall)):
+        assert [canvas for canvas in (wide, tall) if canvas.meant_for(*size)] == [belongs]
     placed = PAPERS.on(landscape)
     assert placed.scaled(480, 640) == (800, 1066) and placed.canvases == (landscape,)
     assert placed.scaled(100, 960) == (139, 1334)
