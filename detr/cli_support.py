@@ -159,7 +159,7 @@ process_threads_option = click.option(
     type=click.IntRange(min=1),
     callback=_use_threads,
     expose_value=False,
-    help="Of torch and engines; by default OMP_NUM_THREADS, what a container may use, or all cores.",
+    help="Of torch and engines; default: OMP_NUM_THREADS, what a container may use, or all cores.",
 )
 
 
