@@ -166,6 +166,8 @@ class Recipe(Strict):
             transformers library's detectors; needed by ``distill run``.
         teacher_classes: What the teacher calls those of the data's classes that have another name
             there (``{Car: car}``); it may know more classes, in any order.
+        teacher_answers: Folder where the teacher's answers are kept; another student that is shown
+            the same images (seed, data, augmentation, batch) reads them there.
         methods: One ``{name: options}`` per distillation method; their losses are added. A method
             outside the package is named by its place, ``my_package.my_module:MyMethod``.
         inherit: Start from the teacher's weights (true, or an explicit layer map).
@@ -202,6 +204,7 @@ class Recipe(Strict):
     detector: DetectorRecipe
     teacher: Word | None = None
     teacher_classes: dict[str, str] = {}
+    teacher_answers: Word | None = None
     methods: Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(_method_entries)] = ()
     inherit: Annotated[InheritRecipe | None, BeforeValidator(_inherit)] = None
     start: Word | None = None
@@ -241,6 +244,8 @@ class Recipe(Strict):
             raise ValueError("inherit: a detector of another library has no weights to start from")
         if self.teacher_classes and self.teacher is None:
             raise ValueError("teacher_classes: there is no teacher whose classes have other names")
+        if self.teacher_answers is not None and not self.needs_teacher:
+            raise ValueError("teacher_answers: no method asks a trained teacher")
         return self
 
     def without_teacher(self) -> Recipe:
@@ -249,6 +254,7 @@ class Recipe(Strict):
             update={
                 "teacher": None,
                 "teacher_classes": {},
+                "teacher_answers": None,
                 "methods": (),
                 "inherit": None,
                 "min_teacher_ap": None,

@@ -17,13 +17,23 @@ from detr.config import ClassMap
 from detr.data import Dataset, inspect, open_dataset
 from detr.data.findings import Findings
 from detr.errors import UserError
+from detr.files import output_folder
 from detr.metrics.coco_ap import CocoAp
 from detr.model_info import ModelInfo
-from detr.models import Detector, Target, Teacher, build_detector, save_info, save_model
+from detr.models import (
+    Detector,
+    Target,
+    Teacher,
+    TeacherPart,
+    build_detector,
+    save_info,
+    save_model,
+)
 from distill.data.batches import Batches
 from distill.distributed import World
 from distill.methods import Method, build_methods, parse_methods
 from distill.recipe import Recipe
+from distill.teachers.answers import StoredAnswers
 from distill.teachers.open import open_teacher, tell_ap
 from distill.training.accumulate import images_per_process
 from distill.training.cpu import prepare_cpu
@@ -287,7 +297,7 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
         world=world,
         classes=data.classes,
         student=student.train(),
-        teacher=teacher if any(method.teacher == "frozen" for method in methods) else None,
+        teacher=_asked(recipe, teacher, digest, run),
         methods=methods,
         optimizer=build_optimizer(student, nn.ModuleList(methods), recipe.optimizer),
         scaler=torch.amp.GradScaler(
@@ -305,6 +315,22 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
         ),
         val=val if world.main else None,
     )
+
+
+def _asked(
+    recipe: Recipe, teacher: Teacher | None, digest: str | None, run: RunDir
+) -> Teacher | None:
+    """The frozen teacher, where a method looks at it; its answers come from disk if they may."""
+    frozen = [one for one in parse_methods(recipe.methods) if one[0].teacher == "frozen"]
+    if teacher is None or not frozen:
+        return None
+    if recipe.teacher_answers is None:
+        return teacher
+    assert digest is not None
+    needs = frozenset[TeacherPart]().union(*(kind.needs(options) for kind, options in frozen))
+    folder = Path(recipe.teacher_answers)
+    output_folder(folder)
+    return StoredAnswers(teacher, digest, folder, needs, run.say)
 
 
 def _with_range_of(data: Dataset, recipe: Recipe) -> Recipe:
