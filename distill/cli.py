@@ -75,10 +75,37 @@ def run(
         overrides = (*overrides, f"min_teacher_ap={min_teacher_ap}")
     path = find_recipe(recipe)
     loaded = load_recipe(path, overrides)
-    if not loaded.methods:
+    _check_methods(loaded, path)
+    if loaded.elastic is not None:
         raise UserError(
-            "recipe-not-distillation",
-            f"{path}: has no methods; add some, or train on labels alone with `distill train`",
+            "recipe-elastic",
+            f"{path}: is for several students in one (elastic), which `distill elastic` trains; "
+            "--set elastic=null for one",
+        )
+    _run(loaded, out)
+
+
+@main.command()
+@click.argument("recipe")
+@_settings
+@_out
+def elastic(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Distil many students in one training: every depth a recipe lists.
+
+    RECIPE is a YAML file or a shipped name with a section `elastic`, which lists numbers of encoder
+    and decoder layers, queries and canvases. Afterwards every combination is a model: `detr model
+    extract` cuts one out, `distill fit` chooses by a budget. The same command again goes on where
+    it stopped.
+
+    Example: detr distill elastic demo-elastic --out runs/elastic
+    """
+    path = find_recipe(recipe)
+    loaded = load_recipe(path, overrides)
+    _check_methods(loaded, path)
+    if loaded.elastic is None:
+        raise UserError(
+            "recipe-not-elastic",
+            f"{path}: has no section elastic, such as elastic: {{decoder_layers: [1, 2, 3]}}",
         )
     _run(loaded, out)
 
@@ -206,6 +233,14 @@ def recipes(as_json: bool) -> None:
     """
     rows = {name: _first_comment(path) for name, path in shipped().items()}
     emit(rows, as_json, _table(rows))
+
+
+def _check_methods(recipe: Recipe, path: Path) -> None:
+    if not recipe.methods:
+        raise UserError(
+            "recipe-not-distillation",
+            f"{path}: has no methods; add some, or train on labels alone with `distill train`",
+        )
 
 
 def _run(recipe: Recipe, out: Path | None) -> None:

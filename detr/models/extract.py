@@ -4,28 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from pydantic import ValidationError
 
 from detr.errors import UserError
 from detr.models.detector import Detector, build_detector
 from detr.models.inherit import inherit
+from detr.models.share import query_tables
 
 
 def extract_layers(
-    teacher: Detector, encoder: Sequence[int] | None = None, decoder: Sequence[int] | None = None
+    teacher: Detector,
+    encoder: Sequence[int] | None = None,
+    decoder: Sequence[int] | None = None,
+    queries: int | None = None,
 ) -> Detector:
     """A detector of the layers named, with every weight the teacher's.
 
-    Heads follow the decoder's layers; backbone, neck, queries and denoising are taken whole.
+    Heads follow the decoder's layers; backbone, neck and denoising are taken whole, and of the
+    queries the first: where the encoder proposes them, the best.
 
     Args:
         teacher: Read only.
         encoder: Its encoder layers (from 0) that are kept, in ascending order; all by default.
         decoder: The same for the decoder, at least one.
+        queries: How many it keeps; all by default.
 
     Raises:
         UserError: ``extract-layer-map`` for layers that the teacher does not have or that are out
-            of order, ``extract-impossible`` where what remains is no detector of the same kind.
+            of order, ``extract-queries`` for a number of queries it does not have,
+            ``extract-impossible`` where what remains is no detector of the same kind.
     """
     config = teacher.config
     kept = {
@@ -47,15 +55,34 @@ def extract_layers(
             "extract-impossible",
             f"decoder: a {cross.kind} decoder's layer 0 alone reads positions; start with it",
         )
-    depths = {part: {"layers": len(layers)} for part, layers in kept.items()}
+    has = config.queries.number
+    if queries is not None and not 1 <= queries <= has:
+        raise UserError(
+            "extract-queries", f"queries: {queries} of the teacher's {has}; keep 1 to {has}"
+        )
+    changes = {part: {"layers": len(layers)} for part, layers in kept.items()}
+    changes["queries"] = {"number": queries or has}
     try:
-        smaller = config.replace(**depths)
+        smaller = config.replace(**changes)
     except ValidationError as error:
         raise UserError("extract-impossible", error.errors()[0]["msg"]) from error
     student = build_detector(smaller, pretrained=False)
     report = inherit(student, teacher, kept["encoder"], kept["decoder"])
-    assert not report.skipped, report.skipped
+    cut = _cut_tables(student, teacher)
+    assert not report.skipped.keys() - cut, report.skipped
     return student.train(teacher.training)
+
+
+@torch.no_grad()
+def _cut_tables(student: Detector, teacher: Detector) -> set[str]:
+    """Copies the first rows of tables that have one for each query; names of their tensors."""
+    longer = query_tables(teacher)
+    cut = set()
+    for name, table in query_tables(student).items():
+        if len(table.weight) < len(longer[name].weight):
+            table.weight.copy_(longer[name].weight[: len(table.weight)])
+            cut.add(f"source.{name}.weight")
+    return cut
 
 
 def _checked(layers: Sequence[int] | None, depth: int, part: str) -> tuple[int, ...]:
