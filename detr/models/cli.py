@@ -5,19 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from detr.cli_support import Group, emit, json_option
 from detr.data.cli import parse_size
-from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.model_info import read_model_info
-from detr.models.checkpoint import load_model, save_model
+from detr.models.checkpoint import load_model
 from detr.models.describe import describe as describe_config
 from detr.models.describe import parameters
-from detr.models.extract import extract_layers
+from detr.models.extract import extract_file
 from detr.presets import preset
-from detr.shipped import find_model
 
 
 class ExtractReport(BaseModel):
@@ -100,39 +98,20 @@ def extract(
 
     Example: detr model extract runs/teacher --encoder 0,2,5 --decoder 0,5 --out student.safetensors
     """
-    source, info = load_model(find_model(teacher))
     layers = {"encoder": _layers(encoder, "encoder"), "decoder": _layers(decoder, "decoder")}
-    student = extract_layers(source, **layers, queries=queries)
-    preprocess = info.preprocess if size is None else _on(info.preprocess, size)
-    kept = {
-        part: list(range(getattr(info.detector, part).layers)) if chosen is None else chosen
-        for part, chosen in layers.items()
-    }
-    # What was measured was measured with all layers.
-    facts = {k: v for k, v in info.provenance.items() if k not in ("ap", "ap50")}
-    cut = {"queries": queries, "size": size}
-    facts["extracted"] = {"from": str(teacher), **kept} | {k: v for k, v in cut.items() if v}
-    changed = {"detector": student.config, "preprocess": preprocess, "provenance": facts}
-    save_model(out, student, info.model_copy(update=changed))
+    canvas = None if size is None else parse_size(size)
+    info = extract_file(teacher, out, **layers, queries=queries, size=canvas)
+    kept = info.provenance["extracted"]
     report = ExtractReport(
         source=str(teacher),
         out=str(out),
-        parameters=parameters(student)["total"],
-        queries=student.config.queries.number,
-        size=preprocess.size,
-        **kept,
+        encoder=kept["encoder"],
+        decoder=kept["decoder"],
+        queries=kept["queries"],
+        size=info.preprocess.size,
+        parameters=parameters(load_model(out)[0])["total"],
     )
     emit(report, as_json, report.text())
-
-
-def _on(preprocess: PreprocessConfig, size: str) -> PreprocessConfig:
-    """The same preprocessing for another canvas."""
-    canvas = parse_size(size)
-    try:
-        return preprocess.replace(size=canvas)
-    except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        raise UserError("size-form", f"--size {size!r}: no canvas: {message}") from error
 
 
 def _layers(text: str | None, part: str) -> list[int] | None:

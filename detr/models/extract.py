@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 
 from detr.errors import UserError
+from detr.model_info import ModelInfo
+from detr.models.checkpoint import load_model, save_model
 from detr.models.detector import Detector, build_detector
 from detr.models.inherit import inherit
 from detr.models.share import query_tables
+from detr.shipped import find_model
 
 
 def extract_layers(
@@ -71,6 +75,55 @@ def extract_layers(
     cut = _cut_tables(student, teacher)
     assert not report.skipped.keys() - cut, report.skipped
     return student.train(teacher.training)
+
+
+def extract_file(
+    source: Path,
+    out: Path,
+    encoder: Sequence[int] | None = None,
+    decoder: Sequence[int] | None = None,
+    queries: int | None = None,
+    size: tuple[int, int] | None = None,
+) -> ModelInfo:
+    """Writes the model of some of a checkpoint's layers and queries, perhaps for another canvas.
+
+    Args:
+        source: Weights file, run directory or name of a shipped model.
+        out: ``X.safetensors``.
+        encoder: See :func:`extract_layers`.
+        decoder: Likewise.
+        queries: Likewise.
+        size: Canvas (height, width); the checkpoint's by default.
+
+    Returns:
+        Its sidecar; what the checkpoint's said of measurements is not in it.
+
+    Raises:
+        UserError: What :func:`extract_layers` and reading the checkpoint raise, and ``size-form``
+            for a canvas that is none.
+    """
+    whole, info = load_model(find_model(source))
+    model = extract_layers(whole, encoder, decoder, queries)
+    preprocess = info.preprocess
+    if size is not None:
+        try:
+            preprocess = preprocess.replace(size=size)
+        except ValidationError as error:
+            told = f"{size[0]}x{size[1]} is no canvas: {error.errors()[0]['msg']}"
+            raise UserError("size-form", told) from error
+    # What was measured was measured with all layers.
+    facts = {k: v for k, v in info.provenance.items() if not k.startswith("ap")}
+    config = model.config
+    kept = {
+        "encoder": list(range(config.encoder.layers)) if encoder is None else list(encoder),
+        "decoder": list(range(config.decoder.layers)) if decoder is None else list(decoder),
+        "queries": config.queries.number,
+    }
+    facts["extracted"] = {"from": str(source), **kept}
+    changed = {"detector": config, "preprocess": preprocess, "provenance": facts}
+    cut = info.model_copy(update=changed)
+    save_model(out, model, cut)
+    return cut
 
 
 @torch.no_grad()
