@@ -66,6 +66,11 @@ class Detector(nn.Module):
         self.train(self.training)
         return bool(named)
 
+    def keep_frozen(self, other: Detector) -> Detector:
+        """Takes over what is frozen of another detector, and its mode."""
+        self._frozen = set(other._frozen)
+        return self.train(other.training)
+
     def train(self, mode: bool = True) -> Detector:
         """Switches to training, but for frozen parts, or back to evaluation."""
         super().train(mode)

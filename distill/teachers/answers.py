@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from detr.errors import UserError
-from detr.files import write_atomic
+from detr.files import output_folder, write_atomic
 from detr.models import GroupOutput, Memory, QueryGroup, Teacher, TeacherPart
 from detr.models.structures import Denoising, DenseAttention, Proposals, SampledAttention
 
@@ -46,6 +46,9 @@ class StoredAnswers(nn.Module):
         folder: Where answers lie; several teachers and runs, also at once, may share one.
         needs: What the methods read; the rest is not stored.
         say: Takes lines for the log.
+
+    Raises:
+        UserError: ``disk-full`` or ``output-unwritable`` where nothing can be written at all.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class StoredAnswers(nn.Module):
         say: Callable[[str], None],
     ) -> None:
         super().__init__()
+        output_folder(folder)
         assert isinstance(teacher, nn.Module)
         self.teacher = teacher
         self.facts = teacher.facts
@@ -68,6 +72,7 @@ class StoredAnswers(nn.Module):
         self._full = False
         self._images: tuple[Tensor, Tensor] | None = None
         self._key = ""
+        self._told: Memory | None = None
         self._memory: Memory | None = None
 
     def encode(self, images: Tensor, valid_sizes: Tensor) -> Memory:
@@ -89,6 +94,7 @@ class StoredAnswers(nn.Module):
             if part in self._needs:
                 for name in names:
                     setattr(memory, name, self._part(name))
+        self._told = memory
         return memory
 
     def _part(self, name: str) -> Any:
@@ -96,6 +102,7 @@ class StoredAnswers(nn.Module):
 
     def queries(self, memory: Memory) -> list[QueryGroup]:
         """See :class:`detr.models.Teacher`."""
+        self._check(memory)
         groups: list[QueryGroup] = self._kept(
             _hash(self._key, "queries"), lambda: self.teacher.queries(self._see())
         )
@@ -109,6 +116,7 @@ class StoredAnswers(nn.Module):
         self_attention: Collection[str] = (),
     ) -> list[GroupOutput]:
         """See :class:`detr.models.Teacher`."""
+        self._check(memory)
         key = _hash(self._key, groups, attention, sorted(self_attention))
 
         def ask() -> list[Any]:
@@ -128,6 +136,11 @@ class StoredAnswers(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, scores and labels of the teacher itself."""
         return self.teacher(images, valid_sizes, original_sizes)
+
+    def _check(self, memory: Memory) -> None:
+        """Whoever shows it a second batch has finished with the first."""
+        if memory is not self._told:
+            raise ValueError("asked about another batch than the last one it was shown")
 
     def _see(self) -> Memory:
         """The whole memory, of which only parts are stored."""

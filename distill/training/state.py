@@ -17,7 +17,6 @@ from detr.config import ClassMap
 from detr.data import Dataset, inspect, open_dataset
 from detr.data.findings import Findings
 from detr.errors import UserError
-from detr.files import output_folder
 from detr.metrics.coco_ap import CocoAp
 from detr.model_info import ModelInfo
 from detr.models import (
@@ -31,6 +30,8 @@ from detr.models import (
 )
 from distill.data.batches import Batches
 from distill.distributed import World
+from distill.elastic.batches import ElasticBatches
+from distill.elastic.network import ElasticNetwork
 from distill.methods import Method, build_methods, parse_methods
 from distill.recipe import Recipe
 from distill.teachers.answers import StoredAnswers
@@ -57,12 +58,14 @@ class State:
         classes: Of the training data.
         student: The network being trained, in training mode.
         teacher: The frozen network, in evaluation mode; only where a method looks at it.
-        methods: Distillation methods, in the recipe's order.
+        methods: Distillation methods, in the recipe's order; of an elastic training those of all
+            its models.
         optimizer: Over the student's and the methods' parameters.
         scaler: Loss scaling for fp16; does nothing otherwise.
         ema: Weight average, or ``None``.
         batches: Training batches by step.
         val: Validation data, or ``None`` (also on every process but the first).
+        elastic: The models within the student, where the recipe has an ``elastic`` section.
     """
 
     recipe: Recipe
@@ -76,6 +79,7 @@ class State:
     ema: Ema | None
     batches: Batches
     val: Dataset | None
+    elastic: ElasticNetwork | None = None
 
     @property
     def trained(self) -> list[nn.Module]:
@@ -284,14 +288,20 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
     online = any(kind.teacher == "ema" for kind, _ in parse_methods(recipe.methods))
     if online and ema is None:
         raise UserError("recipe-value", "methods: this method needs a weight average; set ema")
-    methods = build_methods(
-        recipe.methods,
-        student,
-        ema.model if online and ema is not None else teacher,
-        loss=recipe.loss,
-        steps=recipe.steps,
-        drops=drops,
-    )
+    model = ema.model if online and ema is not None else teacher
+    elastic = None
+    if recipe.elastic is None:
+        methods = build_methods(
+            recipe.methods,
+            student,
+            model,
+            loss=recipe.loss,
+            steps=recipe.steps,
+            drops=drops,
+        )
+    else:
+        elastic = ElasticNetwork(recipe, student.train(), model, drops)
+        methods = elastic.methods
     return State(
         recipe=recipe,
         world=world,
@@ -304,16 +314,9 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
             world.device.type, enabled=recipe.amp == "fp16" and world.device.type == "cuda"
         ),
         ema=ema,
-        batches=Batches(
-            data,
-            recipe.input,
-            recipe.augment,
-            images_per_process(recipe, world),
-            recipe.seed,
-            world.rank,
-            world.size,
-        ),
+        batches=_batches(data, recipe, world, elastic),
         val=val if world.main else None,
+        elastic=elastic,
     )
 
 
@@ -324,13 +327,20 @@ def _asked(
     frozen = [one for one in parse_methods(recipe.methods) if one[0].teacher == "frozen"]
     if teacher is None or not frozen:
         return None
-    if recipe.teacher_answers is None:
+    if recipe.teacher_answers is None or digest is None:
         return teacher
-    assert digest is not None
     needs = frozenset[TeacherPart]().union(*(kind.needs(options) for kind, options in frozen))
-    folder = Path(recipe.teacher_answers)
-    output_folder(folder)
-    return StoredAnswers(teacher, digest, folder, needs, run.say)
+    return StoredAnswers(teacher, digest, Path(recipe.teacher_answers), needs, run.say)
+
+
+def _batches(
+    data: Dataset, recipe: Recipe, world: World, elastic: ElasticNetwork | None
+) -> Batches:
+    own = images_per_process(recipe, world)
+    common = (data, recipe.input, recipe.augment, own, recipe.seed, world.rank, world.size)
+    if recipe.elastic is None or elastic is None:
+        return Batches(*common)
+    return ElasticBatches(elastic.choices, recipe.elastic.drawn, *common)
 
 
 def _with_range_of(data: Dataset, recipe: Recipe) -> Recipe:

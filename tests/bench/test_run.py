@@ -32,23 +32,6 @@ from engines.parity import Budget as ParityBudget
 from engines.verdict import EngineVerdict
 
 
-@pytest.fixture
-def engines(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine_type: type[Any]
-) -> dict[str, Any]:
-    """``teacher`` finds every car, ``student`` 3 pixels beside it."""
-    made = {}
-    for name, shift in (("teacher", 0.0), ("student", 3.0)):
-        path = tmp_path / f"{name}.safetensors"
-        header = f'{{"w":{{"dtype":"F32","shape":[5,7],"data_offsets":[0,140]}},"{name}":'
-        header += '{"dtype":"F32","shape":[],"data_offsets":[140,144]}}'
-        content = len(header).to_bytes(8, "little") + header.encode()
-        path.write_bytes(content.ljust(7000, b"\0"))
-        made[name] = engine_type(path, shift)
-    monkeypatch.setattr(bench_opened, "open_engine", lambda path, engine, threads: made[path.stem])
-    return made
-
-
 def models(engines: dict[str, Any]) -> list[Path]:
     return [engine.artifact for engine in engines.values()]
 
