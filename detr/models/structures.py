@@ -82,16 +82,23 @@ class Target:
         boxes: ``[G, 4]`` cx cy w h, relative to the image without its padding.
         labels: ``[G]`` int64 class indices.
         ignore: ``[I, 4]`` regions (same format) in which a detection is neither right nor wrong.
+        masks: ``[G, H, W]`` bool at the size of the network's input, false in its padding; None
+            where only boxes are learned.
     """
 
     boxes: Tensor
     labels: Tensor
     ignore: Tensor
+    masks: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Target:
         """The same on another device, which is not waited for."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
         return Target(
-            **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+            **{
+                name: None if value is None else value.to(device, non_blocking=True)
+                for name, value in values.items()
+            }
         )
 
 
