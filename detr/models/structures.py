@@ -7,6 +7,7 @@ layers, M heads, P points, R reference size (2: center, 4: cx cy w h).
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,13 +94,13 @@ class Target:
 
     def to(self, device: torch.device | str) -> Target:
         """The same on another device, which is not waited for."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Target(
-            **{
-                name: None if value is None else value.to(device, non_blocking=True)
-                for name, value in values.items()
-            }
-        )
+        moved: dict[str, Any] = {
+            f.name: None
+            if (value := getattr(self, f.name)) is None
+            else value.to(device, non_blocking=True)
+            for f in fields(self)
+        }
+        return Target(**moved)
 
 
 @dataclass

@@ -25,7 +25,15 @@ from detr.models.structures import Denoising, DenseAttention, Proposals, Sampled
 
 T = TypeVar("T")
 
-_CLASSES = [Memory, GroupOutput, QueryGroup, Proposals, Denoising, SampledAttention, DenseAttention]
+_CLASSES: list[Any] = [
+    Memory,
+    GroupOutput,
+    QueryGroup,
+    Proposals,
+    Denoising,
+    SampledAttention,
+    DenseAttention,
+]
 
 # Where a memory holds what methods may read.
 _PARTS: dict[TeacherPart, tuple[str, ...]] = {
@@ -190,7 +198,7 @@ def _hash(*parts: Any) -> str:
         if isinstance(part, Tensor):
             digest.update(f"{part.dtype} {tuple(part.shape)} ".encode())
             raw = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(raw.numpy())
+            digest.update(raw.numpy().data)
         elif isinstance(part, list | tuple):
             digest.update(f"{len(part)} of ".encode())
             for item in part:
