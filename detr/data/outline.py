@@ -55,7 +55,7 @@ def _outlines(pixels: Pixels) -> list[list[_Corner]]:
     rings = []
     while onwards:
         first = corner = next(iter(onwards))
-        ring = []
+        ring: list[_Corner] = []
         while not ring or corner != first:
             ring.append(corner)
             following = onwards[corner].pop()
