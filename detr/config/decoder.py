@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from detr.config.base import LayerStack, Part
+from detr.config.base import LayerStack, Part, SamplingPoints
+from detr.points import Points
 
 
 class AnyCrossAttentionConfig(Part):
@@ -27,8 +28,8 @@ class AnyCrossAttentionConfig(Part):
     """Whether the first layer has weights that the others have not."""
 
     @property
-    def sampling_points(self) -> int:
-        """Sampling points P per head and level; 0 where nothing is sampled."""
+    def sampling_points(self) -> Points:
+        """Sampling points P per head and level, or of each level; 0 where nothing is sampled."""
         return 0
 
     @property
@@ -41,7 +42,7 @@ class DeformableCrossAttentionConfig(AnyCrossAttentionConfig):
     """Queries sample all levels around their references (Deformable DETR).
 
     Attributes:
-        points: Sampling points P per head and level.
+        points: Sampling points P per head and level; a list gives each level its own number.
         scaled_positions: Positions are rescaled by the content from layer 2 on
             (DAB-Deformable-DETR).
         discrete: Samples are whole cells, and beyond the image those at its edge; offsets are then
@@ -52,12 +53,12 @@ class DeformableCrossAttentionConfig(AnyCrossAttentionConfig):
     samples: ClassVar[bool] = True
 
     kind: Literal["deformable"] = "deformable"
-    points: Annotated[int, Field(ge=1, le=64)] = 4
+    points: SamplingPoints = 4
     scaled_positions: bool = False
     discrete: bool = False
 
     @property
-    def sampling_points(self) -> int:
+    def sampling_points(self) -> Points:
         """See the base class."""
         return self.points
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from detr.config.base import LayerStack, Part
+from detr.config.base import LayerStack, Part, SamplingPoints
+from detr.points import Points
 
 
 class AnyEncoderConfig(LayerStack, Part):
@@ -22,8 +23,8 @@ class AnyEncoderConfig(LayerStack, Part):
     layers: Annotated[int, Field(ge=0, le=100)] = 6
 
     @property
-    def sampling_points(self) -> int:
-        """Sampling points P per head and level; 0 where nothing is sampled."""
+    def sampling_points(self) -> Points:
+        """Sampling points P per head and level, or of each level; 0 where nothing is sampled."""
         return 0
 
     @property
@@ -81,14 +82,14 @@ class DeformableEncoderConfig(TokenEncoderConfig):
     """Deformable attention over the tokens of all levels (Deformable DETR).
 
     Attributes:
-        points: Sampling points P per head and level.
+        points: Sampling points P per head and level; a list gives each level its own number.
     """
 
     kind: Literal["deformable"] = "deformable"
-    points: Annotated[int, Field(ge=1, le=64)] = 4
+    points: SamplingPoints = 4
 
     @property
-    def sampling_points(self) -> int:
+    def sampling_points(self) -> Points:
         """See the base class."""
         return self.points
 

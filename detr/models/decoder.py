@@ -233,4 +233,4 @@ def _record_attention(outputs: list[GroupOutput], sizes: list[int], seen: Attent
         return
     parts = zip(outputs, split(seen.locations, sizes), split(seen.weights, sizes), strict=True)
     for output, locations, weights in parts:
-        output.attention.append(SampledAttention(locations, weights))
+        output.attention.append(SampledAttention(locations, weights, seen.points))

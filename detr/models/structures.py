@@ -1,7 +1,7 @@
 """What flows between a detector's three steps: memory, query groups and their outputs.
 
 Shape legend: B batch, S tokens of all levels, D width, N queries, K classes, V levels, L decoder
-layers, M heads, P points, R reference size (2: center, 4: cx cy w h).
+layers, M heads, P points of a level, K of all together, R reference size (2: center, 4: cx cy w h).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from detr.points import Points
 
 LevelShapes = tuple[tuple[int, int], ...]
 
@@ -173,12 +175,19 @@ class SampledAttention:
     """Cross-attention of one decoder layer, as sampled.
 
     Attributes:
-        locations: ``[B, N, M, V, P, 2]`` (x, y) in [0, 1] of the padded canvas.
-        weights: ``[B, N, M, V, P]``, softmax over V x P.
+        locations: ``[B, N, M, V, P, 2]`` (x, y) in [0, 1] of the padded canvas; ``[B, N, M, K, 2]``
+            where the levels' numbers of points differ.
+        weights: ``[B, N, M, V, P]``, softmax over V x P; or ``[B, N, M, K]``.
+        points: Sampling points P per level, or of each level.
     """
 
     locations: Tensor
     weights: Tensor
+    points: Points
+
+    def in_a_row(self) -> tuple[Tensor, Tensor]:
+        """Locations ``[B, N, M, K, 2]`` and weights ``[B, N, M, K]``, level after level."""
+        return self.locations.flatten(3, -2), self.weights.flatten(3)
 
 
 @dataclass
