@@ -16,7 +16,7 @@ from detr.model_info import ModelInfo, read_model_info
 from detr.models import build_detector, save_model
 from distill.elastic import fit
 from distill.elastic.fit import choices_of, export_all, measure
-from distill.recipe import Recipe
+from distill.recipe import Recipe, load_recipe
 
 DATA = "kitti:scenes:val"
 # Of drawn scenes.
@@ -106,13 +106,14 @@ def test_the_choice_is_the_measuring_rooms(tmp_path: Path) -> None:
 def test_from_a_run_to_a_choice(
     run: Path, scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    content = (run / "recipe.yaml").read_text()
-    (run / "recipe.yaml").write_text(content.replace("[[48, 96], [64, 128]]", "[[64, 128]]"))
+    two = load_recipe(run / "recipe.yaml").replace(elastic={"sizes": [[64, 128]]})
+    (run / "recipe.yaml").write_text(two.to_yaml())
     out, data = tmp_path / "out", f"kitti:{scenes}:val"
     bundles = export_all(run, data, out)
     options = {"--budget-ms": "10000", "--engine": "onnxruntime", "--data": data}
     measure(bundles, out, {**options, "--iterations": "10"}, True)
     told = json.loads(capfd.readouterr().out)
+    assert len(bundles) == 2
     assert {one["name"] for one in told["candidates"]} == {bundle.stem for bundle in bundles}
     assert told["kept"] in {bundle.stem for bundle in bundles}
     before = [bundle.stat().st_mtime_ns for bundle in bundles]
