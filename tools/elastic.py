@@ -67,20 +67,22 @@ def models(run: Path, data: str, out: Path, names: list[str]) -> None:
     found = json.loads(out.read_text()) if out.exists() else {"models": {}, "alone": {}}
     found |= {"run": str(run), "data": data, "images": len(val), "steps": recipe.steps}
     chosen = {choice.name: choice for choice in choices_of(run)}
-    for name, choice in chosen.items():
+
+    def measure(place: str, name: str, model: Any) -> None:
+        found[place][name] = ap(model, chosen[name])
+        write_atomic(out, json.dumps(found, indent=2) + "\n")
+        print(f"{name} ({place}): {found[place][name]:.1f}", flush=True)
+
+    # Those that are compared first.
+    for name in dict.fromkeys([*names, *chosen]):
         if name not in found["models"]:
-            layers = range(choice.encoder_layers), range(choice.decoder_layers)
-            found["models"][name] = ap(extract_layers(whole, *layers, choice.queries), choice)
-            write_atomic(out, json.dumps(found, indent=2) + "\n")
-            print(name, f"{found['models'][name]:.1f}", flush=True)
-    for name in names:
-        if name not in found["alone"]:
+            one = chosen[name]
+            layers = range(one.encoder_layers), range(one.decoder_layers)
+            measure("models", name, extract_layers(whole, *layers, one.queries))
+        if name in names and name not in found["alone"]:
             folder = run / "alone" / name
             train(alone(recipe, chosen[name]), folder)
-            found["alone"][name] = ap(load_model(folder)[0], chosen[name])
-            write_atomic(out, json.dumps(found, indent=2) + "\n")
-        both = found["models"][name], found["alone"][name]
-        print(f"{name}: {both[0]:.1f}, alone {both[1]:.1f}: {both[0] - both[1]:+.1f}", flush=True)
+            measure("alone", name, load_model(folder)[0])
 
 
 def cost(run: Path, rounds: int) -> None:
