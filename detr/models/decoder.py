@@ -148,8 +148,11 @@ class Decoder(nn.Module):
             )
             if answers and boxes is not None:
                 logits = self.class_heads[min(index, len(self.class_heads) - 1)](normed)
-                if index == 0 and course.first is not None:
-                    _record_first(outputs, sizes, logits, course.first)
+                distribution = self.config.refinement.distribution
+                if index == 0 and course.first is not None and distribution is not None:
+                    parts = split(logits, sizes), split(course.first, sizes)
+                    for output, said, boxes_said in zip(outputs, *parts, strict=True):
+                        output.first = FirstBoxes(said, boxes_said, distribution)
                 if (quality := self.refiner.quality(course, index)) is not None:
                     logits = logits + quality
                 _record(outputs, sizes, logits, boxes, hidden, references)
@@ -218,15 +221,6 @@ def _record(
         output.boxes.append(group_boxes)
         output.hidden.append(group_hidden)
         output.references.append(reference)
-
-
-def _record_first(
-    outputs: list[GroupOutput], sizes: list[int], logits: Tensor, boxes: Tensor
-) -> None:
-    """Hands each group the boxes that its distributions are about."""
-    parts = zip(outputs, split(logits, sizes), split(boxes, sizes), strict=True)
-    for output, group_logits, group_boxes in parts:
-        output.first = FirstBoxes(group_logits, group_boxes)
 
 
 def _record_attention(outputs: list[GroupOutput], sizes: list[int], seen: Attention) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+from detr.config import DistributionRefinementConfig
 from detr.points import Points
 
 LevelShapes = tuple[tuple[int, int], ...]
@@ -203,10 +204,12 @@ class FirstBoxes:
     Attributes:
         logits: ``[B, N, K]``.
         boxes: ``[B, N, 4]`` cx cy w h in [0, 1].
+        refinement: What the distributions are over.
     """
 
     logits: Tensor
     boxes: Tensor
+    refinement: DistributionRefinementConfig
 
 
 @dataclass
