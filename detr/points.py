@@ -33,6 +33,11 @@ def sample_axes(points: Points, levels: int) -> tuple[int, ...]:
     return (levels, points) if isinstance(points, int) else (sum(counts),)
 
 
+def unequal(points: Points) -> tuple[int, ...] | None:
+    """P of each level, where they are not one number."""
+    return None if isinstance(points, int) else points
+
+
 def joined_points(points: Sequence[int]) -> Points:
     """Numbers of the levels as one where all are the same."""
     counts = tuple(int(count) for count in points)

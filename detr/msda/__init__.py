@@ -188,6 +188,7 @@ def forward(
         _dense(weights),
         target,
         threads or default_threads() or usable_cores(),
+        points=sizes.points if points is not None else (),
     )
     return out
 
@@ -247,6 +248,7 @@ def backward(
         _dense(weights),
         *targets,
         threads or default_threads() or usable_cores(),
+        points=sizes.points if points is not None else (),
     )
     return out
 

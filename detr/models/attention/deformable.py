@@ -21,7 +21,7 @@ from detr.models.structures import (
     QueryGroup,
     SampledAttention,
 )
-from detr.points import Points, level_points, sample_axes
+from detr.points import Points, level_points, sample_axes, unequal
 
 
 class DeformableAttention(nn.Module):
@@ -113,8 +113,7 @@ class DeformableAttention(nn.Module):
         locations = torch.addcmul(frame.center[:, :, None], offsets, frame.unit[:, :, None])
         if self.discrete:
             locations = whole_cells(locations, frame.ratios, shapes, self.points)
-        unequal = None if isinstance(self.points, int) else self.points
-        sampled = ms_deform_attn(value, shapes, locations, weights, unequal)
+        sampled = ms_deform_attn(value, shapes, locations, weights, unequal(self.points))
         return self.output_proj(sampled), locations, weights
 
 

@@ -111,7 +111,7 @@ def _forward(
 ) -> Tensor:
     shapes = _pairs(spatial_shapes)
     sizes = check_sizes(value, shapes, locations, weights, points)
-    if value.device.type == "cpu" and msda.native_available() and points is None:
+    if value.device.type == "cpu" and msda.native_available():
         out = value.new_empty(sizes.out)
         msda.forward(value, shapes, locations, weights, out, torch.get_num_threads(), points)
         return out
@@ -143,7 +143,7 @@ def _backward(
     shapes = _pairs(spatial_shapes)
     sizes = check_sizes(value, shapes, locations, weights, points)
     check_like("grad_out", grad_out, sizes.out, dtype_name(value))
-    if value.device.type == "cpu" and msda.native_available() and points is None:
+    if value.device.type == "cpu" and msda.native_available():
         like = torch.contiguous_format
         out = (
             torch.empty_like(value, memory_format=like),
