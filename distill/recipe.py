@@ -242,6 +242,8 @@ class Recipe(Strict):
             raise ValueError(f"loss.scores: {self.loss.scores} is for heads.classes: sigmoid")
         if self.start_classes and self.start is None:
             raise ValueError("start_classes: there is no start whose classes have other names")
+        if self.loss.edges and self.detector.decoder.refinement.distribution is None:
+            raise ValueError("loss.edges: is for decoder.refinement: distribution")
         outside = self.teacher is not None and self.teacher.startswith("hf:")
         if outside and self.inherit:
             raise ValueError("inherit: a detector of another library has no weights to start from")

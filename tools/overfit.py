@@ -35,11 +35,13 @@ from distill.training.loop import train
 
 SIZE = (64, 128)
 ENOUGH = 0.9
-# What a family's own training changes of the detection loss.
+# What a family's own training changes of the detection loss, and what it adds.
 _RT_DETR = {"scores": "varifocal"}
-LOSSES: dict[str, dict[str, Any]] = dict.fromkeys(
-    ("rtdetr", "rtdetrv2", "rtdetrv2-discrete"), _RT_DETR
-)
+LOSSES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("rtdetr", "rtdetrv2", "rtdetrv2-discrete"), _RT_DETR),
+    "d-fine": {"scores": "varifocal", "edges": 0.15, "box_pairs": "union"},
+}
+METHODS: dict[str, list[str]] = {"d-fine": ["go_lsd"]}
 
 
 def small(family: str) -> dict[str, Any]:
@@ -64,8 +66,8 @@ def small(family: str) -> dict[str, Any]:
     decoder: dict[str, Any] = {"layers": 2, "ffn": 128}
     if config.encoder.sampling_points:
         encoder["points"] = 2
-    if config.decoder.cross_attention.sampling_points:
-        decoder["cross_attention"] = {"points": 2}
+    if points := config.decoder.cross_attention.sampling_points:
+        decoder["cross_attention"] = {"points": 2 if isinstance(points, int) else (1, 2, 1)}
     changed = config.replace(
         width=64,
         attention_heads=4,
@@ -100,6 +102,7 @@ def overfit(family: str, steps: int, folder: Path) -> float:
             "steps": steps,
             "batch_size": 4,
             "loss": LOSSES.get(family, {}),
+            "methods": METHODS.get(family, []),
             "augment": {"flip": 0, "zoom": (1, 1), "jitter": 0},
             "checkpoint_every": steps,
         }

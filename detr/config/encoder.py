@@ -107,17 +107,16 @@ class DenseEncoderConfig(TokenEncoderConfig):
     scaled_positions: bool = False
 
 
-class HybridEncoderConfig(AnyEncoderConfig):
-    """Attention within the coarsest map, convolutions across scales (RT-DETR section 4.2).
+class AnyHybridEncoderConfig(AnyEncoderConfig):
+    """What encoders of maps have in common.
 
     Attributes:
         layers: Of the attention within the coarsest map; 0 leaves the convolutions alone.
         width: Channels E of the maps within it; ``None`` for the detector's width.
         expansion: Channels of the blocks that fuse two maps, in parts of E.
-        blocks: RepVGG blocks in each of these.
+        blocks: RepVGG blocks in each of their ways.
     """
 
-    kind: Literal["hybrid"] = "hybrid"
     layers: Annotated[int, Field(ge=0)] = 1
     activation: Literal["relu", "prelu", "gelu"] = "gelu"
     width: Annotated[int, Field(ge=8, le=65536)] | None = None
@@ -133,6 +132,19 @@ class HybridEncoderConfig(AnyEncoderConfig):
         return {"layers": layers, "width": None}
 
 
+class HybridEncoderConfig(AnyHybridEncoderConfig):
+    """Attention within the coarsest map, CSP blocks across scales (RT-DETR section 4.2)."""
+
+    kind: Literal["hybrid"] = "hybrid"
+
+
+class GelanEncoderConfig(AnyHybridEncoderConfig):
+    """The same with GELAN blocks of two ways each, and lighter steps between scales (D-FINE)."""
+
+    kind: Literal["gelan"] = "gelan"
+
+
 EncoderConfig = Annotated[
-    DeformableEncoderConfig | DenseEncoderConfig | HybridEncoderConfig, Field(discriminator="kind")
+    DeformableEncoderConfig | DenseEncoderConfig | HybridEncoderConfig | GelanEncoderConfig,
+    Field(discriminator="kind"),
 ]

@@ -215,6 +215,7 @@ def _facts(config: DetectorConfig, backbone_channels: tuple[int, ...]) -> Facts:
         query_start="points" if queries.learned_positions else "boxes",
         blank_content=queries.zero_content,
         scores=config.heads.classes.kind,
+        edges=config.decoder.refinement.distribution is not None,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detr.config import DistributionRefinementConfig
 from detr.points import Points
 
 LevelShapes = tuple[tuple[int, int], ...]
@@ -205,6 +206,21 @@ Attention = SampledAttention | DenseAttention
 
 
 @dataclass
+class FirstBoxes:
+    """The boxes whose edges a decoder's distributions move, which are a prediction themselves.
+
+    Attributes:
+        logits: ``[B, N, K]``.
+        boxes: ``[B, N, 4]`` cx cy w h in [0, 1].
+        refinement: What the distributions are over.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    refinement: DistributionRefinementConfig
+
+
+@dataclass
 class GroupOutput:
     """What the decoder made of one group; every list has one entry per decoder layer.
 
@@ -219,6 +235,9 @@ class GroupOutput:
             group's own queries, then those of the group it sees. Only where ``decode(...,
             self_attention=...)`` named the group's role.
         no_object: The last logit says "no object", so logits go through a softmax (DETR).
+        first: What the first layer said before any distribution; only with distributions.
+        edges: ``[B, N, 4, R + 1]`` logits per layer of where left, top, right and bottom edge lie,
+            seen from the first box; only with distributions.
     """
 
     group: QueryGroup
@@ -229,3 +248,5 @@ class GroupOutput:
     attention: list[Attention] = field(default_factory=list)
     self_attention: list[Tensor] = field(default_factory=list)
     no_object: bool = False
+    first: FirstBoxes | None = None
+    edges: list[Tensor] = field(default_factory=list)
