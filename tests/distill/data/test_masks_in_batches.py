@@ -62,15 +62,15 @@ def test_masks_stay_on_what_they_cover(kind: str, view: str, seed: int) -> None:
     shown, found = augment(image, labels(masks), ON_CANVAS, CONFIGS[view], rng)
     assert found.masks is not None and len(found.masks) == len(found.boxes)
     for shape, label, box in zip(found.masks, found.labels, found.boxes, strict=True):
-        mask = shape.rle((shown.shape[0], shown.shape[1]))
+        seen = shape.rle((shown.shape[0], shown.shape[1]))
         color = shown[..., int(label)]
-        assert mask.area
-        pixels = mask.pixels()
+        assert seen.area
+        pixels = seen.pixels()
         # Pixels at the edge are a mixture, and where a polygon's tip is enlarged it is finer than
         # the picture; all others are inside or outside.
         wrong = (pixels & (color < 40)).sum() + (~pixels & (color > 160)).sum()
-        assert wrong <= 0.01 * mask.area
-        inside = np.array(mask.box) - box
+        assert wrong <= 0.01 * seen.area
+        inside = np.array(seen.box) - box
         assert (inside[:2] > -1).all() and (inside[2:] < 1).all()
 
 
