@@ -25,6 +25,7 @@ from detr.config import (
     HybridEncoderConfig,
     LearnedQueriesConfig,
     LookForwardTwiceConfig,
+    MasksConfig,
     MixedQueriesConfig,
     NeckConfig,
     OneToManyConfig,
@@ -34,6 +35,8 @@ from detr.config import (
     SigmoidClassesConfig,
     SoftmaxClassesConfig,
     TwoStageQueriesConfig,
+    UnifiedDenoisingConfig,
+    UnifiedQueriesConfig,
 )
 from detr.errors import UserError
 
@@ -137,6 +140,32 @@ _OFFICIAL_DINO = _DINO.replace(
     decoder={"refinement": {"shared_heads": True}},
 )
 _STABLE_DINO = _DINO.replace(encoder={"fusion": "dense"})
+# IDEA-Research/MaskDINO with FEATURE_ORDER low2high and a fourth level, its main models.
+_MASK_DINO = DetectorConfig(
+    num_classes=1,
+    positions=PositionsConfig(offset=0.0),
+    encoder=DeformableEncoderConfig(ffn=2048),
+    queries=UnifiedQueriesConfig(
+        proposal_tokens="all",
+        initial_boxes="mask2box",
+        coarse_to_fine=True,
+        denoising=UnifiedDenoisingConfig(),
+    ),
+    decoder=DecoderConfig(
+        layers=9,
+        ffn=2048,
+        refinement=LookForwardTwiceConfig(shared_heads=True),
+        final_norm=True,
+        norm_twice=True,
+    ),
+    heads=HeadsConfig(masks=MasksConfig(weigh_scores=True)),
+)
+# Its smaller model: three levels in FEATURE_ORDER high2low, and half the encoder's hidden width.
+_MASK_DINO_3SCALE = _MASK_DINO.replace(
+    neck={"levels": 3},
+    encoder={"ffn": 1024},
+    queries={"initial_boxes": "bitmask", "coarse_to_fine": False},
+)
 # RT-DETR-R50; _RT_DETR_SIZES has the others.
 _RT_DETR = DetectorConfig(
     num_classes=1,
@@ -182,6 +211,11 @@ FAMILIES: dict[str, DetectorConfig] = {
     "dino-mmdet": _OFFICIAL_DINO.replace(decoder={"refinement": {"shared_heads": False}}),
     "stable-dino": _STABLE_DINO,
     "stable-dino-5scale": _five_scales(_STABLE_DINO),
+    # IDEA-Research/MaskDINO: instance masks beside boxes.
+    "mask-dino": _MASK_DINO,
+    "mask-dino-3scale": _MASK_DINO_3SCALE,
+    "mask-dino-5scale": _five_scales(_MASK_DINO.replace(queries={"initial_boxes": "bitmask"})),
+    "stable-mask-dino-3scale": _MASK_DINO_3SCALE.replace(encoder={"fusion": "dense"}),
     # lyuwenyu/RT-DETR, over ResNet-vd.
     "rtdetr": _RT_DETR,
     # Version 2 is the same network, trained otherwise, or one that samples whole cells.

@@ -18,7 +18,7 @@ from detr.config.decoder import (
     NoRefinementConfig,
     RefinementConfig,
 )
-from detr.config.detector import DetectorConfig, PartName
+from detr.config.detector import MASK_STRIDE, DetectorConfig, PartName
 from detr.config.encoder import (
     AnyEncoderConfig,
     DeformableEncoderConfig,
@@ -30,6 +30,7 @@ from detr.config.heads import (
     BoxesConfig,
     ClassesConfig,
     HeadsConfig,
+    MasksConfig,
     SigmoidClassesConfig,
     SoftmaxClassesConfig,
 )
@@ -43,9 +44,12 @@ from detr.config.queries import (
     QueriesConfig,
     SelectedQueriesConfig,
     TwoStageQueriesConfig,
+    UnifiedDenoisingConfig,
+    UnifiedQueriesConfig,
 )
 
 __all__ = [
+    "MASK_STRIDE",
     "AnchorQueriesConfig",
     "AnyEncoderConfig",
     "BackboneConfig",
@@ -68,6 +72,7 @@ __all__ = [
     "LayerStack",
     "LearnedQueriesConfig",
     "LookForwardTwiceConfig",
+    "MasksConfig",
     "MixedQueriesConfig",
     "NeckConfig",
     "NoRefinementConfig",
@@ -84,6 +89,8 @@ __all__ = [
     "SoftmaxClassesConfig",
     "Strict",
     "TwoStageQueriesConfig",
+    "UnifiedDenoisingConfig",
+    "UnifiedQueriesConfig",
     "Weight",
     "Word",
     "merged",

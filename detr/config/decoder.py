@@ -160,12 +160,15 @@ class DecoderConfig(LayerStack):
         refinement: How references follow the boxes from layer to layer.
         shared_layers: One set of weights for all layers (OD-DETR).
         final_norm: A layer norm before the heads, which the references never see (DETR, DINO).
+        norm_twice: Classes and masks are read after that norm was applied once more, boxes are not
+            (Mask DINO's code).
     """
 
     cross_attention: CrossAttentionConfig = DeformableCrossAttentionConfig()
     refinement: RefinementConfig = NoRefinementConfig()
     shared_layers: bool = False
     final_norm: bool = False
+    norm_twice: bool = False
 
     @model_validator(mode="after")
     def _alike(self) -> DecoderConfig:
@@ -174,6 +177,8 @@ class DecoderConfig(LayerStack):
                 "shared_layers repeats one layer, so heads per layer mean nothing: set "
                 "refinement.shared_heads"
             )
+        if self.norm_twice and not self.final_norm:
+            raise ValueError("norm_twice repeats the final norm: set final_norm to true")
         if self.shared_layers and self.cross_attention.first_layer_differs:
             raise ValueError(
                 "shared_layers needs layers that are alike; the first one of cross_attention: "

@@ -14,11 +14,14 @@ from detr.models.attention.deformable import GroupedSelfAttention, GroupSpan, gr
 from detr.models.boxes import lift
 from detr.models.heads.boxes import box_head
 from detr.models.heads.classes import class_head
+from detr.models.heads.masks import mask_heads
+from detr.models.heads.shared import Heads
 from detr.models.layers import MLP, FeedForward, inner_mlp
 from detr.models.queries.sources import QuerySource
 from detr.models.structures import (
     Attention,
     DenseAttention,
+    FirstAnswer,
     GroupOutput,
     Memory,
     QueryGroup,
@@ -88,6 +91,14 @@ class Decoder(nn.Module):
         self.position_scale = inner_mlp(width, width, width) if scaled else None
         self.class_heads = nn.ModuleList(class_head(config) for _ in range(decoder.own_heads))
         self.box_heads = nn.ModuleList(_box_heads(config))
+        self.mask_heads = nn.ModuleList(mask_heads(config))
+        self.predict_first = config.queries.predict_first
+
+    @property
+    def heads(self) -> Heads:
+        """Those of the first layer, with the norm before them."""
+        masks = self.mask_heads[0] if len(self.mask_heads) else None
+        return Heads(self.norm, self.class_heads[0], self.box_heads[0], masks)
 
     def forward(
         self,
@@ -117,6 +128,12 @@ class Decoder(nn.Module):
         no_object = self.classes.no_object
         outputs = [GroupOutput(group, [], [], [], [], no_object=no_object) for group in groups]
         hidden = join([group.content for group in groups])
+        has_masks = memory.pixels is not None and len(self.mask_heads) > 0
+        if has_masks:
+            for output in outputs:
+                output.pixels = memory.pixels
+        if self.predict_first and self.training and not final_only:
+            _record_first(outputs, sizes, self.heads, hidden)
         # The reference a layer starts from never carries gradient from a later layer's sampling;
         # look-forward-twice keeps the un-detached one for the loss boxes (DINO, section 3.5).
         references = [group.reference for group in groups]
@@ -139,6 +156,11 @@ class Decoder(nn.Module):
             if index == last or not final_only:
                 logits, boxes = self._predict(index, hidden, running, references, attached)
                 _record(outputs, sizes, logits, boxes, hidden, references)
+                if has_masks:
+                    head = self.mask_heads[min(index, len(self.mask_heads) - 1)]
+                    told = split(head(self._normed(hidden)), sizes)
+                    for output, masks in zip(outputs, told, strict=True):
+                        output.masks.append(masks)
                 if attention and seen is not None:
                     _record_attention(outputs, sizes, seen)
                 for output, found in zip(outputs, maps, strict=True):
@@ -168,7 +190,16 @@ class Decoder(nn.Module):
             delta = self.box_heads[head](normed)
         twice = self.config.refinement.looks_forward_twice
         base = join([lift(r, self.logit_eps) for r in (attached if twice else references)])
-        return self.class_heads[head](normed), (delta + base).sigmoid()
+        logits = self.class_heads[head](self._normed(hidden, normed))
+        return logits, (delta + base).sigmoid()
+
+    def _normed(self, hidden: Tensor, once: Tensor | None = None) -> Tensor:
+        """What classes and masks are read from; ``once`` is what the norm made of it already."""
+        if self.norm is None:
+            return hidden
+        once = self.norm(hidden) if once is None else once
+        out: Tensor = self.norm(once) if self.config.norm_twice else once
+        return out
 
     @staticmethod
     def _positions(
@@ -199,6 +230,16 @@ def _box_heads(config: DetectorConfig) -> list[MLP]:
         box_head(config.width, placed, -2.0 if small_start and i == 0 else 0.0)
         for i in range(decoder.own_heads)
     ]
+
+
+def _record_first(
+    outputs: list[GroupOutput], sizes: list[int], heads: Heads, content: Tensor
+) -> None:
+    """Hands each group what the heads say of the queries that enter the first layer."""
+    logits, masks = heads.of(content)
+    told = [None] * len(sizes) if masks is None else split(masks, sizes)
+    for output, own_logits, own_masks in zip(outputs, split(logits, sizes), told, strict=True):
+        output.first = FirstAnswer(own_logits, output.group.reference, own_masks)
 
 
 def _record(
