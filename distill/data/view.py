@@ -1,4 +1,4 @@
-"""The one place that knows where a training view lies in its image, for pixels and boxes alike."""
+"""The one place that knows where a training view lies in its image, for pixels, boxes and masks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy.typing as npt
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
-from detr.types import FloatArray
+from detr.masks import Mask, Polygons, Rle, encode
+from detr.types import FloatArray, IntArray
 
 Size = tuple[int, int]
 
@@ -67,3 +68,31 @@ class View:
                 (width - clipped[:, 2], clipped[:, 1], width - clipped[:, 0], clipped[:, 3]), 1
             )
         return clipped.astype(np.float32), shown / np.maximum(whole, 1e-9)
+
+    def of_mask(self, mask: Mask) -> Rle:
+        """What the view shows of a mask.
+
+        Corners of polygons move as those of boxes do and are filled in the view's own pixels; of
+        run lengths, a pixel of the view takes the value at its center.
+
+        Args:
+            mask: Of the image's size.
+        """
+        if isinstance(mask, Polygons):
+            enlarged = np.array(self.scaled) / np.array(self.image)
+            ratio = np.array(self.out) / np.array(self.window)
+            moved = [
+                (part * enlarged[::-1] - self.corner[::-1]) * ratio[::-1] for part in mask.parts
+            ]
+            if self.flip:
+                moved = [part * (-1, 1) + (self.out[1], 0) for part in moved]
+            return Polygons(tuple(moved)).rle(self.out)
+        rows, columns = self._centers(0), self._centers(1)
+        return encode(mask.pixels()[rows[:, None], columns[::-1] if self.flip else columns])
+
+    def _centers(self, axis: int) -> IntArray:
+        """Row or column of the image in which the center of each of the view's lies."""
+        out, window = self.out[axis], self.window[axis]
+        within = (np.arange(out) + 0.5) * (window / out) + self.corner[axis]
+        found = np.floor(within * (self.image[axis] / self.scaled[axis])).astype(np.int64)
+        return np.minimum(found, self.image[axis] - 1)
