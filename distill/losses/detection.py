@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from detr.config import Strict, Weight
 from detr.models import GroupOutput, Proposals, Target, cxcywh_to_xyxy
 from distill.distributed import mean_over_processes
+from distill.losses.answers import answers
 from distill.losses.costs import ALPHA, GAMMA, MatchingCosts
+from distill.losses.masks import MaskPredictions, Points, mask_losses, proposed_masks
 from distill.losses.matcher import match
 from distill.losses.matches import Matches
 from distill.losses.overlap import covered, giou, iou
@@ -40,7 +43,9 @@ class LossWeights(Strict):
         scores: What sigmoid scores learn: ``focal`` loss towards 1 for a matched query, or
             ``varifocal`` towards the IoU of its box (RT-DETR).
         l1, giou: Of the box losses.
-        cost_class, cost_l1, cost_giou: Of the matching cost.
+        mask, dice: Of the mask losses, cross-entropy and dice, in a detector with masks.
+        cost_class, cost_l1, cost_giou, cost_mask, cost_dice: Of the matching cost.
+        mask_points: Points of a mask that both look at (Mask2Former: 112 x 112).
         proposals: Factor on the same losses of the encoder's proposals.
         denoising: Factor on the same losses of the denoising queries.
         one_to_many: Factor on the same losses of the one-to-many queries (H-DETR).
@@ -51,9 +56,14 @@ class LossWeights(Strict):
     scores: ScoreLoss = "focal"
     l1: Weight = 5.0
     giou: Weight = 2.0
+    mask: Weight = 5.0
+    dice: Weight = 5.0
     cost_class: Weight = 2.0
     cost_l1: Weight = 5.0
     cost_giou: Weight = 2.0
+    cost_mask: Weight = 5.0
+    cost_dice: Weight = 5.0
+    mask_points: Annotated[int, Field(ge=4, le=1_000_000)] = 12544
     proposals: Weight = 1.0
     denoising: Weight = 1.0
     one_to_many: Weight = 1.0
@@ -62,7 +72,8 @@ class LossWeights(Strict):
     @property
     def costs(self) -> MatchingCosts:
         """Weights of the matching cost."""
-        return MatchingCosts(self.cost_class, self.cost_l1, self.cost_giou)
+        boxes = self.cost_class, self.cost_l1, self.cost_giou
+        return MatchingCosts(*boxes, self.cost_mask, self.cost_dice)
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float = ALPHA) -> Tensor:
@@ -162,6 +173,7 @@ def set_losses(
     padding: Tensor | None = None,
     no_object: float | None = None,
     scores: ScoreLoss = "focal",
+    masks: MaskPredictions | None = None,
 ) -> dict[str, Tensor]:
     """Unweighted losses of ``[L, B, N]`` predictions whose assignment is known, summed over layers.
 
@@ -175,9 +187,10 @@ def set_losses(
         no_object: Weight of the last logit, where it says "no object" (softmax); ``None`` for
             sigmoid scores. A layer's class loss is then a weighted mean over its queries (DETR).
         scores: What sigmoid scores learn, see :class:`LossWeights`.
+        masks: Of the same predictions, in a detector with masks.
 
     Returns:
-        ``class``, ``l1`` and ``giou``, scalars.
+        ``class``, ``l1`` and ``giou``, with masks ``mask`` and ``dice``, scalars.
     """
     truth = JoinedTargets.of(targets)
     _, labels = truth.of_pairs(matches)
@@ -203,24 +216,33 @@ def set_losses(
         class_loss = per_class.sum() / normalizer
     else:
         class_loss = softmax_loss(logits, place, labels, silent, no_object)
-    return {"class": class_loss, **matched_box_losses(boxes, targets, matches, normalizer)}
+    return {"class": class_loss, **matched_losses(boxes, targets, matches, normalizer, masks)}
 
 
-def matched_box_losses(
-    boxes: Tensor, targets: Sequence[Target], matches: Matches, normalizer: Tensor
+def matched_losses(
+    boxes: Tensor,
+    targets: Sequence[Target],
+    matches: Matches,
+    normalizer: Tensor,
+    masks: MaskPredictions | None = None,
 ) -> dict[str, Tensor]:
-    """``l1`` and ``giou`` of :func:`set_losses`, which only the matched queries have."""
+    """Box and mask losses of :func:`set_losses`, which only the matched queries have."""
     true_boxes, _ = JoinedTargets.of(targets).of_pairs(matches)
     l1, overlap = box_losses(boxes[matches.layer, matches.image, matches.query], true_boxes)
-    return {"l1": l1 / normalizer, "giou": overlap / normalizer}
+    parts = {"l1": l1 / normalizer, "giou": overlap / normalizer}
+    return parts if masks is None else parts | mask_losses(masks, targets, matches, normalizer)
 
 
 def denoising_matches(output: GroupOutput, targets: Sequence[Target]) -> Matches:
-    """The known assignment of denoising queries: query j of every group stands for box j."""
+    """The known assignment of denoising queries: query j of every group stands for box j.
+
+    Layers are those of :func:`distill.losses.answers.answers`.
+    """
     info = output.group.denoising
     assert info is not None
     device = output.logits[0].device
-    layers, groups = torch.arange(len(output.logits)), torch.arange(info.groups)
+    answers = len(output.logits) + (output.first is not None)
+    layers, groups = torch.arange(answers), torch.arange(info.groups)
     tables = [
         torch.cartesian_prod(layers, torch.tensor([i]), groups, torch.arange(len(target.labels)))
         for i, target in enumerate(targets)
@@ -232,11 +254,13 @@ def denoising_matches(output: GroupOutput, targets: Sequence[Target]) -> Matches
 def weighted(
     name: str, parts: Mapping[str, Tensor], weights: LossWeights, factor: float = 1.0
 ) -> dict[str, Tensor]:
-    """``name/class``, ``name/l1`` and ``name/giou``: a set's losses with the recipe's weights."""
+    """``name/class``, ``name/l1``, ``name/giou``, ...: a set's losses with the recipe's weights."""
+    of_part = {"class": weights.focal, "l1": weights.l1, "giou": weights.giou}
+    of_part |= {"mask": weights.mask, "dice": weights.dice}
     return {
-        f"{name}/class": factor * weights.focal * parts["class"],
-        f"{name}/l1": factor * weights.l1 * parts["l1"],
-        f"{name}/giou": factor * weights.giou * parts["giou"],
+        f"{name}/{part}": factor * weight * parts[part]
+        for part, weight in of_part.items()
+        if part in parts
     }
 
 
@@ -256,15 +280,20 @@ def proposal_targets(
 
 
 def proposal_losses(
-    proposals: Proposals,
+    output: GroupOutput,
     targets: Sequence[Target],
     normalizer: Tensor,
     weights: LossWeights,
+    points: Points,
 ) -> dict[str, Tensor]:
-    """Unweighted losses of encoder proposals, matched as queries are."""
+    """Unweighted losses of the encoder proposals of a group, matched as queries are."""
+    proposals = output.group.proposals
+    assert proposals is not None
     logits, boxes, wanted = proposal_targets(proposals, targets)
-    matches = match(logits, boxes, wanted, weights.costs)
-    return set_losses(logits, boxes, wanted, matches, normalizer, scores=weights.scores)
+    masks = proposed_masks(proposals, output.pixels, points)
+    matches = match(logits, boxes, wanted, weights.costs, masks=masks)
+    scores = weights.scores
+    return set_losses(logits, boxes, wanted, matches, normalizer, scores=scores, masks=masks)
 
 
 def detection_losses(
@@ -272,6 +301,7 @@ def detection_losses(
     targets: Sequence[Target],
     normalizer: Tensor,
     weights: LossWeights,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> dict[str, Tensor]:
     """Weighted losses of the own, one-to-many and denoising queries and of the proposals.
 
@@ -283,14 +313,15 @@ def detection_losses(
         targets: Ground truth per image.
         normalizer: Scalar, the number of ground-truth boxes (section 0.3's divisor).
         weights: The recipe's weights.
+        generators: On the CPU, one per image, for the points at which masks are compared.
 
     Returns:
         ``own/class``, ``own/l1``, ..., ``proposals/...``, ``denoising/...``, each summed
         over decoder layers.
     """
     own = outputs["own"]
-    logits, boxes = torch.stack(own.logits), torch.stack(own.boxes)
-    matches = match(logits, boxes, targets, weights.costs, no_object=own.no_object)
+    logits, boxes, masks = answers(own, Points(weights.mask_points, generators))
+    matches = match(logits, boxes, targets, weights.costs, no_object=own.no_object, masks=masks)
     no_object = weights.no_object if own.no_object else None
     parts = set_losses(
         logits,
@@ -300,8 +331,11 @@ def detection_losses(
         normalizer,
         no_object=no_object,
         scores=weights.scores,
+        masks=masks,
     )
-    return weighted("own", parts, weights) | side_losses(outputs, targets, normalizer, weights)
+    return weighted("own", parts, weights) | side_losses(
+        outputs, targets, normalizer, weights, generators
+    )
 
 
 def side_losses(
@@ -309,25 +343,28 @@ def side_losses(
     targets: Sequence[Target],
     normalizer: Tensor,
     weights: LossWeights,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> dict[str, Tensor]:
     """The part of :func:`detection_losses` that is not about the own queries."""
+    points = Points(weights.mask_points, generators)
     losses: dict[str, Tensor] = {}
-    if (proposals := outputs["own"].group.proposals) is not None:
-        parts = proposal_losses(proposals, targets, normalizer, weights)
+    if outputs["own"].group.proposals is not None:
+        parts = proposal_losses(outputs["own"], targets, normalizer, weights, points)
         losses |= weighted("proposals", parts, weights, weights.proposals)
 
-    losses |= one_to_many_losses(outputs, targets, normalizer, weights)
+    losses |= one_to_many_losses(outputs, targets, normalizer, weights, generators)
 
     if (noisy := outputs.get("denoising")) is not None and noisy.group.denoising is not None:
-        known = denoising_matches(noisy, targets)
+        logits, boxes, masks = answers(noisy, points)
         parts = set_losses(
-            torch.stack(noisy.logits),
-            torch.stack(noisy.boxes),
+            logits,
+            boxes,
             targets,
-            known,
+            denoising_matches(noisy, targets),
             normalizer * noisy.group.denoising.groups,
             noisy.group.padding,
             scores=weights.scores,
+            masks=masks,
         )
         losses |= weighted("denoising", parts, weights, weights.denoising)
     return losses
@@ -338,6 +375,7 @@ def one_to_many_losses(
     targets: Sequence[Target],
     normalizer: Tensor,
     weights: LossWeights,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> dict[str, Tensor]:
     """``one_to_many/...`` and those of its proposals (H-DETR); nothing without the group."""
     losses: dict[str, Tensor] = {}
@@ -345,15 +383,21 @@ def one_to_many_losses(
     if many is None:
         return losses
     # Every box once per query it is shared by; the divisor counts the copies, too.
-    times = many.group.repeat
-    shared = [Target(t.boxes.repeat(times, 1), t.labels.repeat(times), t.ignore) for t in targets]
-    logits, boxes = torch.stack(many.logits), torch.stack(many.boxes)
-    matches = match(logits, boxes, shared, weights.costs)
-    parts = set_losses(logits, boxes, shared, matches, normalizer * times, scores=weights.scores)
+    times, points = many.group.repeat, Points(weights.mask_points, generators)
+    shared = [_repeated(target, times) for target in targets]
+    logits, boxes, masks = answers(many, points)
+    matches = match(logits, boxes, shared, weights.costs, masks=masks)
+    divisor, scores = normalizer * times, weights.scores
+    parts = set_losses(logits, boxes, shared, matches, divisor, scores=scores, masks=masks)
     losses |= weighted("one_to_many", parts, weights, weights.one_to_many)
     if many.group.proposals is not None:
-        divisor = normalizer * times
-        parts = proposal_losses(many.group.proposals, shared, divisor, weights)
+        parts = proposal_losses(many, shared, divisor, weights, points)
         factor = weights.proposals * weights.one_to_many
         losses |= weighted("one_to_many_proposals", parts, weights, factor)
     return losses
+
+
+def _repeated(target: Target, times: int) -> Target:
+    """Every object so many times."""
+    masks = None if target.masks is None else target.masks.repeat(times, 1, 1)
+    return Target(target.boxes.repeat(times, 1), target.labels.repeat(times), target.ignore, masks)

@@ -109,7 +109,9 @@ def losses_of(state: State, step: Step) -> dict[str, Tensor]:
     losses = None if replaced is None else replaced.detection_losses(step)
     if losses is None:
         weights = state.recipe.loss
-        losses = detection_losses(step.student_outputs, step.targets, step.normalizer, weights)
+        losses = detection_losses(
+            step.student_outputs, step.targets, step.normalizer, weights, step.generators
+        )
     for method in state.methods:
         losses.update(method.losses(step))
     return losses

@@ -302,6 +302,7 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
             recipe.seed,
             world.rank,
             world.size,
+            masks=config.heads.masks is not None,
         ),
         val=val if world.main else None,
     )

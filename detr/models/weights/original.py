@@ -1,9 +1,9 @@
 """Checkpoints of the original repositories.
 
 Those of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR and DINO, of
-detrex's DINO, of Mask DINO (:mod:`mask_dino`) and of RT-DETR (:mod:`original_rt_detr`). The architecture is read off names and
-shapes (:mod:`original_config`). Names are put in the transformers library's terms first, whose
-tables then say where they go.
+detrex's DINO, of Mask DINO (:mod:`mask_dino`) and of RT-DETR (:mod:`original_rt_detr`). The
+architecture is read off names and shapes (:mod:`original_config`). Names are put in the
+transformers library's terms first, whose tables then say where they go.
 """
 
 from __future__ import annotations
