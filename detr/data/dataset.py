@@ -184,15 +184,17 @@ class Dataset(ABC):
         """What was left out of the set as a whole."""
         return []
 
-    def annotations(self, i: int) -> list[Annotation]:
+    def annotations(self, i: int, masks: bool = False) -> list[Annotation]:
         """The annotations of image ``i`` that count, boxes as the files have them.
+
+        Args:
+            i: The image.
+            masks: Whether objects without a mask that can be read do not count.
 
         Raises:
             UserError: The first thing wrong with the set or the image's labels.
         """
-        return self._without_errors(self.scan(i))
-
-    def _without_errors(self, scan: Scan) -> list[Annotation]:
+        scan = self.scan_with_masks(i) if masks else self.scan(i)
         for error in (*self.problems(), *scan.errors):
             raise error
         return scan.annotations

@@ -14,11 +14,11 @@ _FILLED = 0.05
 
 
 def judge_masks(found: Scan, size: Size, drop: frozenset[str]) -> Scan:
-    """Sorts out the masks of the objects that count; those of ignore regions do not matter.
+    """Sorts out the masks of what counts; an ignore region may do without.
 
-    An object of whose mask no pixel is left is left out, as one whose box has no area. One without
-    a mask or with an unreadable one is an error; errors whose code is in ``drop`` leave the object
-    out instead.
+    An object without a mask or with an unreadable one is an error; errors whose code is in ``drop``
+    leave the object out instead. One whose mask has no pixel counts in scoring, as it does for
+    COCO's evaluators, and is left out of training.
 
     Args:
         found: The annotations of an image whose boxes count.
@@ -31,15 +31,10 @@ def judge_masks(found: Scan, size: Size, drop: frozenset[str]) -> Scan:
     """
     judged = Scan([], list(found.errors), list(found.warnings))
     for annotation in found.annotations:
-        if annotation.ignore:
-            judged.annotations.append(annotation)
-            continue
         try:
             warning = _judge(annotation, size)
         except UserError as error:
-            if error.code == "mask-empty":
-                judged.warnings.append(error)
-            elif error.code in drop:
+            if error.code in drop:
                 judged.warnings.append(left_out(error))
             else:
                 judged.errors.append(error)
@@ -53,8 +48,12 @@ def judge_masks(found: Scan, size: Size, drop: frozenset[str]) -> Scan:
 def _judge(annotation: Annotation, size: Size) -> UserError | None:
     where = annotation.where
     if annotation.mask is None:
+        if annotation.ignore:
+            return None
         raise UserError("mask-missing", f"{where}: the object has no mask")
     mask = annotation.mask()
+    if annotation.ignore:
+        return None
     seen = mask.rle(size)
     if not seen.area:
         if not isinstance(mask, Rle) and _outside(mask.box, size):
@@ -62,7 +61,7 @@ def _judge(annotation: Annotation, size: Size) -> UserError | None:
                 "mask-outside",
                 f"{where}: the mask lies outside the image ({size[1]}x{size[0]})",
             )
-        raise UserError("mask-empty", f"{where}: the mask has no pixel; it is left out")
+        return UserError("mask-empty", f"{where}: the mask has no pixel; training leaves it out")
     return _disagreement(annotation, seen)
 
 

@@ -96,7 +96,7 @@ class FileDataset(Dataset):
 
     def scan_with_masks(self, i: int) -> Scan:
         """As :meth:`scan`, and what is wrong with the masks of the objects besides."""
-        return judge_masks(self.scan(i), self.bounds(i) or self.image_size(i), self._drop)
+        return judge_masks(self.scan(i), self._mask_size(i), self._drop)
 
     def header(self, i: int) -> Header:
         """Of the picture's file, read once."""
@@ -154,11 +154,21 @@ class FileDataset(Dataset):
             UserError: The first thing wrong with them, naming file and line or annotation.
         """
         if i not in self._with_masks:
-            rows = self._without_errors(self.scan_with_masks(i))
-            masks = [row.mask() for row in rows if not row.ignore and row.mask is not None]
-            labels = _to_labels(rows, self.bounds(i))
-            self._with_masks[i] = replace(labels, masks=tuple(masks))
+            size = self._mask_size(i)
+            masks, kept = [], []
+            for row in self.annotations(i, masks=True):
+                if not row.ignore and row.mask is not None:
+                    mask = row.mask()
+                    if not mask.rle(size).area:
+                        continue
+                    masks.append(mask)
+                kept.append(row)
+            self._with_masks[i] = replace(_to_labels(kept, self.bounds(i)), masks=tuple(masks))
         return self._with_masks[i]
+
+    def _mask_size(self, i: int) -> tuple[int, int]:
+        """(height, width) of an image's masks."""
+        return self.bounds(i) or self.image_size(i)
 
 
 def _to_labels(annotations: list[Annotation], bounds: tuple[int, int] | None) -> Labels:
