@@ -160,12 +160,6 @@ _MASK_DINO = DetectorConfig(
     ),
     heads=HeadsConfig(masks=MasksConfig(weigh_scores=True)),
 )
-# Its smaller model: three levels in FEATURE_ORDER high2low, and half the encoder's hidden width.
-_MASK_DINO_3SCALE = _MASK_DINO.replace(
-    neck={"levels": 3},
-    encoder={"ffn": 1024},
-    queries={"initial_boxes": "bitmask", "coarse_to_fine": False},
-)
 # RT-DETR-R50; _RT_DETR_SIZES has the others.
 _RT_DETR = DetectorConfig(
     num_classes=1,
@@ -213,9 +207,7 @@ FAMILIES: dict[str, DetectorConfig] = {
     "stable-dino-5scale": _five_scales(_STABLE_DINO),
     # IDEA-Research/MaskDINO: instance masks beside boxes.
     "mask-dino": _MASK_DINO,
-    "mask-dino-3scale": _MASK_DINO_3SCALE,
-    "mask-dino-5scale": _five_scales(_MASK_DINO.replace(queries={"initial_boxes": "bitmask"})),
-    "stable-mask-dino-3scale": _MASK_DINO_3SCALE.replace(encoder={"fusion": "dense"}),
+    "stable-mask-dino": _MASK_DINO.replace(encoder={"fusion": "dense"}),
     # lyuwenyu/RT-DETR, over ResNet-vd.
     "rtdetr": _RT_DETR,
     # Version 2 is the same network, trained otherwise, or one that samples whole cells.
@@ -225,6 +217,8 @@ FAMILIES: dict[str, DetectorConfig] = {
 _RT_DETRS = {"rtdetr", "rtdetrv2", "rtdetrv2-discrete"}
 # Families of detrex, which freezes a ResNet's stem; the others' code freezes its first stage, too.
 _STEM_ONLY = {"dino", "dino-5scale", "stable-dino", "stable-dino-5scale"} | _RT_DETRS
+# Families whose code trains all of a ResNet.
+_NOTHING_FROZEN = {"mask-dino", "stable-mask-dino"}
 # Families over other ResNets than torchvision's.
 _RESNETS = dict.fromkeys(_RT_DETRS, _VD)
 # What a family changes with its backbone. RT-DETR trains all of its small backbones.
@@ -269,7 +263,9 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
     short = next(b for b in BACKBONES if name.endswith(f"-{b}"))
     family = name.removesuffix(f"-{short}")
     timm_name, weights = {**BACKBONES, **_RESNETS.get(family, {})}[short]
-    frozen = 0 if short.startswith("swin") or not pretrained else 1 + (family not in _STEM_ONLY)
+    frozen = 1 + (family not in _STEM_ONLY)
+    if short.startswith("swin") or not pretrained or family in _NOTHING_FROZEN:
+        frozen = 0
     config = FAMILIES[family].replace(
         num_classes=num_classes,
         backbone={
