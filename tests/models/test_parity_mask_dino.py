@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from detr.errors import UserError
 from detr.models.weights.original import convert
 from tests.models.test_parity_original import GOLDEN, assert_close, images, state_dict
 
