@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 Size = tuple[int, int]
+Pair = tuple[float, float]
 Pixels = npt.NDArray[np.bool_]
 Points = npt.NDArray[np.float64]
 
@@ -51,6 +52,27 @@ class Rle:
             raise ValueError(f"a mask of {self.size} for an image of {size}")
         return self
 
+    def moved(self, scale: Pair, shift: Pair, out: Size) -> Rle:
+        """The mask in another image: a pixel there takes the value at its center.
+
+        Args:
+            scale: (vertical, horizontal) factor on pixels of this image; negative to mirror.
+            shift: (down, right) pixels of the other image, after scaling.
+            out: (height, width) of the other image.
+        """
+        if scale == (1, 1) and shift == (0, 0) and out == self.size:
+            return self
+        rows, columns = (
+            np.floor((np.arange(n) + 0.5 - by) / times).astype(np.int64)
+            for n, times, by in zip(out, scale, shift, strict=True)
+        )
+        shown = self.pixels()[
+            rows.clip(0, self.size[0] - 1)[:, None], columns.clip(0, self.size[1] - 1)
+        ]
+        shown[(rows < 0) | (rows >= self.size[0])] = False
+        shown[:, (columns < 0) | (columns >= self.size[1])] = False
+        return encode(shown)
+
     def pixels(self) -> Pixels:
         """``[h, w]`` bool."""
         decoded: npt.NDArray[np.uint8] = _codec().decode(self.to_json())
@@ -85,6 +107,11 @@ class Polygons:
         codec = _codec()
         filled = codec.frPyObjects([part.ravel().tolist() for part in self.parts], *size)
         return _named(codec.merge(filled))
+
+    def moved(self, scale: Pair, shift: Pair, out: Size) -> Rle:
+        """The mask in another image, filled in its pixels: see :meth:`Rle.moved`."""
+        parts = tuple(part * scale[::-1] + shift[::-1] for part in self.parts)
+        return Polygons(parts).rle(out)
 
     def to_json(self) -> list[list[float]]:
         """As ``segmentation`` of a COCO file has it."""

@@ -36,14 +36,16 @@ from distill.training.loop import train
 
 SIZE = (64, 128)
 ENOUGH = 0.9
-# What a family's own training changes of the detection loss.
+# What a family's own training changes of the detection loss, and what it adds.
 _RT_DETR = {"scores": "varifocal"}
 # A map of 16 x 32 cells needs no 12,544 points.
 _MASK_DINO = {"focal": 4.0, "cost_class": 4.0, "mask_points": 256}
 LOSSES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("rtdetr", "rtdetrv2", "rtdetrv2-discrete"), _RT_DETR),
     **dict.fromkeys(("mask-dino", "stable-mask-dino"), _MASK_DINO),
+    "d-fine": {"scores": "varifocal", "edges": 0.15, "box_pairs": "union"},
 }
+METHODS: dict[str, list[str]] = {"d-fine": ["go_lsd"]}
 
 
 def small(family: str) -> dict[str, Any]:
@@ -71,8 +73,8 @@ def small(family: str) -> dict[str, Any]:
     decoder: dict[str, Any] = {"layers": 2, "ffn": 128}
     if config.encoder.sampling_points:
         encoder["points"] = 2
-    if config.decoder.cross_attention.sampling_points:
-        decoder["cross_attention"] = {"points": 2}
+    if points := config.decoder.cross_attention.sampling_points:
+        decoder["cross_attention"] = {"points": 2 if isinstance(points, int) else (1, 2, 1)}
     heads = {} if config.heads.masks is None else {"masks": {"width": 32}}
     changed = config.replace(
         heads=heads,
@@ -112,6 +114,7 @@ def overfit(family: str, steps: int, folder: Path) -> dict[str, float]:
             "steps": steps,
             "batch_size": 4,
             "loss": LOSSES.get(family, {}),
+            "methods": METHODS.get(family, []),
             "augment": {"flip": 0, "zoom": (1, 1), "jitter": 0},
             "checkpoint_every": steps,
         }

@@ -14,8 +14,10 @@ from detr.config.decoder import (
     DeformableCrossAttentionConfig,
     DenseCrossAttentionConfig,
     DetachedRefinementConfig,
+    DistributionRefinementConfig,
     LookForwardTwiceConfig,
     NoRefinementConfig,
+    QualityConfig,
     RefinementConfig,
 )
 from detr.config.detector import MASK_STRIDE, DetectorConfig, PartName
@@ -24,6 +26,7 @@ from detr.config.encoder import (
     DeformableEncoderConfig,
     DenseEncoderConfig,
     EncoderConfig,
+    GelanEncoderConfig,
     HybridEncoderConfig,
 )
 from detr.config.heads import (
@@ -66,7 +69,9 @@ __all__ = [
     "DenseEncoderConfig",
     "DetachedRefinementConfig",
     "DetectorConfig",
+    "DistributionRefinementConfig",
     "EncoderConfig",
+    "GelanEncoderConfig",
     "HeadsConfig",
     "HybridEncoderConfig",
     "LayerStack",
@@ -81,6 +86,7 @@ __all__ = [
     "PlainDenoisingConfig",
     "PositionsConfig",
     "Positive",
+    "QualityConfig",
     "QueriesConfig",
     "Record",
     "RefinementConfig",

@@ -238,10 +238,12 @@ class SelectedQueriesConfig(ProposedQueriesConfig):
     """RT-DETR's: anchors from proposals, content from the tokens that propose them.
 
     Attributes:
+        position_limit: Largest size of a position's channels (D-FINE: 10), or ``None``.
         denoising: Denoising queries in training, or ``None``.
     """
 
     kind: Literal["selected"] = "selected"
+    position_limit: Annotated[float, Field(gt=0, le=1e6)] | None = None
     denoising: ContrastiveDenoisingConfig | None = None
 
     @property

@@ -70,6 +70,11 @@ class Detector(nn.Module):
         self.train(self.training)
         return bool(named)
 
+    def keep_frozen(self, other: Detector) -> Detector:
+        """Takes over what is frozen of another detector, and its mode."""
+        self._frozen = set(other._frozen)
+        return self.train(other.training)
+
     def train(self, mode: bool = True) -> Detector:
         """Switches to training, but for frozen parts, or back to evaluation."""
         super().train(mode)
@@ -232,6 +237,7 @@ def _facts(config: DetectorConfig, backbone_channels: tuple[int, ...]) -> Facts:
         query_start="points" if queries.learned_positions else "boxes",
         blank_content=queries.zero_content,
         scores=config.heads.classes.kind,
+        edges=config.decoder.refinement.distribution is not None,
     )
 
 

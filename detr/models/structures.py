@@ -1,15 +1,20 @@
 """What flows between a detector's three steps: memory, query groups and their outputs.
 
 Shape legend: B batch, S tokens of all levels, D width, N queries, K classes, V levels, L decoder
-layers, M heads, P points, R reference size (2: center, 4: cx cy w h), C channels of a pixel.
+layers, M heads, P points of a level, K of all together, R reference size (2: center, 4: cx cy w h),
+C channels of a pixel.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from detr.config import DistributionRefinementConfig
+from detr.points import Points
 
 LevelShapes = tuple[tuple[int, int], ...]
 
@@ -118,13 +123,13 @@ class Target:
 
     def to(self, device: torch.device | str) -> Target:
         """The same on another device, which is not waited for."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Target(
-            **{
-                name: None if value is None else value.to(device, non_blocking=True)
-                for name, value in values.items()
-            }
-        )
+        moved: dict[str, Any] = {
+            f.name: None
+            if (value := getattr(self, f.name)) is None
+            else value.to(device, non_blocking=True)
+            for f in fields(self)
+        }
+        return Target(**moved)
 
 
 @dataclass
@@ -199,12 +204,19 @@ class SampledAttention:
     """Cross-attention of one decoder layer, as sampled.
 
     Attributes:
-        locations: ``[B, N, M, V, P, 2]`` (x, y) in [0, 1] of the padded canvas.
-        weights: ``[B, N, M, V, P]``, softmax over V x P.
+        locations: ``[B, N, M, V, P, 2]`` (x, y) in [0, 1] of the padded canvas; ``[B, N, M, K, 2]``
+            where the levels' numbers of points differ.
+        weights: ``[B, N, M, V, P]``, softmax over V x P; or ``[B, N, M, K]``.
+        points: Sampling points P per level, or of each level.
     """
 
     locations: Tensor
     weights: Tensor
+    points: Points
+
+    def in_a_row(self) -> tuple[Tensor, Tensor]:
+        """Locations ``[B, N, M, K, 2]`` and weights ``[B, N, M, K]``, level after level."""
+        return self.locations.flatten(3, -2), self.weights.flatten(3)
 
 
 @dataclass
@@ -222,7 +234,7 @@ Attention = SampledAttention | DenseAttention
 
 
 @dataclass
-class FirstAnswer:
+class InitialAnswer:
     """What the decoder's heads say of a group before its first layer (Mask DINO, section 3.2).
 
     Attributes:
@@ -234,6 +246,21 @@ class FirstAnswer:
     logits: Tensor
     boxes: Tensor
     masks: Tensor | None
+
+
+@dataclass
+class FirstBoxes:
+    """The boxes whose edges a decoder's distributions move, which are a prediction themselves.
+
+    Attributes:
+        logits: ``[B, N, K]``.
+        boxes: ``[B, N, 4]`` cx cy w h in [0, 1].
+        refinement: What the distributions are over.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    refinement: DistributionRefinementConfig
 
 
 @dataclass
@@ -251,10 +278,13 @@ class GroupOutput:
             group's own queries, then those of the group it sees. Only where ``decode(...,
             self_attention=...)`` named the group's role.
         no_object: The last logit says "no object", so logits go through a softmax (DETR).
+        first: What the first layer said before any distribution; only with distributions.
+        edges: ``[B, N, 4, R + 1]`` logits per layer of where left, top, right and bottom edge lie,
+            seen from the first box; only with distributions.
         masks: ``[B, N, C]`` per layer, what each query says of its mask: its product with
             ``pixels``. Empty in a detector without masks.
         pixels: Of the memory, where there are masks.
-        first: In training, where the detector's queries are judged before the first layer, too.
+        initial: In training, where the detector's queries are judged before the first layer, too.
     """
 
     group: QueryGroup
@@ -265,9 +295,11 @@ class GroupOutput:
     attention: list[Attention] = field(default_factory=list)
     self_attention: list[Tensor] = field(default_factory=list)
     no_object: bool = False
+    first: FirstBoxes | None = None
+    edges: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
     pixels: PixelMap | None = None
-    first: FirstAnswer | None = None
+    initial: InitialAnswer | None = None
 
     def mask_logits(self, layer: int = -1) -> Tensor:
         """``[B, N, H_4, W_4]`` of a layer, on the canvas; for detectors with masks."""

@@ -45,6 +45,7 @@ class Batch:
         targets: Ground truth relative to the image without its padding.
         paths: The files, for messages.
         left_out: Files that could not be read and were replaced, and why.
+        smaller: The same images on smaller canvases (height, width), where a step has several.
     """
 
     images: Tensor
@@ -52,6 +53,7 @@ class Batch:
     targets: list[Target]
     paths: list[Path]
     left_out: list[tuple[Path, UserError]] = field(default_factory=list)
+    smaller: dict[tuple[int, int], Batch] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -61,6 +63,7 @@ class Batch:
             [target.to(device) for target in self.targets],
             self.paths,
             self.left_out,
+            {size: batch.to(device) for size, batch in self.smaller.items()},
         )
 
 
@@ -152,7 +155,11 @@ class Batches:
         return image
 
     def sample(
-        self, step: int, slot: int, leave_out: LeaveOut | None = None
+        self,
+        step: int,
+        slot: int,
+        leave_out: LeaveOut | None = None,
+        canvas: PreprocessConfig | None = None,
     ) -> tuple[ImageArray, Labels, Path]:
         """One augmented image, its labels in pixels, and its file.
 
@@ -161,11 +168,12 @@ class Batches:
             slot: Its place in the step.
             leave_out: Is told which files could not be read and were replaced; without it they
                 raise.
+            canvas: Another than the run's.
         """
         i, image = self._readable(step, slot, leave_out)
         rng = np.random.default_rng((self.seed, _SAMPLE, step, slot))
         labels = self._read_labels(i)
-        image, labels = augment(image, labels, self.preprocess, self.config, rng)
+        image, labels = augment(image, labels, canvas or self.preprocess, self.config, rng)
         return image, labels, self.dataset.image_path(i)
 
     def _readable(self, step: int, slot: int, leave_out: LeaveOut | None) -> tuple[int, ImageArray]:
@@ -190,18 +198,22 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""
+        return self.on(self.preprocess, step)
+
+    def on(self, preprocess: PreprocessConfig, step: int) -> Batch:
+        """The batch of a step on some canvas."""
         left_out: list[tuple[Path, UserError]] = []
 
         def leave_out(path: Path, error: UserError) -> None:
             left_out.append((path, error))
 
-        samples = [self.sample(step, slot, leave_out) for slot in self.slots]
+        samples = [self.sample(step, slot, leave_out, preprocess) for slot in self.slots]
         sizes = [image.shape[:2] for image, _, _ in samples]
-        canvas = self.preprocess.canvas(sizes)
+        canvas = preprocess.canvas(sizes)
         images = np.zeros((len(samples), 3, *canvas), dtype=np.float32)
         targets = []
         for row, (image, labels, _) in zip(images, samples, strict=True):
-            place(image, row, self.preprocess)
+            place(image, row, preprocess)
             targets.append(target_of(labels, (image.shape[0], image.shape[1]), canvas))
         valid = torch.tensor(sizes, dtype=torch.float32)
         paths = [path for _, _, path in samples]

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
-from detr.masks import Mask, Polygons, Rle, encode
-from detr.types import FloatArray, IntArray
+from detr.masks import Mask, Rle
+from detr.types import FloatArray
 
 Size = tuple[int, int]
 
@@ -78,21 +78,11 @@ class View:
         Args:
             mask: Of the image's size.
         """
-        if isinstance(mask, Polygons):
-            enlarged = np.array(self.scaled) / np.array(self.image)
-            ratio = np.array(self.out) / np.array(self.window)
-            moved = [
-                (part * enlarged[::-1] - self.corner[::-1]) * ratio[::-1] for part in mask.parts
-            ]
-            if self.flip:
-                moved = [part * (-1, 1) + (self.out[1], 0) for part in moved]
-            return Polygons(tuple(moved)).rle(self.out)
-        rows, columns = self._centers(0), self._centers(1)
-        return encode(mask.pixels()[rows[:, None], columns[::-1] if self.flip else columns])
-
-    def _centers(self, axis: int) -> IntArray:
-        """Row or column of the image in which the center of each of the view's lies."""
-        out, window = self.out[axis], self.window[axis]
-        within = (np.arange(out) + 0.5) * (window / out) + self.corner[axis]
-        found = np.floor(within * (self.image[axis] / self.scaled[axis])).astype(np.int64)
-        return np.minimum(found, self.image[axis] - 1)
+        ratio = tuple(o / w for o, w in zip(self.out, self.window, strict=True))
+        down, right = (-c * r for c, r in zip(self.corner, ratio, strict=True))
+        vertical, horizontal = (
+            s / i * r for s, i, r in zip(self.scaled, self.image, ratio, strict=True)
+        )
+        if self.flip:
+            right, horizontal = self.out[1] - right, -horizontal
+        return mask.moved((vertical, horizontal), (down, right), self.out)

@@ -32,7 +32,7 @@ def answers(output: GroupOutput, points: Points) -> Answers:
         output: Of the decoder.
         points: How masks are compared.
     """
-    first = [] if output.first is None else [output.first]
-    logits = torch.stack([*(x.logits for x in first), *output.logits])
-    boxes = torch.stack([*(x.boxes for x in first), *output.boxes])
+    initial = [] if output.initial is None else [output.initial]
+    logits = torch.stack([*(x.logits for x in initial), *output.logits])
+    boxes = torch.stack([*(x.boxes for x in initial), *output.boxes])
     return Answers(logits, boxes, masks_of(output, points))

@@ -83,8 +83,8 @@ def masks_of(output: GroupOutput, points: Points, first: bool = True) -> MaskPre
     if output.pixels is None or not output.masks:
         return None
     told = list(output.masks)
-    if first and output.first is not None and output.first.masks is not None:
-        told.insert(0, output.first.masks)
+    if first and output.initial is not None and output.initial.masks is not None:
+        told.insert(0, output.initial.masks)
     return MaskPredictions(torch.stack(told), output.pixels, points)
 
 

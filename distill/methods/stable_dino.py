@@ -36,7 +36,6 @@ from distill.losses.detection import (
     ignored,
     matched_losses,
     one_to_many_losses,
-    pair_iou,
     proposal_targets,
     set_losses,
     weighted,
@@ -45,7 +44,7 @@ from distill.losses.masks import MaskPredictions, Points, proposed_masks
 from distill.losses.matcher import match_costs
 from distill.losses.matches import Matches
 from distill.losses.overlap import giou, iou
-from distill.losses.targets import JoinedTargets, pad_targets
+from distill.losses.targets import JoinedTargets, pad_targets, pair_iou
 from distill.methods.base import Method, Setting, float32
 from distill.methods.step import Step
 from distill.profiler import timed

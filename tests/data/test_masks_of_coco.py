@@ -12,9 +12,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from detr.data import open_dataset
+from detr.data import inspect, open_dataset
+from detr.data.check import check
 from detr.data.dataset import Dataset
+from detr.data.draw import draw
+from detr.data.show import show
 from detr.errors import UserError
+from detr.masks import encode
 
 Maker = Callable[..., Dataset]
 SIZE = (60, 80)
@@ -157,3 +161,35 @@ def test_real_masks_are_pycocotools(shared_data: Path) -> None:
             seen, crowds = seen + 1, crowds + row.ignore
         assert [f.code for f in data.scan_with_masks(i).errors] == []
     assert seen > 50 and crowds
+
+
+def test_the_check_warns_of_masks_unless_they_are_wanted(coco: Maker) -> None:
+    good, bad = {"segmentation": SQUARE}, {"segmentation": {"size": [60, 80], "counts": "PP"}}
+    data = coco(good, bad, {"segmentation": []}, {"segmentation": SQUARE, "bbox": [50, 5, 9, 9]})
+    plain, wanted = check(data), check(data, masks=True)
+    assert plain.errors == [] and [f.code for f in plain.warnings] == ["mask-format", "mask-box"]
+    assert plain.masks == 3 and "3 objects with a mask" in plain.text()
+    assert [f.code for f in wanted.errors] == ["mask-format", "mask-missing"]
+    assert [f.code for f in wanted.warnings] == ["mask-box"]
+    assert inspect(data).findings == [] and inspect(data, masks=True).errors == wanted.errors
+    one, two = coco(good), coco({"segmentation": [[10, 20, 30, 20, 30, 40]]})
+    assert inspect(one).fingerprint == inspect(two).fingerprint
+    assert inspect(one, masks=True).fingerprint != inspect(two, masks=True).fingerprint
+
+
+def test_a_page_shows_masks(coco: Maker, tmp_path: Path) -> None:
+    data = coco({"segmentation": SQUARE}, {"segmentation": "cat"})
+    text = show(data, tmp_path / "page", 1).page.read_text()
+    assert "mask-format" in text and "data:image/jpeg" in text
+
+
+def test_masks_are_drawn_where_they_are() -> None:
+    image = np.full((*SIZE, 3), 100, dtype=np.uint8)
+    mask = encode(square())
+    boxes, labels = np.array([[10.0, 20.0, 29.0, 39.0]]), np.array([-1])
+    shown = draw(image, boxes, labels, ["cat"], masks=[mask]).astype(int)
+    assert np.array_equal(shown != 100, np.repeat(square()[..., None], 3, -1))
+    assert (shown[25:35, 15:25] == 122).all() and (shown[20, 10:30] == 150).all()
+    assert (image == 100).all()
+    without = draw(image, boxes, labels, ["cat"], masks=[None])
+    assert np.array_equal(without, draw(image, boxes, labels, ["cat"]))

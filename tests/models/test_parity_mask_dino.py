@@ -37,9 +37,9 @@ def test_same_answers(case):
             )
             (own,) = detector.decode(memory, detector.queries(memory))
             layers = range(len(own.logits))
-            masks = [memory.pixels.masks(own.first.masks), *map(own.mask_logits, layers)]
-        assert_close([own.first.logits, *own.logits], golden[f"logits_{i}"])
-        assert_close([own.first.boxes, *own.boxes], golden[f"boxes_{i}"])
+            masks = [memory.pixels.masks(own.initial.masks), *map(own.mask_logits, layers)]
+        assert_close([own.initial.logits, *own.logits], golden[f"logits_{i}"])
+        assert_close([own.initial.boxes, *own.boxes], golden[f"boxes_{i}"])
         assert_close(thinned(torch.stack(masks)), golden[f"masks_{i}"])
         proposals = own.group.proposals
         assert_close(proposals.logits, golden[f"proposal_logits_{i}"])

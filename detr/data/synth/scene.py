@@ -103,18 +103,22 @@ class _Canvas:
         One that owns half of a pixel's samples or more; of two halves the nearer. An owner that has
         half of no pixel, though it has samples, gets the pixel in which it has most.
         """
-        height, width = self.mask.height // SUPERSAMPLE, self.mask.width // SUPERSAMPLE
-        fine = np.asarray(self.mask).reshape(height, SUPERSAMPLE, width, SUPERSAMPLE)
-        shown = np.zeros((height, width), dtype=np.uint8)
-        small = []
+        fine = np.asarray(self.mask)
+        of_objects = np.where(fine == _SCENERY, 0, fine)
+        steps = range(SUPERSAMPLE)
+        samples = np.stack(
+            [of_objects[y::SUPERSAMPLE, x::SUPERSAMPLE] for y in steps for x in steps]
+        )
+        samples.sort(axis=0)
+        half = SUPERSAMPLE**2 // 2
+        shown = np.zeros_like(samples[0])
+        for low, high in zip(samples, samples[half - 1 :], strict=False):  # the largest last
+            np.copyto(shown, high, where=low == high)
+        pixels, owned = np.bincount(shown.ravel(), minlength=256), self.owned()
         for owner in owners:
-            samples = (fine == owner).sum((1, 3), dtype=np.uint8)
-            half = samples * 2 >= SUPERSAMPLE**2
-            shown[half] = owner
-            if samples.any() and not half.any():
-                small.append((owner, int(samples.argmax())))
-        for owner, pixel in small:
-            shown.flat[pixel] = owner
+            if owned[owner] and not pixels[owner]:
+                inside = fine.reshape(len(shown), SUPERSAMPLE, -1, SUPERSAMPLE) == owner
+                shown.flat[int(inside.sum((1, 3)).argmax())] = owner
         return shown
 
 

@@ -327,7 +327,7 @@ class SelectedQueries(QuerySource):
 
     def __init__(self, config: DetectorConfig, queries: SelectedQueriesConfig) -> None:
         super().__init__()
-        self.number = queries.number
+        self.number, self.limit = queries.number, queries.position_limit
         self.proposals = ProposalHead(config, queries, class_agnostic=False)
         self.position_mlp = inner_mlp(4, 2 * config.width, config.width)
 
@@ -342,4 +342,4 @@ class SelectedQueries(QuerySource):
         if reference.shape[-1] == 2:
             reference = functional.pad(reference, (0, 2))
         out: Tensor = self.position_mlp(reference)
-        return out
+        return out if self.limit is None else out.clamp(-self.limit, self.limit)

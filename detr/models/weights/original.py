@@ -1,7 +1,8 @@
 """Checkpoints of the original repositories.
 
 Those of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR and DINO, of
-detrex's DINO, of Mask DINO (:mod:`mask_dino`) and of RT-DETR (:mod:`original_rt_detr`). The
+detrex's DINO, of Mask DINO (:mod:`mask_dino`), of RT-DETR (:mod:`original_rt_detr`) and of D-FINE
+(:mod:`original_d_fine`). The
 architecture is read off names and shapes (:mod:`original_config`). Names are put in the
 transformers library's terms first, whose tables then say where they go.
 """
@@ -25,6 +26,7 @@ from detr.models.weights import (
     mask_dino,
     mmdet,
     original_config,
+    original_d_fine,
     original_rt_detr,
 )
 from detr.models.weights.backbones import convnext_rules, plain_rules, swin_rules
@@ -214,7 +216,7 @@ def convert(
         place: The source, for messages.
         options: The training's command line, where the checkpoint tells it.
         dilated: The backbone's last stage is (DC5); nothing in the tensors tells.
-        discrete: Attention samples whole cells (RT-DETRv2); nothing in the tensors tells.
+        discrete: Attention samples whole cells (RT-DETRv2, D-FINE); nothing in the tensors tells.
 
     Raises:
         UserError: ``weights-family`` for another repository's, ``weights-config`` for a variant we
@@ -224,10 +226,12 @@ def convert(
     told = dict(options or {})
     told["dilation"] = dilated or bool(told.get("dilation"))
     tensors = unwrapped(tensors)
+    if original_d_fine.MARK in tensors:
+        return original_d_fine.convert(tensors, place, discrete)
     if original_rt_detr.MARK in tensors:
         return original_rt_detr.convert(tensors, place, discrete)
     if discrete:
-        raise UserError("weights-config", f"{place}: --discrete is for RT-DETRv2")
+        raise UserError("weights-config", f"{place}: --discrete is for RT-DETRv2 and D-FINE")
     if mmdet.MARK in tensors:
         told |= mmdet.options(tensors)
         tensors = mmdet.original_names(tensors)

@@ -146,13 +146,13 @@ def test_first_answers_are_given_in_training_alone(batch, targets):
     memory = detector.encode(images, valid)
     own, noisy = detector.decode(memory, detector.queries(memory, wanted))
     assert noisy.group.denoising.groups == 2  # 7 // 3
-    assert noisy.first.masks.shape == noisy.masks[0].shape
-    assert torch.equal(own.first.boxes, own.group.reference)
+    assert noisy.initial.masks.shape == noisy.masks[0].shape
+    assert torch.equal(own.initial.boxes, own.group.reference)
     detector.eval()
     with torch.no_grad():
         memory = detector.encode(images, valid)
         (own,) = detector.decode(memory, detector.queries(memory))
-    assert own.first is None
+    assert own.initial is None
 
 
 def test_more_objects_than_the_budget_are_not_denoised(batch):
