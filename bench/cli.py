@@ -278,6 +278,11 @@ def compare(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 )
 @_max_dets
 @_ious
+@click.option(
+    "--boundary",
+    is_flag=True,
+    help="Also tell Boundary AP of masks; takes ten times as long as AP.",
+)
 @_slices
 @click.option(
     "--out",
@@ -291,6 +296,7 @@ def score(
     protocol: str | None,
     max_dets: int,
     ious: tuple[float, ...],
+    boundary: bool,
     slices: Path | None,
     out: Path | None,
     as_json: bool,
@@ -298,7 +304,8 @@ def score(
     """Score anyone's detections: AP from a file.
 
     DETECTIONS are a COCO results file or a folder of KITTI result files. Needs the labels only:
-    no images, no model; where the images are there, the page shows the worst mistakes.
+    no images, no model; where the images are there, the page shows the worst mistakes. Masks in a
+    COCO results file are scored besides, if the labels have masks.
 
     Example: detr bench score results_folder --data kitti:/data/kitti:val --protocol kitti
     """
@@ -307,7 +314,7 @@ def score(
     _check_output(out)
     result = scoring.score(
         detections, open_dataset(data), protocol, Accuracy(max_dets, ious), slices,  # type: ignore[arg-type]
-        pictures=out is not None,
+        pictures=out is not None, boundary=boundary,
     )  # fmt: skip
     if out is not None:
         from bench.report.score import write_score

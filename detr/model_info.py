@@ -13,6 +13,7 @@ from pydantic import Discriminator, Tag, model_validator
 from detr.config import ClassMap, DetectorConfig, Strict
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
+from detr.points import Points
 from detr.sidecar import SidecarError, read_sidecar
 from detr.upgrade import upgraded
 
@@ -45,7 +46,7 @@ class ModelInfo(Strict):
         return self.detector.encoder.layers, self.detector.decoder.layers
 
     @property
-    def attention_sizes(self) -> tuple[int, int, int]:
+    def attention_sizes(self) -> tuple[int, int, Points]:
         """Heads, channels of a head, and points per level of every deformable attention."""
         return self.detector.attention_sizes
 
@@ -79,7 +80,7 @@ class AdoptedInfo(Strict):
 
     classes: ClassMap
     preprocess: PreprocessConfig
-    attention: tuple[int, int, int] | None
+    attention: tuple[int, int, Points] | None
     detections: int
     provenance: dict[str, Any] = {}
 
@@ -98,7 +99,7 @@ class AdoptedInfo(Strict):
         return None, None
 
     @property
-    def attention_sizes(self) -> tuple[int, int, int]:
+    def attention_sizes(self) -> tuple[int, int, Points]:
         """See :attr:`ModelInfo.attention_sizes`.
 
         Raises:

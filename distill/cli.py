@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from detr.cli_support import Group, emit, json_option, threads_option
+from detr.cli_support import (
+    Group,
+    emit,
+    json_option,
+    process_threads_option,
+    threads_option,
+)
 from detr.data import open_dataset
 from detr.errors import UserError
 from distill.recipe import Recipe, find_recipe, load_recipe, shipped
@@ -34,6 +40,7 @@ def main() -> None:
 @main.command()
 @click.argument("recipe")
 @_settings
+@process_threads_option
 @_out
 def train(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     """Train a detector on labels alone: a teacher or a baseline.
@@ -60,6 +67,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     type=click.FloatRange(0, 1),
     help="Refuse a teacher below this AP; the same as --set min_teacher_ap=...",
 )
+@process_threads_option
 @_out
 def run(
     recipe: str, overrides: tuple[str, ...], min_teacher_ap: float | None, out: Path | None
@@ -232,6 +240,7 @@ def compare(
     show_default=True,
     help="Look at this many, spread evenly.",
 )
+@process_threads_option
 @json_option
 def diagnose(
     run: Path,

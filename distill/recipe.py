@@ -167,6 +167,8 @@ class Recipe(Strict):
             transformers library's detectors; needed by ``distill run``.
         teacher_classes: What the teacher calls those of the data's classes that have another name
             there (``{Car: car}``); it may know more classes, in any order.
+        teacher_answers: Folder where the teacher's answers are kept; another student that is shown
+            the same images (seed, data, augmentation, batch) reads them there.
         methods: One ``{name: options}`` per distillation method; their losses are added. A method
             outside the package is named by its place, ``my_package.my_module:MyMethod``.
         elastic: The smaller models that the training is to hold as well (``distill elastic``).
@@ -204,6 +206,7 @@ class Recipe(Strict):
     detector: DetectorRecipe
     teacher: Word | None = None
     teacher_classes: dict[str, str] = {}
+    teacher_answers: Word | None = None
     methods: Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(_method_entries)] = ()
     elastic: ElasticRecipe | None = None
     inherit: Annotated[InheritRecipe | None, BeforeValidator(_inherit)] = None
@@ -239,6 +242,8 @@ class Recipe(Strict):
             raise ValueError(f"loss.scores: {self.loss.scores} is for heads.classes: sigmoid")
         if self.start_classes and self.start is None:
             raise ValueError("start_classes: there is no start whose classes have other names")
+        if self.loss.edges and self.detector.decoder.refinement.distribution is None:
+            raise ValueError("loss.edges: is for decoder.refinement: distribution")
         outside = self.teacher is not None and self.teacher.startswith("hf:")
         if outside and self.inherit:
             raise ValueError("inherit: a detector of another library has no weights to start from")
@@ -247,6 +252,8 @@ class Recipe(Strict):
                 raise ValueError(reason)
         if self.teacher_classes and self.teacher is None:
             raise ValueError("teacher_classes: there is no teacher whose classes have other names")
+        if self.teacher_answers is not None and not self.needs_teacher:
+            raise ValueError("teacher_answers: no method asks a trained teacher")
         return self
 
     def without_teacher(self) -> Recipe:
@@ -255,6 +262,7 @@ class Recipe(Strict):
             update={
                 "teacher": None,
                 "teacher_classes": {},
+                "teacher_answers": None,
                 "methods": (),
                 "elastic": None,
                 "inherit": None,

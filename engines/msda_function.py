@@ -13,7 +13,7 @@ Both bodies are free of Shape, Loop and If: batch and query count stay dynamic t
 through the 0 and -1 of Reshape; the sizes of levels and heads are constants.
 
 Shape legend: B batch, S tokens of all levels, M heads, D channels of a head, Q queries, V levels,
-P points.
+P points of a level, K samples of all levels where their numbers differ (:mod:`detr.points`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,15 @@ import numpy.typing as npt
 import onnx
 from onnx import FunctionProto, NodeProto, helper, numpy_helper
 
+from detr.points import Points, level_points, unequal
+
 DOMAIN = "detr"
 OP_TYPE = "MSDeformAttn"
 DOMAIN_VERSION = 1
 PLUGIN_NAMESPACE = "detr"
+# Where the plugin for unequal numbers of points is. It has one attribute more, and TensorRT's quick
+# plugins have no optional ones.
+UNEQUAL_PLUGIN_NAMESPACE = "detr_unequal"
 PLUGIN_VERSION = "1"
 OPSETS = (17, 18)
 
@@ -48,24 +53,24 @@ _EXACT_FLOAT = 2**24
 
 @dataclass(frozen=True)
 class HeadShape:
-    """The sizes of an attention that its node does not carry.
+    """The sizes of an attention, beside those of its levels.
 
     Attributes:
         heads: M.
         channels: D, channels of one head.
-        points: P, sampling points per head and level.
+        points: P, sampling points per head and level, or of each level.
     """
 
     heads: int
     channels: int
-    points: int
+    points: Points
 
 
 class AttentionSizes(Protocol):
     """A detector's config, or what is known of a bundle's graph."""
 
     @property
-    def attention_sizes(self) -> tuple[int, int, int]:
+    def attention_sizes(self) -> tuple[int, int, Points]:
         """Heads, channels of a head, and points per level."""
 
 
@@ -133,7 +138,7 @@ def make_function(
     Returns:
         A function with inputs ``value [B,S,M,D]``, ``locations [B,Q,M,V,P,2]`` ((x, y) in [0, 1])
         and ``weights [B,Q,M,V,P]``, output ``[B,Q,M*D]`` of value's type; locations and weights are
-        float32.
+        float32. With unequal numbers of points these are ``[B,Q,M,K,2]`` and ``[B,Q,M,K]``.
 
     Raises:
         ValueError: An opset or a size the body cannot express.
@@ -157,23 +162,54 @@ def make_function(
         outputs=["output"],
         nodes=body.nodes,
         opset_imports=[helper.make_opsetid("", opset)],
-        attributes=["spatial_shapes", "plugin_namespace", "plugin_version"],
+        attributes=list(node_attributes((), unequal(head_shape.points))),
     )
 
 
+def node_attributes(
+    spatial_shapes: Sequence[int], points: Sequence[int] | None
+) -> dict[str, list[int] | str]:
+    """A node's attributes, among them those by which TensorRT's parser finds the plugin.
+
+    Args:
+        spatial_shapes: Height and width of each level, one after the other.
+        points: Number of points of each level where they are unequal.
+    """
+    return {
+        "spatial_shapes": [int(size) for size in spatial_shapes],
+        **({} if points is None else {"points": [int(count) for count in points]}),
+        "plugin_namespace": PLUGIN_NAMESPACE if points is None else UNEQUAL_PLUGIN_NAMESPACE,
+        "plugin_version": PLUGIN_VERSION,
+    }
+
+
 def make_node(
-    value: str, locations: str, weights: str, output: str, shapes: LevelShapes, name: str = ""
+    value: str,
+    locations: str,
+    weights: str,
+    output: str,
+    shapes: LevelShapes,
+    name: str = "",
+    points: Sequence[int] | None = None,
 ) -> NodeProto:
-    """A call of the function, with the attributes by which TensorRT's parser finds the plugin."""
+    """A call of the function.
+
+    Args:
+        value: Name of an input, as the next two.
+        locations: Where it is sampled.
+        weights: Of the samples.
+        output: Name of the result.
+        shapes: (height, width) of each level.
+        name: Of the node.
+        points: Number of points of each level where they are unequal.
+    """
     return helper.make_node(
         OP_TYPE,
         [value, locations, weights],
         [output],
         name=name,
         domain=DOMAIN,
-        spatial_shapes=[int(size) for shape in shapes for size in shape],
-        plugin_namespace=PLUGIN_NAMESPACE,
-        plugin_version=PLUGIN_VERSION,
+        **node_attributes([size for shape in shapes for size in shape], points),
     )
 
 
@@ -181,6 +217,11 @@ def node_shapes(node: NodeProto) -> tuple[tuple[int, int], ...]:
     """The level sizes a node carries."""
     flat = next(list(a.ints) for a in node.attribute if a.name == "spatial_shapes")
     return tuple(zip(flat[::2], flat[1::2], strict=True))
+
+
+def node_points(node: NodeProto) -> tuple[int, ...] | None:
+    """Number of points of each level where a node's are unequal."""
+    return next((tuple(a.ints) for a in node.attribute if a.name == "points"), None)
 
 
 def is_attention(node: NodeProto) -> bool:
@@ -199,15 +240,19 @@ def set_lowering(
     the graph says that one of them is.
 
     Raises:
-        ValueError: The nodes of the model disagree on the level sizes.
+        ValueError: The nodes of the model disagree on the level sizes, or have other points than
+            ``head_shape``.
     """
-    shapes = {node_shapes(node) for node in model.graph.node if is_attention(node)}
+    attentions = [node for node in model.graph.node if is_attention(node)]
+    shapes = {node_shapes(node) for node in attentions}
     if not shapes:
         return
     if len(shapes) != 1:
         raise ValueError(f"one set of level sizes expected, found {sorted(shapes)}")
+    if {node_points(node) for node in attentions} != {unequal(head_shape.points)}:
+        raise ValueError(f"nodes of other points than {head_shape.points}")
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
-    values = {node.input[0] for node in model.graph.node if is_attention(node)}
+    values = {node.input[0] for node in attentions}
     half = any(
         info.name in values and info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
         for info in [*model.graph.value_info, *model.graph.input]
@@ -231,24 +276,30 @@ def _gridsample_body(body: _Body, shapes: list[tuple[int, int]], head: HeadShape
     # GridSample wants [-1, 1]; locations are [0, 1] of the map's outer edges (align_corners=0).
     grid = body.op("Mul", "locations", body.const(2.0))
     grid = body.op("Sub", grid, body.const(1.0))
-    grid = body.op("Transpose", grid, perm=[0, 2, 3, 1, 4, 5])  # [B,M,V,Q,P,2]
-    grids = _split(body, grid, [1] * len(shapes), axis=2)
+    points = level_points(head.points, len(shapes))
+    if isinstance(head.points, int):
+        grid = body.op("Transpose", grid, perm=[0, 2, 3, 1, 4, 5])  # [B,M,V,Q,P,2]
+        grids = _split(body, grid, [1] * len(shapes), axis=2)
+    else:
+        grid = body.op("Transpose", grid, perm=[0, 2, 1, 3, 4])  # [B,M,Q,K,2]
+        grids = _split(body, grid, list(points), axis=3)
 
     samples = []
-    for (h, w), level, where in zip(shapes, maps, grids, strict=True):
+    for (h, w), level, where, count in zip(shapes, maps, grids, points, strict=True):
         image = body.op("Reshape", level, body.shape(0, 0, h, w))
         # Flatten merges B and M without knowing B or Q.
         where = body.op("Flatten", where, axis=2)
-        where = body.op("Reshape", where, body.shape(0, -1, head.points, 2))
+        where = body.op("Reshape", where, body.shape(0, -1, count, 2))
         sample = body.op(
             "GridSample", image, where, mode="bilinear", padding_mode="zeros", align_corners=0
         )
         samples.append(sample)  # [B*M,D,Q,P]
     sampled = samples[0] if len(samples) == 1 else body.op("Concat", *samples, axis=3)
 
-    weights = body.op("Transpose", "weights", perm=[0, 2, 1, 3, 4])
+    order = [0, 2, 1, 3, 4] if isinstance(head.points, int) else [0, 2, 1, 3]
+    weights = body.op("Transpose", "weights", perm=order)
     weights = body.op("Flatten", weights, axis=2)
-    weights = body.op("Reshape", weights, body.shape(0, 1, -1, len(shapes) * head.points))
+    weights = body.op("Reshape", weights, body.shape(0, 1, -1, sum(points)))
     weighted = body.op("Mul", sampled, weights)
     summed = body.op("ReduceSum", weighted, body.shape(3), keepdims=0)  # [B*M,D,Q]
     # As [Q,B*M,D] the heads of an image are neighbors, so B and Q need not be known.
@@ -266,15 +317,17 @@ def _gather_body(
     if rows >= _EXACT_FLOAT:
         raise ValueError(f"{rows} rows of tokens and heads exceed exact float32 indices")
     starts = np.cumsum([0, *tokens[:-1]])
-    # Token s of head m is row s*M + m, so the value needs no transpose. [M,V,1]
-    first_row = (starts[None, :] * head.heads + np.arange(head.heads)[:, None])[:, :, None]
+    # Token s of head m is row s*M + m, so the value needs no transpose. [M,V,1] or [M,K]
+    first_row = starts[None, :] * head.heads + np.arange(head.heads)[:, None]
+    first_row = _per_sample(first_row, head.points)
     table = body.op("Reshape", "value", body.shape(0, rows, head.channels))
 
-    columns = _corners(body, 0, [w for _, w in shapes])
-    lines = _corners(body, 1, [h for h, _ in shapes])
-    line_step = body.const(np.array([w * head.heads for _, w in shapes])[:, None])
+    columns = _corners(body, 0, [w for _, w in shapes], head.points)
+    lines = _corners(body, 1, [h for h, _ in shapes], head.points)
+    widths = np.array([w * head.heads for _, w in shapes])
+    line_step = body.const(_per_sample(widths, head.points))
     column_step = body.const(head.heads)
-    samples = len(shapes) * head.points
+    samples = sum(level_points(head.points, len(shapes)))
     corners = []
     for line, line_share in lines:
         line_row = body.op("Add", body.op("Mul", line, line_step), body.const(first_row))
@@ -283,7 +336,7 @@ def _gather_body(
             row = body.op("Add", line_row, body.op("Mul", column, column_step))
             row = body.op("Cast", row, to=onnx.TensorProto.INT64)
             row = body.op("Reshape", row, body.shape(0, 0, head.heads, samples, 1))
-            found = body.op("GatherND", table, row, batch_dims=1)  # [B,Q,M,V*P,D]
+            found = body.op("GatherND", table, row, batch_dims=1)  # [B,Q,M,K,D]
             found = body.single(found)
             weight = body.op("Mul", line_weight, column_share)
             if gather_sum == "matmul":
@@ -291,7 +344,7 @@ def _gather_body(
                 corners.append(body.op("MatMul", weight, found))  # [B,Q,M,1,D]
             else:
                 weight = body.op("Reshape", weight, body.shape(0, 0, head.heads, samples, 1))
-                corners.append(body.op("Mul", found, weight))  # [B,Q,M,V*P,D]
+                corners.append(body.op("Mul", found, weight))  # [B,Q,M,K,D]
     total = corners[0]
     for corner in corners[1:]:
         total = body.op("Add", total, corner)
@@ -300,20 +353,30 @@ def _gather_body(
     return body.op("Reshape", total, body.shape(0, 0, head.heads * head.channels))
 
 
-def _corners(body: _Body, axis: int, sizes: list[int]) -> list[tuple[str, str]]:
+def _per_sample(
+    levels: np.ndarray[Any, np.dtype[Any]], points: Points
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """Numbers ``[..., V]`` as they meet locations: ``[..., V, 1]``, or each level's repeated."""
+    return levels[..., None] if isinstance(points, int) else np.repeat(levels, points, axis=-1)
+
+
+def _corners(body: _Body, axis: int, sizes: list[int], points: Points) -> list[tuple[str, str]]:
     """The two cells around each location along one axis.
 
     Args:
         body: Takes the nodes.
         axis: 0 for x, 1 for y.
         sizes: Extent of each level along the axis.
+        points: P, or that of each level.
 
     Returns:
         For the lower and the upper cell: its index, clipped into the map, and its bilinear weight,
-        which is 0 where the cell lies outside (zero padding); both ``[B,Q,M,V,P]`` float32.
+        which is 0 where the cell lies outside (zero padding); both ``[B,Q,M,V,P]`` float32, or
+        ``[B,Q,M,K]``.
     """
-    size = np.array(sizes, np.float32)[:, None]  # [V,1]
-    where = body.op("Gather", "locations", body.const(axis, np.int64), axis=5)
+    size = _per_sample(np.array(sizes, np.float32), points)
+    last = 5 if isinstance(points, int) else 4
+    where = body.op("Gather", "locations", body.const(axis, np.int64), axis=last)
     where = body.op("Sub", body.op("Mul", where, body.const(size)), body.const(0.5))
     # Beyond one cell outside nothing is left to see; the clip keeps far locations exact.
     where = body.op("Min", where, body.const(size))

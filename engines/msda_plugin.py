@@ -19,7 +19,8 @@ import numpy as np
 from detr.errors import UserError
 from detr.msda.cuda_kernels import compile_ptx
 from detr.msda.cuda_source import FORWARD, Attention
-from engines.msda_function import OP_TYPE, PLUGIN_NAMESPACE
+from detr.points import Points
+from engines.msda_function import OP_TYPE, PLUGIN_NAMESPACE, UNEQUAL_PLUGIN_NAMESPACE
 
 if TYPE_CHECKING:
     IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
@@ -38,6 +39,7 @@ else:
 
 
 PLUGIN_ID = f"{PLUGIN_NAMESPACE}::{OP_TYPE}"
+UNEQUAL_PLUGIN_ID = f"{UNEQUAL_PLUGIN_NAMESPACE}::{OP_TYPE}"
 
 # PTX for the oldest architecture TensorRT still serves: the driver compiles it for any newer one,
 # and the forward kernel uses nothing that came later. NVRTC writes the newest version of PTX it
@@ -79,39 +81,52 @@ def plugin_ptx(attention: Attention) -> Ptx:
 
 
 def attention_of(
-    dtype: str, value: Sequence[int], weights: Sequence[int], spatial_shapes: Iterable[int]
+    dtype: str,
+    value: Sequence[int],
+    weights: Sequence[int],
+    spatial_shapes: Iterable[int],
+    points: Iterable[int] | None = None,
 ) -> Attention:
     """The kernel for tensors of these shapes; batch and number of queries may be unknown (-1).
 
     Args:
         dtype: Type of the values.
         value: Shape ``[B, S, M, D]``.
-        weights: Shape ``[B, Q, M, V, P]``.
+        weights: Shape ``[B, Q, M, V, P]``, or ``[B, Q, M, K]`` with ``points``.
         spatial_shapes: Height and width of each level, one after the other.
+        points: Number of points of each level where they are unequal.
 
     Raises:
-        UserError: ``plugin-shape`` where heads, channels or points are not known to the builder, or
-            are too many for the kernel.
+        UserError: ``plugin-shape`` where heads, channels or points are not known to the builder,
+            are too many for the kernel, or are not those of the levels and weights.
     """
     flat = [int(size) for size in spatial_shapes]
     shapes = tuple(zip(flat[::2], flat[1::2], strict=True))
-    heads, channels, points = int(value[2]), int(value[3]), int(weights[4])
-    attention = Attention(dtype, heads, channels, len(shapes), points, shapes, forward_only=True)
-    if min(heads, channels, points) < 1 or not attention.supported:
+    heads, channels, samples = int(value[2]), int(value[3]), int(weights[-1])
+    counts: Points = samples if points is None else tuple(int(count) for count in points)
+    if not isinstance(counts, int) and (len(counts) != len(shapes) or sum(counts) != samples):
         raise UserError(
             "plugin-shape",
-            f"{PLUGIN_ID}: no kernel for {heads} heads of {channels} channels with {points} points "
+            f"{UNEQUAL_PLUGIN_ID}: points {list(counts)} do not fit {len(shapes)} levels and "
+            f"{samples} samples",
+        )
+    attention = Attention(dtype, heads, channels, len(shapes), counts, shapes, forward_only=True)
+    if min(heads, channels) < 1 or not attention.supported:
+        raise UserError(
+            "plugin-shape",
+            f"{PLUGIN_ID}: no kernel for {heads} heads of {channels} channels with {counts} points "
             "(heads, channels and points must be known when the engine is built)",
         )
     return attention
 
 
 @cache
-def register() -> str:
-    """Makes the plugin known to TensorRT, once per process.
+def register() -> tuple[str, str]:
+    """Makes the plugins known to TensorRT, once per process.
 
     Returns:
-        The plugin's id.
+        Ids of the plugin for equal and of that for unequal numbers of points: one has an attribute
+        more, and the attributes of a quick plugin are the parameters of its functions.
 
     Raises:
         UserError: ``tensorrt-missing``.
@@ -132,13 +147,7 @@ def register() -> str:
         trt.DataType.BF16: "bfloat16",
     }
 
-    @trtp.register(PLUGIN_ID)  # type: ignore[untyped-decorator]
-    def describe(
-        value: trtp.TensorDesc,
-        locations: trtp.TensorDesc,
-        weights: trtp.TensorDesc,
-        spatial_shapes: IntArray,
-    ) -> trtp.TensorDesc:
+    def like_value(value: trtp.TensorDesc, locations: trtp.TensorDesc) -> trtp.TensorDesc:
         out = value.like()
         batch, _, heads, channels = value.shape_expr
         out.shape_expr = trtp.ShapeExprs.from_tuple(
@@ -146,7 +155,47 @@ def register() -> str:
         )
         return out
 
+    def compiled(
+        value: trtp.TensorDesc,
+        weights: trtp.TensorDesc,
+        spatial_shapes: IntArray,
+        points: IntArray | None,
+    ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:
+        attention = attention_of(
+            names[value.dtype], value.shape, weights.shape, spatial_shapes, points
+        )
+        batch, queries, heads = weights.shape_expr[0], weights.shape_expr[1], weights.shape_expr[2]
+        groups = batch * queries * heads
+        launch = trtp.KernelLaunchParams()
+        launch.grid_x = trtp.cdiv(groups, attention.groups_per_block)
+        launch.block_x = attention.threads
+        # The kernel's arguments are the inputs, these two, and the output.
+        scalars = trtp.SymIntExprs(2)
+        scalars[0] = trtp.SymInt32(queries)
+        scalars[1] = trtp.SymInt32(groups)
+        return FORWARD, plugin_ptx(attention).code, launch, scalars
+
+    @trtp.register(PLUGIN_ID)  # type: ignore[untyped-decorator]
+    def describe(
+        value: trtp.TensorDesc,
+        locations: trtp.TensorDesc,
+        weights: trtp.TensorDesc,
+        spatial_shapes: IntArray,
+    ) -> trtp.TensorDesc:
+        return like_value(value, locations)
+
+    @trtp.register(UNEQUAL_PLUGIN_ID)  # type: ignore[untyped-decorator]
+    def describe_unequal(
+        value: trtp.TensorDesc,
+        locations: trtp.TensorDesc,
+        weights: trtp.TensorDesc,
+        spatial_shapes: IntArray,
+        points: IntArray,
+    ) -> trtp.TensorDesc:
+        return like_value(value, locations)
+
     @trtp.autotune(PLUGIN_ID)  # type: ignore[untyped-decorator]
+    @trtp.autotune(UNEQUAL_PLUGIN_ID)  # type: ignore[untyped-decorator]
     def formats(
         value: trtp.TensorDesc,
         locations: trtp.TensorDesc,
@@ -167,18 +216,20 @@ def register() -> str:
         outputs: tuple[trtp.TensorDesc],
         tactic: int,
     ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:
-        attention = attention_of(names[value.dtype], value.shape, weights.shape, spatial_shapes)
-        batch, queries, heads = weights.shape_expr[0], weights.shape_expr[1], weights.shape_expr[2]
-        groups = batch * queries * heads
-        launch = trtp.KernelLaunchParams()
-        launch.grid_x = trtp.cdiv(groups, attention.groups_per_block)
-        launch.block_x = attention.threads
-        # The kernel's arguments are the inputs, these two, and the output.
-        scalars = trtp.SymIntExprs(2)
-        scalars[0] = trtp.SymInt32(queries)
-        scalars[1] = trtp.SymInt32(groups)
-        return FORWARD, plugin_ptx(attention).code, launch, scalars
+        return compiled(value, weights, spatial_shapes, None)
+
+    @trtp.aot_impl(UNEQUAL_PLUGIN_ID)  # type: ignore[untyped-decorator]
+    def compile_unequal_kernel(
+        value: trtp.TensorDesc,
+        locations: trtp.TensorDesc,
+        weights: trtp.TensorDesc,
+        spatial_shapes: IntArray,
+        points: IntArray,
+        outputs: tuple[trtp.TensorDesc],
+        tactic: int,
+    ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:
+        return compiled(value, weights, spatial_shapes, points)
 
     # TensorRT holds on to the functions; naming them keeps linters from calling them unused.
-    _ = (describe, formats, compile_kernel)
-    return PLUGIN_ID
+    _ = (describe, describe_unequal, formats, compile_kernel, compile_unequal_kernel)
+    return PLUGIN_ID, UNEQUAL_PLUGIN_ID

@@ -128,7 +128,9 @@ class NativeEngine(Engine):
         kept = self._kept.get(attention.output)
         if kept is not None and kept.shape[:2] != locations.shape[:2]:
             kept = None
-        out = msda.forward(value, attention.shapes, locations, weights, kept, self._threads)
+        out = msda.forward(
+            value, attention.shapes, locations, weights, kept, self._threads, attention.points
+        )
         self._kept[attention.output] = out
         return ort.OrtValue.ortvalue_from_numpy(out)
 

@@ -163,8 +163,9 @@ def _conversion(operators: list[Any], threads: int | None) -> Any:
     def convert(node: Any) -> Any:
         flat = [int(size) for size in node.get_attribute("spatial_shapes")]
         shapes = tuple(zip(flat[::2], flat[1::2], strict=True))
+        points = tuple(int(count) for count in node.get_attribute("points", [])) or None
         inputs = [node.get_input(i) for i in range(3)]
-        return operator(inputs, shapes, threads, operators).outputs()
+        return operator(inputs, (shapes, points), threads, operators).outputs()
 
     return ConversionExtension(OP_TYPE, DOMAIN, convert)
 
@@ -180,7 +181,7 @@ def _operator() -> Any:
         def __init__(
             self,
             inputs: Any,
-            shapes: tuple[tuple[int, int], ...],
+            levels: tuple[tuple[tuple[int, int], ...], tuple[int, ...] | None],
             threads: int | None,
             operators: list[Any],
         ) -> None:
@@ -188,7 +189,7 @@ def _operator() -> Any:
             # operator itself, the two would keep each other, and all weights, alive for ever.
             super().__init__(weakref.proxy(self))
             operators.append(self)
-            self.shapes, self.threads, self.operators = shapes, threads, operators
+            self.levels, self.threads, self.operators = levels, threads, operators
             self.set_arguments(inputs)
             self.constructor_validate_and_infer_types()
 
@@ -202,11 +203,12 @@ def _operator() -> Any:
             )
 
         def clone_with_new_inputs(self, new_inputs: Any) -> Any:
-            return MSDeformAttn(new_inputs, self.shapes, self.threads, self.operators)
+            return MSDeformAttn(new_inputs, self.levels, self.threads, self.operators)
 
         def visit_attributes(self, visitor: Any) -> bool:
-            flat = [size for shape in self.shapes for size in shape]
-            visitor.on_attributes({"spatial_shapes": flat})
+            shapes, points = self.levels
+            flat = [size for shape in shapes for size in shape]
+            visitor.on_attributes({"spatial_shapes": flat, "points": list(points or ())})
             return True
 
         def has_evaluate(self) -> bool:
@@ -214,7 +216,9 @@ def _operator() -> Any:
 
         def evaluate(self, outputs: Any, inputs: Any) -> bool:
             value, locations, weights = (tensor.data for tensor in inputs)
-            msda.forward(value, self.shapes, locations, weights, outputs[0].data, self.threads)
+            shapes, points = self.levels
+            out = outputs[0].data
+            msda.forward(value, shapes, locations, weights, out, self.threads, points)
             return True
 
     return MSDeformAttn

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
-from engines.msda_function import DOMAIN, is_attention, node_shapes
+from engines.msda_function import DOMAIN, is_attention, node_points, node_shapes
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Attention:
         value, locations, weights: Names of its inputs.
         output: Name of its output.
         shapes: (height, width) of the levels.
+        points: Number of points of each level where they are unequal.
     """
 
     value: str
@@ -30,6 +31,7 @@ class Attention:
     weights: str
     output: str
     shapes: tuple[tuple[int, int], ...]
+    points: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ def last_uses(parts: list[tuple[Segment, Attention | None]]) -> list[list[str]]:
 
 def _attention(node: NodeProto) -> Attention:
     value, locations, weights = node.input
-    return Attention(value, locations, weights, node.output[0], node_shapes(node))
+    return Attention(
+        value, locations, weights, node.output[0], node_shapes(node), node_points(node)
+    )
 
 
 def _ancestors(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from detr.points import Points, joined_points
 
 S = TypeVar("S", bound="Strict")
 
@@ -13,6 +15,25 @@ S = TypeVar("S", bound="Strict")
 # allocator.
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
+
+
+_MOST_POINTS = 64
+
+
+def _points(value: Any) -> Points:
+    """P, or P of each level; equal ones are one number, since the samples are laid out by it."""
+    counts = value if isinstance(value, list | tuple) else [value]
+    for count in counts:
+        known = isinstance(count, int) and not isinstance(count, bool)
+        if not known or not 1 <= count <= _MOST_POINTS:
+            raise ValueError(f"{count!r} is no whole number from 1 to {_MOST_POINTS}")
+    if not counts:
+        raise ValueError("no number of points")
+    return joined_points(counts)
+
+
+# Of sampling points, of every level alike or of each.
+SamplingPoints = Annotated[Points, BeforeValidator(_points)]
 
 
 def _some_word(value: str) -> str:

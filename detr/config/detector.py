@@ -13,9 +13,14 @@ from detr.config.decoder import DecoderConfig
 from detr.config.encoder import DeformableEncoderConfig, EncoderConfig
 from detr.config.heads import HeadsConfig
 from detr.config.queries import LearnedQueriesConfig, QueriesConfig
+from detr.points import Points
 
 # In the order they run; the encoder's proposals, with their heads, belong to the queries.
 PartName = Literal["backbone", "neck", "encoder", "queries", "decoder", "heads", "denoising"]
+
+
+# Pixels per cell of the map that masks are predicted on.
+MASK_STRIDE = 4
 
 
 class DetectorConfig(Strict):
@@ -62,19 +67,25 @@ class DetectorConfig(Strict):
         return (*strides, *(strides[-1] * 2**i for i in further))
 
     @property
+    def mask_strides(self) -> tuple[int, ...]:
+        """Of the backbone's maps that masks need and the encoder does not take."""
+        finest = self.heads.masks is not None and MASK_STRIDE not in self.backbone.strides
+        return (MASK_STRIDE,) if finest else ()
+
+    @property
     def map_width(self) -> int:
         """Channels of the maps that the neck hands to the encoder."""
         return self.encoder.map_width(self.width)
 
     @property
-    def attention_sizes(self) -> tuple[int, int, int]:
+    def attention_sizes(self) -> tuple[int, int, Points]:
         """Heads, channels of a head, and points per level of every deformable attention."""
         return self.attention_heads, self.width // self.attention_heads, self.sampling_points
 
     @property
-    def sampling_points(self) -> int:
+    def sampling_points(self) -> Points:
         """Sampling points P per head and level of every deformable attention; 0 without any."""
-        return max(self.encoder.sampling_points, self.decoder.cross_attention.sampling_points)
+        return self.encoder.sampling_points or self.decoder.cross_attention.sampling_points
 
     @model_validator(mode="after")
     def _consistent(self) -> DetectorConfig:
@@ -121,12 +132,22 @@ class DetectorConfig(Strict):
                 f"queries: {queries.kind} have positions in parts of the image: set "
                 "positions.normalized to true"
             )
+        if queries.predict_first and not (self.decoder.own_heads == 1 and self.decoder.final_norm):
+            yield (
+                f"queries: {queries.kind} are judged by the decoder's heads: set "
+                "decoder.refinement.shared_heads and decoder.final_norm to true"
+            )
+        if queries.starts_from_masks and self.heads.masks is None:
+            yield (
+                f"queries: {queries.kind} start from masks and need heads.masks; or set "
+                "queries.initial_boxes to predicted"
+            )
         points = {self.encoder.sampling_points, cross.sampling_points} - {0}
         if len(points) > 1:
+            ours, theirs = map(_told, (self.encoder.sampling_points, cross.sampling_points))
             yield (
-                f"encoder.points {self.encoder.sampling_points} and decoder.cross_attention.points "
-                f"{cross.sampling_points} differ: an exported graph has one attention operator for "
-                "both"
+                f"encoder.points {ours} and decoder.cross_attention.points {theirs} differ: an "
+                "exported graph has one attention operator for both"
             )
         if classes.no_object and (queries.from_proposals or queries.noise is not None):
             yield (
@@ -141,6 +162,10 @@ class DetectorConfig(Strict):
         if levels >= 5 and 4 not in strides:
             yield f"neck.levels {levels} needs the stride-4 map: backbone.strides 4, 8, 16, 32"
         parts = {"encoder": self.encoder, "decoder.cross_attention": self.decoder.cross_attention}
+        for place, part in parts.items():
+            points = part.sampling_points
+            if not isinstance(points, int) and len(points) != levels:
+                yield f"{place}.points: {_told(points)} are of {len(points)} levels, not {levels}"
         single = {place: part.kind for place, part in parts.items() if part.single_level}
         for place, kind in single.items():
             if levels != 1:
@@ -153,3 +178,8 @@ class DetectorConfig(Strict):
                     f"queries: {self.queries.kind} come from proposals per level and need {place}: "
                     "deformable"
                 )
+
+
+def _told(points: Points) -> str:
+    """Numbers of points as a file has them."""
+    return str(points if isinstance(points, int) else list(points))

@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from detr.config.base import LayerStack, Part
+from detr.config.base import LayerStack, Part, SamplingPoints
+from detr.points import Points
 
 
 class AnyEncoderConfig(LayerStack, Part):
@@ -22,8 +23,8 @@ class AnyEncoderConfig(LayerStack, Part):
     layers: Annotated[int, Field(ge=0, le=100)] = 6
 
     @property
-    def sampling_points(self) -> int:
-        """Sampling points P per head and level; 0 where nothing is sampled."""
+    def sampling_points(self) -> Points:
+        """Sampling points P per head and level, or of each level; 0 where nothing is sampled."""
         return 0
 
     @property
@@ -81,14 +82,14 @@ class DeformableEncoderConfig(TokenEncoderConfig):
     """Deformable attention over the tokens of all levels (Deformable DETR).
 
     Attributes:
-        points: Sampling points P per head and level.
+        points: Sampling points P per head and level; a list gives each level its own number.
     """
 
     kind: Literal["deformable"] = "deformable"
-    points: Annotated[int, Field(ge=1, le=64)] = 4
+    points: SamplingPoints = 4
 
     @property
-    def sampling_points(self) -> int:
+    def sampling_points(self) -> Points:
         """See the base class."""
         return self.points
 
@@ -106,17 +107,16 @@ class DenseEncoderConfig(TokenEncoderConfig):
     scaled_positions: bool = False
 
 
-class HybridEncoderConfig(AnyEncoderConfig):
-    """Attention within the coarsest map, convolutions across scales (RT-DETR section 4.2).
+class AnyHybridEncoderConfig(AnyEncoderConfig):
+    """What encoders of maps have in common.
 
     Attributes:
         layers: Of the attention within the coarsest map; 0 leaves the convolutions alone.
         width: Channels E of the maps within it; ``None`` for the detector's width.
         expansion: Channels of the blocks that fuse two maps, in parts of E.
-        blocks: RepVGG blocks in each of these.
+        blocks: RepVGG blocks in each of their ways.
     """
 
-    kind: Literal["hybrid"] = "hybrid"
     layers: Annotated[int, Field(ge=0)] = 1
     activation: Literal["relu", "prelu", "gelu"] = "gelu"
     width: Annotated[int, Field(ge=8, le=65536)] | None = None
@@ -132,6 +132,19 @@ class HybridEncoderConfig(AnyEncoderConfig):
         return {"layers": layers, "width": None}
 
 
+class HybridEncoderConfig(AnyHybridEncoderConfig):
+    """Attention within the coarsest map, CSP blocks across scales (RT-DETR section 4.2)."""
+
+    kind: Literal["hybrid"] = "hybrid"
+
+
+class GelanEncoderConfig(AnyHybridEncoderConfig):
+    """The same with GELAN blocks of two ways each, and lighter steps between scales (D-FINE)."""
+
+    kind: Literal["gelan"] = "gelan"
+
+
 EncoderConfig = Annotated[
-    DeformableEncoderConfig | DenseEncoderConfig | HybridEncoderConfig, Field(discriminator="kind")
+    DeformableEncoderConfig | DenseEncoderConfig | HybridEncoderConfig | GelanEncoderConfig,
+    Field(discriminator="kind"),
 ]

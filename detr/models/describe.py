@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,12 +24,12 @@ def _deformable_flops(
     spatial_shapes: Sequence[int],
     locations: Sequence[int],
     weights: Sequence[int],
+    points: Sequence[int] | None = None,
     out_shape: Any = None,
     **_: Any,
 ) -> int:
     """Four neighbors blended, then weighted, per sample and channel: 5 multiply-adds."""
-    batch, queries, heads, levels, points = weights
-    return 2 * 5 * batch * queries * heads * levels * points * value[3]
+    return 2 * 5 * math.prod(weights) * value[3]
 
 
 def parameters(detector: Detector) -> dict[str, int]:

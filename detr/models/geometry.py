@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from detr.models.structures import LevelShapes
+from detr.points import Points
 
 
 class SamplingFrame(NamedTuple):
@@ -22,7 +23,9 @@ class SamplingFrame(NamedTuple):
     Attributes:
         center: ``[B, N, V, P, 2]`` (x, y) of the reference on each level, in [0, 1] of the canvas;
             repeated over the points and contiguous, so that the sum over heads runs vectorized.
-        unit: ``[B, N, V, P, 2]`` (or 1s for B and N) length of one offset step, same coordinates.
+            ``[B, N, K, 2]`` where the levels' numbers of points differ.
+        unit: Shaped like ``center`` (or 1s for B and N), length of one offset step, same
+            coordinates.
         ratios: ``[B, V, 2]`` valid ratios (width, height).
     """
 
@@ -78,7 +81,7 @@ def token_centers(ratios: Tensor, shapes: LevelShapes) -> Tensor:
 
 
 def sampling_frame(
-    reference: Tensor, ratios: Tensor, shapes: LevelShapes, points: int
+    reference: Tensor, ratios: Tensor, shapes: LevelShapes, points: Points
 ) -> SamplingFrame:
     """Frame of a reference (Deformable DETR, section 4.1 and appendix A.4).
 
@@ -89,18 +92,37 @@ def sampling_frame(
         reference: ``[B, N, 2]`` or ``[B, N, 4]`` relative to the image without padding.
         ratios: ``[B, V, 2]`` valid ratios.
         shapes: (height, width) of the levels.
-        points: Sampling points P per level.
+        points: Sampling points P per level, or of each level.
     """
     share = ratios[:, None]
     center = reference[:, :, None, :2] * share
     if reference.shape[-1] == 2:
         unit = 1 / _extents(shapes, center)[None]
     else:
-        unit = reference[:, :, None, 2:] * share * (0.5 / points)
+        unit = reference[:, :, None, 2:] * share * _half_a_point(points, share)
+    if not isinstance(points, int):
+        return SamplingFrame(per_sample(center, points), per_sample(unit, points), ratios)
     repeat = (1, 1, 1, points, 1)
     return SamplingFrame(
         center[:, :, :, None].repeat(repeat), unit[:, :, :, None].repeat(repeat), ratios
     )
+
+
+def _half_a_point(points: Points, like: Tensor) -> float | Tensor:
+    """1 / 2P, where the levels differ ``[V, 1]``."""
+    if isinstance(points, int):
+        return 0.5 / points
+    return constant([[0.5 / count] for count in points], like)
+
+
+def per_sample(levels: Tensor, points: Sequence[int]) -> Tensor:
+    """``[..., V, C]`` per level to ``[..., K, C]`` per sample, for unequal numbers of points.
+
+    Slices and no index: a traced graph then has neither a Gather nor its table.
+    """
+    parts = levels.split(1, -2)
+    repeated = [p.expand(*p.shape[:-2], n, -1) for p, n in zip(parts, points, strict=True)]
+    return torch.cat(repeated, -2)
 
 
 def join_frames(frames: list[SamplingFrame]) -> SamplingFrame:
@@ -114,7 +136,7 @@ def join_frames(frames: list[SamplingFrame]) -> SamplingFrame:
     return frames[0]._replace(center=center, unit=unit)
 
 
-def whole_cells(locations: Tensor, ratios: Tensor, shapes: LevelShapes) -> Tensor:
+def whole_cells(locations: Tensor, ratios: Tensor, shapes: LevelShapes, points: Points) -> Tensor:
     """Sampling locations moved to the centers of cells within the image (RT-DETRv2).
 
     The cell is number ``floor(x * width + 1/2)``, as in its code, which trained weights know, and
@@ -122,13 +144,18 @@ def whole_cells(locations: Tensor, ratios: Tensor, shapes: LevelShapes) -> Tenso
     every attention operator samples discretely without knowing of it.
 
     Args:
-        locations: ``[B, N, M, V, P, 2]`` (x, y) in [0, 1] of the canvas.
+        locations: ``[B, N, M, V, P, 2]``, or ``[B, N, M, K, 2]`` where the levels' numbers of
+            points differ, (x, y) in [0, 1] of the canvas.
         ratios: ``[B, V, 2]`` valid ratios.
         shapes: (height, width) of the levels.
+        points: Sampling points P per level, or of each level.
     """
     extent = _extents(shapes, locations)  # [1, V, 2]
-    last = (ratios * extent - 0.5).floor()[:, None, None, :, None]
-    extent = extent[:, None, None, :, None]
+    last = (ratios * extent - 0.5).floor()
+    if isinstance(points, int):
+        last, extent = (x[:, None, None, :, None] for x in (last, extent))
+    else:
+        last, extent = (per_sample(x, points)[:, None, None] for x in (last, extent))
     cell = (locations * extent + 0.5).floor().clamp(min=0)
     return (torch.minimum(cell, last) + 0.5) / extent
 

@@ -5,7 +5,8 @@ ONNX Runtime's OrtValues) and run the compiled kernel; where the package was ins
 compiler they run in numpy, warn once, and are about a thousand times slower.
 
 Shape legend: B batch, S tokens of all levels, M heads, D channels of a head, Q queries, V levels,
-P points. Source: Zhu et al., "Deformable DETR", arXiv 2010.04159, equation 3.
+P points of a level, K samples of all levels where their numbers differ.
+Source: Zhu et al., "Deformable DETR", arXiv 2010.04159, equation 3.
 """
 
 from __future__ import annotations
@@ -148,6 +149,7 @@ def forward(
     weights: Any,
     out: Any = None,
     threads: int | None = None,
+    points: Sequence[int] | None = None,
 ) -> Any:
     """Samples the values and sums them.
 
@@ -159,6 +161,8 @@ def forward(
         weights: ``[B, Q, M, V, P]``, the type of ``locations``.
         out: ``[B, Q, M * D]`` array of value's type to write to; a new numpy array by default.
         threads: Threads to use; by default ``OMP_NUM_THREADS``, or all cores this process may use.
+        points: Number of points of each level where they are unequal. Locations are then
+            ``[B, Q, M, K, 2]`` and weights ``[B, Q, M, K]``, level after level.
 
     Returns:
         ``out``.
@@ -168,7 +172,7 @@ def forward(
         TypeError: Types the kernel does not take, or arrays that are not on the CPU.
     """
     value, locations, weights = _arrays(value=value, locations=locations, weights=weights)
-    sizes = check_sizes(value, shapes, locations, weights)
+    sizes = check_sizes(value, shapes, locations, weights, points)
     if out is None:
         out = _empty(sizes.out, value)
     target = _target("out", out, sizes.out, dtype_name(value))
@@ -184,6 +188,7 @@ def forward(
         _dense(weights),
         target,
         threads or default_threads() or usable_cores(),
+        points=sizes.points if points is not None else (),
     )
     return out
 
@@ -196,6 +201,7 @@ def backward(
     weights: Any,
     out: tuple[Any, Any, Any] | None = None,
     threads: int | None = None,
+    points: Sequence[int] | None = None,
 ) -> tuple[Any, Any, Any]:
     """Gradients of :func:`forward`; the same bits each time, whatever the number of threads.
 
@@ -207,6 +213,7 @@ def backward(
         weights: The samples' weights.
         out: Arrays shaped and typed like value, locations and weights to write the gradients to.
         threads: As in :func:`forward`.
+        points: As in :func:`forward`.
 
     Returns:
         Gradients of value, locations and weights.
@@ -218,7 +225,7 @@ def backward(
     grad_out, value, locations, weights = _arrays(
         grad_out=grad_out, value=value, locations=locations, weights=weights
     )
-    sizes = check_sizes(value, shapes, locations, weights)
+    sizes = check_sizes(value, shapes, locations, weights, points)
     check_like("grad_out", grad_out, sizes.out, dtype_name(value))
     if out is None:
         out = (
@@ -241,6 +248,7 @@ def backward(
         _dense(weights),
         *targets,
         threads or default_threads() or usable_cores(),
+        points=sizes.points if points is not None else (),
     )
     return out
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from detr.points import Points, level_points, sample_axes
+
 MOST_SAMPLES = 512  # of a query in one head, as in cpu/kernels.hpp
 MOST_CELLS = 2**24  # in a row or column of a level: float32 counts no further, see there too
 MOST_TOKENS = 2**31 - 1  # of an image: the kernels count rows in 32 bits
@@ -19,7 +21,11 @@ def dtype_name(array: Any) -> str:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes one call agrees on, with the shapes that follow from them."""
+    """The sizes one call agrees on, with the shapes that follow from them.
+
+    Attributes:
+        points: P, or one number per level.
+    """
 
     batch: int
     tokens: int
@@ -27,7 +33,12 @@ class Sizes:
     channels: int
     queries: int
     shapes: tuple[tuple[int, int], ...]
-    points: int
+    points: Points
+
+    @property
+    def level_points(self) -> tuple[int, ...]:
+        """P of each level."""
+        return level_points(self.points, len(self.shapes))
 
     @property
     def value(self) -> tuple[int, ...]:
@@ -35,7 +46,7 @@ class Sizes:
 
     @property
     def weights(self) -> tuple[int, ...]:
-        return (self.batch, self.queries, self.heads, len(self.shapes), self.points)
+        return (self.batch, self.queries, self.heads, *sample_axes(self.points, len(self.shapes)))
 
     @property
     def locations(self) -> tuple[int, ...]:
@@ -67,7 +78,24 @@ def check_shapes(shapes: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]
     return tuple(checked)
 
 
-def check_sizes(value: Any, shapes: Sequence[Sequence[int]], locations: Any, weights: Any) -> Sizes:
+def check_points(points: Sequence[int], levels: int) -> tuple[int, ...]:
+    """Returns the number of points of each level as plain ints.
+
+    Raises:
+        ValueError: Not one number per level, or one that is no whole number or below 1.
+    """
+    if any(int(count) != count or count < 1 for count in points):
+        raise ValueError(f"points must be whole numbers, 1 or more, not {tuple(points)}")
+    return level_points(tuple(int(count) for count in points), levels)
+
+
+def check_sizes(
+    value: Any,
+    shapes: Sequence[Sequence[int]],
+    locations: Any,
+    weights: Any,
+    points: Sequence[int] | None = None,
+) -> Sizes:
     """Checks the inputs against each other.
 
     Args:
@@ -75,6 +103,8 @@ def check_sizes(value: Any, shapes: Sequence[Sequence[int]], locations: Any, wei
         shapes: (height, width) of each of V levels; S is the sum of their products.
         locations: ``[B, Q, M, V, P, 2]`` float32 (float64 where value is float64).
         weights: ``[B, Q, M, V, P]``, the type of ``locations``.
+        points: Number of points of each level. Locations are then ``[B, Q, M, K, 2]`` and weights
+            ``[B, Q, M, K]`` with K their sum.
 
     Raises:
         ValueError: A shape does not fit.
@@ -85,18 +115,20 @@ def check_sizes(value: Any, shapes: Sequence[Sequence[int]], locations: Any, wei
         raise TypeError(f"value must be one of {', '.join(VALUE_TYPES)}, not {dtype_name(value)}")
     if len(value.shape) != 4:
         raise ValueError(f"value must be [B, S, M, D], not {tuple(value.shape)}")
-    if len(locations.shape) != 6:
-        raise ValueError(f"locations must be [B, Q, M, V, P, 2], not {tuple(locations.shape)}")
+    axes = ("B, Q, M, V, P, 2", 6) if points is None else ("B, Q, M, K, 2", 5)
+    if len(locations.shape) != axes[1]:
+        raise ValueError(f"locations must be [{axes[0]}], not {tuple(locations.shape)}")
     batch, tokens, heads, channels = (int(size) for size in value.shape)
     total = sum(height * width for height, width in levels)
     if tokens != total:
         raise ValueError(f"value has {tokens} tokens, the levels {levels} have {total}")
-    sizes = Sizes(
-        batch, tokens, heads, channels, int(locations.shape[1]), levels, int(locations.shape[4])
+    chosen: Points = (
+        int(locations.shape[4]) if points is None else check_points(points, len(levels))
     )
-    if len(levels) * sizes.points > MOST_SAMPLES:
+    sizes = Sizes(batch, tokens, heads, channels, int(locations.shape[1]), levels, chosen)
+    if sum(sizes.level_points) > MOST_SAMPLES:
         raise ValueError(
-            f"{len(levels)} levels of {sizes.points} points: at most {MOST_SAMPLES} samples in all"
+            f"{len(levels)} levels of {chosen} points: at most {MOST_SAMPLES} samples in all"
         )
     check_like("locations", locations, sizes.locations)
     check_like("weights", weights, sizes.weights)

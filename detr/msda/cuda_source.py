@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
+from detr.points import Points, level_points
+
 FOLDER = Path(__file__).resolve().parent
 HEADER = FOLDER / "include" / "msda.hpp"
 KERNELS = FOLDER / "cuda" / "msda.cu"
@@ -43,7 +45,7 @@ class Attention:
         heads: M.
         channels: D, of one head.
         levels: V.
-        points: P, of one head and level.
+        points: P, of one head and level, or of each level.
         shapes: (height, width) of each level where they never change, which saves the kernel some
             arithmetic; ``None`` where each call gives them (training on several image sizes).
         forward_only: Leave the backward kernel out, which a runtime would compile for nothing.
@@ -53,7 +55,7 @@ class Attention:
     heads: int
     channels: int
     levels: int
-    points: int
+    points: Points
     shapes: tuple[tuple[int, int], ...] | None = None
     forward_only: bool = False
 
@@ -84,12 +86,18 @@ class Attention:
     def _group_bytes(self) -> int:
         """Shared memory for the samples of one (image, query, head), in the backward kernel."""
         coordinate = 8 if self.dtype == "float64" else 4
-        return (self.levels * self.points | 1) * (7 * coordinate + 8)
+        return (self.samples | 1) * (7 * coordinate + 8)
+
+    @cached_property
+    def samples(self) -> int:
+        """Of a query in one head."""
+        return sum(level_points(self.points, self.levels))
 
     @cached_property
     def supported(self) -> bool:
         """Whether there is something to do, a head fits a warp, and its samples shared memory."""
-        if min(self.heads, self.channels, self.levels, self.points) < 1:
+        points = level_points(self.points, self.levels)
+        if min(self.heads, self.channels, self.levels, *points) < 1:
             return False
         return self.lanes <= _WARP and self.groups_per_block * self._group_bytes <= _SHARED_BYTES
 
@@ -110,11 +118,15 @@ class Attention:
             "MSDA_HEADS": self.heads,
             "MSDA_CHANNELS": self.channels,
             "MSDA_LEVELS": self.levels,
-            "MSDA_POINTS": self.points,
+            "MSDA_SAMPLES": self.samples,
             "MSDA_LANE_CHANNELS": self.lane_channels,
             "MSDA_LANES": self.lanes,
             "MSDA_THREADS": self.threads,
         }
+        if isinstance(self.points, int):
+            macros["MSDA_POINTS"] = self.points
+        else:
+            macros["MSDA_LEVEL_POINTS"] = ", ".join(map(str, self.points))
         if self.shapes is not None:
             sizes = (f"{{{height}, {width}}}" for height, width in self.shapes)
             macros["MSDA_SIZES"] = ", ".join(sizes)

@@ -9,7 +9,7 @@ sees with four.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,6 +23,7 @@ from detr.data.dataset import Dataset, Labels
 from detr.data.preprocess import PreprocessConfig, place
 from detr.data.value_range import to_bytes
 from detr.errors import UserError
+from detr.masks import Mask, Size
 from detr.models import Target
 from detr.types import FloatArray, ImageArray, IntArray
 from distill.data.augment import AugmentConfig, augment
@@ -73,13 +74,29 @@ def _relative(boxes: FloatArray, size: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.concatenate(((low + high) / 2, high - low), 1))
 
 
-def target_of(labels: Labels, size: tuple[int, ...]) -> Target:
-    """Labels in pixels of an image of a size (height, width), relative to it."""
+def target_of(labels: Labels, size: Size, canvas: Size | None = None) -> Target:
+    """Labels in pixels of an image, relative to it.
+
+    Args:
+        labels: Of the image.
+        size: (height, width) of the image.
+        canvas: (height, width) of the network's input, in whose top left the image lies; only
+            masks depend on it. By default there is no padding.
+    """
     return Target(
         boxes=_relative(labels.boxes, size),
         labels=torch.from_numpy(labels.labels),
         ignore=_relative(labels.ignore, size),
+        masks=None if labels.masks is None else _padded(labels.masks, size, canvas or size),
     )
+
+
+def _padded(masks: Sequence[Mask], size: Size, canvas: Size) -> Tensor:
+    """Masks of an image as ``[G, H, W]`` bool, padded as the image is."""
+    pixels = np.zeros((len(masks), *canvas), dtype=np.bool_)
+    for row, mask in zip(pixels, masks, strict=True):
+        row[: size[0], : size[1]] = mask.rle(size).pixels()
+    return torch.from_numpy(pixels)
 
 
 class Batches:
@@ -93,6 +110,7 @@ class Batches:
         batch_size: Images per process and step.
         seed: Of order and augmentation.
         rank, world: This process and their number; processes share one epoch order.
+        masks: Whether targets have masks; the data set must have one for every object.
     """
 
     def __init__(
@@ -104,9 +122,11 @@ class Batches:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        masks: bool = False,
     ) -> None:
         self.dataset, self.preprocess, self.config = dataset, preprocess, config
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self._read_labels = dataset.labels_with_masks if masks else dataset.labels
         self._cache: dict[int, ImageArray] = {}
         self._cached_bytes = 0
         self._epoch = lru_cache(maxsize=2)(self._permutation)
@@ -152,7 +172,7 @@ class Batches:
         """
         i, image = self._readable(step, slot, leave_out)
         rng = np.random.default_rng((self.seed, _SAMPLE, step, slot))
-        labels = self.dataset.labels(i)
+        labels = self._read_labels(i)
         image, labels = augment(image, labels, canvas or self.preprocess, self.config, rng)
         return image, labels, self.dataset.image_path(i)
 
@@ -194,7 +214,7 @@ class Batches:
         targets = []
         for row, (image, labels, _) in zip(images, samples, strict=True):
             place(image, row, preprocess)
-            targets.append(target_of(labels, image.shape[:2]))
+            targets.append(target_of(labels, (image.shape[0], image.shape[1]), canvas))
         valid = torch.tensor(sizes, dtype=torch.float32)
         paths = [path for _, _, path in samples]
         return Batch(torch.from_numpy(images), valid, targets, paths, left_out)

@@ -317,7 +317,9 @@ class D3etr(Method[D3etrOptions]):
         if isinstance(ours, DenseAttention) and isinstance(theirs, DenseAttention):
             return self._dense_error(float32(ours.weights), float32(theirs.weights), pair)
         assert isinstance(ours, SampledAttention) and isinstance(theirs, SampledAttention)
-        theirs = SampledAttention(theirs.locations.detach(), theirs.weights.detach())
+        theirs = replace(
+            theirs, locations=theirs.locations.detach(), weights=theirs.weights.detach()
+        )
         first, second = (
             attended_cells(_rows(a, q), shapes) for a, q in zip((ours, theirs), pair, strict=True)
         )
@@ -372,4 +374,5 @@ def _rows(sampled: SampledAttention, queries: Tensor | None) -> SampledAttention
     if queries is None:
         return sampled
     image = torch.arange(len(queries), device=queries.device)[:, None]
-    return SampledAttention(sampled.locations[image, queries], sampled.weights[image, queries])
+    chosen = (image, queries)
+    return replace(sampled, locations=sampled.locations[chosen], weights=sampled.weights[chosen])

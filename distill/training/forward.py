@@ -193,7 +193,9 @@ def losses_of(
     replaced = next((m for m in methods if m.replaces_detection_loss), None)
     losses = None if replaced is None else replaced.detection_losses(step)
     if losses is None:
-        losses = detection_losses(step.student_outputs, step.targets, step.normalizer, weights)
+        losses = detection_losses(
+            step.student_outputs, step.targets, step.normalizer, weights, step.generators
+        )
     for method in methods:
         losses.update(method.losses(step))
     return losses

@@ -231,10 +231,7 @@ def _compiled_plugin(bundle: Bundle) -> PtxVersions | None:
     """
     from engines.msda_plugin import attention_of, plugin_ptx
 
-    found = {
-        plugin_ptx(attention_of(dtype, value, weights, shapes)).versions
-        for dtype, value, weights, shapes in attentions(bundle)
-    }
+    found = {plugin_ptx(attention_of(*attention)).versions for attention in attentions(bundle)}
     if not found:
         return None
     (versions,) = found

@@ -19,6 +19,7 @@ from engines.msda_function import (
     OP_TYPE,
     head_shape,
     is_attention,
+    node_points,
     node_shapes,
     set_lowering,
 )
@@ -48,12 +49,12 @@ def lowered_model(bundle: Bundle, lowering: BuildLowering) -> onnx.ModelProto:
 Shape = tuple[int, ...]
 
 
-def attentions(bundle: Bundle) -> Iterator[tuple[str, Shape, Shape, list[int]]]:
+def attentions(bundle: Bundle) -> Iterator[tuple[str, Shape, Shape, list[int], Shape | None]]:
     """What each attention of a bundle's graph works on, as far as the graph says it.
 
     Yields:
-        Type of the values, shapes of values and weights (-1 where only a run knows a size), and the
-        sizes of the levels, one after the other.
+        Type of the values, shapes of values and weights (-1 where only a run knows a size), the
+        sizes of the levels, one after the other, and their numbers of points where unequal.
     """
     graph = onnx.load(str(bundle.model), load_external_data=False)
     known = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
@@ -69,11 +70,13 @@ def attentions(bundle: Bundle) -> Iterator[tuple[str, Shape, Shape, list[int]]]:
             value, _, weights = node.input
             kind = kinds[value].elem_type if value in kinds else onnx.TensorProto.FLOAT
             dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).name
+            points = node_points(node)
             yield (
                 dtype,
                 shape(value, 4),
-                shape(weights, 5),
+                shape(weights, 5 if points is None else 4),
                 [s for p in node_shapes(node) for s in p],
+                points,
             )
 
 

@@ -21,10 +21,9 @@ from engines.msda_function import (
     DOMAIN,
     DOMAIN_VERSION,
     OP_TYPE,
-    PLUGIN_NAMESPACE,
-    PLUGIN_VERSION,
     Lowering,
     head_shape,
+    node_attributes,
     set_lowering,
 )
 from export.trace.opset17 import lower_to_17
@@ -100,6 +99,7 @@ _SCHEMA = onnx.defs.OpSchema(
     type_constraints=[("T", ["tensor(float)", "tensor(float16)"], "")],
     attributes=[
         onnx.defs.OpSchema.Attribute("spatial_shapes", onnx.defs.OpSchema.AttrType.INTS),
+        onnx.defs.OpSchema.Attribute("points", onnx.defs.OpSchema.AttrType.INTS, required=False),
         onnx.defs.OpSchema.Attribute("plugin_namespace", onnx.defs.OpSchema.AttrType.STRING),
         onnx.defs.OpSchema.Attribute("plugin_version", onnx.defs.OpSchema.AttrType.STRING),
     ],
@@ -107,16 +107,15 @@ _SCHEMA = onnx.defs.OpSchema(
 _NODE = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION), OP_TYPE, _SCHEMA)
 
 
-def _translate(value: Any, spatial_shapes: Sequence[int], locations: Any, weights: Any) -> Any:
+def _translate(
+    value: Any,
+    spatial_shapes: Sequence[int],
+    locations: Any,
+    weights: Any,
+    points: Sequence[int] | None = None,
+) -> Any:
     """``torch.ops.detr.ms_deform_attn`` as one node of our domain."""
-    return _NODE(
-        value,
-        locations,
-        weights,
-        spatial_shapes=[int(size) for size in spatial_shapes],
-        plugin_namespace=PLUGIN_NAMESPACE,
-        plugin_version=PLUGIN_VERSION,
-    )
+    return _NODE(value, locations, weights, **node_attributes(spatial_shapes, points))
 
 
 @contextlib.contextmanager

@@ -70,8 +70,9 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def taker(kind: str) -> Any:
         def decorator(plugin_id: str) -> Any:
-            assert plugin_id == "detr::MSDeformAttn"
-            return lambda function: functions.setdefault(kind, function)
+            unequal = {"detr::MSDeformAttn": "", "detr_unequal::MSDeformAttn": "_unequal"}
+            name = kind + unequal[plugin_id]
+            return lambda function: functions.setdefault(name, function)
 
         return decorator
 
@@ -90,7 +91,8 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", plugin)
     msda_plugin.register.cache_clear()
     try:
-        assert msda_plugin.register() == msda_plugin.register() == "detr::MSDeformAttn"
+        ids = ("detr::MSDeformAttn", "detr_unequal::MSDeformAttn")
+        assert msda_plugin.register() == msda_plugin.register() == ids
     finally:
         msda_plugin.register.cache_clear()
     return functions
@@ -105,10 +107,21 @@ def tensors(dtype: str = "HALF") -> tuple[TensorDesc, TensorDesc, TensorDesc]:
     )
 
 
-def test_the_plugin_is_the_one_the_node_asks_for() -> None:
-    node = make_node("v", "l", "w", "o", ((2, 2),))
+@pytest.mark.parametrize(
+    ("points", "plugin"),
+    [(None, msda_plugin.PLUGIN_ID), ((3, 1), msda_plugin.UNEQUAL_PLUGIN_ID)],
+    ids=["equal", "unequal"],
+)
+def test_the_plugin_is_the_one_the_node_asks_for(
+    points: tuple[int, ...] | None, plugin: str, registered: dict[str, Any]
+) -> None:
+    """TensorRT finds it by namespace and name, and fills its parameters from attributes."""
+    node = make_node("v", "l", "w", "o", ((2, 2), (1, 1)), points=points)
     attributes = {a.name: a for a in node.attribute}
-    namespace, name = msda_plugin.PLUGIN_ID.split("::")
+    namespace, name = plugin.split("::")
+    kind = "register" if points is None else "register_unequal"
+    wanted = list(inspect.signature(registered[kind]).parameters)[3:]
+    assert wanted == [n for n in ("spatial_shapes", "points") if n in attributes]
     assert attributes["plugin_namespace"].s.decode() == namespace
     assert node.op_type == name
     assert attributes["plugin_version"].s == b"1"  # the version quick plugins have
@@ -123,9 +136,13 @@ def test_describes_its_output(registered: dict[str, Any]) -> None:
         assert not any(isinstance(parameter.annotation, str) for parameter in parameters)
     names = list(inspect.signature(registered["register"]).parameters)
     assert names == ["value", "locations", "weights", "spatial_shapes"]
+    value, locations, weights = unequal_tensors()
+    out = registered["register_unequal"](value, locations, weights, FLAT, UNEQUAL)
+    assert out.shape_expr == ("B", "Q", "M*D") and out.dtype == "HALF"
 
 
 def test_only_values_may_be_in_half_precision(registered: dict[str, Any]) -> None:
+    assert registered["autotune"] is registered["autotune_unequal"]
     found = registered["autotune"](*tensors(), ())
     assert [kinds for kinds, _ in found] == [
         "FP32, FP32, FP32, FP32",
@@ -149,6 +166,34 @@ def test_gives_ptx_and_its_launch(registered: dict[str, Any], dtype: str, groups
     assert scalars == ["Q", "B*Q*M"]
     assert launch.grid_x == f"cdiv(B*Q*M, {groups})" and launch.block_x == 128
     assert ".target sm_75" in text and text.splitlines().count(".version 6.3") == 1
+
+
+UNEQUAL = np.array([3, 6, 3, 1], np.int32)
+
+
+def unequal_tensors() -> tuple[TensorDesc, TensorDesc, TensorDesc]:
+    return (
+        TensorDesc("HALF", "BSMD", (-1, 11394, 8, 32)),
+        TensorDesc("FLOAT", "BQMKx", (-1, 900, 8, 13, 2)),
+        TensorDesc("FLOAT", "BQMK", (-1, 900, 8, 13)),
+    )
+
+
+def test_gives_the_ptx_of_unequal_points(registered: dict[str, Any]) -> None:
+    pytest.importorskip("cuda.bindings.nvrtc")
+    kernel = registered["aot_impl_unequal"]
+    name, ptx, launch, scalars = kernel(*unequal_tensors(), FLAT, UNEQUAL, (), 0)
+    assert f".entry {name}(" in ptx.decode()
+    assert scalars == ["Q", "B*Q*M"]
+    assert launch.grid_x == "cdiv(B*Q*M, 32)" and launch.block_x == 128
+
+
+@pytest.mark.parametrize(
+    ("points", "samples"), [((3, 6, 3), 12), ((3, 6, 3, 1), 12)], ids=["levels", "samples"]
+)
+def test_points_that_are_not_the_weights_are_refused(points: tuple[int, ...], samples: int) -> None:
+    with pytest.raises(UserError, match=f"do not fit 4 levels and {samples} samples"):
+        msda_plugin.attention_of("float32", (1, 10, 8, 32), (1, 5, 8, samples), FLAT, points)
 
 
 def assemblers() -> dict[Path, tuple[int, ...]]:

@@ -92,6 +92,17 @@ def test_sampling_frames():
     torch.testing.assert_close(unit[0, 0, 2, 0], torch.tensor([1 / 5, 1 / 3]))
 
 
+@pytest.mark.parametrize("sizes", [2, 4], ids=["centers", "boxes"])
+def test_frames_of_unequal_points_are_those_of_each_number(sizes):
+    ratios = torch.tensor([[[0.5, 1.0], [0.6, 0.8], [1.0, 1.0]]])
+    reference = torch.tensor([[[0.2, 0.4, 0.1, 0.3], [0.7, 0.6, 0.4, 0.2]]])[..., :sizes]
+    found = sampling_frame(reference, ratios, SHAPES, points=(1, 3, 2))
+    alone = [sampling_frame(reference, ratios, SHAPES, points=n) for n in (1, 3, 2)]
+    for part in ("center", "unit"):
+        levels = [getattr(frame, part)[:, :, level] for level, frame in enumerate(alone)]
+        torch.testing.assert_close(getattr(found, part), torch.cat(levels, -2))
+
+
 def test_token_centers_are_relative_to_the_image():
     ratios = valid_ratios(torch.tensor([[96.0, 80.0]]), SHAPES, CANVAS)
     centers = token_centers(ratios, SHAPES)[0, : 12 * 20].view(12, 20, 2)
@@ -113,10 +124,13 @@ def test_whole_cells_are_those_of_the_image():
     ratios = torch.tensor([[[0.5, 1.0], [0.5, 1.0]]])  # the right half is padding
     x = torch.tensor([-0.3, 0.0, 0.06, 0.07, 0.2, 0.3, 0.45, 0.49, 0.6, 1.3])
     places = torch.stack((x, torch.full_like(x, 0.99)), -1).view(1, 1, 1, 1, 10, 2)
-    found = whole_cells(places.expand(-1, -1, -1, 2, -1, -1), ratios, shapes)
+    found = whole_cells(places.expand(-1, -1, -1, 2, -1, -1), ratios, shapes, 10)
     for level, (height, width) in enumerate(shapes):
         cells = found[0, 0, 0, level] * torch.tensor([width, height]) - 0.5
         last = width // 2 - 1
         wanted = [min(max(math.floor(v * width + 0.5), 0), last) for v in x.tolist()]
         assert cells[:, 0].tolist() == pytest.approx(wanted, abs=1e-5)
         assert cells[:, 1].tolist() == pytest.approx([height - 1] * 10, abs=1e-5)
+    unequal = torch.cat((places[0, :, :, 0, :7], places[0, :, :, 0, :2]), 2)[None]
+    wanted = torch.cat((found[0, :, :, 0, :7], found[0, :, :, 1, :2]), 2)[None]
+    torch.testing.assert_close(whole_cells(unequal, ratios, shapes, (7, 2)), wanted)

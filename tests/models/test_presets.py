@@ -190,6 +190,14 @@ def test_an_unknown_name_suggests_its_neighbors():
             "denoising needs patterns: 0",
         ),
         ({"encoder.points": 2}, "encoder.points 2 and decoder.cross_attention.points 4 differ"),
+        (
+            {"encoder.points": [1, 2, 3, 4], "decoder.cross_attention.points": [4, 3, 2, 1]},
+            r"encoder.points \[1, 2, 3, 4\] and decoder.cross_attention.points \[4, 3, 2, 1\] diff",
+        ),
+        (
+            {"encoder.points": [3, 6], "decoder.cross_attention.points": [3, 6]},
+            r"encoder.points: \[3, 6\] are of 2 levels, not 4",
+        ),
         ({"width": 260}, "width 260 is not a multiple of attention_heads 8"),
         ({"width": 30, "attention_heads": 2}, "width 30 is not a multiple of 4"),
         ({"backbone.strides": (16, 8)}, "finest first"),
@@ -206,8 +214,8 @@ def test_what_cannot_go_together_is_refused(changes, reason):
     [
         (
             {"queries": {"kind": "learned", "denoising": None}},
-            "queries.denoising: no such key; kind: learned has none, anchors, mixed and "
-            "selected have",
+            "queries.denoising: no such key; kind: learned has none, anchors, mixed, "
+            "selected and unified have",
         ),
         (
             {"decoder.refinement.shared_heads": True},
@@ -218,6 +226,10 @@ def test_what_cannot_go_together_is_refused(changes, reason):
         ({"heads.classes": {"kind": "softmx"}}, "heads.classes.kind: no such kind 'softmx'; did"),
         ({"queries": {"kind": 3}}, "queries.kind: no such kind '3'; there are learned, anchors"),
         ({"queries": 300}, "queries: expected a mapping with a kind: learned, anchors, two_stage"),
+        ({"encoder.points": 0}, "encoder.points: 0 is no whole number from 1 to 64"),
+        ({"encoder.points": [3, 65]}, "encoder.points: 65 is no whole number from 1 to 64"),
+        ({"encoder.points": [True, 3]}, "encoder.points: True is no whole number from 1 to 64"),
+        ({"encoder.points": []}, "encoder.points: no number of points"),
         ({"queries.number": 0}, "queries.number: Input should be greater than or equal to 1"),
         ({"neck": 4}, "neck: expected a mapping"),
     ],

@@ -57,21 +57,24 @@ int main(int, char **arguments) {
     Sizes s;
     if (std::fread(&s, sizeof s, 1, from) != 1) std::abort();
     std::vector<int> heights(s.levels), widths(s.levels);
-    std::vector<long long> starts(s.levels);
+    std::vector<long long> starts(s.levels), points(s.levels, s.points), firsts(s.levels);
     long long start = 0;
     for (int i = 0; i < s.levels; ++i) {
         if (std::fread(&heights[i], 4, 1, from) + std::fread(&widths[i], 4, 1, from) != 2) return 1;
         starts[i] = start;
+        firsts[i] = static_cast<long long>(i) * s.points;
         start += heights[i] * static_cast<long long>(widths[i]);
     }
-    const Problem problem{s.batch,  s.tokens, s.heads,         s.channels,    s.queries,
-                          s.levels, s.points, heights.data(), widths.data(), starts.data()};
+    const Problem problem{s.batch,         s.tokens,       s.heads,       s.channels,
+                          s.queries,       s.levels,       static_cast<long long>(s.levels) * s.points,
+                          heights.data(),  widths.data(),  starts.data(), points.data(),
+                          firsts.data()};
     const auto type = static_cast<ValueType>(s.type);
     const size_t value_size = type == ValueType::float32 ? 4 : type == ValueType::float64 ? 8 : 2;
     const size_t acc_size = type == ValueType::float64 ? 8 : 4;
     const size_t values = size_t(s.batch) * s.tokens * s.heads * s.channels * value_size,
                  outs = size_t(s.batch) * s.queries * s.heads * s.channels * value_size,
-                 samples = size_t(s.batch) * s.queries * s.heads * problem.samples() * acc_size;
+                 samples = size_t(s.batch) * s.queries * s.heads * problem.samples * acc_size;
     const Bytes value = read(from, values), locations = read(from, 2 * samples),
                 weights = read(from, samples), grad_out = read(from, outs);
     for (const Kernels *kernels : {&kernels_baseline(), &kernels_scalar()}) {

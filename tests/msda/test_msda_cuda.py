@@ -17,6 +17,7 @@ import pytest
 from detr.msda import cuda_source, fallback
 from detr.msda.check import check_sizes
 from detr.msda.cuda_source import Attention
+from detr.points import Points, sample_axes, unequal
 
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)
 SHAPES = ((7, 9), (3, 4), (1, 1))
@@ -25,8 +26,10 @@ HERE = Path(__file__).parent
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def attention(dtype: str = "float16", channels: int = 32, fixed: bool = True) -> Attention:
-    return Attention(dtype, 2, channels, len(SHAPES), 3, SHAPES if fixed else None)
+def attention(
+    dtype: str = "float16", channels: int = 32, fixed: bool = True, points: Points = 3
+) -> Attention:
+    return Attention(dtype, 2, channels, len(SHAPES), points, SHAPES if fixed else None)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ class OnCpu:
 
     def __init__(self, kind: Attention, folder: Path) -> None:
         self.kind = kind
-        name = f"{kind.dtype}_{kind.channels}"
+        name = f"{kind.dtype}_{kind.channels}_{kind.samples}"
         (folder / f"{name}.cu").write_text(kind.source)
         library = folder / f"{name}.so"
         command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
@@ -59,34 +62,39 @@ class OnCpu:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize(
-    ("dtype", "channels"),
+    ("dtype", "channels", "points"),
     [
-        ("float32", 32),
-        ("float16", 32),
-        ("bfloat16", 16),
-        ("float64", 4),
-        ("float32", 12),
-        ("float16", 7),
+        ("float32", 32, 3),
+        ("float16", 32, 3),
+        ("bfloat16", 16, 3),
+        ("float64", 4, 3),
+        ("float32", 12, 3),
+        ("float16", 7, 3),
+        ("float32", 32, (3, 6, 2)),
+        ("float16", 8, (1, 1, 5)),
     ],
 )
-def test_the_device_code_matches_the_reference(dtype: str, channels: int, folder: Path) -> None:
+def test_the_device_code_matches_the_reference(
+    dtype: str, channels: int, points: Points, folder: Path
+) -> None:
     rng = np.random.default_rng(0)
-    kind = attention(dtype, channels)
+    kind = attention(dtype, channels, points=points)
     coordinates = np.float64 if dtype == "float64" else np.float32
     bf16 = dtype == "bfloat16"
     stored = ml_dtypes.bfloat16 if bf16 else np.dtype(dtype)
     tokens = sum(h * w for h, w in SHAPES)
     value = rng.standard_normal((2, tokens, 2, channels)).astype(stored)
-    locations = (rng.random((2, 11, 2, 3, 3, 2)) * 1.4 - 0.2).astype(coordinates)
-    locations[0, 3, 0, 0, 0, 0] = np.nan
-    weights = rng.random((2, 11, 2, 3, 3)).astype(coordinates)
+    at = (2, 11, 2, *sample_axes(points, len(SHAPES)))
+    locations = (rng.random((*at, 2)) * 1.4 - 0.2).astype(coordinates)
+    locations[0, 3, 0].reshape(-1, 2)[0, 0] = np.nan
+    weights = rng.random(at).astype(coordinates)
     grad_out = rng.standard_normal((2, 11, 2 * channels)).astype(stored)
 
     kernels = OnCpu(kind, folder)
     out = np.full_like(grad_out, 99)
     kernels("run_forward", [value, locations, weights], [out])
     wide = [array.astype(np.float64) for array in (value, locations, weights)]
-    sizes = check_sizes(wide[0], SHAPES, wide[1], wide[2])
+    sizes = check_sizes(wide[0], SHAPES, wide[1], wide[2], unequal(points))
     step = {"float64": 1e-12, "float32": 2e-6, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
     wanted = fallback.forward(sizes, *wide).reshape(sizes.out)
     np.testing.assert_allclose(out.astype(np.float64), wanted, rtol=step, atol=2 * step)

@@ -13,39 +13,46 @@ from hypothesis import strategies as st
 from detr import msda
 from detr.msda import fallback
 from detr.msda.check import check_sizes
+from detr.points import Points
 
 sys.path.insert(0, str(Path(__file__).parent))
 from msda_cases import Array, Case, make_case
 
-cases = st.builds(
-    make_case,
-    shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4).map(
-        tuple
-    ),
-    batch=st.sampled_from([1, 3]),
-    heads=st.integers(1, 3),
-    channels=st.sampled_from([1, 3, 8, 16, 20, 32, 36, 64, 100]),
-    queries=st.sampled_from([0, 1, 5, 33, 200]),
-    points=st.integers(1, 5),
-    spread=st.sampled_from([0.4, 0.7, 30.0]),
-    seed=st.integers(0, 2**31),
-)
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Problems of all sizes, about half of them with unequal numbers of points."""
+    level = st.tuples(st.integers(1, 9), st.integers(1, 9))
+    shapes = tuple(draw(st.lists(level, min_size=1, max_size=4)))
+    each = st.tuples(*[st.integers(1, 7)] * len(shapes))
+    sizes = st.builds(
+        make_case,
+        st.just(shapes),
+        points=st.one_of(st.integers(1, 5), each),
+        batch=st.sampled_from([1, 3]),
+        heads=st.integers(1, 3),
+        channels=st.sampled_from([1, 3, 8, 16, 20, 32, 36, 64, 100]),
+        queries=st.sampled_from([0, 1, 5, 33, 200]),
+        spread=st.sampled_from([0.4, 0.7, 30.0]),
+        seed=st.integers(0, 2**31),
+    )
+    return draw(sizes)
 
 
 @settings(max_examples=60, deadline=None)
-@given(case=cases, threads=st.sampled_from([1, 2]))
+@given(case=cases(), threads=st.sampled_from([1, 2]))
 def test_forward_is_within_2e_5_of_float64(case: Case, threads: int) -> None:
-    out = msda.forward(case.value, case.shapes, case.locations, case.weights, threads=threads)
+    inputs = (case.value, case.shapes, case.locations, case.weights)
+    out = msda.forward(*inputs, threads=threads, points=case.points)
     assert out.dtype == np.float32
     np.testing.assert_allclose(out, case.forward64(), rtol=0, atol=2e-5)
 
 
 @settings(max_examples=40, deadline=None)
-@given(case=cases, threads=st.sampled_from([1, 2]))
+@given(case=cases(), threads=st.sampled_from([1, 2]))
 def test_backward_matches_float64(case: Case, threads: int) -> None:
-    grads = msda.backward(
-        case.grad_out, case.value, case.shapes, case.locations, case.weights, threads=threads
-    )
+    inputs = (case.value, case.shapes, case.locations, case.weights)
+    grads = msda.backward(case.grad_out, *inputs, threads=threads, points=case.points)
     for name, grad, wanted in zip(
         ("value", "locations", "weights"), grads, case.backward64(), strict=True
     ):
@@ -153,25 +160,28 @@ def test_far_infinite_and_nan_locations_count_as_zero(far: float) -> None:
     assert (grads[1][:, ::2, :, :, 1] == 0).all() and (grads[2][:, ::2, :, :, 1] == 0).all()
 
 
-def test_every_instruction_set_agrees() -> None:
+@pytest.mark.parametrize("points", [4, (7, 2)], ids=["equal", "unequal"])
+@pytest.mark.parametrize("queries", [9, 600], ids=["in-place", "packed"])
+def test_every_instruction_set_agrees(points: Points, queries: int) -> None:
     from detr.msda import _native
 
-    case = make_case(((13, 17), (6, 5)), batch=2, channels=44, queries=50)
+    case = make_case(((13, 17), (6, 5)), batch=2, channels=44, queries=queries, points=points)
+    unequal = case.points or ()
     for target in _native.targets():
         out = np.empty_like(case.grad_out)
         arguments = (case.value, case.shapes, case.locations, case.weights)
-        _native.forward(*arguments, out, 2, target)
+        _native.forward(*arguments, out, 2, target, unequal)
         np.testing.assert_allclose(out, case.forward64(), rtol=0, atol=2e-5, err_msg=target)
         grads = [np.empty_like(x) for x in (case.value, case.locations, case.weights)]
-        _native.backward(case.grad_out, *arguments, *grads, 2, target)
+        _native.backward(case.grad_out, *arguments, *grads, 2, target, unequal)
         for grad, wanted in zip(grads, case.backward64(), strict=True):
             np.testing.assert_allclose(grad, wanted, rtol=2e-5, atol=1e-4, err_msg=target)
         half = case.value.astype(np.float16)
         narrow = np.empty_like(case.grad_out, dtype=np.float16)
-        _native.forward(half, *arguments[1:], narrow, 1, target)
+        _native.forward(half, *arguments[1:], narrow, 1, target, unequal)
         np.testing.assert_allclose(narrow, case.forward64(), rtol=2e-3, atol=2e-3, err_msg=target)
     with pytest.raises(ValueError, match="no 'sse9' kernels"):
-        _native.forward(*arguments, out, 2, "sse9")
+        _native.forward(*arguments, out, 2, "sse9", unequal)
 
 
 @pytest.mark.parametrize(("batch", "queries"), [(0, 3), (2, 0), (0, 0)])

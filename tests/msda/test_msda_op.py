@@ -172,3 +172,63 @@ def test_no_images_and_no_queries_have_gradients_of_their_shape(
     assert out.shape[:2] == (len(value), queries)
     for leaf, gradient in zip(leaves, torch.autograd.grad(out.sum(), leaves), strict=True):
         assert gradient.shape == leaf.shape and not gradient.any()
+
+
+UNEQUAL = (4, 1)
+
+
+def unequal_inputs(grad: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Four samples on the first level, one on the second."""
+    value, locations, weights = inputs(torch.float64)
+    tensors = (value, locations.flatten(3, 4)[..., :5, :], weights.flatten(3)[..., :5])
+    return tuple(x.clone().requires_grad_(grad) for x in tensors)  # type: ignore[return-value]
+
+
+def padded(locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with as many points on every level, further ones weighing nothing."""
+    weights = torch.cat((weights, weights.new_zeros(*weights.shape[:-1], 3)), -1)
+    more = locations[..., -1:, :].expand(-1, -1, -1, 3, -1)
+    return torch.cat((locations, more), -2).unflatten(3, (2, 4)), weights.unflatten(3, (2, 4))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_unequal_points_are_equal_ones_without_padding(
+    monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    if not native:
+        monkeypatch.setattr(msda, "native_available", lambda: False)
+    ours, theirs = unequal_inputs(grad=True), unequal_inputs(grad=True)
+    out = ms_deform_attn(ours[0], SHAPES, ours[1], ours[2], UNEQUAL)
+    wanted = ms_deform_attn_reference(theirs[0], SHAPES, *padded(theirs[1], theirs[2]))
+    torch.testing.assert_close(out, wanted)
+    gradient = torch.randn_like(out)
+    out.backward(gradient)
+    wanted.backward(gradient)
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad)
+
+
+def test_gradcheck_of_unequal_points() -> None:
+    assert torch.autograd.gradcheck(
+        lambda *tensors: ms_deform_attn(tensors[0], SHAPES, tensors[1], tensors[2], UNEQUAL),
+        unequal_inputs(grad=True),
+    )
+
+
+@pytest.mark.slow
+def test_opcheck_of_unequal_points() -> None:
+    value, locations, weights = unequal_inputs(grad=True)
+    arguments = (value, FLAT, locations, weights, UNEQUAL)
+    torch.library.opcheck(torch.ops.detr.ms_deform_attn.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("points", "reason"),
+    [((4,), "of 1 levels, not of 2"), ((5, 0), "1 or more"), ((3, 1), "locations must have shape")],
+)
+def test_wrong_numbers_of_points_are_refused(points: tuple[int, ...], reason: str) -> None:
+    value, locations, weights = unequal_inputs()
+    with pytest.raises(ValueError, match=reason):
+        ms_deform_attn(value, SHAPES, locations, weights, points)
+    with pytest.raises(ValueError, match=r"locations must be \[B, Q, M, V, P, 2\]"):
+        ms_deform_attn(value, SHAPES, locations, weights)

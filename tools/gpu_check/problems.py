@@ -60,7 +60,8 @@ class Problem:
         """Whether a kernel of ours runs it here."""
         if self.value.device.type == "cpu":
             return msda.native_available()
-        return msda_cuda.has_kernel(self.value, self.shapes, self.locations)
+        sizes = check_sizes(self.value, self.shapes, self.locations, self.weights)
+        return msda_cuda.has_kernel(self.value, sizes)
 
     def run(self) -> list[Tensor]:
         """Output, and gradients of value, locations and weights."""

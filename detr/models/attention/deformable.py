@@ -21,6 +21,7 @@ from detr.models.structures import (
     QueryGroup,
     SampledAttention,
 )
+from detr.points import Points, level_points, sample_axes, unequal
 
 
 class DeformableAttention(nn.Module):
@@ -30,20 +31,28 @@ class DeformableAttention(nn.Module):
         width: Model width D.
         heads: M.
         levels: V.
-        points: P per head and level.
+        points: P per head and level, or of each level.
         discrete: Sample whole cells; offsets then have no gradient and are not trained.
+        projections: Linear maps of values and output; otherwise there are none.
     """
 
     def __init__(
-        self, width: int, heads: int, levels: int, points: int, discrete: bool = False
+        self,
+        width: int,
+        heads: int,
+        levels: int,
+        points: Points,
+        discrete: bool = False,
+        projections: bool = True,
     ) -> None:
         super().__init__()
         self.discrete = discrete
         self.heads, self.levels, self.points = heads, levels, points
-        self.sampling_offsets = nn.Linear(width, heads * levels * points * 2)
-        self.attention_weights = nn.Linear(width, heads * levels * points)
-        self.value_proj = nn.Linear(width, width)
-        self.output_proj = nn.Linear(width, width)
+        samples = sum(level_points(points, levels))
+        self.sampling_offsets = nn.Linear(width, heads * samples * 2)
+        self.attention_weights = nn.Linear(width, heads * samples)
+        self.value_proj = nn.Linear(width, width) if projections else nn.Identity()
+        self.output_proj = nn.Linear(width, width) if projections else nn.Identity()
         self._reset()
         if discrete:
             self.sampling_offsets.requires_grad_(False)
@@ -54,14 +63,16 @@ class DeformableAttention(nn.Module):
         angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         compass = torch.stack((angles.cos(), angles.sin()), -1)
         compass = compass / compass.abs().amax(-1, keepdim=True)
-        steps = torch.arange(1, self.points + 1, dtype=torch.float32)
-        bias = compass[:, None, None] * steps[None, None, :, None]
-        bias = bias.expand(-1, self.levels, -1, -1)
+        counts = level_points(self.points, self.levels)
+        steps = torch.cat([torch.arange(1, count + 1, dtype=torch.float32) for count in counts])
+        bias = compass[:, None] * steps[None, :, None]
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(bias.flatten())
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
         for projection in (self.value_proj, self.output_proj):
+            if not isinstance(projection, nn.Linear):
+                continue
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
@@ -83,22 +94,26 @@ class DeformableAttention(nn.Module):
             shapes: (height, width) of the levels.
 
         Returns:
-            Output ``[B, N, D]``, locations ``[B, N, M, V, P, 2]`` and weights ``[B, N, M, V, P]``.
+            Output ``[B, N, D]``, locations ``[B, N, M, V, P, 2]`` and weights ``[B, N, M, V, P]``;
+            ``[B, N, M, K, 2]`` and ``[B, N, M, K]`` where the levels' numbers of points differ.
         """
         value = self.value_proj(tokens)
         # In place where no gradient is kept, as :class:`detr.models.layers.InnerReLU`.
-        fill = value.masked_fill if torch.is_grad_enabled() else value.masked_fill_
+        keep = torch.is_grad_enabled() or value is tokens
+        fill = value.masked_fill if keep else value.masked_fill_
         value = fill(padding[..., None], 0.0)
         value = value.unflatten(-1, (self.heads, -1))
         offsets = self.sampling_offsets(query)
-        offsets = offsets.unflatten(-1, (self.heads, self.levels, self.points, 2))
+        axes = sample_axes(self.points, self.levels)
+        offsets = offsets.unflatten(-1, (self.heads, *axes, 2))
         weights = self.attention_weights(query)
-        weights = weights.unflatten(-1, (self.heads, self.levels * self.points)).softmax(-1)
-        weights = weights.unflatten(-1, (self.levels, self.points))
+        weights = weights.unflatten(-1, (self.heads, math.prod(axes))).softmax(-1)
+        if len(axes) > 1:
+            weights = weights.unflatten(-1, axes)
         locations = torch.addcmul(frame.center[:, :, None], offsets, frame.unit[:, :, None])
         if self.discrete:
-            locations = whole_cells(locations, frame.ratios, shapes)
-        sampled = ms_deform_attn(value, shapes, locations, weights)
+            locations = whole_cells(locations, frame.ratios, shapes, self.points)
+        sampled = ms_deform_attn(value, shapes, locations, weights, unequal(self.points))
         return self.output_proj(sampled), locations, weights
 
 
@@ -112,17 +127,17 @@ class DeformableCrossAttention(DeformableAttention, CrossAttention):
         update, locations, weights = self(
             hidden + position, place, memory.tokens, memory.padding, memory.shapes
         )
-        return update, SampledAttention(locations, weights)
+        return update, SampledAttention(locations, weights, self.points)
 
 
 class SamplingPlaces(Places):
     """Queries look around their references, on every level.
 
     Args:
-        points: Sampling points P per level.
+        points: Sampling points P per level, or of each level.
     """
 
-    def __init__(self, points: int) -> None:
+    def __init__(self, points: Points) -> None:
         super().__init__()
         self.points = points
 

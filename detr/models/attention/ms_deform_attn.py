@@ -5,7 +5,7 @@ of :mod:`detr.msda`, on the CPU and on CUDA; where there is none (no compiler at
 another device), the ``grid_sample`` path.
 
 Shape legend: B batch, S tokens of all levels, M heads, D channels of a head, Q queries, V levels,
-P points.
+P points of a level, K samples of all levels where their numbers differ.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from detr import msda
 from detr.models.attention import msda_cuda
 from detr.models.structures import LevelShapes
-from detr.msda.check import check_like, check_sizes, dtype_name
+from detr.msda.check import Sizes, check_like, check_sizes, dtype_name
 
 
 def _pairs(spatial_shapes: Sequence[int]) -> LevelShapes:
@@ -31,82 +31,103 @@ def _pairs(spatial_shapes: Sequence[int]) -> LevelShapes:
 
 
 def ms_deform_attn_reference(
-    value: Tensor, shapes: LevelShapes, locations: Tensor, weights: Tensor
+    value: Tensor,
+    shapes: LevelShapes,
+    locations: Tensor,
+    weights: Tensor,
+    points: Sequence[int] | None = None,
 ) -> Tensor:
     """Deformable attention with ``grid_sample``: differentiable, any device, slow.
 
     Arguments and result as :func:`ms_deform_attn`. Half precision values are widened first, so
     coordinates and sums keep the precision of ``locations``.
     """
-    batch, _, heads, channels = value.shape
-    sampled = [F.grid_sample(m, g, align_corners=False) for m, g in _maps(value, shapes, locations)]
-    samples = torch.cat(sampled, dim=-1)  # [B*M, D, Q, V*P]
-    share = weights.transpose(1, 2).flatten(0, 1).flatten(2).unsqueeze(1)  # [B*M, 1, Q, V*P]
-    out = (samples * share).sum(-1).reshape(batch, heads * channels, locations.shape[1])
+    sizes = check_sizes(value, shapes, locations, weights, points)
+    sampled = [F.grid_sample(m, g, align_corners=False) for m, g in _maps(value, sizes, locations)]
+    samples = torch.cat(sampled, dim=-1)  # [B*M, D, Q, K]
+    share = weights.transpose(1, 2).flatten(0, 1).flatten(2).unsqueeze(1)  # [B*M, 1, Q, K]
+    out = (
+        (samples * share).sum(-1).reshape(sizes.batch, sizes.heads * sizes.channels, sizes.queries)
+    )
     return out.transpose(1, 2).to(value.dtype)
 
 
-def _maps(value: Tensor, shapes: LevelShapes, locations: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _levels(sizes: Sizes, samples: Tensor) -> tuple[Tensor, ...]:
+    """Locations or weights level by level, ``[B, Q, M, P, ...]``."""
+    in_a_row = samples.flatten(3, len(sizes.weights) - 1)
+    return torch.split(in_a_row, list(sizes.level_points), dim=3)
+
+
+def _maps(value: Tensor, sizes: Sizes, locations: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Each level as ``grid_sample`` wants it: maps ``[B*M, D, H, W]``, grid ``[B*M, Q, P, 2]``."""
-    batch, _, heads, channels = value.shape
-    counts = [height * width for height, width in shapes]
+    counts = [height * width for height, width in sizes.shapes]
     levels = torch.split(value.to(locations.dtype), counts, dim=1)
-    for level, shape in enumerate(shapes):
-        maps = levels[level].permute(0, 2, 3, 1).reshape(batch * heads, channels, *shape)
-        yield maps, (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
+    for level, shape, own in zip(levels, sizes.shapes, _levels(sizes, locations), strict=True):
+        maps = level.permute(0, 2, 3, 1)
+        maps = maps.reshape(sizes.batch * sizes.heads, sizes.channels, *shape)
+        yield maps, (2 * own - 1).transpose(1, 2).flatten(0, 1)
 
 
 def _reference_backward(
-    grad_out: Tensor, value: Tensor, shapes: LevelShapes, locations: Tensor, weights: Tensor
+    grad_out: Tensor, value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`ms_deform_attn_reference`, level by level.
 
     Written out because an operator's own implementation runs below autograd.
     """
-    batch, _, heads, channels = value.shape
-    queries, points = locations.shape[1], locations.shape[4]
-    gradient = (
-        grad_out.to(weights.dtype).reshape(batch, queries, heads, channels).permute(0, 2, 3, 1)
+    lead = (sizes.batch, sizes.heads, sizes.queries)
+    gradient = grad_out.to(weights.dtype).reshape(
+        sizes.batch, sizes.queries, sizes.heads, sizes.channels
     )
-    gradient = gradient.flatten(0, 1).unsqueeze(-1)  # [B*M, D, Q, 1]
-    share = weights.permute(3, 0, 2, 1, 4).flatten(1, 2).unsqueeze(2)  # [V, B*M, 1, Q, P]
+    gradient = gradient.permute(0, 2, 3, 1).flatten(0, 1).unsqueeze(-1)  # [B*M, D, Q, 1]
     grad_maps, grad_locations, grad_weights = [], [], []
-    for level, (maps, grid) in enumerate(_maps(value, shapes, locations)):
+    parts = zip(_maps(value, sizes, locations), _levels(sizes, weights), strict=True)
+    for (maps, grid), weight in parts:
+        share = weight.transpose(1, 2).flatten(0, 1).unsqueeze(1)  # [B*M, 1, Q, P]
         sampled = F.grid_sample(maps, grid, align_corners=False)
         grad_weights.append((sampled * gradient).sum(1))
         grad_map, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
-            gradient * share[level], maps, grid, 0, 0, False, [True, True]
+            gradient * share, maps, grid, 0, 0, False, [True, True]
         )
         grad_maps.append(grad_map.flatten(2))
         grad_locations.append(2 * grad_grid)
-    per_head = (batch, heads, queries, len(shapes), points)
     return (
         torch.cat(grad_maps, 2)
-        .view(batch, heads, channels, value.shape[1])
+        .view(sizes.batch, sizes.heads, sizes.channels, sizes.tokens)
         .permute(0, 3, 1, 2)
         .to(value.dtype),
-        torch.stack(grad_locations, 2).view(*per_head, 2).transpose(1, 2),
-        torch.stack(grad_weights, 2).view(per_head).transpose(1, 2),
+        torch.cat(grad_locations, 2).view(*lead, *sizes.locations[3:]).transpose(1, 2),
+        torch.cat(grad_weights, 2).view(*lead, *sizes.weights[3:]).transpose(1, 2),
     )
 
 
 @torch.library.custom_op("detr::ms_deform_attn", mutates_args=())
 def _forward(
-    value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+    points: Sequence[int] | None = None,
 ) -> Tensor:
     shapes = _pairs(spatial_shapes)
-    check_sizes(value, shapes, locations, weights)
+    sizes = check_sizes(value, shapes, locations, weights, points)
     if value.device.type == "cpu" and msda.native_available():
-        out = value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-        msda.forward(value, shapes, locations, weights, out, torch.get_num_threads())
+        out = value.new_empty(sizes.out)
+        msda.forward(value, shapes, locations, weights, out, torch.get_num_threads(), points)
         return out
-    if msda_cuda.has_kernel(value, shapes, locations):
-        return msda_cuda.forward(value, shapes, locations, weights)
-    return ms_deform_attn_reference(value, shapes, locations, weights).contiguous()
+    if msda_cuda.has_kernel(value, sizes):
+        return msda_cuda.forward(value, sizes, locations, weights)
+    return ms_deform_attn_reference(value, shapes, locations, weights, points).contiguous()
 
 
 @_forward.register_fake
-def _(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+def _(
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+    points: Sequence[int] | None = None,
+) -> Tensor:
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
@@ -117,9 +138,10 @@ def _backward(
     spatial_shapes: Sequence[int],
     locations: Tensor,
     weights: Tensor,
+    points: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shapes = _pairs(spatial_shapes)
-    sizes = check_sizes(value, shapes, locations, weights)
+    sizes = check_sizes(value, shapes, locations, weights, points)
     check_like("grad_out", grad_out, sizes.out, dtype_name(value))
     if value.device.type == "cpu" and msda.native_available():
         like = torch.contiguous_format
@@ -128,15 +150,14 @@ def _backward(
             torch.empty_like(locations, memory_format=like),
             torch.empty_like(weights, memory_format=like),
         )
-        msda.backward(grad_out, value, shapes, locations, weights, out, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        msda.backward(grad_out, value, shapes, locations, weights, out, threads, points)
         return out
     # The CUDA kernel adds up in no fixed order. grid_sample does not either, and tells those who
     # asked for deterministic algorithms.
-    if not torch.are_deterministic_algorithms_enabled() and msda_cuda.has_kernel(
-        value, shapes, locations
-    ):
-        return msda_cuda.backward(grad_out, value, shapes, locations, weights)
-    grads = _reference_backward(grad_out, value, shapes, locations, weights)
+    if not torch.are_deterministic_algorithms_enabled() and msda_cuda.has_kernel(value, sizes):
+        return msda_cuda.backward(grad_out, value, sizes, locations, weights)
+    grads = _reference_backward(grad_out, value, sizes, locations, weights)
     return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
 
 
@@ -147,6 +168,7 @@ def _(
     spatial_shapes: Sequence[int],
     locations: Tensor,
     weights: Tensor,
+    points: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     like = torch.contiguous_format
     return (
@@ -157,17 +179,17 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, spatial_shapes, locations, weights = inputs
+    value, spatial_shapes, locations, weights, points = inputs
     ctx.save_for_backward(value, locations, weights)
-    ctx.spatial_shapes = spatial_shapes
+    ctx.spatial_shapes, ctx.points = spatial_shapes, points
 
 
-def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
     value, locations, weights = ctx.saved_tensors
     grad_value, grad_locations, grad_weights = _backward(
-        grad_out, value, ctx.spatial_shapes, locations, weights
+        grad_out, value, ctx.spatial_shapes, locations, weights, ctx.points
     )
-    return grad_value, None, grad_locations, grad_weights
+    return grad_value, None, grad_locations, grad_weights, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
@@ -185,11 +207,16 @@ def _autocast(device: str) -> None:
     """
 
     def cast(
-        value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
+        value: Tensor,
+        spatial_shapes: Sequence[int],
+        locations: Tensor,
+        weights: Tensor,
+        points: Sequence[int] | None = None,
     ) -> Tensor:
         with torch.autocast(device, enabled=False):
+            locations, weights = _coordinates(value, locations), _coordinates(value, weights)
             result: Tensor = torch.ops.detr.ms_deform_attn(
-                value, spatial_shapes, _coordinates(value, locations), _coordinates(value, weights)
+                value, spatial_shapes, locations, weights, points
             )
             return result
 
@@ -203,7 +230,11 @@ _autocast("cuda")
 
 
 def ms_deform_attn(
-    value: Tensor, shapes: LevelShapes, locations: Tensor, weights: Tensor
+    value: Tensor,
+    shapes: LevelShapes,
+    locations: Tensor,
+    weights: Tensor,
+    points: Sequence[int] | None = None,
 ) -> Tensor:
     """Multi-scale deformable attention.
 
@@ -213,6 +244,8 @@ def ms_deform_attn(
         locations: ``[B, Q, M, V, P, 2]`` (x, y) in [0, 1] of each level; computed with in float32
             (float64 where value is). Outside is zero.
         weights: ``[B, Q, M, V, P]``, the same.
+        points: Number of points of each level where they are unequal. Locations are then
+            ``[B, Q, M, K, 2]`` and weights ``[B, Q, M, K]``, level after level.
 
     Returns:
         ``[B, Q, M * D]`` in value's type.
@@ -223,6 +256,6 @@ def ms_deform_attn(
     """
     flat = [int(size) for shape in shapes for size in shape]
     result: Tensor = torch.ops.detr.ms_deform_attn(
-        value, flat, _coordinates(value, locations), _coordinates(value, weights)
+        value, flat, _coordinates(value, locations), _coordinates(value, weights), points
     )
     return result

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from detr.errors import UserError
-from detr.models.structures import LevelShapes
 from detr.msda import cuda_kernels
-from detr.msda.check import dtype_name
+from detr.msda.check import Sizes, dtype_name
 from detr.msda.cuda_source import Attention
 
 _ALIGNMENT = 16  # bytes, of the widest load
@@ -40,15 +39,15 @@ def _bindings_available() -> bool:
 _kind = cache(Attention)
 
 
-def _attention(value: Tensor, shapes: LevelShapes, points: int) -> Attention:
-    return _kind(dtype_name(value), value.shape[2], value.shape[3], len(shapes), points)
+def _attention(value: Tensor, sizes: Sizes) -> Attention:
+    return _kind(dtype_name(value), sizes.heads, sizes.channels, len(sizes.shapes), sizes.points)
 
 
-def has_kernel(value: Tensor, shapes: LevelShapes, locations: Tensor) -> bool:
+def has_kernel(value: Tensor, sizes: Sizes) -> bool:
     """Whether the CUDA kernel can run this; otherwise ``grid_sample`` has to."""
     if value.device.type != "cuda" or torch.version.cuda is None:
         return False
-    return _attention(value, shapes, locations.shape[4]).supported and _bindings_available()
+    return _attention(value, sizes).supported and _bindings_available()
 
 
 def _dense(tensor: Tensor) -> Tensor:
@@ -62,36 +61,34 @@ def _where(value: Tensor) -> tuple[int, int]:
     return stream.device_index, int(stream.cuda_stream)
 
 
-def forward(value: Tensor, shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """``[B, Q, M * D]``; arguments as ``ms_deform_attn``'s, already checked."""
-    batch, queries = locations.shape[:2]
-    out = value.new_empty(batch, queries, value.shape[2] * value.shape[3])
+def forward(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+    """``[B, Q, M * D]``; arguments as ``ms_deform_attn``'s, with their sizes as checked."""
+    out = value.new_empty(sizes.out)
     inputs = [_dense(tensor) for tensor in (value, locations, weights)]
     cuda_kernels.forward(
-        _attention(value, shapes, locations.shape[4]),
+        _attention(value, sizes),
         *_where(value),
-        (batch, queries),
+        (sizes.batch, sizes.queries),
         [tensor.data_ptr() for tensor in inputs],
         out.data_ptr(),
-        shapes,
+        sizes.shapes,
     )
     return out
 
 
 def backward(
-    grad_out: Tensor, value: Tensor, shapes: LevelShapes, locations: Tensor, weights: Tensor
+    grad_out: Tensor, value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, locations and weights; sums of grad_value in no fixed order."""
-    batch, queries = locations.shape[:2]
     inputs = [_dense(tensor) for tensor in (grad_out, value, locations, weights)]
     sums = torch.zeros(value.shape, dtype=weights.dtype, device=value.device)
     grad_locations, grad_weights = (torch.empty_like(tensor) for tensor in inputs[2:])
     cuda_kernels.backward(
-        _attention(value, shapes, locations.shape[4]),
+        _attention(value, sizes),
         *_where(value),
-        (batch, queries),
+        (sizes.batch, sizes.queries),
         [tensor.data_ptr() for tensor in inputs],
         [sums.data_ptr(), grad_locations.data_ptr(), grad_weights.data_ptr()],
-        shapes,
+        sizes.shapes,
     )
     return sums.to(value.dtype), grad_locations, grad_weights

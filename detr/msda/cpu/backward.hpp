@@ -24,7 +24,7 @@ template <class Value>
 void backward(const Problem &p, const BackwardArrays &arrays, void *scratch,
               const BackwardUnit &unit) {
     using Acc = typename Accumulator<Value>::type;
-    const Index points = p.points, heads = unit.last_head - unit.first_head;
+    const Index points = p.points[unit.level], heads = unit.last_head - unit.first_head;
     const Index width_of_unit = heads * p.channels, stride = p.heads * p.channels;
     const int height = p.heights[unit.level], width = p.widths[unit.level];
     const Index rows = Index(height) * width;
@@ -57,7 +57,7 @@ void backward(const Problem &p, const BackwardArrays &arrays, void *scratch,
                           left < block_queries ? left : block_queries,
                           unit.first_head,
                           heads,
-                          unit.level * points,
+                          p.firsts[unit.level],
                           points};
         load_block(block, static_cast<const Acc *>(arrays.locations),
                    static_cast<const Acc *>(arrays.weights), samples);

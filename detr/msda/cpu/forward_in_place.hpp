@@ -21,11 +21,15 @@ void forward_in_place(const Problem &p, const ForwardArrays &arrays, void *scrat
     const Value *values = static_cast<const Value *>(arrays.value) +
                           unit.image * p.tokens * stride + unit.first_head * p.channels;
     Samples<Acc> &samples = *static_cast<Samples<Acc> *>(scratch);
-    const Index step = heads_at_once(all_heads, p.samples());
-    const Index block_queries = queries_per_block(step * p.samples());
-    for (Index i = 0; i < block_queries * step * p.samples(); ++i) {
-        samples.width[i] = p.widths[i % p.samples() / p.points];
-        samples.height[i] = p.heights[i % p.samples() / p.points];
+    const Index step = heads_at_once(all_heads, p.samples);
+    const Index block_queries = queries_per_block(step * p.samples);
+    for (Index query_and_head = 0, i = 0; query_and_head < block_queries * step; ++query_and_head) {
+        for (Index level = 0; level < p.levels; ++level) {
+            for (Index point = 0; point < p.points[level]; ++point, ++i) {
+                samples.width[i] = p.widths[level];
+                samples.height[i] = p.heights[level];
+            }
+        }
     }
     for (Index first_head = unit.first_head; first_head < unit.last_head; first_head += step) {
         const Index heads = unit.last_head - first_head < step ? unit.last_head - first_head : step;
@@ -37,14 +41,14 @@ void forward_in_place(const Problem &p, const ForwardArrays &arrays, void *scrat
                               first_head,
                               heads,
                               0,
-                              p.samples()};
+                              p.samples};
             load_block(block, static_cast<const Acc *>(arrays.locations),
                        static_cast<const Acc *>(arrays.weights), samples);
             samples.locate_all(block.count());
             for (Index i = 0, q = 0; q < block.queries; ++q) {
                 Value *out = static_cast<Value *>(arrays.out) + (block.query + q) * stride +
                              unit.first_head * p.channels;
-                for (Index head = 0; head < heads; ++head, i += p.samples()) {
+                for (Index head = 0; head < heads; ++head, i += p.samples) {
                     const Index column = (first_head - unit.first_head + head) * p.channels;
                     channel_blocks(p.channels, [&](auto width, Index channel) {
                         using Part = Row<Acc, decltype(width)::value>;
@@ -54,7 +58,7 @@ void forward_in_place(const Problem &p, const ForwardArrays &arrays, void *scrat
                             const Value *base =
                                 values + p.starts[level] * stride + column + channel;
                             const Index down = p.widths[level] * stride;
-                            for (Index point = 0; point < p.points; ++point, ++sample) {
+                            for (Index point = 0; point < p.points[level]; ++point, ++sample) {
                                 accumulate(upper, lower, base + samples.row[sample] * stride,
                                            stride, down, samples.mask[sample],
                                            &samples.share[0][sample], kCapacity);

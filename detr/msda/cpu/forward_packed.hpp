@@ -76,7 +76,7 @@ struct Levels {
     void fill(const Problem &p, Index row_bytes) {
         Index begin = 0;
         for (Index level = 0, i = 0; level < p.levels; ++level) {
-            for (Index point = 0; point < p.points; ++point, ++i) {
+            for (Index point = 0; point < p.points[level]; ++point, ++i) {
                 width[i] = p.widths[level];
                 height[i] = p.heights[level];
                 start[i] = static_cast<unsigned>(begin * row_bytes);
@@ -164,7 +164,7 @@ template <class Value>
 void forward_packed(const Problem &p, const ForwardArrays &arrays, void *scratch,
                     const ForwardUnit &unit) {
     using Acc = typename Accumulator<Value>::type;
-    const Index stride = p.heads * p.channels, samples = p.samples();
+    const Index stride = p.heads * p.channels, samples = p.samples;
     const Index row_bytes = p.channels * Index(sizeof(Value));
     Value *packed = static_cast<Value *>(scratch);
     char *free = static_cast<char *>(scratch) + packed_bytes<Value>(p);

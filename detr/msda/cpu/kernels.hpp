@@ -3,7 +3,7 @@
 
 namespace detr_msda {
 
-// Samples a query may have in one head (levels times points).
+// Samples a query may have in one head, of all levels together.
 constexpr long long kMostSamples = 512;
 // Cells in a row or column of a level. Beyond this float skips whole numbers, and a location just
 // inside could round to a cell outside.
@@ -22,11 +22,12 @@ enum class ValueType { float32, float64, float16, bfloat16 };
 
 // Sizes of one call; arrays are dense and in the order of the torch op's documentation.
 struct Problem {
-    long long batch, tokens, heads, channels, queries, levels, points;
+    long long batch, tokens, heads, channels, queries, levels;
+    long long samples;            // of a query in one head
     const int *heights, *widths;  // per level
     const long long *starts;      // first token of each level
-
-    long long samples() const { return levels * points; }
+    const long long *points;      // samples of each level
+    const long long *firsts;      // first sample of each level
 };
 
 // A part of the forward pass: some heads and queries of one image.

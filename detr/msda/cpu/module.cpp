@@ -75,13 +75,13 @@ struct Call {
     Problem problem;
     ValueType type;
     std::vector<int> heights, widths;
-    std::vector<long long> starts;
+    std::vector<long long> starts, points, firsts;
     long long cells = 0;  // of a packed head
     Sizes value_sizes, location_sizes, weight_sizes, out_sizes;
 
     Call(const ConstArray &value, const std::vector<std::pair<int, int>> &shapes,
-         const ConstArray &locations, const ConstArray &weights)
-        : type(value_type(value.dtype())) {
+         const ConstArray &locations, const ConstArray &weights, const Sizes &level_points)
+        : type(value_type(value.dtype())), points(level_points) {
         long long tokens = 0;
         for (const auto &[height, width] : shapes) {
             if (height < 1 || width < 1)
@@ -95,17 +95,31 @@ struct Call {
             cells += packed_cells(height, width);
             if (tokens > kMostTokens) throw std::invalid_argument("the levels are too large");
         }
-        if (value.ndim() != 4 || locations.ndim() != 6) {
-            throw std::invalid_argument("value needs 4 dimensions and locations 6");
+        const bool unequal = !points.empty();
+        if (value.ndim() != 4 || locations.ndim() != (unequal ? 5 : 6)) {
+            throw std::invalid_argument("value needs 4 dimensions, locations 6, or 5 with points");
         }
         const long long batch = value.shape(0), heads = value.shape(2), channels = value.shape(3);
-        const long long queries = locations.shape(1), points = locations.shape(4);
-        const long long levels = (long long)shapes.size();
-        if (levels * points > kMostSamples) {
-            throw std::invalid_argument("levels times points must be at most 512");
+        const long long queries = locations.shape(1), levels = (long long)shapes.size();
+        if (!unequal) points.assign(levels, locations.shape(4));
+        if ((long long)points.size() != levels)
+            throw std::invalid_argument("points must be one number per level");
+        long long samples = 0;
+        for (const long long count : points) {
+            if (count < 0 || count > kMostSamples)
+                throw std::invalid_argument("a level has 0 to 512 points");
+            firsts.push_back(samples);
+            samples += count;
         }
+        if (samples > kMostSamples)
+            throw std::invalid_argument("a query has at most 512 samples in a head");
         value_sizes = {batch, tokens, heads, channels};
-        weight_sizes = {batch, queries, heads, levels, points};
+        weight_sizes = {batch, queries, heads};
+        if (unequal) {
+            weight_sizes.push_back(samples);
+        } else {
+            weight_sizes.insert(weight_sizes.end(), {levels, (long long)locations.shape(4)});
+        }
         location_sizes = weight_sizes;
         location_sizes.push_back(2);
         out_sizes = {batch, queries, heads * channels};
@@ -114,8 +128,9 @@ struct Call {
         expect("weights", weights, weight_sizes);
         expect_coordinates("locations", locations.dtype());
         expect_coordinates("weights", weights.dtype());
-        problem = {batch,  tokens, heads,          channels,      queries,
-                   levels, points, heights.data(), widths.data(), starts.data()};
+        problem = {batch,          tokens,        heads,         channels,      queries,      levels,
+                   samples,        heights.data(), widths.data(), starts.data(), points.data(),
+                   firsts.data()};
     }
     void expect_coordinates(const char *name, nb::dlpack::dtype actual) const {
         const auto wanted = type == ValueType::float64 ? nb::dtype<double>() : nb::dtype<float>();
@@ -156,8 +171,8 @@ void parallel_for(long long count, int threads, Body body) {
 
 void forward(const ConstArray &value, const std::vector<std::pair<int, int>> &shapes,
              const ConstArray &locations, const ConstArray &weights, const Array &out, int threads,
-             const std::string &target) {
-    const Call call(value, shapes, locations, weights);
+             const std::string &target, const Sizes &points) {
+    const Call call(value, shapes, locations, weights, points);
     expect("out", out, call.out_sizes);
     call.expect_values("out", out.dtype());
     const Kernels &kernels = kernels_of(target);
@@ -168,7 +183,7 @@ void forward(const ConstArray &value, const std::vector<std::pair<int, int>> &sh
     const long long groups = std::max(problem.batch * heads, 1LL);
     // Packing a head costs one pass over its cells and pays where each is then read several times.
     long long parts = (threads * 2 + groups - 1) / groups;
-    const bool packed = queries / parts * problem.samples() >= 4 * call.cells &&
+    const bool packed = queries / parts * problem.samples >= 4 * call.cells &&
                         call.cells * problem.channels < kMostPacked;
     // Otherwise pieces small enough to share out evenly, yet too large for that to cost anything.
     if (!packed) parts = std::max(threads * 8 / std::max(problem.batch, 1LL), (queries + 63) / 64);
@@ -190,8 +205,9 @@ void forward(const ConstArray &value, const std::vector<std::pair<int, int>> &sh
 void backward(const ConstArray &grad_out, const ConstArray &value,
               const std::vector<std::pair<int, int>> &shapes, const ConstArray &locations,
               const ConstArray &weights, const Array &grad_value, const Array &grad_locations,
-              const Array &grad_weights, int threads, const std::string &target) {
-    const Call call(value, shapes, locations, weights);
+              const Array &grad_weights, int threads, const std::string &target,
+              const Sizes &points) {
+    const Call call(value, shapes, locations, weights, points);
     expect("grad_out", grad_out, call.out_sizes);
     expect("grad_value", grad_value, call.value_sizes);
     expect("grad_locations", grad_locations, call.location_sizes);
@@ -210,7 +226,9 @@ void backward(const ConstArray &grad_out, const ConstArray &value,
     const long long units = std::max(problem.batch * problem.levels, 1LL);
     const long long wanted =
         std::clamp((threads * 4 + units - 1) / units, 1LL, std::max(problem.heads, 1LL));
-    const long long fitting = kMostSamples / std::max(problem.points, 1LL);
+    long long most = 1;
+    for (const long long points_of_level : call.points) most = std::max(most, points_of_level);
+    const long long fitting = kMostSamples / most;
     const long long heads = std::min((problem.heads + wanted - 1) / wanted, fitting);
     const long long parts = (problem.heads + heads - 1) / std::max(heads, 1LL);
     const long long tasks = problem.batch * problem.levels * parts;  // none of no images
@@ -237,11 +255,13 @@ NB_MODULE(_native, module) {
     module.doc() = "Multi-scale deformable attention on the CPU.";
     module.def("forward", &forward, nb::arg("value").noconvert(), nb::arg("shapes"),
                nb::arg("locations").noconvert(), nb::arg("weights").noconvert(),
-               nb::arg("out").noconvert(), nb::arg("threads"), nb::arg("target") = "");
+               nb::arg("out").noconvert(), nb::arg("threads"), nb::arg("target") = "",
+               nb::arg("points") = Sizes{});
     module.def("backward", &backward, nb::arg("grad_out").noconvert(), nb::arg("value").noconvert(),
                nb::arg("shapes"), nb::arg("locations").noconvert(), nb::arg("weights").noconvert(),
                nb::arg("grad_value").noconvert(), nb::arg("grad_locations").noconvert(),
-               nb::arg("grad_weights").noconvert(), nb::arg("threads"), nb::arg("target") = "");
+               nb::arg("grad_weights").noconvert(), nb::arg("threads"), nb::arg("target") = "",
+               nb::arg("points") = Sizes{});
     module.def("targets", &targets,
                "Instruction sets this machine can run, slowest first; the last is the default.");
 }

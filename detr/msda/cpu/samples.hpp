@@ -50,7 +50,7 @@ Index queries_per_block(Index samples) {
     return queries > 1 ? queries : 1;
 }
 
-// A block of queries in some heads, each with the same `run` of samples out of its p.samples().
+// A block of queries in some heads, each with the same `run` of samples out of its p.samples.
 struct Block {
     const Problem &p;
     Index query, queries, first_head, heads, first_sample, run;
@@ -61,8 +61,8 @@ struct Block {
     MSDA_FUNCTION void each_run(Visit visit) const {
         Index to = 0;
         for (Index q = 0; q < queries; ++q) {
-            Index from = ((query + q) * p.heads + first_head) * p.samples() + first_sample;
-            for (Index head = 0; head < heads; ++head, from += p.samples(), to += run)
+            Index from = ((query + q) * p.heads + first_head) * p.samples + first_sample;
+            for (Index head = 0; head < heads; ++head, from += p.samples, to += run)
                 visit(from, to);
         }
     }

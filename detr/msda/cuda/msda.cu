@@ -3,7 +3,9 @@
 // Compiled for one kind of attention, given by macros:
 //   MSDA_VALUE                   type of the values: float, double, Half or BFloat16
 //   MSDA_HEADS, MSDA_CHANNELS    M and D
-//   MSDA_LEVELS, MSDA_POINTS     V and P
+//   MSDA_LEVELS, MSDA_SAMPLES    V, and the samples of a query in one head
+//   MSDA_POINTS                  P where it is the same on every level, otherwise
+//   MSDA_LEVEL_POINTS            P of each level: 3, 6, 3
 //   MSDA_SIZES                   optional: {height, width}, ... of each level; otherwise the last
 //                                argument of each kernel
 //   MSDA_LANE_CHANNELS           channels per thread, a divisor of D (loads of 16 bytes at best)
@@ -22,7 +24,7 @@ using Value = MSDA_VALUE;
 using Acc = Accumulator<Value>::type;
 
 constexpr int kHeads = MSDA_HEADS, kChannels = MSDA_CHANNELS;
-constexpr int kLevels = MSDA_LEVELS, kPoints = MSDA_POINTS, kSamples = kLevels * kPoints;
+constexpr int kLevels = MSDA_LEVELS, kSamples = MSDA_SAMPLES;
 constexpr int kLaneChannels = MSDA_LANE_CHANNELS, kLanes = MSDA_LANES;
 constexpr int kThreads = MSDA_THREADS, kGroups = kThreads / kLanes;
 constexpr Index kStride = Index(kHeads) * kChannels;
@@ -119,6 +121,22 @@ MSDA_FUNCTION Level level_at(const Levels &levels, int level) {
     return chosen;
 }
 
+// The level of one of a query's samples.
+MSDA_FUNCTION int level_of(int sample) {
+#if defined(MSDA_LEVEL_POINTS)
+    constexpr int points[kLevels] = {MSDA_LEVEL_POINTS};
+    int level = 0, end = 0;
+#pragma unroll
+    for (int v = 0; v + 1 < kLevels; ++v) {
+        end += points[v];
+        level += sample >= end ? 1 : 0;
+    }
+    return level;
+#else
+    return sample / MSDA_POINTS;
+#endif
+}
+
 // A located sample in shared memory, with all that reading its corners takes; aligned for loads of
 // eight bytes.
 struct alignas(8) Staged {
@@ -150,7 +168,7 @@ __device__ __forceinline__ void stage(const Acc *__restrict__ locations,
     for (int i = threadIdx.x; i < kGroups * kSamples; i += kThreads) {
         const Index at = Index(first) * kSamples + i;
         if (at >= Index(groups) * kSamples) break;
-        const int level = i % kSamples / kPoints;
+        const int level = level_of(i % kSamples);
         int start = 0;
 #pragma unroll
         for (int v = 0; v < kLevels; ++v) {
@@ -255,7 +273,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     for (int i = threadIdx.x; i < kGroups * kSamples; i += kThreads) {
         const Index at = Index(first) * kSamples + i;
         if (at >= Index(groups) * kSamples) break;
-        const Level size = level_at(levels, i % kSamples / kPoints);
+        const Level size = level_at(levels, level_of(i % kSamples));
         const StagedGradient gradient = gradients[slot_of(i)];
         reinterpret_cast<Point *>(grad_locations)[at] = {
             gradient.x * static_cast<Acc>(size.width), gradient.y * static_cast<Acc>(size.height)};

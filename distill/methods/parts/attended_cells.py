@@ -16,6 +16,7 @@ from torch import Tensor
 
 from detr.models import LevelShapes, SampledAttention
 from detr.models.structures import Attention
+from detr.points import level_points
 from distill.methods.base import float32
 
 # Entries of dense maps that exist at once: in a CPU's cache, or enough to fill a GPU.
@@ -44,22 +45,23 @@ def attended_cells(sampled: SampledAttention, shapes: LevelShapes) -> Cells:
     are dropped, as the attention reads zero there.
 
     Args:
-        sampled: Locations ``[B, N, M, V, P, 2]`` and weights ``[B, N, M, V, P]``.
+        sampled: Of K samples.
         shapes: (height, width) of the levels.
 
     Returns:
-        Cells ``[B, N, M, V * P * 4]``.
+        Cells ``[B, N, M, K * 4]``.
     """
-    locations, weights = float32(sampled.locations), float32(sampled.weights).flatten(-2)
-    points = sampled.weights.shape[-1]
+    locations, weights = (float32(x) for x in sampled.in_a_row())
     # One number per sample rather than per level: a few elements at a time would cost most of it.
-    sizes = torch.tensor(shapes).repeat_interleave(points, 0)
-    cells = int(sizes[::points].prod(1).sum())
-    sizes = sizes.to(weights.device, non_blocking=True)
-    height, width = sizes.to(torch.float32).unbind(1)
-    counts = sizes.prod(1)[::points]
+    points = torch.tensor(level_points(sampled.points, len(shapes)))
+    sizes = torch.tensor(shapes)
+    counts = sizes.prod(1)
+    cells = int(counts.sum())
     starts = (counts.cumsum(0) - counts).repeat_interleave(points).to(torch.float32)
-    across, down = locations.flatten(-3, -2).unbind(-1)
+    sizes = sizes.repeat_interleave(points, 0).to(weights.device, non_blocking=True)
+    starts = starts.to(weights.device, non_blocking=True)
+    height, width = sizes.to(torch.float32).unbind(1)
+    across, down = locations.unbind(-1)
     # Weight and place of either neighbor along one axis; what lies outside weighs nothing. Cells
     # are numbered in float32, which is exact up to 2^24 of them.
     columns, rows = _neighbors(across, width), _neighbors(down, height)
@@ -76,7 +78,7 @@ def attended_cells(sampled: SampledAttention, shapes: LevelShapes) -> Cells:
 
 
 def _neighbors(place: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Cell and share of the lower and the upper neighbor along one axis of ``[..., V * P]``."""
+    """Cell and share of the lower and the upper neighbor along one axis of ``[..., K]``."""
     place = place * size - 0.5
     low = place.detach().floor().nan_to_num_(0.0)  # a cell must exist; its share says nan
     part = place - low

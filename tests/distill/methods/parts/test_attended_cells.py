@@ -28,6 +28,7 @@ def sampled(
     return SampledAttention(
         torch.tensor(locations).reshape(1, 1, 1, levels, points, 2),
         torch.tensor(weights).reshape(1, 1, 1, levels, points),
+        points,
     )
 
 
@@ -57,11 +58,22 @@ def test_levels_follow_each_other() -> None:
     torch.testing.assert_close(found.flatten(), expected)
 
 
+def test_levels_may_have_unequal_numbers_of_samples() -> None:
+    """Two on the fine level, one on the coarse one, as with a second that weighs nothing."""
+    places = torch.rand(1, 2, 1, 3, 2, generator=torch.Generator().manual_seed(0))
+    weights = torch.rand(1, 2, 1, 3, generator=torch.Generator().manual_seed(1))
+    padded = torch.cat((places, places[..., -1:, :]), 3), torch.nn.functional.pad(weights, (0, 1))
+    even = SampledAttention(padded[0].unflatten(3, (2, 2)), padded[1].unflatten(3, (2, 2)), 2)
+    found = attended_cells(SampledAttention(places, weights, (2, 1)), SHAPES)
+    assert found.index.shape == (1, 2, 1, 12)
+    torch.testing.assert_close(dense(found), dense(attended_cells(even, SHAPES)))
+
+
 def random(seed: int) -> SampledAttention:
     generator = torch.Generator().manual_seed(seed)
     locations = torch.rand(2, 3, 2, 2, 4, 2, generator=generator) * 1.4 - 0.2
     weights = torch.rand(2, 3, 2, 2, 4, generator=generator)
-    return SampledAttention(locations.requires_grad_(), weights.requires_grad_())
+    return SampledAttention(locations.requires_grad_(), weights.requires_grad_(), 4)
 
 
 def test_spread_is_the_weighted_mean_over_heads_of_the_dense_maps() -> None:
