@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -47,7 +48,11 @@ def extract_layers(
             "extract-impossible",
             f"decoder: a {cross.kind} decoder's layer 0 alone reads positions; start with it",
         )
-    depths = {part: {"layers": len(layers)} for part, layers in kept.items()}
+    depths: dict[str, dict[str, Any]] = {
+        part: {"layers": len(layers)} for part, layers in kept.items()
+    }
+    # Of the layers that are left all answer, whichever answered before.
+    depths["decoder"]["evaluated_layers"] = None
     try:
         smaller = config.replace(**depths)
     except ValidationError as error:
