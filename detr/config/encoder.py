@@ -32,6 +32,11 @@ class AnyEncoderConfig(LayerStack, Part):
         """Whether the memory changes its meaning with the number of layers."""
         return False
 
+    @property
+    def nested(self) -> bool:
+        """Whether each layer's output is the memory of a shallower encoder of the same weights."""
+        return False
+
     def map_width(self, width: int) -> int:
         """Channels of the maps it takes, in a detector of a width."""
         return width
@@ -62,6 +67,11 @@ class TokenEncoderConfig(AnyEncoderConfig):
     def fuses_every_layer(self) -> bool:
         """See the base class."""
         return self.fusion in ("u", "dense")
+
+    @property
+    def nested(self) -> bool:
+        """See the base class."""
+        return self.fusion is None
 
     def alone(self, layers: int) -> dict[str, Any]:
         """See the base class; it joins nothing."""

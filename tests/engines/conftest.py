@@ -16,6 +16,7 @@ from detr.config import ClassMap, DetectorConfig
 from detr.data.preprocess import PreprocessConfig
 from detr.files import sha256
 from detr.model_info import ModelInfo
+from detr.points import Points, sample_axes, unequal
 from detr.types import Detections
 from engines.bundle import GOLDEN, MODEL, SIDECAR, Bundle, BundleInfo, Golden, Source, open_bundle
 from engines.msda_function import HeadShape, Lowering, make_node, set_lowering
@@ -26,7 +27,7 @@ HEADS, CHANNELS, POINTS, QUERIES = 2, 4, 3, 5
 
 
 def toy_model(
-    batch: int | Literal["dynamic"], lowering: Lowering = "gridsample"
+    batch: int | Literal["dynamic"], lowering: Lowering = "gridsample", points: Points = POINTS
 ) -> onnx.ModelProto:
     """Two attentions in a row over pooled pixels; boxes and scores follow from the second.
 
@@ -35,7 +36,8 @@ def toy_model(
     """
     generator = np.random.default_rng(3)
     width = HEADS * CHANNELS
-    sampling = (HEADS, len(SHAPES), POINTS)
+    sampling = (HEADS, *sample_axes(points, len(SHAPES)))
+    of_levels = unequal(points)
 
     def weight(name: str, *shape: int) -> onnx.TensorProto:
         return numpy_helper.from_array(generator.normal(size=shape).astype(np.float32) / 3, name)
@@ -60,10 +62,10 @@ def toy_model(
         helper.make_node("Sigmoid", ["where_raw"], ["where"]),
         helper.make_node("MatMul", ["content", "to_share"], ["share_flat"]),
         helper.make_node("Reshape", ["share_flat", "share_sizes"], ["share"]),
-        make_node(*attention_inputs, "first", SHAPES, "attention_0"),
+        make_node(*attention_inputs, "first", SHAPES, "attention_0", of_levels),
         helper.make_node("MatMul", ["first", "to_where"], ["where_flat_2"]),
         helper.make_node("Reshape", ["where_flat_2", "where_sizes"], ["where_2"]),
-        make_node("tokens", "where_2", "share", "second", SHAPES, "attention_1"),
+        make_node("tokens", "where_2", "share", "second", SHAPES, "attention_1", of_levels),
         helper.make_node("Add", ["first", "second"], ["hidden"]),
         helper.make_node("MatMul", ["hidden", "to_box"], ["box_raw"]),
         helper.make_node("Sigmoid", ["box_raw"], ["box_unit"]),
@@ -117,7 +119,7 @@ def toy_model(
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    set_lowering(model, HeadShape(HEADS, CHANNELS, POINTS), lowering)
+    set_lowering(model, HeadShape(HEADS, CHANNELS, points), lowering)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -127,13 +129,15 @@ MakeBundle = Callable[..., Path]
 
 @pytest.fixture
 def toy_bundle(tmp_path: Path) -> MakeBundle:
-    """Writes a bundle around :func:`toy_model`; ``batch`` is the graph's batch size."""
+    """Writes a bundle around :func:`toy_model`, of whose batch size and points it is."""
 
-    def make(batch: int | Literal["dynamic"] = "dynamic", **changes: Any) -> Path:
+    def make(
+        batch: int | Literal["dynamic"] = "dynamic", points: Points = POINTS, **changes: Any
+    ) -> Path:
         folder = tmp_path / "toy.bundle"
         folder.mkdir()
         onnx.save_model(
-            toy_model(batch, changes.get("lowering", "gridsample")), str(folder / MODEL)
+            toy_model(batch, changes.get("lowering", "gridsample"), points), str(folder / MODEL)
         )
         image = np.zeros((20, 30, 3), np.uint8)
         nothing = Detections(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from detr.data.images import read_image
 from detr.errors import UserError
+from detr.points import Points
 from detr.types import ImageArray
 from engines import open as open_module
 from engines import open_bundle, open_engine
@@ -30,9 +31,11 @@ def pictures(count: int) -> list[ImageArray]:
     return [generator.integers(0, 255, (*sizes[i % 4], 3)).astype(np.uint8) for i in range(count)]
 
 
-@pytest.mark.parametrize("threads", [None, 1, 2])
-def test_native_finds_what_onnxruntime_finds(toy_bundle: MakeBundle, threads: int | None) -> None:
-    folder = toy_bundle()
+@pytest.mark.parametrize(("threads", "points"), [(None, 3), (1, 3), (2, 3), (1, (3, 1))], ids=str)
+def test_native_finds_what_onnxruntime_finds(
+    toy_bundle: MakeBundle, threads: int | None, points: Points
+) -> None:
+    folder = toy_bundle(points=points)
     native, reference = (open_engine(folder, name, threads) for name in ("native", "onnxruntime"))
     for count in (1, 3, 2):
         inputs = reference.prepare(pictures(count))

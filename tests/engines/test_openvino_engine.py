@@ -14,6 +14,7 @@ import pytest
 
 from detr import msda
 from detr.errors import UserError
+from detr.points import Points
 from detr.types import ImageArray
 from engines import open_engine
 from engines.openvino_engine import _openvino
@@ -42,11 +43,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
     yield seen
 
 
-@pytest.mark.parametrize("threads", [None, 1, 2])
+@pytest.mark.parametrize(("threads", "points"), [(None, 3), (1, 3), (2, 3), (1, (3, 1))], ids=str)
 def test_kernel_finds_what_onnxruntime_finds(
-    toy_bundle: MakeBundle, calls: list[tuple[int, ...]], threads: int | None
+    toy_bundle: MakeBundle, calls: list[tuple[int, ...]], threads: int | None, points: Points
 ) -> None:
-    folder = toy_bundle()
+    folder = toy_bundle(points=points)
     engine, reference = (open_engine(folder, name, threads) for name in ("openvino", "onnxruntime"))
     assert engine.versions["attention"] == f"kernel {msda.instruction_set()}"
     for count in (1, 3, 2):

@@ -68,6 +68,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
     "rtdetr": RT_DETR,
     "d-fine": D_FINE,
     "rtdetr-discrete": {**RT_DETR, "decoder.cross_attention.discrete": True},
+    "rtdetr-unequal": {**RT_DETR, "decoder.cross_attention.points": [1, 3, 2]},
 }
 
 MakeCheckpoint = Callable[..., Path]

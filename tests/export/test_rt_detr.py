@@ -22,7 +22,8 @@ SIZES = [(64, 96), (33, 200), (90, 60), (128, 192)]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "lowering"), [("rtdetr", "gather"), ("rtdetr-discrete", "gridsample")]
+    ("name", "lowering"),
+    [("rtdetr", "gather"), ("rtdetr-discrete", "gridsample"), ("rtdetr-unequal", "gather")],
 )
 def test_every_engine_finds_what_torch_finds(
     name: str, lowering: Lowering, checkpoint: Callable[[str], Path], tmp_path: Path

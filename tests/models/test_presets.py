@@ -214,8 +214,8 @@ def test_what_cannot_go_together_is_refused(changes, reason):
     [
         (
             {"queries": {"kind": "learned", "denoising": None}},
-            "queries.denoising: no such key; kind: learned has none, anchors, mixed and "
-            "selected have",
+            "queries.denoising: no such key; kind: learned has none, anchors, mixed, "
+            "selected and unified have",
         ),
         (
             {"decoder.refinement.shared_heads": True},

@@ -30,7 +30,7 @@ from detr.models import Detector, Target, build_detector
 from distill.data.batches import Batch
 from distill.methods import Method, build_methods
 from distill.methods.step import Step
-from distill.training.loop import forward
+from distill.training.forward import forward
 
 CLASSES = 3
 CANVAS = (64, 96)
