@@ -161,7 +161,10 @@ def _joined_rows(model: ModelProto) -> ScoredRows | DetectionRows | None:
 
 def _origin(made: dict[str, NodeProto], name: str) -> str | None:
     """The operator that computes a value, behind those that only move it."""
-    while (node := made.get(name)) is not None and node.op_type in _MOVING:
+    while (node := made.get(name)) is not None and (
+        # A stack of one, as of the one layer that is evaluated.
+        node.op_type in _MOVING or (node.op_type == "Concat" and len(node.input) == 1)
+    ):
         name = node.input[0]
     return None if node is None else node.op_type
 

@@ -72,6 +72,9 @@ def detector(
 
 def _rows(n: Nodes, kind: str, logits: str, boxes: str, classes: int) -> str:
     """One output as ultralytics' exporters write it: of all scores, or of the best ones' boxes."""
+    boxes = n.op(
+        "Squeeze", n.op("Concat", n.op("Unsqueeze", boxes, n.const([0])), axis=0), n.const([0])
+    )
     scores = n.op("Sigmoid", logits)
     parts = [boxes, scores]
     if kind != "scored":
