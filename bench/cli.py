@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
+from bench.fit.command import fit
 from bench.op.msda import op
+from bench.options import data_option, iterations_option, limit_option, models_argument
 from bench.report.model import PerformanceBudget, Report
 from bench.timing import TimingReport, benchmark_timing
 from detr.cli_support import LazyGroup, emit, json_option, threads_option
@@ -35,23 +37,6 @@ def main() -> None:
     """
 
 
-_models = click.argument(
-    "models", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
-_data = click.option(
-    "--data", required=True, help="kitti:PATH[:SPLIT], coco:PATH[:SPLIT] or a YAML file."
-)
-_limit = click.option(
-    "--limit", type=click.IntRange(min=1), help="Use this many images, spread evenly."
-)
-_iterations = click.option(
-    "--iterations",
-    type=click.IntRange(min=1),
-    default=50,
-    show_default=True,
-    help="Timed calls per model and engine.",
-)
-
 _max_dets = click.option(
     "--max-dets",
     type=click.IntRange(min=1),
@@ -75,8 +60,8 @@ _slices = click.option(
 
 
 @main.command()
-@_models
-@_data
+@models_argument
+@data_option
 @click.option(
     "--engine",
     metavar="NAME",
@@ -87,8 +72,8 @@ _slices = click.option(
     type=click.Path(path_type=Path),
     help="Folder for report.json, .md, .csv and .html; only printed without it.",
 )
-@_limit
-@_iterations
+@limit_option
+@iterations_option
 @click.option(
     "--rebuild",
     is_flag=True,
@@ -193,8 +178,8 @@ def _emit_timing(
 
 
 @main.command()
-@_models
-@_data
+@models_argument
+@data_option
 @click.option(
     "--engines",
     required=True,
@@ -207,8 +192,8 @@ def _emit_timing(
     required=True,
     help="Folder for report.json, .md, .csv and .html.",
 )
-@_limit
-@_iterations
+@limit_option
+@iterations_option
 @threads_option
 @_max_dets
 @json_option
@@ -285,7 +270,7 @@ def compare(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 
 @main.command()
 @click.argument("detections", type=click.Path(path_type=Path))
-@_data
+@data_option
 @click.option(
     "--protocol",
     type=click.Choice(["coco", "kitti"]),
@@ -293,6 +278,11 @@ def compare(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 )
 @_max_dets
 @_ious
+@click.option(
+    "--boundary",
+    is_flag=True,
+    help="Also tell Boundary AP of masks; takes ten times as long as AP.",
+)
 @_slices
 @click.option(
     "--out",
@@ -306,6 +296,7 @@ def score(
     protocol: str | None,
     max_dets: int,
     ious: tuple[float, ...],
+    boundary: bool,
     slices: Path | None,
     out: Path | None,
     as_json: bool,
@@ -313,7 +304,8 @@ def score(
     """Score anyone's detections: AP from a file.
 
     DETECTIONS are a COCO results file or a folder of KITTI result files. Needs the labels only:
-    no images, no model; where the images are there, the page shows the worst mistakes.
+    no images, no model; where the images are there, the page shows the worst mistakes. Masks in a
+    COCO results file are scored besides, if the labels have masks.
 
     Example: detr bench score results_folder --data kitti:/data/kitti:val --protocol kitti
     """
@@ -322,7 +314,7 @@ def score(
     _check_output(out)
     result = scoring.score(
         detections, open_dataset(data), protocol, Accuracy(max_dets, ious), slices,  # type: ignore[arg-type]
-        pictures=out is not None,
+        pictures=out is not None, boundary=boundary,
     )  # fmt: skip
     if out is not None:
         from bench.report.score import write_score
@@ -346,4 +338,5 @@ def _tell(report: Report, as_json: bool) -> None:
     emit(report.model_copy(update={"examples": [], "mistakes": []}), as_json, "\n".join(lines))
 
 
+main.add_command(fit)
 main.add_command(op)

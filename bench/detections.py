@@ -12,13 +12,17 @@ import numpy as np
 from detr.cli_support import progress
 from detr.data.dataset import Dataset
 from detr.data.kitti_rows import KittiObject, read_label_file
+from detr.data.segmentation import read_segmentation
 from detr.errors import UserError
 from detr.files import TEXT
+from detr.masks import Rle
 from detr.types import Detections, is_image_id
 
 
 def read_coco_results(path: Path, dataset: Dataset) -> list[dict[str, Any]]:
     """Reads and checks a COCO results file.
+
+    Where entries have masks, all of them need one; a box that is not told is that around the mask.
 
     Raises:
         UserError: See :func:`score`; an entry is named by its number, from 0.
@@ -33,10 +37,11 @@ def read_coco_results(path: Path, dataset: Dataset) -> list[dict[str, Any]]:
         raise UserError(
             "detections-unreadable", f"{path}: a COCO results file is a list of detections"
         )
-    image_ids = {dataset.image_id(i) for i in range(len(dataset))}
+    image_ids = {dataset.image_id(i): i for i in range(len(dataset))}
     categories = set(dataset.classes.category_ids)
+    masks = any(isinstance(entry, dict) and "segmentation" in entry for entry in entries)
     for number, entry in enumerate(entries):
-        _check_entry(entry, f"{path}: entry {number}")
+        _check_entry(entry, f"{path}: entry {number}", masks)
         if entry["image_id"] not in image_ids:
             raise UserError(
                 "detections-image",
@@ -48,7 +53,22 @@ def read_coco_results(path: Path, dataset: Dataset) -> list[dict[str, Any]]:
                 f"{path}: entry {number}: category_id {entry['category_id']} is not in "
                 f"{dataset.spec}, which has {_listed(sorted(categories))}",
             )
+        if masks:
+            size = dataset.image_size(image_ids[entry["image_id"]])
+            _read_mask(entry, size, f"{path}: entry {number}")
     return entries
+
+
+def _read_mask(entry: dict[str, Any], size: tuple[int, int], where: str) -> None:
+    """Whatever its form, the mask becomes packed run lengths."""
+    try:
+        mask = read_segmentation(entry["segmentation"], size, where).rle(size)
+    except UserError as error:
+        raise UserError("detections-entry", error.message) from error
+    entry["segmentation"] = mask.to_json()
+    if "bbox" not in entry:
+        x0, y0, x1, y1 = mask.box
+        entry["bbox"] = [x0, y0, x1 - x0, y1 - y0]
 
 
 def read_kitti_folder(folder: Path, dataset: Dataset) -> list[list[KittiObject]]:
@@ -86,7 +106,7 @@ def read_kitti_folder(folder: Path, dataset: Dataset) -> list[list[KittiObject]]
     return found
 
 
-def _check_entry(entry: Any, where: str) -> None:
+def _check_entry(entry: Any, where: str, masks: bool) -> None:
     if not isinstance(entry, dict):
         raise UserError("detections-entry", f"{where}: not an object")
     if not is_image_id(entry.get("image_id")):
@@ -94,8 +114,14 @@ def _check_entry(entry: Any, where: str) -> None:
     category = entry.get("category_id")
     if not isinstance(category, int) or isinstance(category, bool):
         raise UserError("detections-entry", f"{where}: category_id is not a whole number")
+    if masks and "segmentation" not in entry:
+        raise UserError(
+            "detections-entry", f"{where}: has no segmentation, though other entries do"
+        )
     box = entry.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+    if masks and "bbox" not in entry:
+        pass
+    elif not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         raise UserError("detections-entry", f"{where}: bbox is not [x, y, width, height]")
     if not _is_number(entry.get("score")):
         raise UserError("detections-entry", f"{where}: score is not a number")
@@ -141,19 +167,25 @@ def as_detections(results: list[dict[str, Any]], dataset: Dataset) -> list[Detec
     labels = {category: k for k, category in enumerate(dataset.classes.category_ids)}
     position = {dataset.image_id(i): i for i in range(len(dataset))}
     rows: list[list[tuple[float, ...]]] = [[] for _ in range(len(dataset))]
+    masks: list[list[Rle]] = [[] for _ in range(len(dataset))]
     for r in results:
         x, y, w, h = r["bbox"]
         label = labels[r["category_id"]]
         rows[position[r["image_id"]]].append((x, y, x + w, y + h, r["score"], label))
+        if "segmentation" in r:
+            height, width = r["segmentation"]["size"]
+            masks[position[r["image_id"]]].append(Rle((height, width), r["segmentation"]["counts"]))
     found = []
-    for own in rows:
+    for own, shown in zip(rows, masks, strict=True):
         table = np.array(own, dtype=np.float64).reshape(-1, 6)
-        table = table[np.argsort(-table[:, 4], kind="stable")]
+        order = np.argsort(-table[:, 4], kind="stable")
+        table = table[order]
         found.append(
             Detections(
                 table[:, :4].astype(np.float32),
                 table[:, 4].astype(np.float32),
                 table[:, 5].astype(np.int64),
+                tuple(shown[k] for k in order) if shown else None,
             )
         )
     return found

@@ -6,8 +6,9 @@ Either can be scored by either protocol, as far as the data set knows what the p
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -41,7 +42,9 @@ class Score(BaseModel):
     Attributes:
         detections: Path as given.
         data: Data set as given.
-        protocol: Which of the two fields is filled.
+        protocol: Which of ``coco`` and ``kitti`` is filled.
+        masks: COCO AP of masks, where detections and labels have them.
+        boundary: Boundary AP of masks, where it was asked for.
         notes: What was left out of the labels.
         analysis: Curves, confusions and slices.
         mistakes: Pictures of the worst mistakes, where the images are there; only on the page.
@@ -52,6 +55,8 @@ class Score(BaseModel):
     protocol: Protocol
     coco: CocoAp | None = None
     kitti: KittiAp | None = None
+    masks: CocoAp | None = None
+    boundary: CocoAp | None = None
     notes: list[str] = []
     analysis: Analysis | None = None
     mistakes: list[Example] = Field(default=[], exclude=True)
@@ -59,11 +64,15 @@ class Score(BaseModel):
     def summary(self) -> str:
         """A table of AP."""
         if self.coco is not None:
-            table = coco_text(self.coco)
+            tables = [coco_text(self.coco)]
         else:
             assert self.kitti is not None
-            table = kitti_text(self.kitti)
-        return "\n".join([table, *self.notes])
+            tables = [kitti_text(self.kitti)]
+        if self.masks is not None:
+            tables.append(coco_text(self.masks, "masks"))
+        if self.boundary is not None:
+            tables.append(coco_text(self.boundary, "masks, boundary IoU"))
+        return "\n".join(["\n\n".join(tables), *self.notes])
 
     def text(self) -> str:
         """Tables for the terminal."""
@@ -77,6 +86,7 @@ def score(
     accuracy: Accuracy | None = None,
     slices: Path | None = None,
     pictures: bool = False,
+    boundary: bool = False,
 ) -> Score:
     """Scores a results file or folder.
 
@@ -87,11 +97,12 @@ def score(
         accuracy: How COCO AP is computed.
         slices: CSV file with what objects or images are to be sliced by.
         pictures: Whether to look for the images and cut the worst mistakes out of them.
+        boundary: Whether to compute Boundary AP of masks; it takes ten times as long as AP.
 
     Raises:
         UserError: ``detections-missing``, ``detections-unreadable``, ``detections-entry``,
             ``detections-class``, ``detections-image``, ``protocol-data``, ``no-ground-truth``,
-            ``slices-file``.
+            ``slices-file``; ``mask-missing`` where Boundary AP is asked for and there are no masks.
     """
     if not detections.exists():
         raise UserError("detections-missing", f"{detections}: no such file or folder")
@@ -116,6 +127,9 @@ def score(
     else:
         result.coco = coco_ap.evaluate_json(truth, results, accuracy)
         result.notes += filter(None, [result.coco.note()])
+        _score_masks(result, dataset, results, accuracy, boundary)
+    if boundary and result.boundary is None:
+        raise UserError("mask-missing", f"{detections}: --boundary: {_no_masks(result)}")
     seen = as_detections(results, dataset)
     outcomes = match_detections(truth, seen, accuracy.max_dets)
     result.analysis, mistakes = analyze(truth, seen, outcomes, slicings)
@@ -123,6 +137,37 @@ def score(
         shown = mistake_pictures(Path(result.detections).name, mistakes, dataset, every, truth)
         result.mistakes = [] if shown is None else [shown]
     return result
+
+
+def _score_masks(
+    result: Score,
+    dataset: Dataset,
+    results: list[dict[str, Any]],
+    accuracy: Accuracy,
+    boundary: bool,
+) -> None:
+    """AP of masks, if the results have any; without masks in the labels a note says so."""
+    if not any("segmentation" in entry for entry in results):
+        return
+    try:
+        truth = coco_ground_truth(dataset, masks=True)
+    except UserError as error:
+        if not error.code.startswith("mask-"):
+            raise
+        result.notes.append(f"masks are not scored: {error.message}")
+        return
+    result.masks = coco_ap.evaluate_json(truth, results, replace(accuracy, overlap="segm"))
+    if boundary:
+        result.boundary = coco_ap.evaluate_json(
+            truth, results, replace(accuracy, overlap="boundary")
+        )
+
+
+def _no_masks(result: Score) -> str:
+    if result.protocol == "kitti":
+        return "the KITTI protocol has no masks"
+    unscored = [note for note in result.notes if note.startswith("masks are not scored")]
+    return unscored[0] if unscored else "the detections have no masks"
 
 
 def _kitti_labels(dataset: Dataset) -> KittiLabels:
@@ -157,10 +202,17 @@ def _kitti_classes(dataset: Dataset, labels: KittiLabels) -> list[str]:
     return classes
 
 
-def coco_text(ap: CocoAp) -> str:
-    """COCO AP as lines of text, AP times 100."""
+def coco_text(ap: CocoAp, of: str = "boxes") -> str:
+    """COCO AP as lines of text, AP times 100.
+
+    Args:
+        ap: What is told.
+        of: Of what the overlap was taken.
+    """
     width = max(map(len, ap.per_class), default=5)
-    lines = [f"{'class':{width}}  {'boxes':>6}  {'AP':>5}  {'AP50':>5}"]
+    # Whose boxes are scored knows it, as long as nothing else is.
+    lines = [] if of == "boxes" else [f"{of}:"]
+    lines += [f"{'class':{width}}  {of.split(',')[0]:>6}  {'AP':>5}  {'AP50':>5}"]
     lines += [
         f"{name:{width}}  {c.count:6}  {percent(c.ap):>5}  {percent(c.ap50):>5}"
         for name, c in ap.per_class.items() if c.count

@@ -12,7 +12,7 @@ import click
 from pydantic import BaseModel
 from tqdm import tqdm
 
-from detr.cores import let_threads_sleep
+from detr.cores import let_threads_sleep, use_threads
 from detr.errors import UserError
 
 T = TypeVar("T")
@@ -145,6 +145,21 @@ threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),
     help="Of the engine; by default OMP_NUM_THREADS, what a container may use, or all cores.",
+)
+
+
+def _use_threads(_: click.Context, __: click.Parameter, number: int | None) -> None:
+    if number is not None:
+        use_threads(number)
+
+
+# For commands that use torch and engines by turns: nothing is handed on, the process keeps it.
+process_threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    callback=_use_threads,
+    expose_value=False,
+    help="Of torch and engines; default: OMP_NUM_THREADS, what a container may use, or all cores.",
 )
 
 

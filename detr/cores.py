@@ -35,6 +35,17 @@ def default_threads() -> int | None:
     return None if quota is None else usable_cores()
 
 
+def use_threads(number: int) -> None:
+    """Sets the threads of everything in this process that is told no number of its own.
+
+    Args:
+        number: Of torch, of our kernel and of every engine opened from now on.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(number)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(number)
+
+
 @cache  # asked before every call of the attention kernel
 def cpu_quota(mount: Path = _CGROUPS, membership: Path = _SELF) -> float | None:
     """Cores that control groups allow this process, ``None`` without a limit.

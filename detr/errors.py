@@ -14,12 +14,14 @@ class UserError(Exception):
     Args:
         code: Stable, lower-case, hyphenated (``kitti-label-columns``); listed in
             ``docs/errors.md``.
-        message: One line that names the file and place and says what to do about it.
+        message: One line that names the file and place and says what to do about it. Names come
+            from files of any content: what cannot be printed is escaped.
     """
 
     exit_status = 2
 
     def __init__(self, code: str, message: str) -> None:
+        message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
         super().__init__(message)
         self.code = code
         self.message = message

@@ -19,7 +19,7 @@ class Point:
     """One artifact in the plot.
 
     Attributes:
-        name: Label.
+        name: Label; an empty one is not shown.
         ms, low_ms, high_ms: Median latency and the ends of its whisker.
         ap: 0..1.
         color: CSS color.
@@ -76,15 +76,40 @@ def nice_step(span: float, count: int) -> float:
     return next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
 
 
-def ap_over_latency(points: Sequence[Point], title_id: str = "plot") -> str:
+# What a page says in its style sheet, for a picture that stands alone.
+_STYLE = (
+    "text{font:12.5px sans-serif;fill:#1d2733}.tick,.axis-title{fill:#5f7488}"
+    ".label{font-weight:650;paint-order:stroke;stroke:#fff;stroke-width:5px;"
+    "stroke-linejoin:round;fill:currentColor}.grid{stroke:#e3e6ea}"
+    ".axis{stroke:#5f7488;fill:none}.front{stroke:#5f7488;stroke-width:1.5;"
+    "stroke-dasharray:5 5;fill:none}.whisker{stroke:currentColor;stroke-width:1.5;fill:none;"
+    "opacity:.65}.mark{fill:currentColor;stroke:#fff;stroke-width:2}"
+    ".beaten{fill:#fff;stroke:currentColor;stroke-width:2.5}"
+)
+
+
+def standing_alone(svg: str) -> str:
+    """A plot of :func:`ap_over_latency` as a file that needs no page around it."""
+    head, rest = svg.split(">", 1)
+    return (
+        f'{head} xmlns="http://www.w3.org/2000/svg"><style>{_STYLE}</style>'
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>{rest}\n'
+    )
+
+
+def ap_over_latency(
+    points: Sequence[Point], title_id: str = "plot", budget: float | None = None
+) -> str:
     """SVG of the points, the front joined by a line, whiskers from lowest to highest.
 
     Args:
         points: What to show.
         title_id: Prefix of the ids inside, for pages with several plots.
+        budget: Milliseconds at which a line is drawn, where they are within the plot.
     """
     x, y = _latency_axis(points), _ap_axis(points)
-    described = "; ".join(f"{p.name}: {100 * p.ap:.1f} AP at {p.ms:.1f} ms" for p in points)
+    named = [p for p in points if p.name]
+    described = "; ".join(f"{p.name}: {100 * p.ap:.1f} AP at {p.ms:.1f} ms" for p in named)
     parts = [
         f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-labelledby="{title_id}-title {title_id}-desc">',
@@ -93,12 +118,15 @@ def ap_over_latency(points: Sequence[Point], title_id: str = "plot") -> str:
         *_frame(x, y),
         *_front(points, x, y),
     ]
+    if budget is not None and x.low <= budget <= x.high:
+        at = x(budget)
+        parts.append(f'<path d="M{at:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="#c4483d"/>')
     taken: list[tuple[float, float, float, float]] = [
         (x(p.ms) - 9, y(100 * p.ap) - 9, x(p.ms) + 9, y(100 * p.ap) + 9) for p in points
     ]
     for point in points:
         parts += _marker(point, x, y)
-    for point in points:
+    for point in named:
         parts.append(_label(point, x(point.ms), y(100 * point.ap), taken))
     parts.append("</svg>")
     return "".join(parts)

@@ -21,10 +21,13 @@ from detr.config import (
     DenseEncoderConfig,
     DetachedRefinementConfig,
     DetectorConfig,
+    DistributionRefinementConfig,
+    GelanEncoderConfig,
     HeadsConfig,
     HybridEncoderConfig,
     LearnedQueriesConfig,
     LookForwardTwiceConfig,
+    MasksConfig,
     MixedQueriesConfig,
     NeckConfig,
     OneToManyConfig,
@@ -34,6 +37,8 @@ from detr.config import (
     SigmoidClassesConfig,
     SoftmaxClassesConfig,
     TwoStageQueriesConfig,
+    UnifiedDenoisingConfig,
+    UnifiedQueriesConfig,
 )
 from detr.errors import UserError
 
@@ -67,6 +72,15 @@ _VD = {
     "r34": ("resnet34d", "hub:resnet34d.ra2_in1k"),
     "r50": ("resnet50d", "hub:resnet50d.ra2_in1k"),
     "r101": ("resnet101d", "hub:resnet101d.ra2_in1k"),
+}
+
+# The sizes of D-FINE: HGNetv2 and its ImageNet weights before they are refined on small pictures.
+_HGNET = {
+    "n": ("hgnetv2_b0", "hub:hgnetv2_b0.ssld_stage1_in22k_in1k"),
+    "s": ("hgnetv2_b0", "hub:hgnetv2_b0.ssld_stage1_in22k_in1k"),
+    "m": ("hgnetv2_b2", "hub:hgnetv2_b2.ssld_stage1_in22k_in1k"),
+    "l": ("hgnetv2_b4", "hub:hgnetv2_b4.ssld_stage1_in22k_in1k"),
+    "x": ("hgnetv2_b5", "hub:hgnetv2_b5.ssld_stage1_in22k_in1k"),
 }
 
 _ON_EDGES = HeadsConfig(boxes=BoxesConfig(logit_eps=1e-3))
@@ -137,6 +151,26 @@ _OFFICIAL_DINO = _DINO.replace(
     decoder={"refinement": {"shared_heads": True}},
 )
 _STABLE_DINO = _DINO.replace(encoder={"fusion": "dense"})
+# IDEA-Research/MaskDINO with FEATURE_ORDER low2high and a fourth level, its main models.
+_MASK_DINO = DetectorConfig(
+    num_classes=1,
+    positions=PositionsConfig(offset=0.0),
+    encoder=DeformableEncoderConfig(ffn=2048),
+    queries=UnifiedQueriesConfig(
+        proposal_tokens="all",
+        initial_boxes="mask2box",
+        coarse_to_fine=True,
+        denoising=UnifiedDenoisingConfig(),
+    ),
+    decoder=DecoderConfig(
+        layers=9,
+        ffn=2048,
+        refinement=LookForwardTwiceConfig(shared_heads=True),
+        final_norm=True,
+        norm_twice=True,
+    ),
+    heads=HeadsConfig(masks=MasksConfig(weigh_scores=True)),
+)
 # RT-DETR-R50; _RT_DETR_SIZES has the others.
 _RT_DETR = DetectorConfig(
     num_classes=1,
@@ -146,6 +180,16 @@ _RT_DETR = DetectorConfig(
     queries=SelectedQueriesConfig(proposal_tokens="all", denoising=ContrastiveDenoisingConfig()),
     decoder=DecoderConfig(refinement=LookForwardTwiceConfig()),
     detections=300,
+)
+# D-FINE-L; _D_FINE_SIZES has the others.
+_D_FINE = _RT_DETR.replace(
+    encoder=GelanEncoderConfig(),
+    queries={"position_limit": 10.0},
+    decoder=DecoderConfig(
+        cross_attention=DeformableCrossAttentionConfig(points=(3, 6, 3), projections=False),
+        refinement=DistributionRefinementConfig(),
+        gated=True,
+    ),
 )
 
 
@@ -182,17 +226,24 @@ FAMILIES: dict[str, DetectorConfig] = {
     "dino-mmdet": _OFFICIAL_DINO.replace(decoder={"refinement": {"shared_heads": False}}),
     "stable-dino": _STABLE_DINO,
     "stable-dino-5scale": _five_scales(_STABLE_DINO),
+    # IDEA-Research/MaskDINO: instance masks beside boxes.
+    "mask-dino": _MASK_DINO,
+    "stable-mask-dino": _MASK_DINO.replace(encoder={"fusion": "dense"}),
     # lyuwenyu/RT-DETR, over ResNet-vd.
     "rtdetr": _RT_DETR,
     # Version 2 is the same network, trained otherwise, or one that samples whole cells.
     "rtdetrv2": _RT_DETR,
     "rtdetrv2-discrete": _RT_DETR.replace(decoder={"cross_attention": {"discrete": True}}),
+    # Peterande/D-FINE, over HGNetv2.
+    "d-fine": _D_FINE,
 }
 _RT_DETRS = {"rtdetr", "rtdetrv2", "rtdetrv2-discrete"}
 # Families of detrex, which freezes a ResNet's stem; the others' code freezes its first stage, too.
-_STEM_ONLY = {"dino", "dino-5scale", "stable-dino", "stable-dino-5scale"} | _RT_DETRS
-# Families over other ResNets than torchvision's.
-_RESNETS = dict.fromkeys(_RT_DETRS, _VD)
+_STEM_ONLY = {"dino", "dino-5scale", "stable-dino", "stable-dino-5scale", "d-fine"} | _RT_DETRS
+# Families whose code trains all of a ResNet.
+_NOTHING_FROZEN = {"mask-dino", "stable-mask-dino"}
+# Families over other ResNets than torchvision's, or over further backbones.
+_RESNETS = {**dict.fromkeys(_RT_DETRS, _VD), "d-fine": {**_VD, **_HGNET}}
 # What a family changes with its backbone. RT-DETR trains all of its small backbones.
 _SMALL_VD = {"norm": "train", "frozen_stages": 0, "first_projection": True}
 _SMALL_RT_DETR = {"backbone": _SMALL_VD, "encoder": {"expansion": 0.5}}
@@ -201,17 +252,48 @@ _RT_DETR_SIZES: dict[str, dict[str, Any]] = {
     "r34": {**_SMALL_RT_DETR, "decoder": {"layers": 4}},
     "r101": {"encoder": {"width": 384, "ffn": 2048}},
 }
-_SIZES = dict.fromkeys(_RT_DETRS, _RT_DETR_SIZES)
+_TRAINED = {"norm": "train", "frozen_stages": 0}
+_D_FINE_SIZES: dict[str, dict[str, Any]] = {
+    "n": {
+        "width": 128,
+        "backbone": {**_TRAINED, "strides": (16, 32)},
+        "neck": {"levels": 2},
+        "encoder": {"ffn": 512, "expansion": 0.34, "blocks": 2},
+        "decoder": {"layers": 3, "ffn": 512, "cross_attention": {"points": 6}},
+    },
+    "s": {
+        "backbone": _TRAINED,
+        "encoder": {"expansion": 0.5, "blocks": 1},
+        "decoder": {"layers": 3},
+    },
+    "m": {"backbone": _TRAINED, "encoder": {"blocks": 2}, "decoder": {"layers": 4}},
+    "x": {
+        "encoder": {"width": 384, "ffn": 2048},
+        "decoder": {"refinement": {"curvature": 8.0}},
+    },
+    "r18": {"backbone": _SMALL_VD},
+    "r34": {"backbone": _SMALL_VD},
+}
+_SIZES = {**dict.fromkeys(_RT_DETRS, _RT_DETR_SIZES), "d-fine": _D_FINE_SIZES}
+
+
+def _backbones(family: str) -> dict[str, tuple[str, str]]:
+    """Short names of the backbones of a family."""
+    return {**BACKBONES, **_RESNETS.get(family, {})}
+
+
+# Backbones' names have dashes, too.
+_NAMES = {
+    f"{family}-{short}": (family, short)
+    for family in FAMILIES
+    for short in _backbones(family)
+    if not ("dc5" in family and short.startswith("swin"))
+}
 
 
 def preset_names() -> list[str]:
     """Every name :func:`preset` knows."""
-    return sorted(
-        f"{family}-{backbone}"
-        for family in FAMILIES
-        for backbone in BACKBONES
-        if not ("dc5" in family and backbone.startswith("swin"))
-    )
+    return sorted(_NAMES)
 
 
 def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConfig:
@@ -227,15 +309,15 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
     Raises:
         UserError: ``preset-unknown`` with the nearest names.
     """
-    if name not in preset_names():
+    if name not in _NAMES:
         near = difflib.get_close_matches(name, preset_names(), 3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise UserError("preset-unknown", f"no detector is called {name!r}{hint}")
-    # Backbones' names have dashes, too, but none ends with another.
-    short = next(b for b in BACKBONES if name.endswith(f"-{b}"))
-    family = name.removesuffix(f"-{short}")
-    timm_name, weights = {**BACKBONES, **_RESNETS.get(family, {})}[short]
-    frozen = 0 if short.startswith("swin") or not pretrained else 1 + (family not in _STEM_ONLY)
+    family, short = _NAMES[name]
+    timm_name, weights = _backbones(family)[short]
+    frozen = 1 + (family not in _STEM_ONLY)
+    if short not in _VD or not pretrained or family in _NOTHING_FROZEN:
+        frozen = 0
     config = FAMILIES[family].replace(
         num_classes=num_classes,
         backbone={

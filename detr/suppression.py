@@ -20,7 +20,7 @@ def suppress(found: Detections, threshold: float) -> Detections:
     for i in range(len(found)):
         if kept[i]:
             kept[i + 1 :] &= ~overlaps[i, i + 1 :]
-    return Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
+    return found.take(np.flatnonzero(kept))
 
 
 def _iou(boxes: FloatArray) -> FloatArray:

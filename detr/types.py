@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from detr.masks import Rle
+
 if TYPE_CHECKING:
     import supervision
 
@@ -33,19 +35,25 @@ class Detections:
         boxes: ``[N, 4]`` float32, x0 y0 x1 y1 in pixels of the original image.
         scores: ``[N]`` float32 in [0, 1], descending.
         labels: ``[N]`` int64, index into the model's class list.
+        masks: N masks of the original image's size; None where the detector finds boxes alone.
     """
 
     boxes: FloatArray
     scores: FloatArray
     labels: IntArray
+    masks: tuple[Rle, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def above(self, score: float) -> Detections:
         """The detections with a score of at least ``score``."""
-        keep = self.scores >= score
-        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep])
+        return self.take(np.flatnonzero(self.scores >= score))
+
+    def take(self, rows: npt.NDArray[np.integer]) -> Detections:
+        """Those of these indices, in their order."""
+        masks = None if self.masks is None else tuple(self.masks[k] for k in rows)
+        return Detections(self.boxes[rows], self.scores[rows], self.labels[rows], masks)
 
     def to_supervision(self, names: Sequence[str] = ()) -> supervision.Detections:
         """The same for the library supervision, which draws, tracks and counts.
@@ -64,6 +72,8 @@ class Detections:
 
             raise missing_extra(error, "Detections.to_supervision") from error
         data = {"class_name": np.array(names)[self.labels]} if names else {}
+        pixels = [mask.pixels() for mask in self.masks or ()]
         return supervision.Detections(
-            xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data=data
-        )
+            xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data=data,
+            mask=np.stack(pixels) if pixels else None,
+        )  # fmt: skip

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from detr.cli_support import Group, emit, json_option
+from detr.cli_support import (
+    Group,
+    emit,
+    json_option,
+    process_threads_option,
+    threads_option,
+)
 from detr.data import open_dataset
 from detr.errors import UserError
 from distill.recipe import Recipe, find_recipe, load_recipe, shipped
@@ -34,6 +40,7 @@ def main() -> None:
 @main.command()
 @click.argument("recipe")
 @_settings
+@process_threads_option
 @_out
 def train(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     """Train a detector on labels alone: a teacher or a baseline.
@@ -60,6 +67,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     type=click.FloatRange(0, 1),
     help="Refuse a teacher below this AP; the same as --set min_teacher_ap=...",
 )
+@process_threads_option
 @_out
 def run(
     recipe: str, overrides: tuple[str, ...], min_teacher_ap: float | None, out: Path | None
@@ -75,12 +83,85 @@ def run(
         overrides = (*overrides, f"min_teacher_ap={min_teacher_ap}")
     path = find_recipe(recipe)
     loaded = load_recipe(path, overrides)
-    if not loaded.methods:
+    _check_methods(loaded, path)
+    if loaded.elastic is not None:
         raise UserError(
-            "recipe-not-distillation",
-            f"{path}: has no methods; add some, or train on labels alone with `distill train`",
+            "recipe-elastic",
+            f"{path}: is for several students in one (elastic), which `distill elastic` trains; "
+            "--set elastic=null for one",
         )
     _run(loaded, out)
+
+
+@main.command()
+@click.argument("recipe")
+@_settings
+@_out
+def elastic(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Distil many students in one training: every depth a recipe lists.
+
+    RECIPE is a YAML file or a shipped name with a section `elastic`, which lists numbers of encoder
+    and decoder layers, queries and canvases. Afterwards every combination is a model: `detr model
+    extract` cuts one out, `distill fit` chooses by a budget. The same command again goes on where
+    it stopped.
+
+    Example: detr distill elastic demo-elastic --out runs/elastic
+    """
+    path = find_recipe(recipe)
+    loaded = load_recipe(path, overrides)
+    _check_methods(loaded, path)
+    if loaded.elastic is None:
+        raise UserError(
+            "recipe-not-elastic",
+            f"{path}: has no section elastic, such as elastic: {{decoder_layers: [1, 2, 3]}}",
+        )
+    _run(loaded, out)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--budget-ms",
+    required=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Most milliseconds end to end for nine images of ten (p90).",
+)
+@click.option("--engine", required=True, metavar="NAME", help="Runtime, as of bench run.")
+@click.option("--data", required=True, help="kitti:PATH[:SPLIT], coco:PATH[:SPLIT] or a YAML file.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; RUN/fit by default.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use this many images, spread evenly.")
+@click.option(
+    "--iterations", type=click.IntRange(min=1), help="Timed calls of each; 50 by default."
+)
+@threads_option
+@json_option
+def fit(
+    run: Path,
+    budget_ms: float,
+    engine: str,
+    data: str,
+    out: Path | None,
+    limit: int | None,
+    iterations: int | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Choose a model of an elastic RUN by a latency on this device.
+
+    Exports every combination to a bundle in OUT/bundles, and measures them with `detr bench fit`,
+    which is all that a target without torch needs: carry the folder there. The same command again
+    exports no bundle twice.
+
+    Example: detr distill fit runs/elastic --budget-ms 20 --engine openvino --data kitti:/k:val
+    """
+    from distill.elastic.fit import export_all, measure
+
+    folder = run / "fit" if out is None else out
+    bundles = export_all(run, data, folder)
+    options = {"--budget-ms": f"{budget_ms:g}", "--engine": engine, "--data": data}
+    further = {"--limit": limit, "--iterations": iterations, "--threads": threads}
+    options |= {name: str(value) for name, value in further.items() if value is not None}
+    measure(bundles, folder, options, as_json)
 
 
 @main.command()
@@ -159,6 +240,7 @@ def compare(
     show_default=True,
     help="Look at this many, spread evenly.",
 )
+@process_threads_option
 @json_option
 def diagnose(
     run: Path,
@@ -206,6 +288,14 @@ def recipes(as_json: bool) -> None:
     """
     rows = {name: _first_comment(path) for name, path in shipped().items()}
     emit(rows, as_json, _table(rows))
+
+
+def _check_methods(recipe: Recipe, path: Path) -> None:
+    if not recipe.methods:
+        raise UserError(
+            "recipe-not-distillation",
+            f"{path}: has no methods; add some, or train on labels alone with `distill train`",
+        )
 
 
 def _run(recipe: Recipe, out: Path | None) -> None:

@@ -82,7 +82,7 @@ def answers(
         images = [dataset.image(i) for i in chunk]
         inputs = preprocess(images, config)
         targets = [
-            target_of(dataset.labels(i), image.shape[:2]).to(device)
+            target_of(dataset.labels(i), (image.shape[0], image.shape[1])).to(device)
             for i, image in zip(chunk, images, strict=True)
         ]
         valid = torch.from_numpy(inputs.valid_sizes).to(device)

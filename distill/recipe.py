@@ -22,6 +22,7 @@ from detr.presets import preset
 from detr.problems import Problem, first_problem
 from detr.upgrade import MOVED
 from distill.data.augment import AugmentConfig
+from distill.elastic.choices import ElasticRecipe
 from distill.losses.detection import LossWeights
 from distill.recipe_yaml import Places, is_file, read_recipe
 
@@ -166,8 +167,11 @@ class Recipe(Strict):
             transformers library's detectors; needed by ``distill run``.
         teacher_classes: What the teacher calls those of the data's classes that have another name
             there (``{Car: car}``); it may know more classes, in any order.
+        teacher_answers: Folder where the teacher's answers are kept; another student that is shown
+            the same images (seed, data, augmentation, batch) reads them there.
         methods: One ``{name: options}`` per distillation method; their losses are added. A method
             outside the package is named by its place, ``my_package.my_module:MyMethod``.
+        elastic: The smaller models that the training is to hold as well (``distill elastic``).
         inherit: Start from the teacher's weights (true, or an explicit layer map).
         start: Run directory, ``.safetensors`` or name of a shipped model whose weights the detector
             starts from, with or without a teacher.
@@ -202,7 +206,9 @@ class Recipe(Strict):
     detector: DetectorRecipe
     teacher: Word | None = None
     teacher_classes: dict[str, str] = {}
+    teacher_answers: Word | None = None
     methods: Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(_method_entries)] = ()
+    elastic: ElasticRecipe | None = None
     inherit: Annotated[InheritRecipe | None, BeforeValidator(_inherit)] = None
     start: Word | None = None
     start_classes: dict[str, str] = {}
@@ -236,11 +242,18 @@ class Recipe(Strict):
             raise ValueError(f"loss.scores: {self.loss.scores} is for heads.classes: sigmoid")
         if self.start_classes and self.start is None:
             raise ValueError("start_classes: there is no start whose classes have other names")
+        if self.loss.edges and self.detector.decoder.refinement.distribution is None:
+            raise ValueError("loss.edges: is for decoder.refinement: distribution")
         outside = self.teacher is not None and self.teacher.startswith("hf:")
         if outside and self.inherit:
             raise ValueError("inherit: a detector of another library has no weights to start from")
+        if self.elastic is not None:
+            for reason in self.elastic.contradictions(self.detector, self.input):
+                raise ValueError(reason)
         if self.teacher_classes and self.teacher is None:
             raise ValueError("teacher_classes: there is no teacher whose classes have other names")
+        if self.teacher_answers is not None and not self.needs_teacher:
+            raise ValueError("teacher_answers: no method asks a trained teacher")
         return self
 
     def without_teacher(self) -> Recipe:
@@ -249,7 +262,9 @@ class Recipe(Strict):
             update={
                 "teacher": None,
                 "teacher_classes": {},
+                "teacher_answers": None,
                 "methods": (),
+                "elastic": None,
                 "inherit": None,
                 "min_teacher_ap": None,
             }

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from detr.cli_support import process_threads_option
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
@@ -38,11 +40,12 @@ _OPTIONS = (
         help="How many of its images, spread evenly.",
     ),
     click.option("--data", help="Data set to take the golden images from; drawn ones by default."),
+    process_threads_option,
 )
 
 
 def graph_options(command: F) -> F:
-    """Body of the attention, precision and what it is found by, and where images come from."""
+    """Body of the attention, precision and what it is found by, source of images, threads."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

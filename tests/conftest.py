@@ -97,8 +97,9 @@ def small_preset() -> Callable[..., DetectorConfig]:
         }
         if config.encoder.sampling_points:
             small["encoder.points"] = 2
-        if config.decoder.cross_attention.sampling_points:
-            small["decoder.cross_attention.points"] = 2
+        if points := config.decoder.cross_attention.sampling_points:
+            equal = isinstance(points, int)
+            small["decoder.cross_attention.points"] = 2 if equal else (1, 2, 1)
         if getattr(config.queries, "one_to_many", None) is not None:
             small["queries.one_to_many"] = {"queries": 12, "repeat": 3}
         if config.queries.noise is not None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import pytest
+import torch
+from click.testing import CliRunner
 
 from detr import cores
+from detr.cli_support import process_threads_option
 
 
 def write(path: Path, text: str) -> None:
@@ -79,3 +83,20 @@ def test_who_decides_how_many_threads(
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     assert cores.default_threads() == threads
     assert cores.usable_cores() == usable
+
+
+def test_a_command_that_says_threads_sets_them_for_torch_and_engines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    @click.command()
+    @process_threads_option
+    def command() -> None:
+        seen.append((cores.default_threads(), torch.get_num_threads()))
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    assert CliRunner().invoke(command, ["--threads", "3"]).exit_code == 0
+    assert CliRunner().invoke(command, ["--threads", "0"]).exit_code == 2
+    assert seen == [(3, 3)]

@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+from detr.errors import GateError
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("detr", "engines", "bench", "export", "distill")
 
@@ -39,3 +41,9 @@ def test_documented_codes_are_the_raised_ones() -> None:
 
 def test_codes_are_lower_case_words() -> None:
     assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", code) for code in codes_in_source())
+
+
+def test_what_a_file_calls_a_key_breaks_no_line() -> None:
+    error = GateError("bundle-sidecar", "größe.\x00\nA\ud800\t: no such key")
+    assert error.message == "größe.\\x00\\nA\\ud800\\t: no such key"
+    assert str(error).encode() and str(error).count("\n") == 0

@@ -22,7 +22,7 @@ from detr.data.synth import generate
 from distill.distributed import join
 from distill.methods.step import Step
 from distill.recipe import find_recipe, load_recipe
-from distill.training.loop import forward, losses_of
+from distill.training.forward import forward, losses_of
 from distill.training.run_dir import RunDir
 from distill.training.state import State, set_up
 
@@ -80,7 +80,7 @@ def main() -> None:
         for number, (reading, options) in enumerate(READINGS.items()):
             state = prepare(options, data, Path(folder) / f"run{number}")
             for index in range(count):
-                losses = losses_of(state, look(state, index))
+                losses = losses_of(look(state, index), state.methods, state.recipe.loss)
                 terms = [losses.pop(term) for term in TERMS]
                 detection = torch.stack([x for n, x in losses.items() if NAME not in n]).sum()
                 mine, base = gradient(state, torch.stack(terms).sum()), gradient(state, detection)

@@ -14,22 +14,26 @@ from detr.config.decoder import (
     DeformableCrossAttentionConfig,
     DenseCrossAttentionConfig,
     DetachedRefinementConfig,
+    DistributionRefinementConfig,
     LookForwardTwiceConfig,
     NoRefinementConfig,
+    QualityConfig,
     RefinementConfig,
 )
-from detr.config.detector import DetectorConfig, PartName
+from detr.config.detector import MASK_STRIDE, DetectorConfig, PartName
 from detr.config.encoder import (
     AnyEncoderConfig,
     DeformableEncoderConfig,
     DenseEncoderConfig,
     EncoderConfig,
+    GelanEncoderConfig,
     HybridEncoderConfig,
 )
 from detr.config.heads import (
     BoxesConfig,
     ClassesConfig,
     HeadsConfig,
+    MasksConfig,
     SigmoidClassesConfig,
     SoftmaxClassesConfig,
 )
@@ -43,9 +47,12 @@ from detr.config.queries import (
     QueriesConfig,
     SelectedQueriesConfig,
     TwoStageQueriesConfig,
+    UnifiedDenoisingConfig,
+    UnifiedQueriesConfig,
 )
 
 __all__ = [
+    "MASK_STRIDE",
     "AnchorQueriesConfig",
     "AnyEncoderConfig",
     "BackboneConfig",
@@ -62,12 +69,15 @@ __all__ = [
     "DenseEncoderConfig",
     "DetachedRefinementConfig",
     "DetectorConfig",
+    "DistributionRefinementConfig",
     "EncoderConfig",
+    "GelanEncoderConfig",
     "HeadsConfig",
     "HybridEncoderConfig",
     "LayerStack",
     "LearnedQueriesConfig",
     "LookForwardTwiceConfig",
+    "MasksConfig",
     "MixedQueriesConfig",
     "NeckConfig",
     "NoRefinementConfig",
@@ -76,6 +86,7 @@ __all__ = [
     "PlainDenoisingConfig",
     "PositionsConfig",
     "Positive",
+    "QualityConfig",
     "QueriesConfig",
     "Record",
     "RefinementConfig",
@@ -84,6 +95,8 @@ __all__ = [
     "SoftmaxClassesConfig",
     "Strict",
     "TwoStageQueriesConfig",
+    "UnifiedDenoisingConfig",
+    "UnifiedQueriesConfig",
     "Weight",
     "Word",
     "merged",

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from detr.config.base import LayerStack, Part, SamplingPoints
+from detr.config.base import LayerStack, Part, SamplingPoints, Strict
 from detr.points import Points
 
 
@@ -47,6 +47,8 @@ class DeformableCrossAttentionConfig(AnyCrossAttentionConfig):
             (DAB-Deformable-DETR).
         discrete: Samples are whole cells, and beyond the image those at its edge; offsets are then
             not trained (RT-DETRv2's discrete sampling).
+        projections: Linear maps of what is sampled, before and after; without them heads sample
+            channels of the memory itself (D-FINE).
     """
 
     single_level: ClassVar[bool] = False
@@ -56,6 +58,7 @@ class DeformableCrossAttentionConfig(AnyCrossAttentionConfig):
     points: SamplingPoints = 4
     scaled_positions: bool = False
     discrete: bool = False
+    projections: bool = True
 
     @property
     def sampling_points(self) -> Points:
@@ -108,6 +111,11 @@ class AnyRefinementConfig(Part):
         """Whether each layer has a class and a box head of its own."""
         return False
 
+    @property
+    def distribution(self) -> DistributionRefinementConfig | None:
+        """How boxes are read off distributions, where they are."""
+        return None
+
 
 class NoRefinementConfig(AnyRefinementConfig):
     """References stay what they are, and all layers share one class and one box head."""
@@ -147,8 +155,61 @@ class LookForwardTwiceConfig(MovingRefinementConfig):
     kind: Literal["look_forward_twice"] = "look_forward_twice"
 
 
+class QualityConfig(Strict):
+    """How sure a distribution is of its edges, which is added to the class logits (D-FINE's LQE).
+
+    Attributes:
+        top: Largest probabilities of each edge that are looked at.
+        width: Hidden channels of the network that looks.
+    """
+
+    top: Annotated[int, Field(ge=1, le=64)] = 4
+    width: Annotated[int, Field(ge=1, le=8192)] = 64
+
+
+class DistributionRefinementConfig(AnyRefinementConfig):
+    """Each layer refines where the edges of a first box lie, as distributions (D-FINE section 4.1).
+
+    The first layer says that box; every layer adds logits to those of the layers before.
+
+    Attributes:
+        bins: Bins R of an edge's distance; there are R + 1 places, from -2 to 2 times the reach.
+        reach: How far the places go but for the two outermost, in sizes of the first box.
+        curvature: How much nearer places are to each other at the middle; larger is flatter.
+        quality: What the class logits learn from the distributions.
+    """
+
+    kind: Literal["distribution"] = "distribution"
+    bins: Annotated[int, Field(ge=4, le=1024, multiple_of=2)] = 32
+    reach: Annotated[float, Field(gt=0, le=100)] = 0.5
+    curvature: Annotated[float, Field(gt=0, le=1000)] = 4.0
+    quality: QualityConfig = QualityConfig()
+
+    @model_validator(mode="after")
+    def _places_enough(self) -> DistributionRefinementConfig:
+        if self.quality.top > self.bins + 1:
+            raise ValueError(
+                f"quality.top {self.quality.top} of the {self.bins + 1} places that bins: "
+                f"{self.bins} have"
+            )
+        return self
+
+    @property
+    def heads_per_layer(self) -> bool:
+        """See the base class."""
+        return True
+
+    @property
+    def distribution(self) -> DistributionRefinementConfig:
+        """See the base class."""
+        return self
+
+
 RefinementConfig = Annotated[
-    NoRefinementConfig | DetachedRefinementConfig | LookForwardTwiceConfig,
+    NoRefinementConfig
+    | DetachedRefinementConfig
+    | LookForwardTwiceConfig
+    | DistributionRefinementConfig,
     Field(discriminator="kind"),
 ]
 
@@ -161,12 +222,21 @@ class DecoderConfig(LayerStack):
         refinement: How references follow the boxes from layer to layer.
         shared_layers: One set of weights for all layers (OD-DETR).
         final_norm: A layer norm before the heads, which the references never see (DETR, DINO).
+        gated: What the cross-attention found and what was known are each weighed by a gate before
+            they are added and normed (D-FINE).
+        evaluated_layers: How many of the layers answer after training; the others are there to
+            teach. ``None`` for all.
+        norm_twice: Classes and masks are read after that norm was applied once more, boxes are not
+            (Mask DINO's code).
     """
 
     cross_attention: CrossAttentionConfig = DeformableCrossAttentionConfig()
     refinement: RefinementConfig = NoRefinementConfig()
     shared_layers: bool = False
     final_norm: bool = False
+    gated: bool = False
+    evaluated_layers: Annotated[int, Field(ge=1)] | None = None
+    norm_twice: bool = False
 
     @model_validator(mode="after")
     def _alike(self) -> DecoderConfig:
@@ -175,12 +245,21 @@ class DecoderConfig(LayerStack):
                 "shared_layers repeats one layer, so heads per layer mean nothing: set "
                 "refinement.shared_heads"
             )
+        if self.norm_twice and not self.final_norm:
+            raise ValueError("norm_twice repeats the final norm: set final_norm to true")
         if self.shared_layers and self.cross_attention.first_layer_differs:
             raise ValueError(
                 "shared_layers needs layers that are alike; the first one of cross_attention: "
                 f"{self.cross_attention.kind} is not"
             )
+        if self.evaluated_layers is not None and self.evaluated_layers > self.layers:
+            raise ValueError(f"evaluated_layers {self.evaluated_layers} of {self.layers} layers")
         return self
+
+    @property
+    def answering_layers(self) -> int:
+        """Number of layers whose last one answers after training."""
+        return self.layers if self.evaluated_layers is None else self.evaluated_layers
 
     @property
     def own_layers(self) -> int:

@@ -32,6 +32,11 @@ class AnyEncoderConfig(LayerStack, Part):
         """Whether the memory changes its meaning with the number of layers."""
         return False
 
+    @property
+    def nested(self) -> bool:
+        """Whether each layer's output is the memory of a shallower encoder of the same weights."""
+        return False
+
     def map_width(self, width: int) -> int:
         """Channels of the maps it takes, in a detector of a width."""
         return width
@@ -62,6 +67,11 @@ class TokenEncoderConfig(AnyEncoderConfig):
     def fuses_every_layer(self) -> bool:
         """See the base class."""
         return self.fusion in ("u", "dense")
+
+    @property
+    def nested(self) -> bool:
+        """See the base class."""
+        return self.fusion is None
 
     def alone(self, layers: int) -> dict[str, Any]:
         """See the base class; it joins nothing."""
@@ -97,17 +107,16 @@ class DenseEncoderConfig(TokenEncoderConfig):
     scaled_positions: bool = False
 
 
-class HybridEncoderConfig(AnyEncoderConfig):
-    """Attention within the coarsest map, convolutions across scales (RT-DETR section 4.2).
+class AnyHybridEncoderConfig(AnyEncoderConfig):
+    """What encoders of maps have in common.
 
     Attributes:
         layers: Of the attention within the coarsest map; 0 leaves the convolutions alone.
         width: Channels E of the maps within it; ``None`` for the detector's width.
         expansion: Channels of the blocks that fuse two maps, in parts of E.
-        blocks: RepVGG blocks in each of these.
+        blocks: RepVGG blocks in each of their ways.
     """
 
-    kind: Literal["hybrid"] = "hybrid"
     layers: Annotated[int, Field(ge=0)] = 1
     activation: Literal["relu", "prelu", "gelu"] = "gelu"
     width: Annotated[int, Field(ge=8, le=65536)] | None = None
@@ -123,6 +132,19 @@ class HybridEncoderConfig(AnyEncoderConfig):
         return {"layers": layers, "width": None}
 
 
+class HybridEncoderConfig(AnyHybridEncoderConfig):
+    """Attention within the coarsest map, CSP blocks across scales (RT-DETR section 4.2)."""
+
+    kind: Literal["hybrid"] = "hybrid"
+
+
+class GelanEncoderConfig(AnyHybridEncoderConfig):
+    """The same with GELAN blocks of two ways each, and lighter steps between scales (D-FINE)."""
+
+    kind: Literal["gelan"] = "gelan"
+
+
 EncoderConfig = Annotated[
-    DeformableEncoderConfig | DenseEncoderConfig | HybridEncoderConfig, Field(discriminator="kind")
+    DeformableEncoderConfig | DenseEncoderConfig | HybridEncoderConfig | GelanEncoderConfig,
+    Field(discriminator="kind"),
 ]

@@ -17,6 +17,7 @@ from detr.data.findings import (
     depth_findings,
     fingerprint,
     look,
+    masks_of,
     no_objects,
     of_the_set,
 )
@@ -45,6 +46,7 @@ class CheckReport(Findings):
 
     Attributes:
         ignored: Ignore regions.
+        masks: Objects with a mask.
         unlabeled: Images without an object.
         classes: Class balance, in class order.
         sizes: Objects of COCO's small, medium and large area.
@@ -52,6 +54,7 @@ class CheckReport(Findings):
     """
 
     ignored: int
+    masks: int
     unlabeled: int
     classes: list[ClassCount]
     sizes: dict[str, int]
@@ -64,7 +67,8 @@ class CheckReport(Findings):
         lines += [
             f"{self.data}: {self.images} images, {self.objects} objects (at most "
             f"{self.most_objects} in an image), {self.ignored} ignore regions, "
-            f"{self.unlabeled} images without objects",
+            f"{self.unlabeled} images without objects"
+            + (f"; {counted(self.masks, 'object')} with a mask" if self.masks else ""),
             "",
             "class balance (objects, images)",
             *_bars([(c.name, c.objects, f"{c.objects} in {c.images}") for c in self.classes]),
@@ -92,10 +96,16 @@ def _bars(rows: list[tuple[str, int, str]]) -> list[str]:
     return lines
 
 
-def check(dataset: Dataset) -> CheckReport:
-    """Decodes every image and reads every label row; collects all that is wrong."""
+def check(dataset: Dataset, masks: bool = False) -> CheckReport:
+    """Decodes every image and reads every label row; collects all that is wrong.
+
+    Args:
+        dataset: What is looked at.
+        masks: Whether it is to teach or to judge masks, so that an object without a mask, or with
+            one that cannot be read, is an error. Else that of masks which are there is a warning.
+    """
     with ThreadPoolExecutor() as pool:
-        seen = pool.map(lambda i: _look(dataset, i), range(len(dataset)))
+        seen = pool.map(lambda i: _look(dataset, i, masks), range(len(dataset)))
         looks = list(progress(seen, "checking images", total=len(dataset)))
     findings = of_the_set(dataset) + depth_findings(dataset, looks)
     findings += [finding for one in looks for finding in one.findings]
@@ -103,8 +113,10 @@ def check(dataset: Dataset) -> CheckReport:
     return report.model_copy(update={"fingerprint": fingerprint(dataset, looks)})
 
 
-def _look(dataset: Dataset, i: int) -> Look:
-    one = look(dataset, i)
+def _look(dataset: Dataset, i: int, masks: bool) -> Look:
+    one = look(dataset, i, masks=masks)
+    if not masks:
+        one.findings.extend(masks_of(dataset, one))
     try:
         dataset.image(i)
     except UserError as error:
@@ -121,10 +133,11 @@ def _report(
     shown_in: Counter[int] = Counter()
     sizes = {"small": 0, "medium": 0, "large": 0}
     heights: Counter[int] = Counter()
-    ignored = unlabeled = most = 0
+    ignored = masks = unlabeled = most = 0
     for scanned in images:
         own = [a for a in scanned if not a.ignore]
         ignored += len(scanned) - len(own)
+        masks += sum(a.mask is not None for a in own)
         unlabeled += not own
         most = max(most, len(own))
         objects.update(a.label for a in own)
@@ -140,6 +153,7 @@ def _report(
         objects=objects.total(),
         most_objects=most,
         ignored=ignored,
+        masks=masks,
         unlabeled=unlabeled,
         findings=[*findings, *no_objects(dataset, objects.total())],
         classes=[

@@ -22,11 +22,15 @@ def data() -> None:
 
 @data.command()
 @click.argument("data", metavar="DATA")
+@click.option(
+    "--masks", is_flag=True, help="Masks are wanted: what is wrong with them is an error."
+)
 @json_option
-def check(data: str, as_json: bool) -> None:
+def check(data: str, masks: bool, as_json: bool) -> None:
     """List what is wrong with DATA and what is in it.
 
-    Decodes every image and reads every label row.
+    Decodes every image and reads every label row. Masks that are there are looked at, too; only
+    with --masks an object without one, or with one that cannot be read, is an error.
 
     DATA is FORMAT:PATH[:SPLIT] (kitti, coco, yolo, voc, bdd100k) or a YAML file. The exit status is
     2 where there are errors, which stop training and scoring too; warnings (what is left out or
@@ -37,7 +41,7 @@ def check(data: str, as_json: bool) -> None:
     from detr.data.check import check as run_check
     from detr.data.open import open_dataset
 
-    report = run_check(open_dataset(data))
+    report = run_check(open_dataset(data), masks)
     emit(report, as_json, report.text())
     if report.errors:
         errors = counted(len(report.errors), "error")
@@ -67,8 +71,13 @@ def show(data: str, out: Path, images: int, as_json: bool) -> None:
 @click.argument("source", metavar="FROM")
 @click.argument("to", metavar="TO")
 @click.option("--link", is_flag=True, help="Link to the pictures instead of copying them.")
+@click.option(
+    "--polygons",
+    is_flag=True,
+    help="Write YOLO rows of polygons (masks), whose enclosing boxes then are the boxes.",
+)
 @json_option
-def convert(source: str, to: str, link: bool, as_json: bool) -> None:
+def convert(source: str, to: str, link: bool, polygons: bool, as_json: bool) -> None:
     """Write the data set FROM in another format.
 
     TO is FORMAT:FOLDER[:SPLIT] with coco, kitti, yolo or voc. Another split may lie in the folder
@@ -78,7 +87,7 @@ def convert(source: str, to: str, link: bool, as_json: bool) -> None:
     """
     from detr.data.convert import convert as write
 
-    done = write(source, to, link)
+    done = write(source, to, link, polygons)
     for note in done.notes:
         click.echo(f"note: {note}", err=True)
     text = f"{counted(done.images, 'image')}, {counted(done.objects, 'object')} in {done.data}"

@@ -34,16 +34,18 @@ class Converted(BaseModel):
     notes: list[str]
 
 
-def convert(source: str, to: str, link: bool = False) -> Converted:
+def convert(source: str, to: str, link: bool = False, polygons: bool = False) -> Converted:
     """Writes a data set in another format.
 
     Args:
         source: Data set specification.
         to: ``FORMAT:FOLDER[:SPLIT]``; the source's split, or ``train``, where none is named.
         link: Link to the pictures instead of copying them.
+        polygons: Write masks into YOLO rows, in place of boxes.
 
     Raises:
-        UserError: ``convert-format`` where ``to`` is no format that can be written, what is wrong
+        UserError: ``convert-format`` where ``to`` is no format that can be written, or polygons are
+            asked for of another than YOLO, what is wrong
             with the source (:func:`detr.data.inspect`), ``convert-name``, ``output-exists``.
     """
     name, _, rest = to.partition(":")
@@ -51,14 +53,24 @@ def convert(source: str, to: str, link: bool = False) -> Converted:
     if form is None or form.write is None or not rest:
         names = ", ".join(form.name for form in OURS if form.write is not None)
         raise UserError("convert-format", f"{to!r}: expected FORMAT:FOLDER[:SPLIT], one of {names}")
+    if polygons and name != "yolo":
+        raise UserError(
+            "convert-format", f"{to!r}: --polygons is for YOLO; COCO keeps masks anyway"
+        )
     dataset = open_dataset(source)
-    findings = inspect(dataset)
+    findings = inspect(dataset, masks=polygons)
     findings.stop()
     root, split = split_of(rest)
     split = split or parse_spec(source)[1].split or "train"
-    notes = form.write(dataset, Target(root, split, link))
-    if name != "coco" and _masked(dataset):
+    notes = form.write(dataset, Target(root, split, link, polygons))
+    if name != "coco" and _has_areas(dataset):
         notes.append("areas of masks are lost: AP by size will go by those of boxes")
+    if name != "coco" and not polygons and _has_masks(dataset):
+        notes.append(
+            "masks are left out: a row holds a box or a polygon, and --polygons writes those"
+            if name == "yolo"
+            else f"masks are left out: {name} has none"
+        )
     if findings.warnings:
         notes.append(findings.summary())
     if dataset.exif is not None:
@@ -73,7 +85,11 @@ def convert(source: str, to: str, link: bool = False) -> Converted:
     )
 
 
-def _masked(dataset: Dataset) -> bool:
+def _has_masks(dataset: Dataset) -> bool:
+    return any(a.mask is not None for i in range(len(dataset)) for a in dataset.annotations(i))
+
+
+def _has_areas(dataset: Dataset) -> bool:
     """Whether areas are told that are not those of the boxes."""
     for i in range(len(dataset)):
         for a in dataset.annotations(i):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from detr.config import ClassMap
 from detr.data.images import Exif, Header, read_header
 from detr.data.kitti_rows import KittiLabels
 from detr.errors import UserError
+from detr.masks import Mask
 from detr.types import FloatArray, ImageArray, ImageId, IntArray
 
 Box = tuple[float, float, float, float]
@@ -26,12 +27,14 @@ class Labels:
         ignore: ``[I, 4]`` float32 regions in which a detection of any class is neither right nor
             wrong (KITTI ``DontCare``, COCO crowds, classes merged into "ignore").
         ignore_labels: ``[I]`` int64 class an ignore region is for, -1 for every class.
+        masks: One for each of ``boxes``, of the image's size; None where nobody asked for them.
     """
 
     boxes: FloatArray
     labels: IntArray
     ignore: FloatArray
     ignore_labels: IntArray
+    masks: tuple[Mask, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Annotation:
         ignore: Whether it is an ignore region.
         attributes: What else the file tells of an object, by name: ``occlusion`` (in words),
             ``truncation`` (share outside the image), ``distance`` (meters).
+        mask: Reads the mask, where the file has one for the object or region; raises UserError
+            where it is bad. Who wants boxes alone pays nothing for it.
     """
 
     where: str
@@ -54,6 +59,7 @@ class Annotation:
     label: int
     ignore: bool
     attributes: Mapping[str, float | str] = field(default_factory=dict)
+    mask: Callable[[], Mask] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass
@@ -119,6 +125,14 @@ class Dataset(ABC):
     def labels(self, i: int) -> Labels:
         """Raises UserError naming file and line where the labels are bad."""
 
+    def labels_with_masks(self, i: int) -> Labels:
+        """Those of :meth:`labels` with masks, but for objects that masks' rules leave out.
+
+        Raises:
+            UserError: ``mask-missing`` where an object has none, or what else is wrong with them.
+        """
+        raise UserError("mask-missing", f"{self.spec}: its labels tell no masks")
+
     @abstractmethod
     def image(self, i: int) -> ImageArray:
         """``[h, w, 3]`` RGB; raises UserError ``image-unreadable`` naming the file.
@@ -155,6 +169,13 @@ class Dataset(ABC):
             ]
         )
 
+    def scan_with_masks(self, i: int) -> Scan:
+        """As :meth:`scan`, and what is wrong with the masks of the objects besides."""
+        found = self.scan(i)
+        if any(not annotation.ignore for annotation in found.annotations):
+            found.errors.append(UserError("mask-missing", f"{self.spec}: its labels tell no masks"))
+        return found
+
     def problems(self) -> list[UserError]:
         """What is wrong with the set as a whole: pairs with one half missing, doubled ids."""
         return []
@@ -163,13 +184,17 @@ class Dataset(ABC):
         """What was left out of the set as a whole."""
         return []
 
-    def annotations(self, i: int) -> list[Annotation]:
+    def annotations(self, i: int, masks: bool = False) -> list[Annotation]:
         """The annotations of image ``i`` that count, boxes as the files have them.
+
+        Args:
+            i: The image.
+            masks: Whether objects without a mask that can be read do not count.
 
         Raises:
             UserError: The first thing wrong with the set or the image's labels.
         """
-        scan = self.scan(i)
+        scan = self.scan_with_masks(i) if masks else self.scan(i)
         for error in (*self.problems(), *scan.errors):
             raise error
         return scan.annotations

@@ -1,4 +1,4 @@
-"""Boxes with class names and scores drawn on a picture."""
+"""Boxes with class names and scores, and masks, drawn on a picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from detr.data.value_range import to_bytes
+from detr.masks import Mask, Rle
 from detr.types import ImageArray
+
+# Share of the color in what a mask covers.
+_TINT = 0.45
 
 
 def class_color(label: int) -> tuple[int, int, int]:
@@ -19,6 +23,23 @@ def class_color(label: int) -> tuple[int, int, int]:
     hue = (label * 0.618034 + 0.12) % 1.0  # the golden ratio spreads any number of hues
     r, g, b = colorsys.hsv_to_rgb(hue, 0.85, 1.0)
     return int(r * 255), int(g * 255), int(b * 255)
+
+
+def _color(label: int) -> tuple[int, int, int]:
+    return class_color(label) if label >= 0 else (150, 150, 150)
+
+
+def _lay(image: ImageArray, mask: Rle, color: tuple[int, int, int]) -> None:
+    """Tints the pixels of a mask, those at its edge fully: two of a class stay apart."""
+    if not mask.area:
+        return
+    x0, y0, x1, y1 = (int(v) for v in mask.box)
+    pixels = mask.pixels()[y0:y1, x0:x1]
+    around = np.pad(pixels, 1)
+    inner = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    part = image[y0:y1, x0:x1]
+    part[pixels] = (part[pixels] * (1 - _TINT) + np.array(color) * _TINT).astype(np.uint8)
+    part[pixels & ~inner] = color
 
 
 def _ink(ground: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -39,6 +60,7 @@ def draw(
     labels: npt.NDArray[np.integer],
     names: Sequence[str],
     scores: npt.NDArray[np.floating] | None = None,
+    masks: Sequence[Mask | None] | None = None,
 ) -> ImageArray:
     """Draws boxes on a copy of a picture, the last box first so that the best is on top.
 
@@ -48,18 +70,26 @@ def draw(
         labels: ``[N]`` indices into ``names``; -1 is drawn gray and without a name.
         names: Class names.
         scores: ``[N]``, shown behind the name in percent.
+        masks: N of the picture's size, laid under all boxes in the color of their class; None for
+            a box without.
 
     Returns:
         ``[h, w, 3]`` uint8 RGB.
     """
-    canvas = Image.fromarray(to_bytes(image, None))
+    shown = to_bytes(image, None)
+    if masks is not None:
+        shown = shown.copy()
+        for k in reversed(range(len(boxes))):
+            if (mask := masks[k]) is not None:
+                _lay(shown, mask.rle((image.shape[0], image.shape[1])), _color(int(labels[k])))
+    canvas = Image.fromarray(shown)
     pen = ImageDraw.Draw(canvas)
     line = max(1, round(min(image.shape[:2]) / 200))
     font = _font(max(9, round(min(image.shape[:2]) / 28)))
     for k in reversed(range(len(boxes))):
         x0, y0, x1, y1 = (float(v) for v in boxes[k])
         label = int(labels[k])
-        color = class_color(label) if label >= 0 else (150, 150, 150)
+        color = _color(label)
         left, right, top, bottom = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
         pen.rectangle((left, top, right, bottom), outline=color, width=line)
         if label < 0:

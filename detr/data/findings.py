@@ -108,7 +108,10 @@ class Findings(BaseModel):
 
 
 def inspect(
-    dataset: Dataset, indices: Sequence[int] | None = None, pictures: bool = True
+    dataset: Dataset,
+    indices: Sequence[int] | None = None,
+    pictures: bool = True,
+    masks: bool = False,
 ) -> Findings:
     """Reads all labels and all image headers; decodes no pixels.
 
@@ -116,6 +119,7 @@ def inspect(
         dataset: What is looked at.
         indices: Only these images.
         pictures: Whether a missing picture is an error; labels can be scored without.
+        masks: Whether masks are wanted, so that an object without is an error.
 
     Returns:
         What training and scoring would meet. :meth:`Findings.stop` raises the first error.
@@ -124,7 +128,7 @@ def inspect(
     found = Findings(data=dataset.spec, images=len(chosen))
     looks = []
     with ThreadPoolExecutor() as pool:
-        seen = pool.map(lambda i: look(dataset, i, pictures), chosen)
+        seen = pool.map(lambda i: look(dataset, i, pictures, masks), chosen)
         for one in progress(seen, f"labels of {dataset.spec}", len(chosen)):
             objects = sum(not annotation.ignore for annotation in one.annotations)
             found.objects += objects
@@ -166,9 +170,9 @@ class Look:
     digest: bytes = b""
 
 
-def look(dataset: Dataset, i: int, pictures: bool = True) -> Look:
+def look(dataset: Dataset, i: int, pictures: bool = True, masks: bool = False) -> Look:
     """Reads the labels and the header of one image."""
-    scan = dataset.scan(i)
+    scan = dataset.scan_with_masks(i) if masks else dataset.scan(i)
     findings = _as_errors(scan.errors) + _as_warnings(scan.warnings)
     path, header = dataset.image_path(i), None
     if pictures or path.exists():
@@ -177,7 +181,7 @@ def look(dataset: Dataset, i: int, pictures: bool = True) -> Look:
             findings += _as_errors(_size_errors(path, header, dataset.bounds(i), dataset.exif))
         except UserError as error:
             findings += _as_errors([error])
-    return Look(i, scan.annotations, findings, header, _digest(dataset, i, scan, header))
+    return Look(i, scan.annotations, findings, header, _digest(dataset, i, scan, header, masks))
 
 
 def fingerprint(dataset: Dataset, looks: Sequence[Look]) -> str:
@@ -192,8 +196,21 @@ def fingerprint(dataset: Dataset, looks: Sequence[Look]) -> str:
     return digest.hexdigest()
 
 
-def _digest(dataset: Dataset, i: int, scan: Scan, header: Header | None) -> bytes:
-    rows = [(a.box, a.label, a.ignore) for a in scan.annotations]
+def masks_of(dataset: Dataset, one: Look) -> list[Finding]:
+    """What is wrong with masks that are there; who wants boxes alone is not stopped by it."""
+    if all(annotation.mask is None for annotation in one.annotations):
+        return []
+    scan = dataset.scan_with_masks(one.index)
+    found = [*scan.errors, *scan.warnings]
+    return _as_warnings(
+        error for error in found if error.code.startswith("mask-") and error.code != "mask-missing"
+    )
+
+
+def _digest(dataset: Dataset, i: int, scan: Scan, header: Header | None, masks: bool) -> bytes:
+    rows: list[tuple[object, ...]] = [(a.box, a.label, a.ignore) for a in scan.annotations]
+    if masks:
+        rows += [(a.mask().to_json(),) for a in scan.annotations if a.mask is not None]
     path = dataset.image_path(i)
     size = None if header is None else (header.stored, path.stat().st_size)
     return hashlib.sha256(repr((dataset.image_id(i), path.name, size, rows)).encode()).digest()

@@ -1,4 +1,4 @@
-"""A page of pictures with their boxes: people look before they train."""
+"""A page of pictures with their boxes and masks: people look before they train."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from PIL import Image
 from pydantic import BaseModel
 
 from detr.cli_support import progress
-from detr.data.dataset import Dataset, evenly_spaced
+from detr.data.dataset import Annotation, Dataset, evenly_spaced
 from detr.data.draw import class_color, draw
-from detr.data.findings import Look, depth_findings, look, of_the_set
+from detr.data.findings import Look, depth_findings, look, masks_of, of_the_set
 from detr.data.value_range import to_bytes
 from detr.errors import UserError
 from detr.files import write_atomic
+from detr.masks import Mask, Size
 from detr.types import ImageArray
 
 _WIDTH = 720
@@ -96,7 +97,8 @@ def _card(dataset: Dataset, one: Look) -> Card:
               enumerate(names)]  # fmt: skip
     counts.append(("ignore regions", sum(a.ignore for a in one.annotations)))
     uri = size = ""
-    findings = [f"{f.code}: {f.message}" for f in one.findings]
+    told = [*one.findings, *masks_of(dataset, one)]
+    findings = [f"{f.code}: {f.message}" for f in told]
     try:
         image = to_bytes(dataset.image(i), None)
         scale = min(1.0, _WIDTH / image.shape[1])
@@ -104,7 +106,9 @@ def _card(dataset: Dataset, one: Look) -> Card:
         small = np.asarray(Image.fromarray(image).resize(wanted, Image.Resampling.LANCZOS))
         boxes = np.array([a.box for a in one.annotations], dtype=np.float64).reshape(-1, 4)
         labels = np.array([-1 if a.ignore else a.label for a in one.annotations], dtype=np.int64)
-        uri = _jpeg(draw(small, boxes * scale, labels, names))
+        ratio = (small.shape[0] / image.shape[0], small.shape[1] / image.shape[1])
+        masks = [_scaled(a, ratio, (small.shape[0], small.shape[1])) for a in one.annotations]
+        uri = _jpeg(draw(small, boxes * scale, labels, names, masks=masks))
         size = f"{image.shape[1]} x {image.shape[0]}"
     except UserError as error:
         if not any(error.code == f.code for f in one.findings):
@@ -116,6 +120,14 @@ def _card(dataset: Dataset, one: Look) -> Card:
         counts=[(name, count) for name, count in counts if count],
         findings=findings,
     )
+
+
+def _scaled(annotation: Annotation, ratio: tuple[float, float], size: Size) -> Mask | None:
+    """The mask on the card; one that cannot be read is a finding already."""
+    try:
+        return annotation.mask and annotation.mask().moved(ratio, (0, 0), size)
+    except UserError:
+        return None
 
 
 def _jpeg(image: ImageArray) -> str:

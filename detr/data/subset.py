@@ -52,6 +52,10 @@ class Subset(Dataset):
         """Of the image."""
         return self._whole.labels(self._indices[i])
 
+    def labels_with_masks(self, i: int) -> Labels:
+        """Of the image."""
+        return self._whole.labels_with_masks(self._indices[i])
+
     def image(self, i: int) -> ImageArray:
         """``[h, w, 3]`` RGB."""
         return self._whole.image(self._indices[i])
@@ -59,6 +63,10 @@ class Subset(Dataset):
     def scan(self, i: int) -> Scan:
         """Of the image."""
         return self._whole.scan(self._indices[i])
+
+    def scan_with_masks(self, i: int) -> Scan:
+        """Of the image."""
+        return self._whole.scan_with_masks(self._indices[i])
 
     def bounds(self, i: int) -> tuple[int, int] | None:
         """Of the image."""

@@ -1,4 +1,4 @@
-"""COCO average precision of boxes, computed by faster-coco-eval (a pycocotools in C++).
+"""COCO average precision of boxes or masks, computed by faster-coco-eval (a pycocotools in C++).
 
 The protocol is COCO's: 101 recall points, IoU 0.50:0.05:0.95, at most 100 detections of a class per
 image unless told otherwise, crowd annotations are regions in which detections are neither right nor
@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,10 @@ _AREAS = ("all", "small", "medium", "large")
 _IOUS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
 MAX_DETS = 100
 
+Overlap = Literal["bbox", "segm", "boundary"]
+"""Of which IoU is taken: boxes, masks, or masks and the strips along their outlines, whichever is
+less (Boundary IoU, Cheng et al. 2021)."""
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -37,13 +41,16 @@ class Accuracy:
     Attributes:
         max_dets: Detections of a class that count in an image, the best ones.
         ious: Overlaps, between 0 and 1, at which AP is told besides.
+        overlap: Of boxes or of masks.
     """
 
     max_dets: int = MAX_DETS
     ious: tuple[float, ...] = ()
+    overlap: Overlap = "bbox"
 
 
 _USUAL = Accuracy()
+_KEYS = ("image_id", "category_id", "score")
 
 
 class ClassAp(BaseModel):
@@ -66,8 +73,9 @@ class CocoAp(BaseModel):
     Attributes:
         ap: Mean over classes with ground truth and IoU 0.50:0.95.
         ap50, ap75: At one IoU.
-        ap_small, ap_medium, ap_large: Boxes below 32 x 32, below 96 x 96 and above (area in pixels
-            of the original image); ``None`` where there is no such box.
+        ap_small, ap_medium, ap_large: Objects below 32 x 32, below 96 x 96 and above (area in
+            pixels of the original image as the ground truth tells it, detections' of the box or
+            mask that is judged); ``None`` where there is no such object.
         per_class: By class name, in the order of the class list.
         images: Images evaluated.
         n_gt: Ground-truth boxes, crowds not counted.
@@ -126,14 +134,16 @@ def evaluate(
 
     Raises:
         UserError: ``no-ground-truth`` where the images carry no box at all,
-            ``detections-not-finite`` where a box or score is NaN or infinite.
-        ValueError: ``detections`` and ``indices`` differ in length.
+            ``detections-not-finite`` where a box or score is NaN or infinite, ``mask-missing`` and
+            what else is wrong with the data set's masks where they are asked for.
+        ValueError: ``detections`` and ``indices`` differ in length, or one has no masks where they
+            are asked for.
     """
     chosen = range(len(dataset)) if indices is None else indices
     if len(chosen) != len(detections):
         raise ValueError(f"{len(detections)} detections for {len(chosen)} images")
     ids = [dataset.image_id(i) for i in chosen]
-    truth = coco_ground_truth(dataset)
+    truth = coco_ground_truth(dataset, masks=accuracy.overlap != "bbox")
     if indices is not None:
         truth = restrict(truth, ids)
     results: list[dict[str, Any]] = []
@@ -143,15 +153,22 @@ def evaluate(
 
 
 def to_results(image_id: ImageId, found: Detections, classes: ClassMap) -> list[dict[str, Any]]:
-    """The detections of one image as entries of a COCO results file (box x y w h in pixels)."""
+    """The detections of one image as entries of a COCO results file (box x y w h in pixels).
+
+    Where there are masks each entry has its own, too, as run lengths.
+    """
     xywh = found.boxes.astype(np.float64)
     xywh[:, 2:] -= xywh[:, :2]
-    return [
+    entries: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": classes.category_ids[label], "bbox": box, "score": s}
         for box, s, label in zip(
             xywh.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
         )
     ]
+    if found.masks is not None:
+        for entry, mask in zip(entries, found.masks, strict=True):
+            entry["segmentation"] = mask.to_json()
+    return entries
 
 
 def restrict(ground_truth: dict[str, Any], image_ids: Sequence[ImageId]) -> dict[str, Any]:
@@ -173,12 +190,13 @@ def evaluate_json(
 
     Args:
         ground_truth: ``images``, ``annotations`` and ``categories`` as in an ``instances_*.json``.
-        results: Entries with ``image_id``, ``category_id``, ``bbox`` (x y w h) and ``score``. Left
-            unchanged.
+        results: Entries with ``image_id``, ``category_id``, ``score`` and what is judged: ``bbox``
+            (x y w h), or ``segmentation`` (run lengths). Left unchanged.
         accuracy: What counts.
 
     Raises:
         UserError: See :func:`evaluate`.
+        ValueError: An entry has no mask where they are asked for.
     """
     # Imported here: the evaluator's extension module costs a quarter second at every start.
     from faster_coco_eval import COCO, COCOeval_faster
@@ -190,17 +208,25 @@ def evaluate_json(
     if not any(counts.values()):
         raise UserError(
             "no-ground-truth",
-            f"the {len(ground_truth['images'])} images to evaluate on have no labeled box: "
+            f"the {len(ground_truth['images'])} images to evaluate on have no labeled object: "
             "average precision is undefined",
         )
+    kept = _KEYS + ("bbox" if accuracy.overlap == "bbox" else "segmentation",)
+    if missing := [number for number, entry in enumerate(results) if kept[-1] not in entry]:
+        raise ValueError(f"detection {missing[0]} has no {kept[-1]}")
     _check_finite(results)
 
     truth = COCO(_numbered(ground_truth), print_function=_quiet)
     number = _numbers(ground_truth)
-    found = truth.loadRes([{**r, "image_id": number[r["image_id"]]} for r in results])
+    # Of masks with boxes the evaluator would take the box's area for the mask's.
+    found = truth.loadRes(
+        [{**{key: r[key] for key in kept}, "image_id": number[r["image_id"]]} for r in results]
+    )
     # The evaluator's default calls 32^2 the lower end of "small"; pycocotools starts at 0.
     ranges = {"small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e5**2]}
-    evaluation = COCOeval_faster(truth, found, iouType="bbox", ranges=ranges, print_function=_quiet)
+    evaluation = COCOeval_faster(
+        truth, found, iouType=accuracy.overlap, ranges=ranges, print_function=_quiet
+    )
     every = sorted({*_IOUS, *accuracy.ious})
     evaluation.params.iouThrs = np.array(every)
     evaluation.params.maxDets = sorted({1, min(10, accuracy.max_dets), accuracy.max_dets})
@@ -288,10 +314,11 @@ def _required(precision: npt.NDArray[np.float64]) -> float:
 
 def _check_finite(results: list[dict[str, Any]]) -> None:
     for number, entry in enumerate(results):
-        if not all(map(math.isfinite, (*entry["bbox"], entry["score"]))):
+        box = entry.get("bbox", ())
+        if not all(map(math.isfinite, (*box, entry["score"]))):
             raise UserError(
                 "detections-not-finite",
-                f"detection {number} (image {entry['image_id']}) has box {entry['bbox']} and score "
+                f"detection {number} (image {entry['image_id']}) has box {list(box)} and score "
                 f"{entry['score']}: a NaN or infinity cannot be ranked",
             )
 

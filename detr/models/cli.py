@@ -11,12 +11,11 @@ from detr.cli_support import Group, emit, json_option
 from detr.data.cli import parse_size
 from detr.errors import UserError
 from detr.model_info import read_model_info
-from detr.models.checkpoint import load_model, save_model
+from detr.models.checkpoint import load_model
 from detr.models.describe import describe as describe_config
 from detr.models.describe import parameters
-from detr.models.extract import extract_layers
+from detr.models.extract import extract_file
 from detr.presets import preset
-from detr.shipped import find_model
 
 
 class ExtractReport(BaseModel):
@@ -25,6 +24,8 @@ class ExtractReport(BaseModel):
     Attributes:
         source, out: Where from and where to.
         encoder, decoder: The layers kept.
+        queries: How many.
+        size: Canvas (height, width); ``None`` where it follows the images.
         parameters: Number of parameters of what was written.
     """
 
@@ -32,6 +33,8 @@ class ExtractReport(BaseModel):
     out: str
     encoder: list[int]
     decoder: list[int]
+    queries: int
+    size: tuple[int, int] | None
     parameters: int
 
     def text(self) -> str:
@@ -39,7 +42,7 @@ class ExtractReport(BaseModel):
         kept = [",".join(map(str, x)) or "none" for x in (self.encoder, self.decoder)]
         return (
             f"{self.out}: encoder layers {kept[0]}, decoder layers {kept[1]} of {self.source}, "
-            f"{self.parameters / 1e6:.2f} M parameters"
+            f"{self.queries} queries, {self.parameters / 1e6:.2f} M parameters"
         )
 
 
@@ -74,33 +77,39 @@ def describe(name: str, size: str, classes: int, timed: bool, as_json: bool) -> 
 @click.argument("teacher", type=click.Path(path_type=Path))
 @click.option("--encoder", help="Encoder layers kept, from 0, such as 0,2,5; none keeps none.")
 @click.option("--decoder", help="Decoder layers kept, such as 0,5.")
+@click.option("--queries", type=click.IntRange(min=1), help="Queries kept, the first ones.")
+@click.option("--size", help="Another canvas, HEIGHTxWIDTH.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="X.safetensors.")
 @json_option
 def extract(
-    teacher: Path, encoder: str | None, decoder: str | None, out: Path, as_json: bool
+    teacher: Path,
+    encoder: str | None,
+    decoder: str | None,
+    queries: int | None,
+    size: str | None,
+    out: Path,
+    as_json: bool,
 ) -> None:
-    """Cut layers out of a checkpoint, all other weights kept.
+    """Cut layers and queries out of a checkpoint, all other weights kept.
 
     TEACHER is a .safetensors file, a run directory or the name of a shipped model. Layers are named
-    in ascending order; a part whose option is left out keeps all of its layers.
+    in ascending order; a part whose option is left out keeps all of its layers. Of a run of
+    `distill elastic`, the first layers are a model that was trained.
 
     Example: detr model extract runs/teacher --encoder 0,2,5 --decoder 0,5 --out student.safetensors
     """
-    source, info = load_model(find_model(teacher))
     layers = {"encoder": _layers(encoder, "encoder"), "decoder": _layers(decoder, "decoder")}
-    student = extract_layers(source, **layers)
-    kept = {
-        part: list(range(getattr(info.detector, part).layers)) if chosen is None else chosen
-        for part, chosen in layers.items()
-    }
-    # What was measured was measured with all layers.
-    facts = {k: v for k, v in info.provenance.items() if k not in ("ap", "ap50")}
-    facts["extracted"] = {"from": str(teacher), **kept}
-    save_model(
-        out, student, info.model_copy(update={"detector": student.config, "provenance": facts})
-    )
+    canvas = None if size is None else parse_size(size)
+    info = extract_file(teacher, out, **layers, queries=queries, size=canvas)
+    kept = info.provenance["extracted"]
     report = ExtractReport(
-        source=str(teacher), out=str(out), parameters=parameters(student)["total"], **kept
+        source=str(teacher),
+        out=str(out),
+        encoder=kept["encoder"],
+        decoder=kept["decoder"],
+        queries=kept["queries"],
+        size=info.preprocess.size,
+        parameters=parameters(load_model(out)[0])["total"],
     )
     emit(report, as_json, report.text())
 

@@ -42,13 +42,22 @@ class ConvNorm(Fusible):
         kernel: Odd side of the kernel.
         stride: Of the convolution.
         activate: Whether SiLU follows.
+        groups: Of the convolution.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int = 1, activate: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        activate: bool = True,
+        groups: int = 1,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+        self.conv = nn.Conv2d(
+            inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False
+        )
         self.norm: nn.Module = nn.BatchNorm2d(outputs)
         self.activation = SiLU() if activate else nn.Identity()
 
@@ -100,26 +109,67 @@ class RepVGGBlock(Fusible):
 
 
 class CSPBlock(nn.Module):
-    """Fuses two maps that lie upon each other: RepVGG blocks beside a shortcut (RT-DETR, figure 4).
+    """RepVGG blocks beside a shortcut (RT-DETR, figure 4).
 
     Args:
-        width: Channels of each map and of the result.
+        inputs, outputs: Channels.
         inner: Channels between.
         blocks: Number of RepVGG blocks.
     """
 
-    def __init__(self, width: int, inner: int, blocks: int) -> None:
+    def __init__(self, inputs: int, inner: int, outputs: int, blocks: int) -> None:
         super().__init__()
-        self.way = ConvNorm(2 * width, inner, 1)
-        self.shortcut = ConvNorm(2 * width, inner, 1)
+        self.way = ConvNorm(inputs, inner, 1)
+        self.shortcut = ConvNorm(inputs, inner, 1)
         self.blocks = nn.Sequential(*(RepVGGBlock(inner) for _ in range(blocks)))
-        self.output = ConvNorm(inner, width, 1) if inner != width else nn.Identity()
+        self.output = ConvNorm(inner, outputs, 1) if inner != outputs else nn.Identity()
 
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Two ``[B, width, H, W]`` to one."""
-        both = torch.cat((first, second), 1)
-        out: Tensor = self.output(self.blocks(self.way(both)) + self.shortcut(both))
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, inputs, H, W]`` to ``[B, outputs, H, W]``."""
+        out: Tensor = self.output(self.blocks(self.way(x)) + self.shortcut(x))
         return out
+
+
+class GelanBlock(nn.Module):
+    """Two CSP blocks, one upon the other, whose results all lie beside the input (GELAN).
+
+    Wang et al. 2024, YOLOv9, figure 4, as D-FINE has it.
+
+    Args:
+        inputs, outputs: Channels; those between a first and a last convolution are the inputs'.
+        inner: Channels of each CSP block.
+        blocks: Number of RepVGG blocks in each.
+    """
+
+    def __init__(self, inputs: int, inner: int, outputs: int, blocks: int) -> None:
+        super().__init__()
+        self.channels = inputs // 2
+        self.first = ConvNorm(inputs, inputs, 1)
+        self.ways = nn.ModuleList(
+            nn.Sequential(CSPBlock(before, inner, inner, blocks), ConvNorm(inner, inner, 3))
+            for before in (self.channels, inner)
+        )
+        self.last = ConvNorm(inputs + 2 * inner, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, inputs, H, W]`` to ``[B, outputs, H, W]``."""
+        seen = list(self.first(x).split(self.channels, 1))
+        for way in self.ways:
+            seen.append(way(seen[-1]))
+        out: Tensor = self.last(torch.cat(seen, 1))
+        return out
+
+
+def separable_downsample(width: int) -> nn.Sequential:
+    """Half the size: channels are mixed, then every one is narrowed alone (SCDown of YOLOv10).
+
+    Args:
+        width: Channels.
+    """
+    return nn.Sequential(
+        ConvNorm(width, width, 1, activate=False),
+        ConvNorm(width, width, 3, stride=2, activate=False, groups=width),
+    )
 
 
 def fused(module: M) -> M:

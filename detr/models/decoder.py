@@ -11,15 +11,19 @@ from detr.config import DetectorConfig
 from detr.models.attention.build import build_cross_attention, build_places
 from detr.models.attention.cross import Place, join, split
 from detr.models.attention.deformable import GroupedSelfAttention, GroupSpan, group_spans
-from detr.models.boxes import lift
 from detr.models.heads.boxes import box_head
 from detr.models.heads.classes import class_head
-from detr.models.layers import MLP, FeedForward, inner_mlp
+from detr.models.heads.masks import mask_heads
+from detr.models.heads.shared import Heads
+from detr.models.layers import FeedForward, Gate, inner_mlp
 from detr.models.queries.sources import QuerySource
+from detr.models.refinement import Course, Layer, build_refiner, edge_head
 from detr.models.structures import (
     Attention,
     DenseAttention,
+    FirstBoxes,
     GroupOutput,
+    InitialAnswer,
     Memory,
     QueryGroup,
     SampledAttention,
@@ -44,7 +48,11 @@ class DecoderLayer(nn.Module):
         )
         self.self_norm = nn.LayerNorm(config.width)
         self.cross_attention = build_cross_attention(config, first)
-        self.cross_norm = nn.LayerNorm(config.width)
+        self.gate: Gate | None = None
+        if config.decoder.gated:
+            self.gate = Gate(config.width)
+        else:
+            self.cross_norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.ffn = FeedForward(config.width, config.decoder, config.dropout)
 
@@ -65,7 +73,11 @@ class DecoderLayer(nn.Module):
         update, maps = self.self_attention(hidden, position, spans)
         hidden = self.self_norm(hidden + self.dropout(update))
         update, seen = self.cross_attention.look(hidden, position, place, memory, attention)
-        hidden = self.cross_norm(hidden + self.dropout(update))
+        update = self.dropout(update)
+        if self.gate is None:
+            hidden = self.cross_norm(hidden + update)
+        else:
+            hidden = self.gate(hidden, update)
         return self.ffn(hidden), seen, maps
 
 
@@ -79,7 +91,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config.decoder
-        self.classes, self.logit_eps = config.heads.classes, config.heads.boxes.logit_eps
+        self.classes = config.heads.classes
         decoder, width = config.decoder, config.width
         self.layers = nn.ModuleList(DecoderLayer(config, i == 0) for i in range(decoder.own_layers))
         self.norm = nn.LayerNorm(width) if decoder.final_norm else None
@@ -88,6 +100,15 @@ class Decoder(nn.Module):
         self.position_scale = inner_mlp(width, width, width) if scaled else None
         self.class_heads = nn.ModuleList(class_head(config) for _ in range(decoder.own_heads))
         self.box_heads = nn.ModuleList(_box_heads(config))
+        self.refiner = build_refiner(config)
+        self.mask_heads = nn.ModuleList(mask_heads(config))
+        self.predict_first = config.queries.predict_first
+
+    @property
+    def heads(self) -> Heads:
+        """Those of the first layer, with the norm before them."""
+        masks = self.mask_heads[0] if len(self.mask_heads) else None
+        return Heads(self.norm, self.class_heads[0], self.box_heads[0], masks)
 
     def forward(
         self,
@@ -105,70 +126,70 @@ class Decoder(nn.Module):
             groups: Distinct roles; adding one changes no other group's output (without dropout).
             source: Makes the position of groups that bring none.
             attention: Also return the cross-attention of every layer.
-            final_only: Heads, and so outputs, for the last layer only (inference).
+            final_only: Heads, and so outputs, for the last layer that answers only (inference).
             self_attention: Roles of groups whose self-attention maps are also wanted.
 
         Returns:
             One output per group, in order.
         """
-        depth, refinement = self.config.layers, self.config.refinement
+        depth = self.config.answering_layers if final_only else self.config.layers
         spans = group_spans(groups, self_attention)
         sizes = [group.content.shape[1] for group in groups]
         no_object = self.classes.no_object
         outputs = [GroupOutput(group, [], [], [], [], no_object=no_object) for group in groups]
         hidden = join([group.content for group in groups])
-        # The reference a layer starts from never carries gradient from a later layer's sampling;
-        # look-forward-twice keeps the un-detached one for the loss boxes (DINO, section 3.5).
-        references = [group.reference for group in groups]
-        attached = references
-        position = self._positions(groups, references, source, memory)
+        has_masks = memory.pixels is not None and len(self.mask_heads) > 0
+        if has_masks:
+            for output in outputs:
+                output.pixels = memory.pixels
+        if self.predict_first and self.training and not final_only:
+            _record_initial(outputs, sizes, self.heads, hidden)
+        course = Course([group.reference for group in groups])
+        position = self._positions(groups, course.references, source, memory)
         last = depth - 1
         for index in range(depth):
             if index and source.position_follows_reference:
-                position = self._positions(groups, references, source, memory)
+                position = self._positions(groups, course.references, source, memory)
             scaled = position
             if index and self.position_scale is not None:
                 scaled = position * self.position_scale(hidden)
+            references = course.references
             place = self.spatial.of(index, hidden, references, memory)
             layer = self.layers[min(index, len(self.layers) - 1)]
             hidden, seen, maps = layer(hidden, scaled, spans, place, memory, attention)
-            box_head_ = self.box_heads[min(index, len(self.box_heads) - 1)]
-            running: Tensor | None = None
-            if refinement.moves and index < last:
-                running = box_head_(hidden)
-            if index == last or not final_only:
-                logits, boxes = self._predict(index, hidden, running, references, attached)
+            answers = index == last or not final_only
+            normed = self.norm(hidden) if answers and self.norm is not None else hidden
+            head = self.box_heads[min(index, len(self.box_heads) - 1)]
+            boxes = self.refiner.step(
+                course, Layer(index, head, hidden, normed, index == last, answers)
+            )
+            if answers and boxes is not None:
+                judged = normed
+                if self.norm is not None and self.config.norm_twice:
+                    judged = self.norm(normed)
+                logits = self.class_heads[min(index, len(self.class_heads) - 1)](judged)
+                distribution = self.config.refinement.distribution
+                if index == 0 and course.first is not None and distribution is not None:
+                    parts = split(logits, sizes), split(course.first, sizes)
+                    for output, said, boxes_said in zip(outputs, *parts, strict=True):
+                        output.first = FirstBoxes(said, boxes_said, distribution)
+                if (quality := self.refiner.quality(course, index)) is not None:
+                    logits = logits + quality
                 _record(outputs, sizes, logits, boxes, hidden, references)
+                if course.edges is not None:
+                    for output, edges in zip(outputs, split(course.edges, sizes), strict=True):
+                        output.edges.append(edges)
+                if has_masks:
+                    mask_head = self.mask_heads[min(index, len(self.mask_heads) - 1)]
+                    told = split(mask_head(judged), sizes)
+                    for output, masks in zip(outputs, told, strict=True):
+                        output.masks.append(masks)
                 if attention and seen is not None:
                     _record_attention(outputs, sizes, seen)
                 for output, found in zip(outputs, maps, strict=True):
                     if found is not None:
                         output.self_attention.append(found)
-            if running is not None:
-                updated = (running + join([lift(r, self.logit_eps) for r in references])).sigmoid()
-                attached = split(updated, sizes)
-                references = split(updated.detach(), sizes)
         return outputs
-
-    def _predict(
-        self,
-        index: int,
-        hidden: Tensor,
-        running: Tensor | None,
-        references: list[Tensor],
-        attached: list[Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Class logits ``[B, N, K]`` and boxes ``[B, N, 4]`` of one layer."""
-        head = min(index, len(self.class_heads) - 1)
-        normed = hidden if self.norm is None else self.norm(hidden)
-        if running is not None and self.norm is None:
-            # The box head saw this very tensor when it updated the reference.
-            delta = running
-        else:
-            delta = self.box_heads[head](normed)
-        twice = self.config.refinement.looks_forward_twice
-        base = join([lift(r, self.logit_eps) for r in (attached if twice else references)])
-        return self.class_heads[head](normed), (delta + base).sigmoid()
 
     @staticmethod
     def _positions(
@@ -183,9 +204,11 @@ class Decoder(nn.Module):
         )
 
 
-def _box_heads(config: DetectorConfig) -> list[MLP]:
+def _box_heads(config: DetectorConfig) -> list[nn.Module]:
     """One shared box head or one per layer, with the first values each starts from."""
     decoder, queries = config.decoder, config.queries
+    if decoder.refinement.distribution is not None:
+        return [edge_head(config, decoder.refinement.distribution) for _ in range(decoder.layers)]
     # Where no proposal says how large, the first boxes are small ones (Deformable DETR); but a
     # shared head would shrink them in every layer that moves them.
     small_start = (
@@ -199,6 +222,16 @@ def _box_heads(config: DetectorConfig) -> list[MLP]:
         box_head(config.width, placed, -2.0 if small_start and i == 0 else 0.0)
         for i in range(decoder.own_heads)
     ]
+
+
+def _record_initial(
+    outputs: list[GroupOutput], sizes: list[int], heads: Heads, content: Tensor
+) -> None:
+    """Hands each group what the heads say of the queries that enter the first layer."""
+    logits, masks = heads.of(content)
+    told = [None] * len(sizes) if masks is None else split(masks, sizes)
+    for output, own_logits, own_masks in zip(outputs, split(logits, sizes), told, strict=True):
+        output.initial = InitialAnswer(own_logits, output.group.reference, own_masks)
 
 
 def _record(

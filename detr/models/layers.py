@@ -39,6 +39,30 @@ def inner_mlp(*sizes: int) -> MLP:
     return mlp
 
 
+class Gate(nn.Module):
+    """Weighs what was known against what was found, channel by channel, and norms the sum (D-FINE).
+
+    Both start with a half.
+
+    Args:
+        width: Model width D.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weigh = nn.Linear(2 * width, 2 * width)
+        self.norm = nn.LayerNorm(width)
+        nn.init.zeros_(self.weigh.weight)
+        nn.init.zeros_(self.weigh.bias)
+
+    def forward(self, known: Tensor, found: Tensor) -> Tensor:
+        """Two ``[..., D]`` to one."""
+        shares = self.weigh(torch.cat((known, found), -1)).sigmoid()
+        first, second = shares.chunk(2, -1)
+        out: Tensor = self.norm(first * known + second * found)
+        return out
+
+
 class InnerReLU(nn.ReLU):
     """ReLU of a linear layer's output, in place unless gradients are kept.
 

@@ -45,6 +45,7 @@ class Facts:
         query_start: Own queries start from ``points``, which follow from a learned position, or
             from ``boxes``, from which the position follows.
         blank_content: Own queries start without any content.
+        edges: Boxes are read off distributions of their edges.
         scores: Every class has a ``sigmoid`` of its own, or all share a ``softmax`` with a last
             logit for "no object".
     """
@@ -64,6 +65,7 @@ class Facts:
     query_start: Literal["points", "boxes"]
     blank_content: bool
     scores: Literal["sigmoid", "softmax"]
+    edges: bool = False
 
 
 class ObjectDetector(Protocol):
@@ -85,8 +87,8 @@ class ObjectDetector(Protocol):
 
     def __call__(
         self, images: Tensor, valid_sizes: Tensor, original_sizes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, scores and labels, as :meth:`detr.models.Detector.forward` gives them."""
+    ) -> tuple[Tensor, ...]:
+        """What :meth:`detr.models.Detector.forward` gives: boxes, scores, labels, perhaps masks."""
         ...
 
 

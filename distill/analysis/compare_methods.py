@@ -143,7 +143,7 @@ def cell_recipe(recipe: Recipe, method: str, seed: int) -> Recipe:
     if method == BASELINE:
         return recipe.without_teacher().model_copy(update=changes)
     if method == INHERITED:
-        return recipe.model_copy(update=changes | {"methods": ()})
+        return recipe.model_copy(update=changes | {"methods": (), "teacher_answers": None})
     given = {key: options for entry in recipe.methods for key, options in entry.items()}
     specs = [{part: dict(given.get(part, {}))} for part in method.split("+")]
     kinds = [kind for kind, _ in parse_methods(specs)]
@@ -158,6 +158,8 @@ def cell_recipe(recipe: Recipe, method: str, seed: int) -> Recipe:
     found = recipe.model_copy(update=changes | {"methods": tuple(specs)})
     if found.needs_teacher and found.teacher is None:
         raise UserError("recipe-value", f"methods: {method} needs a teacher; add --set teacher=RUN")
+    if not found.needs_teacher:
+        found = found.model_copy(update={"teacher_answers": None})
     return found
 
 

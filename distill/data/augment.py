@@ -118,7 +118,9 @@ def augment(
 
     Returns:
         The view ``[h', w', 3]`` uint8 and its labels in pixels of the view. Boxes that a zoom's
-        window cuts to less than 30 % of their area become ignore regions.
+        window cuts to less than 30 % of their area become ignore regions. Masks move with their
+        objects, and an object of whose mask the view shows no pixel is none in it. No choice
+        depends on masks: with and without, the view is the same.
     """
     size = image.shape[0], image.shape[1]
     if config.multi_scale is not None:
@@ -137,11 +139,17 @@ def augment(
     regions, region_share = view.of_boxes(labels.ignore)
     kept, cut = (share >= least) & (share > 0), (share > 0) & (share < least)
     seen = region_share > 0
+    masks = None
+    if labels.masks is not None:
+        of_kept = [view.of_mask(labels.masks[k]) for k in np.flatnonzero(kept)]
+        masks = tuple(mask for mask in of_kept if mask.area)
+        kept[kept] = [mask.area > 0 for mask in of_kept]
     return np.asarray(picture), Labels(
         boxes=boxes[kept],
         labels=labels.labels[kept],
         ignore=np.concatenate((regions[seen], boxes[cut])),
         ignore_labels=np.concatenate((labels.ignore_labels[seen], labels.labels[cut])),
+        masks=masks,
     )
 
 

@@ -9,7 +9,7 @@ sees with four.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,6 +23,7 @@ from detr.data.dataset import Dataset, Labels
 from detr.data.preprocess import PreprocessConfig, place
 from detr.data.value_range import to_bytes
 from detr.errors import UserError
+from detr.masks import Mask, Size
 from detr.models import Target
 from detr.types import FloatArray, ImageArray, IntArray
 from distill.data.augment import AugmentConfig, augment
@@ -44,6 +45,7 @@ class Batch:
         targets: Ground truth relative to the image without its padding.
         paths: The files, for messages.
         left_out: Files that could not be read and were replaced, and why.
+        smaller: The same images on smaller canvases (height, width), where a step has several.
     """
 
     images: Tensor
@@ -51,6 +53,7 @@ class Batch:
     targets: list[Target]
     paths: list[Path]
     left_out: list[tuple[Path, UserError]] = field(default_factory=list)
+    smaller: dict[tuple[int, int], Batch] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -60,6 +63,7 @@ class Batch:
             [target.to(device) for target in self.targets],
             self.paths,
             self.left_out,
+            {size: batch.to(device) for size, batch in self.smaller.items()},
         )
 
 
@@ -70,13 +74,29 @@ def _relative(boxes: FloatArray, size: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.concatenate(((low + high) / 2, high - low), 1))
 
 
-def target_of(labels: Labels, size: tuple[int, ...]) -> Target:
-    """Labels in pixels of an image of a size (height, width), relative to it."""
+def target_of(labels: Labels, size: Size, canvas: Size | None = None) -> Target:
+    """Labels in pixels of an image, relative to it.
+
+    Args:
+        labels: Of the image.
+        size: (height, width) of the image.
+        canvas: (height, width) of the network's input, in whose top left the image lies; only
+            masks depend on it. By default there is no padding.
+    """
     return Target(
         boxes=_relative(labels.boxes, size),
         labels=torch.from_numpy(labels.labels),
         ignore=_relative(labels.ignore, size),
+        masks=None if labels.masks is None else _padded(labels.masks, size, canvas or size),
     )
+
+
+def _padded(masks: Sequence[Mask], size: Size, canvas: Size) -> Tensor:
+    """Masks of an image as ``[G, H, W]`` bool, padded as the image is."""
+    pixels = np.zeros((len(masks), *canvas), dtype=np.bool_)
+    for row, mask in zip(pixels, masks, strict=True):
+        row[: size[0], : size[1]] = mask.rle(size).pixels()
+    return torch.from_numpy(pixels)
 
 
 class Batches:
@@ -90,6 +110,7 @@ class Batches:
         batch_size: Images per process and step.
         seed: Of order and augmentation.
         rank, world: This process and their number; processes share one epoch order.
+        masks: Whether targets have masks; the data set must have one for every object.
     """
 
     def __init__(
@@ -101,9 +122,11 @@ class Batches:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        masks: bool = False,
     ) -> None:
         self.dataset, self.preprocess, self.config = dataset, preprocess, config
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self._read_labels = dataset.labels_with_masks if masks else dataset.labels
         self._cache: dict[int, ImageArray] = {}
         self._cached_bytes = 0
         self._epoch = lru_cache(maxsize=2)(self._permutation)
@@ -132,7 +155,11 @@ class Batches:
         return image
 
     def sample(
-        self, step: int, slot: int, leave_out: LeaveOut | None = None
+        self,
+        step: int,
+        slot: int,
+        leave_out: LeaveOut | None = None,
+        canvas: PreprocessConfig | None = None,
     ) -> tuple[ImageArray, Labels, Path]:
         """One augmented image, its labels in pixels, and its file.
 
@@ -141,11 +168,12 @@ class Batches:
             slot: Its place in the step.
             leave_out: Is told which files could not be read and were replaced; without it they
                 raise.
+            canvas: Another than the run's.
         """
         i, image = self._readable(step, slot, leave_out)
         rng = np.random.default_rng((self.seed, _SAMPLE, step, slot))
-        labels = self.dataset.labels(i)
-        image, labels = augment(image, labels, self.preprocess, self.config, rng)
+        labels = self._read_labels(i)
+        image, labels = augment(image, labels, canvas or self.preprocess, self.config, rng)
         return image, labels, self.dataset.image_path(i)
 
     def _readable(self, step: int, slot: int, leave_out: LeaveOut | None) -> tuple[int, ImageArray]:
@@ -170,19 +198,23 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""
+        return self.on(self.preprocess, step)
+
+    def on(self, preprocess: PreprocessConfig, step: int) -> Batch:
+        """The batch of a step on some canvas."""
         left_out: list[tuple[Path, UserError]] = []
 
         def leave_out(path: Path, error: UserError) -> None:
             left_out.append((path, error))
 
-        samples = [self.sample(step, slot, leave_out) for slot in self.slots]
+        samples = [self.sample(step, slot, leave_out, preprocess) for slot in self.slots]
         sizes = [image.shape[:2] for image, _, _ in samples]
-        canvas = self.preprocess.canvas(sizes)
+        canvas = preprocess.canvas(sizes)
         images = np.zeros((len(samples), 3, *canvas), dtype=np.float32)
         targets = []
         for row, (image, labels, _) in zip(images, samples, strict=True):
-            place(image, row, self.preprocess)
-            targets.append(target_of(labels, image.shape[:2]))
+            place(image, row, preprocess)
+            targets.append(target_of(labels, (image.shape[0], image.shape[1]), canvas))
         valid = torch.tensor(sizes, dtype=torch.float32)
         paths = [path for _, _, path in samples]
         return Batch(torch.from_numpy(images), valid, targets, paths, left_out)

@@ -1,4 +1,4 @@
-"""The one place that knows where a training view lies in its image, for pixels and boxes alike."""
+"""The one place that knows where a training view lies in its image, for pixels, boxes and masks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
+from detr.masks import Mask, Rle
 from detr.types import FloatArray
 
 Size = tuple[int, int]
@@ -67,3 +68,21 @@ class View:
                 (width - clipped[:, 2], clipped[:, 1], width - clipped[:, 0], clipped[:, 3]), 1
             )
         return clipped.astype(np.float32), shown / np.maximum(whole, 1e-9)
+
+    def of_mask(self, mask: Mask) -> Rle:
+        """What the view shows of a mask.
+
+        Corners of polygons move as those of boxes do and are filled in the view's own pixels; of
+        run lengths, a pixel of the view takes the value at its center.
+
+        Args:
+            mask: Of the image's size.
+        """
+        ratio = tuple(o / w for o, w in zip(self.out, self.window, strict=True))
+        down, right = (-c * r for c, r in zip(self.corner, ratio, strict=True))
+        vertical, horizontal = (
+            s / i * r for s, i, r in zip(self.scaled, self.image, ratio, strict=True)
+        )
+        if self.flip:
+            right, horizontal = self.out[1] - right, -horizontal
+        return mask.moved((vertical, horizontal), (down, right), self.out)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detr.models import Target
+from detr.models import Target, cxcywh_to_xyxy
 from distill.losses.matches import Matches
+from distill.losses.overlap import iou
 
 
 def pad_targets(targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,3 +55,10 @@ class JoinedTargets:
         """Box and label of every pair."""
         flat = self.offsets[matches.image] + matches.box
         return self.boxes[flat], self.labels[flat]
+
+
+def pair_iou(boxes: Tensor, matches: Matches, truth: JoinedTargets) -> Tensor:
+    """``[M]`` IoU of the matched predictions with their boxes, in [0, 1], without gradient."""
+    found = boxes[matches.layer, matches.image, matches.query].detach().float()
+    overlap = iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(truth.of_pairs(matches)[0]))
+    return overlap.clamp(0, 1)

@@ -22,6 +22,7 @@ from distill.methods.defeat import Defeat
 from distill.methods.detrdistill import DetrDistill
 from distill.methods.fgd import Fgd
 from distill.methods.fitnet import FitNet
+from distill.methods.go_lsd import GoLsd, GoLsdTeacher
 from distill.methods.kd_detr import KdDetr
 from distill.methods.mgd import Mgd
 from distill.methods.od_detr import OdDetr
@@ -38,6 +39,8 @@ METHODS: dict[str, type[Method[Any]]] = {
     DetrDistill.name: DetrDistill,
     FitNet.name: FitNet,
     Fgd.name: Fgd,
+    GoLsd.name: GoLsd,
+    GoLsdTeacher.name: GoLsdTeacher,
     Mgd.name: Mgd,
     OdDetr.name: OdDetr,
     Qskd.name: Qskd,

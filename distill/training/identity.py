@@ -30,6 +30,7 @@ FREE = (
     "data.val",
     "data.max_unreadable",
     "validation",
+    "teacher_answers",  # the same answers, read or computed
     "min_teacher_ap",  # said before the first step; a run that goes on has passed it
     "checkpoint_every",
     "tensorboard",

@@ -18,17 +18,15 @@ from torch import Tensor
 
 from detr.cli_support import progress
 from detr.errors import UserError
-from detr.metrics.coco_ap import CocoAp
-from detr.models import QueryGroup, Teacher
 from distill.data.batches import Batch
 from distill.distributed import World, join
-from distill.evaluate import ap_values, measure_ap
-from distill.losses.detection import detection_losses
-from distill.methods.step import Step
+from distill.elastic.step import passes
+from distill.evaluate import Measured, measure_ap
 from distill.profiler import span
 from distill.query_owners import OWNERS_FILE, record_owners
 from distill.recipe import Recipe
 from distill.training.accumulate import Share, note_statistics, split
+from distill.training.forward import Answered, Pass, whole
 from distill.training.meter import Meter, peak_megabytes
 from distill.training.optim import rate, set_rate
 from distill.training.run_dir import RunDir
@@ -36,83 +34,6 @@ from distill.training.state import State, set_up
 
 # Steps whose losses are averaged into one line of metrics.jsonl.
 LOG_EVERY = 20
-
-
-def forward(state: State, batch: Batch, index: int, share: Share | None = None) -> Step:
-    """Encodes and decodes a batch with student and teacher, all query groups in one call each.
-
-    Args:
-        state: Of the run.
-        batch: On the device.
-        index: The step, from 0.
-        share: What a part of a step must know of the whole.
-    """
-    student, teacher, methods = state.student, state.step_teacher, state.methods
-    attention = any(method.needs_attention for method in methods)
-    maps = frozenset(role for method in methods for role in method.self_attention)
-    if share is None:
-        share = Share(*state.box_counts(batch.targets), *state.generators(index))
-    with state.autocast():
-        with span("student"):
-            memory = student.encode(batch.images, batch.valid_sizes)
-            own = student.queries(memory, batch.targets, share.generators, share.most)
-        step = Step(
-            index=index,
-            images=batch.images,
-            valid_sizes=batch.valid_sizes,
-            targets=batch.targets,
-            student=student,
-            teacher=teacher,
-            student_memory=memory,
-            teacher_memory=None,
-            student_groups=own,
-            teacher_groups=[],
-            normalizer=share.normalizer,
-            generator=share.generator,
-            generators=share.generators,
-        )
-        if teacher is not None:
-            with torch.no_grad(), span("teacher"):
-                step.teacher_memory = teacher.encode(batch.images, batch.valid_sizes)
-                step.teacher_groups = teacher.queries(step.teacher_memory)
-        with span("queries"):
-            extra = [pair for method in methods for pair in method.groups(step)]
-        if teacher is not None and step.teacher_memory is not None:
-            asked = [pair.teacher for pair in extra if pair.teacher is not None]
-            _check_answerable(asked, teacher)
-            groups = step.teacher_groups + asked
-            with torch.no_grad(), span("teacher_decoder"):
-                outputs = teacher.decode(step.teacher_memory, groups, attention, maps)
-            step.teacher_outputs = {output.group.role: output for output in outputs}
-        with span("queries"):
-            groups = step.student_groups + [p.student for p in extra if p.student is not None]
-            groups += [group for method in methods for group in method.followup_groups(step)]
-        with span("student_decoder"):
-            outputs = student.decode(memory, groups, attention, maps)
-        step.student_outputs = {output.group.role: output for output in outputs}
-    return step
-
-
-def _check_answerable(groups: Sequence[QueryGroup], teacher: Teacher) -> None:
-    """Raises UserError ``method-teacher`` for queries a teacher cannot be asked."""
-    if groups and "decode" not in teacher.offers:
-        raise UserError(
-            "method-teacher",
-            f"{groups[0].role}: a {teacher.facts.family} teacher answers its own queries only; the "
-            "method's needs() must name decode",
-        )
-
-
-def losses_of(state: State, step: Step) -> dict[str, Tensor]:
-    """All weighted losses of a step: the detection loss and what every method adds."""
-    replaced = next((m for m in state.methods if m.replaces_detection_loss), None)
-    losses = None if replaced is None else replaced.detection_losses(step)
-    if losses is None:
-        weights = state.recipe.loss
-        losses = detection_losses(step.student_outputs, step.targets, step.normalizer, weights)
-    for method in state.methods:
-        losses.update(method.losses(step))
-    return losses
 
 
 def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
@@ -125,14 +46,24 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
     factor = rate(index, recipe.steps, recipe.optimizer)
     set_rate(state.optimizer, factor)
     state.optimizer.zero_grad()
-    step, losses = _backward(state, batch.to(state.world.device), index)
+    batch = batch.to(state.world.device)
+    if state.elastic is None:
+        seen = [whole(state, batch, index)]
+    else:
+        seen = passes(state, state.elastic, batch, index)
+    answered: list[Answered] = []
+    losses: list[_Losses] = []
+    for one in seen:
+        last, found = _backward(state, one, index)
+        answered += last
+        losses += found
     norm = None
     with span("optimizer"):
         state.world.average_gradients(state.trained)
         state.scaler.unscale_(state.optimizer)
         if recipe.optimizer.clip:
             norm = torch.nn.utils.clip_grad_norm_(state.parameters, recipe.optimizer.clip)
-    means, norms = _read(losses, norm)
+    means, norms = _read(losses, norm, recipe.accumulate)
     # Of all processes, so that all stop where one process's loss is not finite.
     values = state.world.mean_values(means) | norms
     if not math.isfinite(values["loss"]):
@@ -149,8 +80,9 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
         state.scaler.update()
         if state.ema is not None and all(m.updates_teacher(index) for m in state.methods):
             state.ema.update(state.student, index)
-    for method in state.methods:
-        method.after_step(step)
+    for one_student in answered:
+        for method in one_student.methods:
+            method.after_step(one_student.step)
     return values
 
 
@@ -159,9 +91,9 @@ _Losses = tuple[list[str], Tensor]
 
 
 def _read(
-    parts: Sequence[_Losses], norm: Tensor | None
+    parts: Sequence[_Losses], norm: Tensor | None, count: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Means of the parts' losses, and the gradients' norm where there is one.
+    """Means over a pass's ``count`` parts, summed over passes, and the gradients' norm if any.
 
     Read at once: a GPU has nothing to do while Python waits for it.
     """
@@ -170,41 +102,40 @@ def _read(
     means: dict[str, float] = defaultdict(float)
     for names, _ in parts:
         for name in names:
-            means[name] += next(numbers) / len(parts)
+            means[name] += next(numbers) / count
     return means, {} if norm is None else {"grad_norm": next(numbers)}
 
 
-def _backward(state: State, batch: Batch, index: int) -> tuple[Step, list[_Losses]]:
-    """Gradients of all parts of a step.
+def _backward(state: State, seen: Pass, index: int) -> tuple[list[Answered], list[_Losses]]:
+    """Adds the gradients of all parts of a pass.
 
     Returns:
-        The last part's step, and the losses of each part, their sum as ``loss``.
+        Who answered the last part, and the losses of each part, their sum as ``loss``.
     """
     count = state.recipe.accumulate
-    parts = split(batch, count)
-    normalizer, most = state.box_counts(batch.targets)
+    parts = split(seen.batch, count)
+    normalizer, most = state.box_counts(seen.batch.targets)
     size = len(parts[0].targets)
 
-    def look(part: int) -> tuple[Step, dict[str, Tensor]]:
+    def look(part: int) -> tuple[list[Answered], dict[str, Tensor]]:
         state.seed_dropout(index, part)
         generator, generators = state.generators(index)
         own = generators[part * size : (part + 1) * size]
         share = Share(normalizer / count, most, generator, own)
-        step = forward(state, parts[part], index, share)
-        with span("losses"):
-            return step, losses_of(state, step)
+        return seen.look(parts[part], share)
 
     shared = note_statistics(count, look, state.trained) if count > 1 else None
     found: list[_Losses] = []
+    answered: list[Answered] = []
     for part in range(count):
         with contextlib.nullcontext() if shared is None else shared.part(first_pass=False):
-            step, losses = look(part)
+            answered, losses = look(part)
         terms = torch.stack(list(losses.values()))
         total = terms.sum()
         with span("backward"):
             torch.autograd.backward(state.scaler.scale(total / count))
         found.append(([*losses, "loss"], torch.cat([terms, total[None]]).detach()))
-    return step, found
+    return answered, found
 
 
 def train(recipe: Recipe, out: Path) -> Path:
@@ -285,7 +216,7 @@ def validate(state: State, run: RunDir, done: int, images: int | None = None) ->
     Where there is a weight average, it and the student are both saved and measured.
     """
     state.save(run, done)
-    results: dict[str, CocoAp] = {}
+    results: dict[str, Measured] = {}
     text = ""
     if state.val is not None:
         recipe = state.recipe
@@ -295,9 +226,9 @@ def validate(state: State, run: RunDir, done: int, images: int | None = None) ->
             results[name] = result
             # The weights that count have plain names, the others say whose they are.
             prefix = f"{name}/" if text else ""
-            run.record(done, {f"{prefix}{key}": x for key, x in ap_values(result).items()})
-            told = f"AP {result.ap:.3f}, AP50 {result.ap50:.3f}"
-            run.say(f"step {done}: {told} on {result.images} images ({name} weights)")
+            run.record(done, {f"{prefix}{key}": x for key, x in result.values.items()})
+            told = result.text()
+            run.say(f"step {done}: {told} on {result.boxes.images} images ({name} weights)")
             text = text or told
         if run.writes:
             models = {"student": state.student}

@@ -17,13 +17,24 @@ from detr.config import ClassMap
 from detr.data import Dataset, inspect, open_dataset
 from detr.data.findings import Findings
 from detr.errors import UserError
-from detr.metrics.coco_ap import CocoAp
 from detr.model_info import ModelInfo
-from detr.models import Detector, Target, Teacher, build_detector, save_info, save_model
+from detr.models import (
+    Detector,
+    Target,
+    Teacher,
+    TeacherPart,
+    build_detector,
+    save_info,
+    save_model,
+)
 from distill.data.batches import Batches
 from distill.distributed import World
+from distill.elastic.batches import ElasticBatches
+from distill.elastic.network import ElasticNetwork
+from distill.evaluate import Measured
 from distill.methods import Method, build_methods, parse_methods
 from distill.recipe import Recipe
+from distill.teachers.answers import StoredAnswers
 from distill.teachers.open import open_teacher, tell_ap
 from distill.training.accumulate import images_per_process
 from distill.training.cpu import prepare_cpu
@@ -47,12 +58,14 @@ class State:
         classes: Of the training data.
         student: The network being trained, in training mode.
         teacher: The frozen network, in evaluation mode; only where a method looks at it.
-        methods: Distillation methods, in the recipe's order.
+        methods: Distillation methods, in the recipe's order; of an elastic training those of all
+            its models.
         optimizer: Over the student's and the methods' parameters.
         scaler: Loss scaling for fp16; does nothing otherwise.
         ema: Weight average, or ``None``.
         batches: Training batches by step.
         val: Validation data, or ``None`` (also on every process but the first).
+        elastic: The models within the student, where the recipe has an ``elastic`` section.
     """
 
     recipe: Recipe
@@ -66,6 +79,7 @@ class State:
     ema: Ema | None
     batches: Batches
     val: Dataset | None
+    elastic: ElasticNetwork | None = None
 
     @property
     def trained(self) -> list[nn.Module]:
@@ -198,13 +212,13 @@ class State:
         for path, model, info in self._models(run, step, {}):
             save_model(path, model, info)
 
-    def save_ap(self, run: RunDir, step: int, results: Mapping[str, CocoAp]) -> None:
+    def save_ap(self, run: RunDir, step: int, results: Mapping[str, Measured]) -> None:
         """Adds to the sidecars of saved weights what was measured, by name of the weights."""
         for path, _, info in self._models(run, step, results):
             save_info(path, info)
 
     def _models(
-        self, run: RunDir, step: int, results: Mapping[str, CocoAp]
+        self, run: RunDir, step: int, results: Mapping[str, Measured]
     ) -> Iterator[tuple[Path, Detector, ModelInfo]]:
         """The run's weights, where they go, and what their sidecars say."""
         if not run.writes:
@@ -221,9 +235,12 @@ class State:
         # The model comes last: where it is, the others are.
         for i, (name, model) in reversed(list(enumerate(self.weights.items()))):
             own: dict[str, Any] = {"of": name}
-            if (ap := results.get(name)) is not None:
-                own |= {"val": self.recipe.data.val, "ap": ap.ap, "ap50": ap.ap50}
-            own |= {f"ap_{other}": result.ap for other, result in results.items() if other != name}
+            if (found := results.get(name)) is not None:
+                own |= {"val": self.recipe.data.val, "ap": found.boxes.ap, "ap50": found.boxes.ap50}
+                if found.masks is not None:
+                    own |= {"mask_ap": found.masks.ap, "mask_ap50": found.masks.ap50}
+            others = {other: x for other, x in results.items() if other != name}
+            own |= {f"ap_{other}": x.boxes.ap for other, x in others.items()}
             info = ModelInfo(
                 detector=model.config,
                 classes=self.classes,
@@ -274,37 +291,60 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
     online = any(kind.teacher == "ema" for kind, _ in parse_methods(recipe.methods))
     if online and ema is None:
         raise UserError("recipe-value", "methods: this method needs a weight average; set ema")
-    methods = build_methods(
-        recipe.methods,
-        student,
-        ema.model if online and ema is not None else teacher,
-        loss=recipe.loss,
-        steps=recipe.steps,
-        drops=drops,
-    )
+    model = ema.model if online and ema is not None else teacher
+    elastic = None
+    if recipe.elastic is None:
+        methods = build_methods(
+            recipe.methods,
+            student,
+            model,
+            loss=recipe.loss,
+            steps=recipe.steps,
+            drops=drops,
+        )
+    else:
+        elastic = ElasticNetwork(recipe, student.train(), model, drops)
+        methods = elastic.methods
     return State(
         recipe=recipe,
         world=world,
         classes=data.classes,
         student=student.train(),
-        teacher=teacher if any(method.teacher == "frozen" for method in methods) else None,
+        teacher=_asked(recipe, teacher, digest, run),
         methods=methods,
         optimizer=build_optimizer(student, nn.ModuleList(methods), recipe.optimizer),
         scaler=torch.amp.GradScaler(
             world.device.type, enabled=recipe.amp == "fp16" and world.device.type == "cuda"
         ),
         ema=ema,
-        batches=Batches(
-            data,
-            recipe.input,
-            recipe.augment,
-            images_per_process(recipe, world),
-            recipe.seed,
-            world.rank,
-            world.size,
-        ),
+        batches=_batches(data, recipe, world, elastic),
         val=val if world.main else None,
+        elastic=elastic,
     )
+
+
+def _asked(
+    recipe: Recipe, teacher: Teacher | None, digest: str | None, run: RunDir
+) -> Teacher | None:
+    """The frozen teacher, where a method looks at it; its answers come from disk if they may."""
+    frozen = [one for one in parse_methods(recipe.methods) if one[0].teacher == "frozen"]
+    if teacher is None or not frozen:
+        return None
+    if recipe.teacher_answers is None or digest is None:
+        return teacher
+    needs = frozenset[TeacherPart]().union(*(kind.needs(options) for kind, options in frozen))
+    return StoredAnswers(teacher, digest, Path(recipe.teacher_answers), needs, run.say)
+
+
+def _batches(
+    data: Dataset, recipe: Recipe, world: World, elastic: ElasticNetwork | None
+) -> Batches:
+    own = images_per_process(recipe, world)
+    masks = recipe.detector.heads.masks is not None
+    common = (data, recipe.input, recipe.augment, own, recipe.seed, world.rank, world.size, masks)
+    if recipe.elastic is None or elastic is None:
+        return Batches(*common)
+    return ElasticBatches(elastic.choices, recipe.elastic.drawn, *common)
 
 
 def _with_range_of(data: Dataset, recipe: Recipe) -> Recipe:

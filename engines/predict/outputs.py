@@ -104,7 +104,7 @@ class CsvFile:
 
 
 class Pictures(Output):
-    """``pictures/NAME.jpg`` with boxes drawn, and a video for a video.
+    """``pictures/NAME.jpg`` with boxes and masks drawn, and a video for a video.
 
     Args:
         folder: Where to.
@@ -122,7 +122,9 @@ class Pictures(Output):
         """See the base class."""
         if self._video is not None and self._video[0] is not frame.source:
             self.close()
-        drawn = draw(frame.pixels, found.boxes, found.labels, self._names, found.scores)
+        drawn = draw(
+            frame.pixels, found.boxes, found.labels, self._names, found.scores, found.masks
+        )
         if frame.clock is None:
             path = self._folder / f"{frame.name}.jpg"
             with _writing(path):

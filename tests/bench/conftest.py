@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import bench.opened as bench_opened
 from bench.latency import Latency, Timing
 from bench.machine.clocks import Clocks
 from bench.machine.environment import Environment, assess_environment, read_machine
@@ -60,6 +62,23 @@ class BrightBoxEngine(Engine):
 @pytest.fixture
 def engine_type() -> type[BrightBoxEngine]:
     return BrightBoxEngine
+
+
+@pytest.fixture
+def engines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine_type: type[Any]
+) -> dict[str, Any]:
+    """``teacher`` finds every car, ``student`` 3 pixels beside it."""
+    made: dict[str, Any] = {}
+    for name, shift in (("teacher", 0.0), ("student", 3.0)):
+        path = tmp_path / f"{name}.safetensors"
+        header = f'{{"w":{{"dtype":"F32","shape":[5,7],"data_offsets":[0,140]}},"{name}":'
+        header += '{"dtype":"F32","shape":[],"data_offsets":[140,144]}}'
+        content = len(header).to_bytes(8, "little") + header.encode()
+        path.write_bytes(content.ljust(7000, b"\0"))
+        made[name] = engine_type(path, shift)
+    monkeypatch.setattr(bench_opened, "open_engine", lambda path, engine, threads: made[path.stem])
+    return made
 
 
 @pytest.fixture

@@ -232,3 +232,71 @@ def test_equal_scores_rank_alike_whatever_the_ids_are(coco: Path, tmp_path: Path
     write(coco, document)
     by_text = score(write(tmp_path / "t.json", entries), open_dataset(f"coco:{coco}")).coco
     assert by_text == by_number and by_text is not None and by_text.ap < 1
+
+
+SQUARE = [[10, 10, 60, 10, 60, 50, 10, 50]]
+
+
+@pytest.fixture
+def with_masks(coco: Path) -> Path:
+    """The same annotations, whose objects fill their boxes."""
+    document = json.loads(coco.read_text())
+    for row in document["annotations"]:
+        row["segmentation"] = SQUARE
+    return write(coco, document)
+
+
+def masked(**changes: Any) -> dict[str, Any]:
+    """Half of the object, as run lengths; without a box."""
+    counts = [810, *[20, 60] * 49, 20, 8000 - 810 - 50 * 20 - 49 * 60]
+    mask = {"size": [80, 100], "counts": counts}
+    return entry(bbox="drop", **{"segmentation": mask, **changes})
+
+
+def test_masks_are_scored_beside_boxes(with_masks: Path, tmp_path: Path) -> None:
+    whole = entry(segmentation=SQUARE, image_id=9, category_id=11)
+    results = write(
+        tmp_path / "r.json", [whole, {k: v for k, v in masked().items() if k != "bbox"}]
+    )
+    found = score(results, open_dataset(f"coco:{with_masks}"), boundary=True)
+    assert found.coco is not None and found.masks is not None and found.boundary is not None
+    # Half the object has IoU 0.5, exactly.
+    assert found.masks.per_class["hydrant"].ap == 1.0 == found.masks.per_class["car"].ap50
+    assert found.masks.per_class["car"].ap == found.coco.per_class["car"].ap == pytest.approx(0.1)
+    assert found.boundary.ap <= found.masks.ap
+    text = found.text()
+    assert "masks:" in text and "masks, boundary IoU:" in text
+    boxes = score(write(tmp_path / "b.json", [entry()]), open_dataset(f"coco:{with_masks}"))
+    assert boxes.masks is None and "masks" not in boxes.text()
+
+
+def test_masks_without_masks_in_the_labels(coco: Path, tmp_path: Path) -> None:
+    results = write(tmp_path / "r.json", [entry(segmentation=SQUARE)])
+    data = open_dataset(f"coco:{coco}")
+    found = score(results, data)
+    assert found.masks is None and found.coco is not None
+    assert any("masks are not scored" in note and "annotation 1" in note for note in found.notes)
+    with pytest.raises(UserError, match="annotation 1") as caught:
+        score(results, data, boundary=True)
+    assert caught.value.code == "mask-missing"
+    with pytest.raises(UserError, match="detections have no masks"):
+        score(write(tmp_path / "b.json", [entry()]), data, boundary=True)
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([entry(segmentation=SQUARE), entry()], "entry 1: has no segmentation"),
+        ([entry(segmentation="cat")], "entry 0: segmentation: is"),
+        ([entry(segmentation={"size": [100, 80], "counts": "0"})], "image of 80x100"),
+        ([entry(segmentation={"size": [80, 100], "counts": "PP"})], "too early"),
+        ([entry(segmentation=SQUARE, bbox=None)], "bbox"),
+    ],
+)
+def test_bad_masks_of_results(
+    with_masks: Path, tmp_path: Path, entries: list[dict[str, Any]], words: str
+) -> None:
+    results = write(tmp_path / "r.json", entries)
+    with pytest.raises(UserError, match="entry") as caught:
+        score(results, open_dataset(f"coco:{with_masks}"))
+    assert caught.value.code == "detections-entry" and words in caught.value.message

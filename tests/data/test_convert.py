@@ -116,7 +116,7 @@ def test_regions_go_where_the_format_has_some(scenes: Path, tmp_path: Path) -> N
     voc = open_dataset(kept.data, truth.classes)
     assert sum(len(voc.labels(i).ignore) for i in range(len(voc))) == regions
     done = convert(f"coco:{scenes}:train", f"yolo:{tmp_path / 'yolo'}")
-    assert done.notes == [f"{regions} ignore regions left out: YOLO has none"]
+    assert done.notes[0] == f"{regions} ignore regions left out: YOLO has none"
     kitti = convert(f"coco:{scenes}:train", f"kitti:{tmp_path / 'kitti'}:a")
     assert "occlusion and truncation are written as unknown" in kitti.notes[0]
     found = open_dataset(kitti.data)
@@ -277,3 +277,49 @@ def test_the_page_says_what_is_wrong_and_escapes_names(tmp_path: Path) -> None:
     page = (tmp_path / "p.html").read_text()
     assert "<b>odd" not in page and "<i>car" not in page and "&lt;i&gt;car" in page
     assert "box-outside" in page and "image-unreadable" in page
+
+
+def masks_of(dataset: Dataset) -> dict[str, list[tuple[int, str]]]:
+    """Class and run lengths of the objects, by file name."""
+    found = {}
+    for i in range(len(dataset)):
+        labels = dataset.labels_with_masks(i)
+        runs = [mask.rle(dataset.image_size(i)).counts for mask in labels.masks or ()]
+        found[dataset.image_path(i).stem] = list(zip(labels.labels.tolist(), runs, strict=True))
+    return found
+
+
+def test_masks_stay_what_they_are(scenes: Path, tmp_path: Path) -> None:
+    """In COCO by themselves, in YOLO as polygons, and back."""
+    source = f"coco:{scenes}:train"
+    expected = masks_of(open_dataset(source))
+    assert sum(map(len, expected.values())) > 5
+    assert not any("mask" in note for note in convert(source, f"coco:{tmp_path / 'c'}").notes)
+    assert masks_of(open_dataset(f"coco:{tmp_path / 'c'}:train")) == expected
+    assert not any(
+        "masks" in n for n in convert(source, f"yolo:{tmp_path / 'y'}", polygons=True).notes
+    )
+    assert masks_of(open_dataset(f"yolo:{tmp_path / 'y'}:train")) == expected
+    convert(f"yolo:{tmp_path / 'y'}:train", f"coco:{tmp_path / 'z'}:train")
+    assert masks_of(open_dataset(f"coco:{tmp_path / 'z'}:train")) == expected
+    parts = split(f"coco:{tmp_path / 'c'}:train", 0.3, 0, tmp_path)
+    both = masks_of(open_dataset(parts.train)) | masks_of(open_dataset(parts.val))
+    assert both == expected
+
+
+def test_masks_that_are_lost_are_told(scenes: Path, tmp_path: Path) -> None:
+    source = f"coco:{scenes}:train"
+    assert any("--polygons" in n for n in convert(source, f"yolo:{tmp_path / 'y'}").notes)
+    assert any("voc has none" in n for n in convert(source, f"voc:{tmp_path / 'v'}").notes)
+    with pytest.raises(UserError, match="--polygons is for YOLO"):
+        convert(source, f"voc:{tmp_path / 'w'}", polygons=True)
+    path = tmp_path / "c" / "annotations" / "instances_train.json"
+    convert(source, f"coco:{tmp_path / 'c'}", link=True)
+    document = json.loads(path.read_text())
+    document["annotations"][0]["segmentation"]["counts"] = "PP"
+    path.write_text(json.dumps(document))
+    notes = convert(f"coco:{tmp_path / 'c'}:train", f"coco:{tmp_path / 'd'}").notes
+    assert notes == ["1 mask left out that cannot be read"]
+    with pytest.raises(UserError, match="too early") as caught:
+        convert(f"coco:{tmp_path / 'c'}:train", f"yolo:{tmp_path / 'e'}", polygons=True)
+    assert caught.value.code == "mask-format"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from detr.data import open_dataset
 from detr.data.check import check
 from detr.data.formats.base import FileDataset
 from detr.data.kitti_rows import read_label_file
-from detr.data.synth import CLASSES, generate, render
+from detr.data.synth import CLASSES, generate, render, scene, scenery
+from detr.data.synth.camera import Patch
 from detr.errors import UserError
+from detr.types import ImageArray
 
 SIZE = (96, 320)
 
@@ -134,3 +137,59 @@ def test_manifest_tells_how_to_make_it_again(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "out" / "synth.json").read_text())
     assert manifest["seed"] == 9 and manifest["size"] == list(SIZE)
     assert len(open_dataset(f"coco:{tmp_path / 'out'}:val")) == 1
+
+
+def test_masks_are_the_pixels_that_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Painted in one color each, objects show where their masks are."""
+
+    def flat(
+        self: scene._Canvas,
+        patches: list[Patch],
+        owner: int | None = None,
+        draw: Any = scene._Canvas.draw,
+    ) -> None:
+        red = float(owner) if owner is not None and owner < 255 else 0.0
+        draw(self, [(outline, (red, 0.0, 0.0)) for outline, _ in patches], owner)
+
+    def samples(canvas: scene._Canvas, *_: object) -> ImageArray:
+        return np.asarray(canvas.picture)
+
+    monkeypatch.setattr(scene._Canvas, "draw", flat)
+    monkeypatch.setattr(scene, "_finish", samples)
+    monkeypatch.setattr(scenery, "sky", lambda *_: np.zeros((*SIZE, 3), dtype=np.uint8))
+    pixels = 0
+    for i in range(5):
+        found = render(SIZE, 7, i)
+        red = found.image[..., 0].astype(int)
+        corners = [red[y::2, x::2] for y in (0, 1) for x in (0, 1)]
+        total = np.zeros(SIZE, dtype=int)
+        for one in found.objects:
+            if one.type == "DontCare" and not one.mask.any():
+                continue  # an object of which another hides all but a part of a pixel
+            assert one.mask.any() and one.mask.shape == SIZE
+            if one.mask.sum() > 4:  # of a speck the samples of others are more
+                owner = np.bincount(np.stack(corners)[:, one.mask].ravel())[1:].argmax() + 1
+                count = sum(corner == owner for corner in corners)
+                assert (count[one.mask] >= 2).all() and one.mask[count > 2].all()
+            total += one.mask
+            rows, columns = np.nonzero(one.mask)
+            x0, y0, x1, y1 = one.box
+            assert x0 - 1 <= columns.min() and columns.max() <= x1 + 1
+            assert y0 - 1 <= rows.min() and rows.max() <= y1 + 1
+        assert total.max() <= 1
+        pixels += total.sum()
+    assert pixels > 1000
+
+
+def test_coco_files_have_the_masks_and_kitti_files_have_none(tmp_path: Path) -> None:
+    for form in ("kitti", "coco"):
+        generate(tmp_path / form, 4, SIZE, 5, form)
+    data = open_dataset(f"coco:{tmp_path / 'coco'}:train")
+    for i in range(len(data)):
+        objects = [o for o in render(SIZE, 5, data.image_id(i) - 1).objects if o.type != "DontCare"]
+        masks = data.labels_with_masks(i).masks
+        assert masks is not None and data.scan_with_masks(i).warnings == []
+        for mask, one in zip(masks, objects, strict=True):
+            assert np.array_equal(mask.rle(SIZE).pixels(), one.mask)
+    with pytest.raises(UserError, match="no mask"):
+        open_dataset(f"kitti:{tmp_path / 'kitti'}:train").labels_with_masks(0)

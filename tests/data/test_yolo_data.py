@@ -134,3 +134,17 @@ def test_without_its_picture_a_relative_box_means_nothing(tmp_path: Path) -> Non
     (root / "images/val/a.png").unlink()
     found = inspect(open_dataset(f"yolo:{root}"), pictures=False)
     assert [error.code for error in found.errors] == ["image-missing", "no-ground-truth"]
+
+
+def test_polygons_are_masks_and_boxes_have_none(tmp_path: Path) -> None:
+    square = "1 0.1 0.2 0.5 0.2 0.5 0.6 0.1 0.6\n"
+    data = open_dataset(f"yolo:{yolo(tmp_path, {'a': square, 'b': square + '0 .5 .5 .2 .2'})}:val")
+    labels = data.labels_with_masks(0)
+    assert labels.boxes.tolist() == [[20, 20, 100, 60]] and labels.masks is not None
+    pixels = labels.masks[0].rle((100, 200)).pixels()
+    assert pixels[20:60, 20:100].all() and pixels.sum() == 40 * 80
+    with pytest.raises(UserError, match=r"b\.txt:2: the object has no mask") as caught:
+        data.labels_with_masks(1)
+    assert caught.value.code == "mask-missing"
+    assert [f.code for f in inspect(data, masks=True).errors] == ["mask-missing"]
+    assert inspect(data).findings == []

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from detr.errors import UserError
 from detr.model_info import read_model_info
@@ -41,7 +42,7 @@ def weight(name: str, shape: Sequence[int]) -> torch.Tensor:
     if name.endswith("running_var"):
         x = 1 + 0.1 * np.abs(x)
     elif len(shape) < 2:
-        x = 0.1 * x + float(name.endswith("weight"))
+        x = 0.1 * x + float(name.endswith(("weight", "lab.scale")))
     elif not TABLES & set(name.split(".")):
         x = x / np.sqrt(np.float32(np.prod(shape[1:])))
     return torch.from_numpy(x.astype(np.float32))
@@ -221,6 +222,65 @@ def test_rt_detr(case):
         assert_close(output.boxes, golden[f"boxes_{i}"])
         spread = golden[f"logits_{i}"][-1].std(1).mean(), golden[f"boxes_{i}"][-1].std(1).mean()
         assert min(spread) > 1e-2, "queries that all say the same prove nothing"
+
+
+@pytest.mark.parametrize("case", sorted(p.stem for p in (GOLDEN / "d_fine").glob("*.npz")))
+def test_d_fine(case):
+    """On square canvases that images fill, as RT-DETR."""
+    golden = np.load(GOLDEN / "d_fine" / f"{case}.npz")
+    state = state_dict(golden)
+    for last, values in json.loads(golden["options"].item()).items():
+        state |= {n: torch.tensor(values) for n in state if n.rpartition(".")[2] == last}
+    imported = convert(state, case)
+    reasons = {why for why in imported.unused.values() if not why.startswith("a copy of ")}
+    assert reasons == {
+        "rows that no label ever reads",
+        "follows from the points",
+        "the config says it",
+    }
+    detector = build_detector(imported.detector.config.replace(**{"queries.number": 11})).eval()
+    detector.load_state_dict(imported.detector.state_dict())
+    for i, side in enumerate((128, 160)):
+        sizes = ((side, side), (side, side))
+        with torch.no_grad():
+            memory = detector.encode(
+                images((side, side), sizes), torch.tensor(sizes, dtype=torch.float32)
+            )
+            output = detector.decode(memory, detector.queries(memory))[0]
+        assert_close(output.logits, golden[f"logits_{i}"])
+        assert_close(output.boxes, golden[f"boxes_{i}"])
+        spread = golden[f"logits_{i}"][-1].std(1).mean(), golden[f"boxes_{i}"][-1].std(1).mean()
+        assert min(spread) > 1e-2, "queries that all say the same prove nothing"
+
+
+def test_d_fines_average_is_read(tmp_path):
+    """Its trainings leave the average under ``ema.module``, beside what was trained."""
+    golden = np.load(GOLDEN / "d_fine" / "d-fine-n.npz")
+    state = state_dict(golden)
+    for last, values in json.loads(golden["options"].item()).items():
+        state |= {n: torch.tensor(values) for n in state if n.rpartition(".")[2] == last}
+    trained = {n: x + 1 if n == "decoder.enc_output.proj.bias" else x for n, x in state.items()}
+    path, out = tmp_path / "last.pth", tmp_path / "ours.safetensors"
+    torch.save({"model": trained, "ema": {"module": state, "updates": 7}}, path)
+    arguments = ["import", str(path), "--out", str(out), "--ema", "--json"]
+    result = CliRunner().invoke(weights, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found, info = load_file(out), read_model_info(out.with_suffix(".json"))
+    assert torch.equal(
+        found["source.proposals.project.bias"], state["decoder.enc_output.proj.bias"]
+    )
+    assert info.preprocess.size == (640, 640) and info.preprocess.std == (255.0,) * 3
+    told = json.loads(result.output)["unused"]
+    assert all(told.values()) and any("num_points_scale" in name for name in told)
+
+
+@pytest.mark.parametrize("lost", ["backbone.stem.", "decoder.decoder.layers.0.gateway."])
+def test_what_is_no_d_fine_is_refused(lost):
+    golden = np.load(GOLDEN / "d_fine" / "d-fine-n.npz")
+    state = {name: x for name, x in state_dict(golden).items() if not name.startswith(lost)}
+    with pytest.raises(UserError) as caught:
+        convert(state, "x")
+    assert caught.value.code == "weights-backbone"
 
 
 def test_rt_detr_over_another_backbone_is_refused():

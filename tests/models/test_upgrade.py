@@ -25,7 +25,12 @@ DETECTORS: dict[str, dict[str, Any]] = json.loads((OLD / "detectors.json").read_
 
 
 # Families that the first release did not have.
-LATER = {"dino-official-5scale", "stable-dino-5scale", "rtdetr", "rtdetrv2"} | {"rtdetrv2-discrete"}
+LATER = {"dino-official-5scale", "stable-dino-5scale", "rtdetr", "rtdetrv2"} | {
+    "rtdetrv2-discrete",
+    "d-fine",
+    "mask-dino",
+    "stable-mask-dino",
+}
 
 
 def test_every_family_has_an_old_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -16,6 +16,7 @@ from detr.data.box_rules import judge, left_out
 from detr.data.dataset import Annotation, Dataset, Labels, Scan, evenly_spaced
 from detr.data.formats.writers import Writer
 from detr.data.images import Header, read_header, read_image
+from detr.data.mask_rules import judge_masks
 from detr.data.policy import ClassPolicy
 from detr.data.spec import DataSpec
 from detr.data.value_range import SAMPLED_IMAGES, Percentiles, measure
@@ -66,6 +67,7 @@ class FileDataset(Dataset):
         self._given_range = source.range
         self._drop = source.drop
         self._labels: dict[int, Labels] = {}
+        self._with_masks: dict[int, Labels] = {}
         self._headers: dict[int, Header] = {}
 
     @abstractmethod
@@ -91,6 +93,10 @@ class FileDataset(Dataset):
     def scan(self, i: int) -> Scan:
         """The annotations of image ``i`` that count, and what is wrong with the others."""
         return judge(self.read(i), self._size_if_known(i), self.bounds(i), self._drop)
+
+    def scan_with_masks(self, i: int) -> Scan:
+        """As :meth:`scan`, and what is wrong with the masks of the objects besides."""
+        return judge_masks(self.scan(i), self._mask_size(i), self._drop)
 
     def header(self, i: int) -> Header:
         """Of the picture's file, read once."""
@@ -140,6 +146,29 @@ class FileDataset(Dataset):
         if i not in self._labels:
             self._labels[i] = _to_labels(self.annotations(i), self.bounds(i))
         return self._labels[i]
+
+    def labels_with_masks(self, i: int) -> Labels:
+        """Labels of image ``i`` whose objects all have masks.
+
+        Raises:
+            UserError: The first thing wrong with them, naming file and line or annotation.
+        """
+        if i not in self._with_masks:
+            size = self._mask_size(i)
+            masks, kept = [], []
+            for row in self.annotations(i, masks=True):
+                if not row.ignore and row.mask is not None:
+                    mask = row.mask()
+                    if not mask.rle(size).area:
+                        continue
+                    masks.append(mask)
+                kept.append(row)
+            self._with_masks[i] = replace(_to_labels(kept, self.bounds(i)), masks=tuple(masks))
+        return self._with_masks[i]
+
+    def _mask_size(self, i: int) -> tuple[int, int]:
+        """(height, width) of an image's masks."""
+        return self.bounds(i) or self.image_size(i)
 
 
 def _to_labels(annotations: list[Annotation], bounds: tuple[int, int] | None) -> Labels:

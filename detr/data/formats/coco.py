@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from detr.data.formats.base import DataFormat, FileDataset
 from detr.data.formats.coco_file import ROBOFLOW, CocoFile, annotation_file
 from detr.data.formats.writers import write_coco
 from detr.data.policy import IGNORE, ClassPolicy
+from detr.data.segmentation import read_segmentation
 from detr.data.spec import PlacedSpec
 from detr.errors import UserError
 from detr.types import ImageId
@@ -73,14 +75,14 @@ class CocoDataset(FileDataset):
         for position, row in self._file.annotations.get(self.image_id(i), []):
             where = self._file.where(position, row)
             try:
-                found.annotations.append(self._annotation(row, where))
+                found.annotations.append(self._annotation(i, row, where))
             except fields.FieldError as error:
                 found.errors.append(UserError("coco-annotation", f"{where}: {error}"))
             except UserError as error:
                 found.errors.append(error)
         return found
 
-    def _annotation(self, row: dict[str, Any], where: str) -> Annotation:
+    def _annotation(self, i: int, row: dict[str, Any], where: str) -> Annotation:
         category = fields.whole(row, "category_id")
         x, y, w, h = fields.numbers(row, "bbox", _BOX)
         area = w * h if row.get("area") is None else fields.number(row, "area")
@@ -90,7 +92,10 @@ class CocoDataset(FileDataset):
                 "category-unknown", f"{where}: category_id {category} is not in categories"
             )
         label = self.policy.index(self._file.categories[category], where)
-        return Annotation(where, (x, y, x + w, y + h), area, label, crowd or label == IGNORE)
+        told = row.get("segmentation")
+        mask = partial(read_segmentation, told, self.image_size(i), where) if told else None
+        ignore = crowd or label == IGNORE
+        return Annotation(where, (x, y, x + w, y + h), area, label, ignore, mask=mask)
 
     def read_problems(self) -> list[UserError]:
         """Images told twice, annotations of no image, doubled annotation ids."""

@@ -13,10 +13,11 @@ from xml.sax.saxutils import escape
 import yaml
 
 from detr.cli_support import counted, progress
-from detr.data.coco_document import coco_ground_truth
+from detr.data.coco_document import annotation_rows, coco_ground_truth
 from detr.data.dataset import Annotation, Dataset
 from detr.data.kitti_rows import UNKNOWN_3D
 from detr.data.names import distinct_names
+from detr.data.outline import single_polygon
 from detr.errors import UserError
 from detr.files import output_error, write_atomic
 
@@ -29,11 +30,13 @@ class Target:
         root: Folder, made where it is missing; another split may lie in it already.
         split: Name of the split.
         link: Link to the pictures instead of copying them.
+        polygons: Write masks in place of boxes, where a row holds one or the other.
     """
 
     root: Path
     split: str
     link: bool = False
+    polygons: bool = False
 
 
 # Returns what the format could not hold, one line each.
@@ -41,15 +44,23 @@ Writer = Callable[[Dataset, Target], list[str]]
 
 
 def write_coco(dataset: Dataset, target: Target) -> list[str]:
-    """``SPLIT/`` and ``annotations/instances_SPLIT.json``."""
+    """``SPLIT/`` and ``annotations/instances_SPLIT.json``, with the masks there are."""
     path = target.root / "annotations" / f"instances_{target.split}.json"
     document = coco_ground_truth(dataset)
     pictures = _pictures(dataset, target, target.root / target.split, path)
     for i, (row, picture) in enumerate(zip(document["images"], pictures, strict=True)):
         height, width = _size(dataset, i)
         row |= {"file_name": picture.name, "height": height, "width": width}
+    lost = 0
+    for row, (_, _, told) in zip(document["annotations"], annotation_rows(dataset), strict=True):
+        if told.mask is None:
+            continue
+        try:
+            row["segmentation"] = told.mask().to_json()
+        except UserError:  # a warning of detr data check: boxes are as good without
+            lost += 1
     write_atomic(path, json.dumps(document) + "\n")
-    return []
+    return [f"{counted(lost, 'mask')} left out that cannot be read"] if lost else []
 
 
 def write_yolo(dataset: Dataset, target: Target) -> list[str]:
@@ -67,13 +78,18 @@ def write_yolo(dataset: Dataset, target: Target) -> list[str]:
     for i, picture in enumerate(pictures):
         height, width = _size(dataset, i)
         rows = []
-        for a in dataset.annotations(i):
-            x0, y0, x1, y1 = a.box
-            relative = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width,
-                        (y1 - y0) / height)  # fmt: skip
-            if not a.ignore:
-                rows.append(f"{a.label} {' '.join(map(repr, relative))}\n")
+        for a in dataset.annotations(i, masks=target.polygons):
             ignored += a.ignore
+            if a.ignore:
+                continue
+            x0, y0, x1, y1 = a.box
+            relative = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width,
+                        (y1 - y0) / height]  # fmt: skip
+            if target.polygons and a.mask is not None:
+                outline = single_polygon(a.mask(), (height, width))
+                relative = (outline / (width, height)).ravel().tolist()
+            if relative:
+                rows.append(f"{a.label} {' '.join(map(repr, relative))}\n")
         write_atomic(labels / f"{picture.stem}.txt", "".join(rows))
     content[target.split] = f"images/{target.split}"
     write_atomic(path, yaml.safe_dump(content, sort_keys=False))

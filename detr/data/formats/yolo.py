@@ -1,15 +1,19 @@
 """YOLO folders as Ultralytics reads them: ``data.yaml``, ``images/SPLIT``, ``labels/SPLIT``.
 
-A label row is ``class cx cy w h`` relative to the image, or ``class x y x y x y ...``, a polygon of
-which the enclosing box is taken. An image without a label file has no objects.
+A label row is ``class cx cy w h`` relative to the image, or ``class x y x y x y ...``, a polygon,
+which is the object's mask and whose enclosing box is its box. An image without a label file has no
+objects.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from detr.config import ClassMap
 from detr.data import fields
@@ -22,6 +26,7 @@ from detr.data.policy import IGNORE, ClassPolicy
 from detr.data.spec import DataSpec, read_yaml
 from detr.errors import UserError
 from detr.files import TEXT
+from detr.masks import Polygons, Size
 from detr.types import ImageId
 
 _SPLITS = ("train", "val", "test")
@@ -163,7 +168,7 @@ class YoloDataset(FileDataset):
                 continue
             where = f"{path}:{number}"
             try:
-                index, box = self._row(line.split(), where)
+                index, box, corners = self._row(line.split(), where)
                 label = self.policy.index(self._file.names[index], where)
             except UserError as error:
                 found.errors.append(error)
@@ -172,13 +177,14 @@ class YoloDataset(FileDataset):
             sides = (width, height, width, height)
             x0, y0, x1, y1 = (round(v * side, 6) for v, side in zip(box, sides, strict=True))
             area = max(0.0, x1 - x0) * max(0.0, y1 - y0)
+            mask = partial(_mask, corners, (height, width)) if corners else None
             found.annotations.append(
-                Annotation(where, (x0, y0, x1, y1), area, label, label == IGNORE)
+                Annotation(where, (x0, y0, x1, y1), area, label, label == IGNORE, mask=mask)
             )
         return found
 
-    def _row(self, columns: list[str], where: str) -> tuple[int, Box]:
-        """Class number and relative x0 y0 x1 y1."""
+    def _row(self, columns: list[str], where: str) -> tuple[int, Box, list[float]]:
+        """Class number, relative x0 y0 x1 y1, and x y x y ... of a polygon."""
         count = len(columns) - self._file.extra_columns
         polygon = count >= 7 and count % 2 == 1 and not self._file.extra_columns
         if count != 5 and not polygon:
@@ -204,9 +210,9 @@ class YoloDataset(FileDataset):
                 )
         if polygon:
             xs, ys = coordinates[::2], coordinates[1::2]
-            return int(values[0]), (min(xs), min(ys), max(xs), max(ys))
+            return int(values[0]), (min(xs), min(ys), max(xs), max(ys)), coordinates
         x, y, w, h = coordinates
-        return int(values[0]), (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+        return int(values[0]), (x - w / 2, y - h / 2, x + w / 2, y + h / 2), []
 
     def read_problems(self) -> list[UserError]:
         """Labels without a picture, and a set without any label file: both are in other folders."""
@@ -227,6 +233,12 @@ class YoloDataset(FileDataset):
             if path not in labels and stem not in _NO_LABELS
         ]
         return [UserError("image-missing", f"{path}: has no image") for path in lost]
+
+
+def _mask(corners: list[float], size: Size) -> Polygons:
+    """Relative x y x y ... in pixels, rounded as boxes are."""
+    points = np.array(corners).reshape(-1, 2) * (size[1], size[0])
+    return Polygons((points.round(6),))
 
 
 def _number(text: str, column: int, where: str) -> float:

@@ -2,13 +2,14 @@
 
 Solids are painted far to near into a picture and, with their number as color, into a mask of the
 same size. The pixels an object still owns in the finished mask, over those it owned when it was
-painted, are its visible fraction: that gives KITTI's occlusion level.
+painted, are its visible fraction: that gives KITTI's occlusion level. Brought to the size of the
+picture, the same mask tells each object's pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw
 from detr.data.synth import people, scenery, vehicles
 from detr.data.synth.camera import Camera, Light, Patch, Placement, View, scaled
 from detr.data.synth.statistics import CAMERA_HEIGHT, FOCAL, HORIZON, STATISTICS
+from detr.masks import Pixels
 from detr.types import ImageArray
 
 CLASSES = tuple(STATISTICS)
@@ -42,6 +44,7 @@ class SceneObject:
         box: x0 y0 x1 y1 pixels, clipped to the image.
         size: (height, width, length) in metres.
         place: Where it stands.
+        mask: ``[H, W]`` what is seen of it; the masks of a scene do not overlap.
     """
 
     type: str
@@ -50,6 +53,7 @@ class SceneObject:
     box: tuple[float, float, float, float]
     size: tuple[float, float, float]
     place: Placement
+    mask: Pixels = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,30 @@ class _Canvas:
         """Pixels of each owner 0..255."""
         return np.asarray(self.mask.histogram(), dtype=np.int64)
 
+    def seen(self, owners: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """Which of the owners, told from far to near, each pixel of the picture shows.
+
+        One that owns half of a pixel's samples or more; of two halves the nearer. An owner that has
+        half of no pixel, though it has samples, gets the pixel in which it has most.
+        """
+        fine = np.asarray(self.mask)
+        of_objects = np.where(fine == _SCENERY, 0, fine)
+        steps = range(SUPERSAMPLE)
+        samples = np.stack(
+            [of_objects[y::SUPERSAMPLE, x::SUPERSAMPLE] for y in steps for x in steps]
+        )
+        samples.sort(axis=0)
+        half = SUPERSAMPLE**2 // 2
+        shown: npt.NDArray[np.uint8] = np.zeros(samples.shape[1:], dtype=np.uint8)
+        for low, high in zip(samples, samples[half - 1 :], strict=False):  # the largest last
+            np.copyto(shown, high, where=low == high)
+        pixels, owned = np.bincount(shown.ravel(), minlength=256), self.owned()
+        for owner in owners:
+            if owned[owner] and not pixels[owner]:
+                inside = fine.reshape(len(shown), SUPERSAMPLE, -1, SUPERSAMPLE) == owner
+                shown.flat[int(inside.sum((1, 3)).argmax())] = owner
+        return shown
+
 
 def render(size: tuple[int, int], seed: int, index: int) -> Scene:
     """Scene ``index`` of a seed; it does not depend on how many others are made.
@@ -123,10 +151,11 @@ def render(size: tuple[int, int], seed: int, index: int) -> Scene:
         if solid.type is not None:
             kept.append((owner, solid, int(canvas.owned()[owner])))
     after = canvas.owned()
+    seen = canvas.seen([owner for owner, _, _ in kept])
     objects = [
         label
         for owner, solid, drawn in kept
-        if (label := _label(solid, size, drawn, int(after[owner]))) is not None
+        if (label := _label(solid, seen == owner, drawn, int(after[owner]))) is not None
     ]
     objects = [o for o in objects if o.type != IGNORED] + [o for o in objects if o.type == IGNORED]
     return Scene(_finish(canvas, camera, rng), tuple(objects), camera.above_ground)
@@ -299,11 +328,11 @@ def _distractors(
     return solids
 
 
-def _label(solid: _Solid, size: tuple[int, int], drawn: int, left: int) -> SceneObject | None:
+def _label(solid: _Solid, seen: Pixels, drawn: int, left: int) -> SceneObject | None:
     """The label row of a painted object; None where none of it can be seen."""
     if left == 0 or solid.type is None:
         return None
-    height, width = size
+    height, width = seen.shape
     points = np.concatenate([outline for outline, _ in solid.patches])
     (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
     clipped = (max(0.0, x0), max(0.0, y0), min(width - 1.0, x1), min(height - 1.0, y1))
@@ -314,9 +343,8 @@ def _label(solid: _Solid, size: tuple[int, int], drawn: int, left: int) -> Scene
     visible = left / drawn
     unclear = visible < MIN_VISIBLE or truncated > MAX_TRUNCATED or ch < MIN_HEIGHT * height
     occluded = 0 if visible > 0.85 else 1 if visible > 0.5 else 2
-    return SceneObject(
-        IGNORED if unclear else solid.type, truncated, occluded, clipped, solid.size, solid.place
-    )
+    name = IGNORED if unclear else solid.type
+    return SceneObject(name, truncated, occluded, clipped, solid.size, solid.place, seen)
 
 
 def _finish(canvas: _Canvas, camera: Camera, rng: np.random.Generator) -> ImageArray:

@@ -17,6 +17,7 @@ from detr.cli_support import progress
 from detr.data.synth.scene import CLASSES, IGNORED, Scene, SceneObject, render
 from detr.errors import UserError
 from detr.files import output_error
+from detr.masks import encode
 
 Format = Literal["kitti", "coco"]
 
@@ -167,6 +168,7 @@ def _write_coco(root: Path, scenes: Iterator[tuple[int, Scene]], split: list[boo
             # COCO has no region for every class, so a DontCare becomes one crowd per class.
             ignored = found.type == IGNORED
             x0, y0, x1, y1 = (round(v, 2) for v in found.box)
+            mask = encode(found.mask).to_json()
             for category in ids.values() if ignored else (ids[found.type],):
                 number += 1
                 files[is_val]["annotations"].append(
@@ -175,6 +177,8 @@ def _write_coco(root: Path, scenes: Iterator[tuple[int, Scene]], split: list[boo
                         "image_id": i + 1,
                         "category_id": category,
                         "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
+                        "segmentation": mask,
+                        # The box's: of partly hidden objects it tells how large they are.
                         "area": round((x1 - x0) * (y1 - y0), 2),
                         "iscrowd": int(ignored),
                     }

@@ -30,7 +30,12 @@ class _Kind(NamedTuple):
 _KINDS: dict[type, _Kind] = {
     DeformableCrossAttentionConfig: _Kind(
         lambda config, cross, _: DeformableCrossAttention(
-            config.width, config.attention_heads, config.neck.levels, cross.points, cross.discrete
+            config.width,
+            config.attention_heads,
+            config.neck.levels,
+            cross.points,
+            cross.discrete,
+            cross.projections,
         ),
         lambda _, cross: SamplingPlaces(cross.points),
     ),

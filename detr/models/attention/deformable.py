@@ -33,10 +33,17 @@ class DeformableAttention(nn.Module):
         levels: V.
         points: P per head and level, or of each level.
         discrete: Sample whole cells; offsets then have no gradient and are not trained.
+        projections: Linear maps of values and output; otherwise there are none.
     """
 
     def __init__(
-        self, width: int, heads: int, levels: int, points: Points, discrete: bool = False
+        self,
+        width: int,
+        heads: int,
+        levels: int,
+        points: Points,
+        discrete: bool = False,
+        projections: bool = True,
     ) -> None:
         super().__init__()
         self.discrete = discrete
@@ -44,8 +51,8 @@ class DeformableAttention(nn.Module):
         samples = sum(level_points(points, levels))
         self.sampling_offsets = nn.Linear(width, heads * samples * 2)
         self.attention_weights = nn.Linear(width, heads * samples)
-        self.value_proj = nn.Linear(width, width)
-        self.output_proj = nn.Linear(width, width)
+        self.value_proj = nn.Linear(width, width) if projections else nn.Identity()
+        self.output_proj = nn.Linear(width, width) if projections else nn.Identity()
         self._reset()
         if discrete:
             self.sampling_offsets.requires_grad_(False)
@@ -64,6 +71,8 @@ class DeformableAttention(nn.Module):
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
         for projection in (self.value_proj, self.output_proj):
+            if not isinstance(projection, nn.Linear):
+                continue
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
@@ -90,7 +99,8 @@ class DeformableAttention(nn.Module):
         """
         value = self.value_proj(tokens)
         # In place where no gradient is kept, as :class:`detr.models.layers.InnerReLU`.
-        fill = value.masked_fill if torch.is_grad_enabled() else value.masked_fill_
+        keep = torch.is_grad_enabled() or value is tokens
+        fill = value.masked_fill if keep else value.masked_fill_
         value = fill(padding[..., None], 0.0)
         value = value.unflatten(-1, (self.heads, -1))
         offsets = self.sampling_offsets(query)

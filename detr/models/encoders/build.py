@@ -9,16 +9,18 @@ from detr.config import (
     DeformableEncoderConfig,
     DenseEncoderConfig,
     DetectorConfig,
+    GelanEncoderConfig,
     HybridEncoderConfig,
 )
 from detr.models.encoders.base import Encoder
-from detr.models.encoders.hybrid import HybridEncoder
+from detr.models.encoders.hybrid import GelanEncoder, HybridEncoder
 from detr.models.encoders.tokens import DeformableEncoder, DenseEncoder
 
 _ENCODERS: dict[type, Callable[[DetectorConfig, Any], Encoder]] = {
     DeformableEncoderConfig: DeformableEncoder,
     DenseEncoderConfig: DenseEncoder,
     HybridEncoderConfig: HybridEncoder,
+    GelanEncoderConfig: GelanEncoder,
 }
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detr.config import DetectorConfig, HybridEncoderConfig
+from detr.config import DetectorConfig
+from detr.config.encoder import AnyHybridEncoderConfig
 from detr.models.attention.deformable import token_span
-from detr.models.convolutions import ConvNorm, CSPBlock
+from detr.models.convolutions import ConvNorm, CSPBlock, GelanBlock, separable_downsample
 from detr.models.encoders.base import Encoder
 from detr.models.encoders.tokens import DenseEncoderLayer
 from detr.models.queries.position import token_positions
@@ -28,21 +29,42 @@ class HybridEncoder(Encoder):
         encoder: Its encoder.
     """
 
-    def __init__(self, config: DetectorConfig, encoder: HybridEncoderConfig) -> None:
+    def __init__(self, config: DetectorConfig, encoder: AnyHybridEncoderConfig) -> None:
         super().__init__()
         self.positions, self.outer = config.positions, config.width
         width, steps = config.map_width, config.neck.levels - 1
-        self.width, inner = width, round(width * encoder.expansion)
+        self.width = width
         own = config.model_copy(update={"width": width})
         self.layers = nn.ModuleList(DenseEncoderLayer(own, encoder) for _ in range(encoder.layers))
         # From coarse to fine, then from fine to coarse.
-        self.lateral = nn.ModuleList(ConvNorm(width, width, 1) for _ in range(steps))
-        self.top_down = nn.ModuleList(CSPBlock(width, inner, encoder.blocks) for _ in range(steps))
-        self.downsample = nn.ModuleList(ConvNorm(width, width, 3, stride=2) for _ in range(steps))
-        self.bottom_up = nn.ModuleList(CSPBlock(width, inner, encoder.blocks) for _ in range(steps))
+        self.lateral = nn.ModuleList(self._lateral(width) for _ in range(steps))
+        self.top_down = nn.ModuleList(self._fusion(width, encoder) for _ in range(steps))
+        self.downsample = nn.ModuleList(self._downsample(width) for _ in range(steps))
+        self.bottom_up = nn.ModuleList(self._fusion(width, encoder) for _ in range(steps))
         self.projections = nn.ModuleList(
-            ConvNorm(width, config.width, 1, activate=False) for _ in range(steps + 1)
+            self._projection(width, config.width) for _ in range(steps + 1)
         )
+
+    @staticmethod
+    def _lateral(width: int) -> nn.Module:
+        """What a coarser map goes through before it is enlarged."""
+        return ConvNorm(width, width, 1)
+
+    @staticmethod
+    def _fusion(width: int, encoder: AnyHybridEncoderConfig) -> nn.Module:
+        """What makes one map, ``[B, width, H, W]``, of two that lie beside each other."""
+        inner = round(width * encoder.expansion)
+        return CSPBlock(2 * width, inner, width, encoder.blocks)
+
+    @staticmethod
+    def _downsample(width: int) -> nn.Module:
+        """What brings a finer map to the size of the next."""
+        return ConvNorm(width, width, 3, stride=2)
+
+    @staticmethod
+    def _projection(width: int, outer: int) -> nn.Module:
+        """What brings a map to the detector's width."""
+        return ConvNorm(width, outer, 1, activate=False)
 
     def encode(self, levels: Levels) -> Memory:
         """See the base class."""
@@ -88,13 +110,44 @@ class HybridEncoder(Encoder):
         for lateral, fuse, finer in steps:
             inner[0] = lateral(inner[0])
             enlarged = functional.interpolate(inner[0], scale_factor=2.0, mode="nearest")
-            inner.insert(0, fuse(_fitted(enlarged, finer), finer))
+            inner.insert(0, fuse(torch.cat((_fitted(enlarged, finer), finer), 1)))
         outer = inner[:1]
         for downsample, fuse, coarser in zip(
             self.downsample, self.bottom_up, inner[1:], strict=True
         ):
-            outer.append(fuse(_fitted(downsample(outer[-1]), coarser), coarser))
+            narrowed = _fitted(downsample(outer[-1]), coarser)
+            outer.append(fuse(torch.cat((narrowed, coarser), 1)))
         return outer
+
+
+class GelanEncoder(HybridEncoder):
+    """D-FINE's: GELAN blocks, and nothing where nothing need be done (Peng et al. 2024, section 4).
+
+    GELAN's ways have half the channels that an expansion of 1 gives a CSP block.
+    """
+
+    @staticmethod
+    def _lateral(width: int) -> nn.Module:
+        """See the base class."""
+        return ConvNorm(width, width, 1, activate=False)
+
+    @staticmethod
+    def _fusion(width: int, encoder: AnyHybridEncoderConfig) -> nn.Module:
+        """See the base class."""
+        inner = int(width * encoder.expansion / 2)
+        return GelanBlock(2 * width, inner, width, encoder.blocks)
+
+    @staticmethod
+    def _downsample(width: int) -> nn.Module:
+        """See the base class."""
+        return separable_downsample(width)
+
+    @staticmethod
+    def _projection(width: int, outer: int) -> nn.Module:
+        """See the base class."""
+        if width == outer:
+            return nn.Identity()
+        return ConvNorm(width, outer, 1, activate=False)
 
 
 def _fitted(x: Tensor, like: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import nn
 from detr.models.layers import MLP
 
 
-def box_head(width: int, placed: bool = True, size_bias: float = 0.0) -> MLP:
+def box_head(width: int, placed: bool = True, size_bias: float = 0.0, outputs: int = 4) -> MLP:
     """Three-layer box MLP.
 
     Args:
@@ -15,13 +15,14 @@ def box_head(width: int, placed: bool = True, size_bias: float = 0.0) -> MLP:
         placed: Boxes have references and start where they are; otherwise they start at random.
         size_bias: First value of placed boxes' width and height logits; -2 makes boxes of 0.12
             where the reference is a bare center.
+        outputs: 4, or as many as distributions of four edges have.
     """
-    head = MLP(width, width, width, 4)
+    head = MLP(width, width, width, outputs)
     if not placed:
         return head
     last = head.layers[-1]
     assert isinstance(last, nn.Linear)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    nn.init.constant_(last.bias.data[2:], size_bias)
+    nn.init.constant_(last.bias.data[2:4], size_bias)
     return head

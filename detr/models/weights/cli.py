@@ -76,7 +76,9 @@ def weights() -> None:
     help="The averaged weights of a .pth that has both, or the others.  [default: its main ones]",
 )
 @click.option("--dc5", is_flag=True, help="A .pth whose backbone has a dilated last stage.")
-@click.option("--discrete", is_flag=True, help="A .pth of RT-DETRv2 with discrete sampling.")
+@click.option(
+    "--discrete", is_flag=True, help="A .pth of RT-DETRv2 or D-FINE with discrete sampling."
+)
 @json_option
 def import_(
     source: Path,
@@ -91,10 +93,10 @@ def import_(
     """Read published weights into a checkpoint.
 
     SOURCE is a Hugging Face folder (config.json and weights) of DETR, Conditional DETR, DAB-DETR,
-    Deformable DETR or RT-DETR(v2), or a .pth of the original DETR, Conditional-DETR, DAB-DETR,
-    Deformable-DETR, DN-DETR, H-Deformable-DETR, DINO, Stable-DINO or RT-DETR(v2) repository, or of
-    most of these in detrex or mmdet. Pickles are read for their tensors only; code in them never
-    runs.
+    Deformable DETR, RT-DETR(v2) or D-FINE, or a .pth of the original DETR, Conditional-DETR,
+    DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR, DINO, Stable-DINO, RT-DETR(v2) or D-FINE
+    repository, or of most of these in detrex or mmdet. Pickles are read for their tensors only;
+    code in them never runs.
 
     Every published tensor is used or listed, and every tensor of ours is filled, or it is an error.
 

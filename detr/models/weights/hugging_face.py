@@ -13,7 +13,7 @@ from detr.config import ContrastiveDenoisingConfig, DetectorConfig
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models.state_dicts import unwrapped
-from detr.models.weights import conditional_detr, dab_detr, deformable_detr, detr, rt_detr
+from detr.models.weights import conditional_detr, d_fine, dab_detr, deformable_detr, detr, rt_detr
 from detr.models.weights.backbones import plain_rules, transformers_resnet_rules
 from detr.models.weights.folder import read_document, read_weights
 from detr.models.weights.image_format import PUBLISHED, read_image_format
@@ -32,12 +32,14 @@ class Family(NamedTuple):
         backbone: Regular expression of what precedes the backbone's tensor names; ``None`` where
             the rules know the backbone.
         preprocess: What its images went through in training.
+        check: Raises UserError where tensors say otherwise than the config.
     """
 
     config_of: Callable[[Mapping[str, Any], int, str], DetectorConfig]
     rules: Callable[[DetectorConfig], tuple[Rule, ...]]
     backbone: str | None
     preprocess: PreprocessConfig = PUBLISHED
+    check: Callable[[DetectorConfig, Mapping[str, Tensor], str], None] | None = None
 
 
 FAMILIES = {
@@ -49,6 +51,7 @@ FAMILIES = {
     ),
     "rt_detr": Family(rt_detr.config_of, rt_detr.rules, None, rt_detr.INPUT),
     "rt_detr_v2": Family(rt_detr.config_of, rt_detr.rules, None, rt_detr.INPUT),
+    "d_fine": Family(d_fine.config_of, d_fine.rules, None, d_fine.INPUT, d_fine.check),
 }
 # The first class head, which all families call by one of these names.
 _CLASS_HEAD = re.compile(
@@ -94,6 +97,8 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
     outputs = _class_outputs(tensors)
     if outputs is not None:
         config = config.replace(num_classes=outputs - config.heads.classes.no_object)
+    if family.check is not None:
+        family.check(config, tensors, place)
     names = tuple(table.get(i, f"unused-{i}") for i in range(config.num_classes))
     notes = tuple(
         f"config.json calls class {i} {name}, but the detector has no such output"

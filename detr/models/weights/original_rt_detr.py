@@ -7,7 +7,7 @@ whose table then says where they go.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -87,12 +87,12 @@ def _published(tensors: Mapping[str, Tensor], place: str) -> dict[str, Any]:
     inner = len(tensors["encoder.lateral_convs.0.conv.weight"])
     fused = len(tensors["encoder.fpn_blocks.0.conv1.conv.weight"])
     layer = "decoder.decoder.layers.0"
-    levels = _depth(tensors, "encoder.fpn_blocks") + 1
+    levels = depth(tensors, "encoder.fpn_blocks") + 1
     offsets = len(tensors[f"{layer}.cross_attn.sampling_offsets.bias"])
     scales = tensors.get(f"{layer}.cross_attn.num_points_scale")
     if scales is not None and len(set(scales.tolist())) > 1:
         raise UserError("weights-config", f"{place}: levels with unequal points are not supported")
-    blocks = _depth(tensors, "encoder.fpn_blocks.0.bottlenecks")
+    blocks = depth(tensors, "encoder.fpn_blocks.0.bottlenecks")
     if blocks != 3:
         raise UserError("weights-config", f"{place}: {blocks} RepVGG blocks are not supported")
     classes = len(tensors[MARK])
@@ -104,19 +104,19 @@ def _published(tensors: Mapping[str, Tensor], place: str) -> dict[str, Any]:
         "backbone_config": {
             "layer_type": "bottleneck" if bottleneck else "basic",
             "hidden_sizes": widths,
-            "depths": [_depth(tensors, stage.format(i)) for i in range(4)],
+            "depths": [depth(tensors, stage.format(i)) for i in range(4)],
             "embedding_size": len(tensors["backbone.conv1.conv1_3.conv.weight"]),
         },
         "freeze_backbone_batch_norms": not trained,
         "encoder_hidden_dim": inner,
         "encoder_ffn_dim": len(tensors[ffn]) if ffn in tensors else 1024,
-        "encoder_layers": _depth(tensors, "encoder.encoder.0.layers"),
+        "encoder_layers": depth(tensors, "encoder.encoder.0.layers"),
         "hidden_expansion": fused / inner,
         "d_model": len(tensors[f"{layer}.norm1.weight"]),
         "encoder_attention_heads": _HEADS,
         "decoder_attention_heads": _HEADS,
         "decoder_ffn_dim": len(tensors[f"{layer}.linear1.weight"]),
-        "decoder_layers": _depth(tensors, "decoder.dec_score_head"),
+        "decoder_layers": depth(tensors, "decoder.dec_score_head"),
         "decoder_n_points": offsets // (2 * _HEADS * levels),
         "num_feature_levels": levels,
     }
@@ -134,7 +134,8 @@ def _translated(name: str) -> str:
     for pattern, replacement in _NAMES:
         changed, count = re.subn(f"^{pattern}", replacement, name)
         if count:
-            return _in_layer(changed)
+            norms = _DECODER_NORMS if changed.startswith("model.decoder.") else _ENCODER_NORMS
+            return in_layer(changed, (*_LAYER, *norms))
     return name
 
 
@@ -142,18 +143,23 @@ def _part(name: str) -> str:
     return {"conv": "convolution", "norm": "normalization"}[name]
 
 
-def _in_layer(name: str) -> str:
-    """A layer's tensor by its name in the transformers library's layers."""
-    found = re.match(r"(model\.(?:encoder\.aifi\.0|(decoder))\.layers\.\d+\.)(.+)", name)
+def in_layer(name: str, table: Sequence[tuple[str, str]]) -> str:
+    """A layer's tensor by its name in the transformers library's layers.
+
+    Args:
+        name: What is before the layer's number is in its terms.
+        table: Substitutions at the start of what follows, all that fit in turn.
+    """
+    found = re.match(r"(model\.(?:encoder\.aifi\.0|decoder)\.layers\.\d+\.)(.+)", name)
     if found is None:
         return name
-    rest = found[3]
-    for pattern, replacement in (*_LAYER, *(_DECODER_NORMS if found[2] else _ENCODER_NORMS)):
+    rest = found[2]
+    for pattern, replacement in table:
         rest = re.sub(f"^{pattern}", replacement, rest)
     return found[1] + rest
 
 
-def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """One more than the largest number after a prefix."""
+def depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many modules are numbered after a prefix: one more than the largest number."""
     found = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in tensors)
     return max((int(m[1]) for m in found if m), default=-1) + 1

@@ -50,25 +50,13 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
     Raises:
         UserError: ``weights-config`` for an option we have no architecture for.
     """
-    for option, wanted in _PLAIN.items():
-        found = published.get(option, wanted)
-        if (list(found) if isinstance(found, tuple) else found) != wanted:
-            raise UserError("weights-config", f"{place}: {option} {found} is not supported")
-    methods = {"default": False, "discrete": True}
-    method = published.get("decoder_method", "default")
-    if method not in methods:
-        raise UserError("weights-config", f"{place}: decoder_method {method} is not supported")
-    heads = published.get("encoder_attention_heads", 8)
-    if published.get("decoder_attention_heads", 8) != heads:
-        raise UserError(
-            "weights-config", f"{place}: encoder and decoder have different attention heads"
-        )
+    check_options(published, _PLAIN, place)
     width = published.get("d_model", 256)
     inner = published.get("encoder_hidden_dim", 256)
     return FAMILIES["rtdetr"].replace(
         num_classes=num_classes,
         width=width,
-        attention_heads=heads,
+        attention_heads=attention_heads(published, place),
         dropout=published.get("dropout", 0.0),
         backbone=_backbone(published),
         positions={"temperature": published.get("positional_encoding_temperature", 10000)},
@@ -84,10 +72,45 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
             "ffn": published.get("decoder_ffn_dim", 1024),
             "cross_attention": {
                 "points": published.get("decoder_n_points", 4),
-                "discrete": methods[method],
+                "discrete": samples_cells(published, place),
             },
         },
     )
+
+
+def check_options(published: Mapping[str, Any], plain: Mapping[str, Any], place: str) -> None:
+    """Raises UserError ``weights-config`` where an option is not what our architecture has."""
+    for option, wanted in plain.items():
+        found = published.get(option, wanted)
+        if (list(found) if isinstance(found, tuple) else found) != wanted:
+            raise UserError("weights-config", f"{place}: {option} {found} is not supported")
+
+
+def samples_cells(published: Mapping[str, Any], place: str) -> bool:
+    """Whether attention samples whole cells.
+
+    Raises:
+        UserError: ``weights-config`` for another way than the two.
+    """
+    methods = {"default": False, "discrete": True}
+    method = published.get("decoder_method", "default")
+    if method not in methods:
+        raise UserError("weights-config", f"{place}: decoder_method {method} is not supported")
+    return methods[method]
+
+
+def attention_heads(published: Mapping[str, Any], place: str) -> int:
+    """Heads of every attention.
+
+    Raises:
+        UserError: ``weights-config`` where encoder and decoder have different ones.
+    """
+    heads: int = published.get("encoder_attention_heads", 8)
+    if published.get("decoder_attention_heads", 8) != heads:
+        raise UserError(
+            "weights-config", f"{place}: encoder and decoder have different attention heads"
+        )
+    return heads
 
 
 def _backbone(published: Mapping[str, Any]) -> BackboneConfig:
@@ -118,6 +141,11 @@ def _backbone(published: Mapping[str, Any]) -> BackboneConfig:
 
 def rules(config: DetectorConfig) -> tuple[Rule, ...]:
     """Where the tensors go, the backbone's too."""
+    return (*detector_rules(), *_backbone_rules(config), *_convolution_rules())
+
+
+def detector_rules() -> tuple[Rule, ...]:
+    """What D-FINE has as well: all but the backbone and the fusing of maps."""
     encoder, decoder = (
         r"model\.encoder\.(?:aifi|encoder)\.0\.layers\.(\d+)\.",
         r"model\.decoder\.layers\.(\d+)\.",
@@ -125,7 +153,6 @@ def rules(config: DetectorConfig) -> tuple[Rule, ...]:
     return (
         Rule(r".*\.num_batches_tracked", None, "counts training steps"),
         Rule(r"model\.(?:anchors|valid_mask)", None, "follows from the canvas"),
-        *_backbone_rules(config),
         Rule(r"model\.encoder_input_proj\.(\d+)\.([01])\.(.+)", r"neck.projections.\1.\2.\3"),
         *self_attention_rules(encoder, "encoder", ""),
         *(
@@ -136,7 +163,7 @@ def rules(config: DetectorConfig) -> tuple[Rule, ...]:
                 ("final_layer_norm", "norm"),
             )
         ),
-        *_convolution_rules(),
+        *_projection_rules(),
         *self_attention_rules(decoder, "decoder", "self_"),
         *feed_forward_rules("decoder"),
         Rule(rf"{decoder}encoder_attn\.n(?:um)?_points_scale", None, "follows from the points"),
@@ -153,14 +180,18 @@ def rules(config: DetectorConfig) -> tuple[Rule, ...]:
     )
 
 
-def _convolution_rules() -> list[Rule]:
-    """The two paths across scales, and the projections after them."""
-    found = [
+def _projection_rules() -> list[Rule]:
+    """What coarser maps and the encoder's output go through."""
+    return [
         Rule(r"model\.decoder_input_proj\.(\d+)\.0\.weight", r"encoder.projections.\1.conv.weight"),
         Rule(rf"model\.decoder_input_proj\.(\d+)\.1\.{_NORM}", r"encoder.projections.\1.norm.\2"),
+        Rule(r"model\.encoder\.lateral_convs\.(.+)", r"encoder.lateral.\1"),
     ]
-    for theirs, ours in (("lateral_convs", "lateral"), ("downsample_convs", "downsample")):
-        found.append(Rule(rf"model\.encoder\.{theirs}\.(.+)", rf"encoder.{ours}.\1"))
+
+
+def _convolution_rules() -> list[Rule]:
+    """The two paths across scales."""
+    found = [Rule(r"model\.encoder\.downsample_convs\.(.+)", r"encoder.downsample.\1")]
     for theirs, ours in (("fpn_blocks", "top_down"), ("pan_blocks", "bottom_up")):
         block, place = rf"model\.encoder\.{theirs}\.(\d+)\.", rf"encoder.{ours}.\1."
         for conv, name in (("conv1", "way"), ("conv2", "shortcut"), ("conv3", "output")):

@@ -14,12 +14,11 @@ from distill.losses.detection import (
     box_losses,
     denoising_matches,
     detection_losses,
-    focal_loss,
     set_losses,
-    varifocal_loss,
 )
 from distill.losses.matches import Matches
 from distill.losses.overlap import covered, giou, iou
+from distill.losses.scores import focal_loss, varifocal_loss
 
 LN2 = math.log(2)
 NO_BOXES = torch.zeros(0, 4)

@@ -19,6 +19,7 @@ from detr.config import (
     DeformableCrossAttentionConfig,
     DeformableEncoderConfig,
     DetectorConfig,
+    DistributionRefinementConfig,
     LearnedQueriesConfig,
     LookForwardTwiceConfig,
     MixedQueriesConfig,
@@ -29,7 +30,7 @@ from detr.models import Detector, Target, build_detector
 from distill.data.batches import Batch
 from distill.methods import Method, build_methods
 from distill.methods.step import Step
-from distill.training.loop import forward
+from distill.training.forward import forward
 
 CLASSES = 3
 CANVAS = (64, 96)
@@ -54,9 +55,12 @@ DETECTOR = DetectorConfig(
         final_norm=True,
     ),
 )
+# Boxes read off distributions of their edges.
+EDGES: dict[str, Any] = {"decoder.refinement": DistributionRefinementConfig(bins=8)}
 # By what the queries are.
 KINDS: dict[str, dict[str, Any]] = {
     "mixed": {},
+    "edges": EDGES,
     "two_stage": {"queries": TwoStageQueriesConfig(number=7), "decoder.final_norm": False},
     "learned": {
         "queries": LearnedQueriesConfig(number=7),
@@ -181,12 +185,19 @@ def reached() -> Callable[..., set[str]]:
 
 
 @pytest.fixture()
-def teacher(build: BuildDetector) -> Detector:
-    """A frozen teacher, other weights than :func:`student`."""
-    return build(seed=1).eval().requires_grad_(False)
+def kind(request: pytest.FixtureRequest) -> str:
+    """What student and teacher are: with distributions for a method that compares these."""
+    parameters = getattr(getattr(request.node, "callspec", None), "params", {})
+    return "edges" if str(parameters.get("name")).startswith("go_lsd") else "mixed"
 
 
 @pytest.fixture()
-def student(build: BuildDetector) -> Detector:
+def teacher(build: BuildDetector, kind: str) -> Detector:
+    """A frozen teacher, other weights than :func:`student`."""
+    return build(seed=1, query=kind).eval().requires_grad_(False)
+
+
+@pytest.fixture()
+def student(build: BuildDetector, kind: str) -> Detector:
     """A student in training mode, shaped like the teacher."""
-    return build(seed=2).train()
+    return build(seed=2, query=kind).train()

@@ -10,8 +10,9 @@ import torch
 
 from detr.models import Detector, Target
 from distill.losses.costs import ALPHA, MatchingCosts
-from distill.losses.detection import LossWeights, detection_losses, focal_loss
+from distill.losses.detection import LossWeights, detection_losses
 from distill.losses.matches import Matches
+from distill.losses.scores import focal_loss
 from distill.methods import Method, build_methods
 from distill.methods.stable_dino import (
     modulated_cost,

@@ -1,0 +1,1 @@
+"""The best bundle within a latency: measured on this device, chosen, drawn."""

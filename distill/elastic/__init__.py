@@ -1,0 +1,1 @@
+"""One training that holds many models: depths, queries and canvases are chosen after it."""

@@ -1,0 +1,96 @@
+"""The best bundle within a budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner
+
+from bench.cli import main
+from bench.fit.choose import candidates, choose
+from bench.fit.model import Fit
+from bench.report.model import Report, ReportRow
+from detr.errors import UserError
+
+
+def row(report: Report, name: str, ap: float, p90: float) -> ReportRow:
+    like = report.rows[0]
+    both = like.latency.end_to_end.model_copy(update={"p90_ms": p90, "p50_ms": 0.9 * p90})
+    latency = like.latency.model_copy(update={"end_to_end": both})
+    coco = like.coco.model_copy(update={"ap": ap})
+    return like.model_copy(update={"name": name, "coco": coco, "latency": latency})
+
+
+def test_the_best_that_holds_the_budget_twice_is_kept(report: Report) -> None:
+    found = [("large", 0.5, 30.0), ("lucky", 0.45, 19.0), ("good", 0.4, 18.0), ("small", 0.3, 9.0)]
+    rows = [row(report, *one) for one in found]
+    offered = report.model_copy(update={"rows": rows})
+    asked: list[str] = []
+
+    def again(one: ReportRow) -> float:
+        asked.append(one.name)
+        return 24.0 if one.name == "lucky" else one.latency.end_to_end.p90_ms
+
+    kept, second, late = choose(offered, 20.0, again)
+    assert kept is not None and (kept.name, second, late) == ("good", 18.0, {"lucky": 24.0})
+    assert asked == ["lucky", "good"]
+    # A budget everyone holds keeps the most accurate, one nobody holds keeps none.
+    kept, second, _ = choose(offered, 40.0, lambda one: one.latency.end_to_end.p90_ms)
+    assert kept is not None and (kept.name, second) == ("large", 30.0)
+    assert choose(offered, 5.0, again) == (None, None, {})
+
+
+def test_of_equals_the_faster_is_kept(report: Report) -> None:
+    rows = [row(report, "slow", 0.4, 18.0), row(report, "fast", 0.4, 8.0)]
+    kept, _, _ = choose(report.model_copy(update={"rows": rows}), 20.0, lambda _: 1.0)
+    assert kept is not None and kept.name == "fast"
+
+
+def test_a_folder_stands_for_its_bundles(tmp_path: Path) -> None:
+    for name in ("b.bundle", "a.bundle", "models"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+    single = tmp_path / "c.bundle"
+    single.mkdir()
+    found = candidates([single, tmp_path / "all"])
+    assert [path.name for path in found] == ["c.bundle", "a.bundle", "b.bundle"]
+    with pytest.raises(UserError, match="neither a bundle nor") as caught:
+        candidates([tmp_path / "all" / "models"])
+    assert caught.value.code == "fit-empty"
+
+
+def command(models: list[Path], data: Path, out: Path, budget: str) -> Any:
+    arguments = ["fit", *map(str, models), "--data", f"kitti:{data}:val", "--out", str(out)]
+    arguments += ["--engine", "onnxruntime", "--iterations", "20", "--budget-ms", budget]
+    return CliRunner().invoke(main, [*arguments, "--json"])
+
+
+def test_the_command_writes_choice_picture_and_report(
+    engines: dict[str, Any], bright_cars: Path, tmp_path: Path
+) -> None:
+    models = [engine.artifact for engine in engines.values()]
+    result = command(models, bright_cars, tmp_path / "out", "10000")
+    assert result.exit_code == 0, result.output
+    told = Fit.model_validate(json.loads(result.stdout))
+    assert told.best is not None
+    assert (told.best.name, told.best.ap) == ("teacher", 1.0)
+    assert told == Fit.model_validate_json((tmp_path / "out" / "fit.json").read_text())
+    assert [c.within for c in told.candidates] == [True, True]
+    assert told.kept_again_ms is not None and "--budget-ms 10000" in told.commands[0]
+    ElementTree.fromstring((tmp_path / "out" / "fit.svg").read_text())
+    written = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
+    assert [r.model for r in written.rows] == list(engines)
+    assert "kept" in told.text()
+
+
+def test_a_budget_that_nobody_holds_is_status_3(
+    engines: dict[str, Any], bright_cars: Path, tmp_path: Path
+) -> None:
+    models = [engine.artifact for engine in engines.values()]
+    result = command(models, bright_cars, tmp_path / "out", "0.000001")
+    assert result.exit_code == 3
+    assert "error[fit-budget]" in result.stderr and "none of 2 candidates" in result.stderr
+    assert json.loads((tmp_path / "out" / "fit.json").read_text())["kept"] is None
