@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from detr.errors import UserError
 from detr.model_info import read_model_info
