@@ -11,12 +11,12 @@ from detr.cli_support import progress
 from detr.data.dataset import Dataset, evenly_spaced
 from detr.data.preprocess import PreprocessConfig, preprocess
 from detr.errors import UserError
-from detr.mask_scaling import image_masks
 from detr.metrics.coco_ap import Accuracy, CocoAp, evaluate
 from detr.models.protocol import ObjectDetector
 from detr.suppression import suppress
 from detr.types import Detections
 from distill.data.unreadable import LeaveOut, readable
+from engines.base import RawMasks
 
 _BATCH = 8
 
@@ -59,14 +59,12 @@ def detect(
             torch.from_numpy(inputs.valid_sizes).to(device),
             torch.from_numpy(inputs.original_sizes).to(device),
         )
-        for i, row in enumerate(zip(*outputs, strict=True)):
-            boxes, scores, labels, *logits = (x.cpu().numpy() for x in row)
-            masks = None
-            if logits:
-                height, width = inputs.original_sizes[i].astype(int).tolist()
-                valid = inputs.valid_sizes[i].tolist()
-                masks = image_masks(logits[0], (valid[0], valid[1]), (height, width))
-            one = Detections(boxes, scores, labels, masks)
+        arrays = [x.cpu().numpy() for x in outputs]
+        sizes = inputs.valid_sizes, inputs.original_sizes
+        masks = RawMasks(arrays[3], *sizes) if len(arrays) > 3 else None
+        for i, (boxes, scores, labels) in enumerate(zip(*arrays[:3], strict=True)):
+            told = None if masks is None else masks.enlarged(i)
+            one = Detections(boxes, scores, labels, told)
             found.append(one if nms is None else suppress(one, nms))
     detector.train(training)
     return read, found
