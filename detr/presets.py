@@ -27,6 +27,7 @@ from detr.config import (
     HybridEncoderConfig,
     LearnedQueriesConfig,
     LookForwardTwiceConfig,
+    MasksConfig,
     MixedQueriesConfig,
     NeckConfig,
     OneToManyConfig,
@@ -36,6 +37,8 @@ from detr.config import (
     SigmoidClassesConfig,
     SoftmaxClassesConfig,
     TwoStageQueriesConfig,
+    UnifiedDenoisingConfig,
+    UnifiedQueriesConfig,
 )
 from detr.errors import UserError
 
@@ -148,6 +151,26 @@ _OFFICIAL_DINO = _DINO.replace(
     decoder={"refinement": {"shared_heads": True}},
 )
 _STABLE_DINO = _DINO.replace(encoder={"fusion": "dense"})
+# IDEA-Research/MaskDINO with FEATURE_ORDER low2high and a fourth level, its main models.
+_MASK_DINO = DetectorConfig(
+    num_classes=1,
+    positions=PositionsConfig(offset=0.0),
+    encoder=DeformableEncoderConfig(ffn=2048),
+    queries=UnifiedQueriesConfig(
+        proposal_tokens="all",
+        initial_boxes="mask2box",
+        coarse_to_fine=True,
+        denoising=UnifiedDenoisingConfig(),
+    ),
+    decoder=DecoderConfig(
+        layers=9,
+        ffn=2048,
+        refinement=LookForwardTwiceConfig(shared_heads=True),
+        final_norm=True,
+        norm_twice=True,
+    ),
+    heads=HeadsConfig(masks=MasksConfig(weigh_scores=True)),
+)
 # RT-DETR-R50; _RT_DETR_SIZES has the others.
 _RT_DETR = DetectorConfig(
     num_classes=1,
@@ -203,6 +226,9 @@ FAMILIES: dict[str, DetectorConfig] = {
     "dino-mmdet": _OFFICIAL_DINO.replace(decoder={"refinement": {"shared_heads": False}}),
     "stable-dino": _STABLE_DINO,
     "stable-dino-5scale": _five_scales(_STABLE_DINO),
+    # IDEA-Research/MaskDINO: instance masks beside boxes.
+    "mask-dino": _MASK_DINO,
+    "stable-mask-dino": _MASK_DINO.replace(encoder={"fusion": "dense"}),
     # lyuwenyu/RT-DETR, over ResNet-vd.
     "rtdetr": _RT_DETR,
     # Version 2 is the same network, trained otherwise, or one that samples whole cells.
@@ -214,6 +240,8 @@ FAMILIES: dict[str, DetectorConfig] = {
 _RT_DETRS = {"rtdetr", "rtdetrv2", "rtdetrv2-discrete"}
 # Families of detrex, which freezes a ResNet's stem; the others' code freezes its first stage, too.
 _STEM_ONLY = {"dino", "dino-5scale", "stable-dino", "stable-dino-5scale", "d-fine"} | _RT_DETRS
+# Families whose code trains all of a ResNet.
+_NOTHING_FROZEN = {"mask-dino", "stable-mask-dino"}
 # Families over other ResNets than torchvision's, or over further backbones.
 _RESNETS = {**dict.fromkeys(_RT_DETRS, _VD), "d-fine": {**_VD, **_HGNET}}
 # What a family changes with its backbone. RT-DETR trains all of its small backbones.
@@ -287,8 +315,9 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
         raise UserError("preset-unknown", f"no detector is called {name!r}{hint}")
     family, short = _NAMES[name]
     timm_name, weights = _backbones(family)[short]
-    resnet = short in _VD
-    frozen = 1 + (family not in _STEM_ONLY) if resnet and pretrained else 0
+    frozen = 1 + (family not in _STEM_ONLY)
+    if short not in _VD or not pretrained or family in _NOTHING_FROZEN:
+        frozen = 0
     config = FAMILIES[family].replace(
         num_classes=num_classes,
         backbone={

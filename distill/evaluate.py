@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -10,11 +11,12 @@ from detr.cli_support import progress
 from detr.data.dataset import Dataset, evenly_spaced
 from detr.data.preprocess import PreprocessConfig, preprocess
 from detr.errors import UserError
-from detr.metrics.coco_ap import CocoAp, evaluate
+from detr.metrics.coco_ap import Accuracy, CocoAp, evaluate
 from detr.models.protocol import ObjectDetector
 from detr.suppression import suppress
 from detr.types import Detections
 from distill.data.unreadable import LeaveOut, readable
+from engines.base import RawMasks
 
 _BATCH = 8
 
@@ -52,16 +54,45 @@ def detect(
             continue
         read += [i for i, _ in images]
         inputs = preprocess([image for _, image in images], config)
-        boxes, scores, labels = detector(
+        outputs = detector(
             torch.from_numpy(inputs.images).to(device),
             torch.from_numpy(inputs.valid_sizes).to(device),
             torch.from_numpy(inputs.original_sizes).to(device),
         )
-        for row in zip(boxes, scores, labels, strict=True):
-            one = Detections(*(x.cpu().numpy() for x in row))
+        arrays = [x.cpu().numpy() for x in outputs]
+        sizes = inputs.valid_sizes, inputs.original_sizes
+        masks = RawMasks(arrays[3], *sizes) if len(arrays) > 3 else None
+        for i, (boxes, scores, labels) in enumerate(zip(*arrays[:3], strict=True)):
+            told = None if masks is None else masks.enlarged(i)
+            one = Detections(boxes, scores, labels, told)
             found.append(one if nms is None else suppress(one, nms))
     detector.train(training)
     return read, found
+
+
+class Measured(NamedTuple):
+    """What a detector is worth on a data set.
+
+    Attributes:
+        boxes: AP of its boxes.
+        masks: AP of its masks, if it finds any.
+    """
+
+    boxes: CocoAp
+    masks: CocoAp | None = None
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The numbers that exist by name: there may be no object of a size."""
+        of_masks = {} if self.masks is None else ap_values(self.masks)
+        return ap_values(self.boxes) | {f"mask_{name}": x for name, x in of_masks.items()}
+
+    def text(self) -> str:
+        """For a person."""
+        told = f"AP {self.boxes.ap:.3f}, AP50 {self.boxes.ap50:.3f}"
+        if self.masks is None:
+            return told
+        return f"{told}, mask AP {self.masks.ap:.3f}, mask AP50 {self.masks.ap50:.3f}"
 
 
 def measure_ap(
@@ -71,7 +102,7 @@ def measure_ap(
     images: int | None = None,
     nms: float | None = None,
     leave_out: LeaveOut | None = None,
-) -> CocoAp:
+) -> Measured:
     """COCO AP on a data set, or on ``images`` of it spread evenly over its length.
 
     Args:
@@ -89,7 +120,10 @@ def measure_ap(
     read, found = detect(detector, dataset, config, indices, nms, leave_out)
     if not read:
         raise UserError("images-unreadable", f"{dataset.spec}: no image could be read")
-    return evaluate(dataset, found, read)
+    boxes = evaluate(dataset, found, read)
+    if any(one.masks is None for one in found):
+        return Measured(boxes)
+    return Measured(boxes, evaluate(dataset, found, read, Accuracy(overlap="segm")))
 
 
 def ap_values(result: CocoAp) -> dict[str, float]:

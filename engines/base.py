@@ -17,9 +17,36 @@ import numpy.typing as npt
 
 from detr.data.preprocess import Inputs, preprocess
 from detr.errors import UserError
+from detr.mask_scaling import image_masks
+from detr.masks import Rle
 from detr.model_info import BundledInfo
 from detr.suppression import suppress
 from detr.types import Detections, FloatArray, ImageArray, IntArray
+
+
+@dataclass(frozen=True)
+class RawMasks:
+    """Masks of a batch as the graph gives them, and what enlarges them.
+
+    Attributes:
+        logits: ``[B, T, H_4, W_4]`` float32 on cells of 4 x 4 pixels of the canvas.
+        valid_sizes: ``[B, 2]`` (height, width) of each image inside the canvas.
+        original_sizes: ``[B, 2]`` of each image as read.
+    """
+
+    logits: FloatArray
+    valid_sizes: FloatArray
+    original_sizes: FloatArray
+
+    def first(self, count: int) -> RawMasks:
+        """Those of the first images."""
+        return RawMasks(self.logits[:count], self.valid_sizes[:count], self.original_sizes[:count])
+
+    def enlarged(self, image: int) -> tuple[Rle, ...]:
+        """The masks of an image, in its own size."""
+        height, width = self.original_sizes[image].astype(int).tolist()
+        valid = self.valid_sizes[image].tolist()
+        return image_masks(self.logits[image], (valid[0], valid[1]), (height, width))
 
 
 @dataclass(frozen=True)
@@ -30,11 +57,18 @@ class RawDetections:
         boxes: ``[B, T, 4]`` float32, x0 y0 x1 y1 in pixels of the original image.
         scores: ``[B, T]`` float32, descending.
         labels: ``[B, T]`` int64 class indices.
+        masks: Of a detector that finds them.
     """
 
     boxes: FloatArray
     scores: FloatArray
     labels: IntArray
+    masks: RawMasks | None = None
+
+    def first(self, count: int) -> RawDetections:
+        """Those of the first images."""
+        masks = None if self.masks is None else self.masks.first(count)
+        return RawDetections(self.boxes[:count], self.scores[:count], self.labels[:count], masks)
 
 
 def filled(inputs: Inputs, size: int) -> Inputs:
@@ -102,13 +136,13 @@ class Engine(ABC):
                 f"{self.batch_size}; export with --batch {count} or --batch dynamic",
             )
         full = self._infer(filled(inputs, self.batch_size))
-        return RawDetections(full.boxes[:count], full.scores[:count], full.labels[:count])
+        return full.first(count)
 
     def finish(self, raw: RawDetections) -> list[Detections]:
         """Splits a batch into detections per image, without duplicates where the model says so."""
         found = [
-            Detections(boxes, scores, labels)
-            for boxes, scores, labels in zip(raw.boxes, raw.scores, raw.labels, strict=True)
+            Detections(*one, None if raw.masks is None else raw.masks.enlarged(i))
+            for i, one in enumerate(zip(raw.boxes, raw.scores, raw.labels, strict=True))
         ]
         nms = self.info.nms
         return found if nms is None else [suppress(one, nms) for one in found]

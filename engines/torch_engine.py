@@ -12,7 +12,7 @@ from detr.data.preprocess import Inputs
 from detr.errors import UserError
 from detr.files import sha256
 from detr.model_info import AdoptedInfo
-from engines.base import Engine, RawDetections
+from engines.base import Engine, RawDetections, RawMasks
 from engines.bundle import Bundle
 
 
@@ -55,12 +55,14 @@ class TorchEngine(Engine):
     def _infer(self, inputs: Inputs) -> RawDetections:
         torch = self._torch
         with torch.inference_mode(), self._thread_count():
-            boxes, scores, labels = self.detector(
+            outputs = self.detector(
                 torch.from_numpy(inputs.images),
                 torch.from_numpy(inputs.valid_sizes),
                 torch.from_numpy(inputs.original_sizes),
             )
-        return RawDetections(boxes.numpy(), scores.numpy(), labels.numpy())
+        boxes, scores, labels, *logits = (x.numpy() for x in outputs)
+        sizes = inputs.valid_sizes, inputs.original_sizes
+        return RawDetections(boxes, scores, labels, RawMasks(logits[0], *sizes) if logits else None)
 
     @contextlib.contextmanager
     def _thread_count(self) -> Iterator[None]:

@@ -98,12 +98,18 @@ def export_bundle(
     Raises:
         RejectedExport: ONNX Runtime finds other things than torch. The bundle then lies beside
             ``out``, called ``NAME.rejected.bundle``, and what was at ``out`` still is.
-        UserError: ``output-exists`` where ``out`` is something other than a bundle, or what loading
-            the checkpoint and writing the files raises.
+        UserError: ``output-exists`` where ``out`` is something other than a bundle,
+            ``export-masks`` for a detector with masks, or what loading the checkpoint and writing
+            the files raises.
     """
     refuse_output(out)
     output_folder(out.parent)
     torch_engine = open_engine(checkpoint, "torch")
+    if torch_engine.detector.config.heads.masks is not None:
+        raise UserError(
+            "export-masks",
+            f"{checkpoint}: its detector finds masks (heads.masks), which bundles do not hold yet",
+        )
     size = canvas or torch_engine.info.preprocess.canvases[0]
     torch_engine = torch_engine.on_canvas(size)
     with progress(range(3), f"export {out.name}", 3) as bar:

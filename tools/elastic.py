@@ -62,7 +62,7 @@ def models(run: Path, data: str, out: Path, names: list[str]) -> None:
 
     def ap(model: Any, choice: Choice) -> float:
         size = info.preprocess if choice.size is None else info.preprocess.replace(size=choice.size)
-        return 100 * measure_ap(model, val, size).ap
+        return 100 * measure_ap(model, val, size).boxes.ap
 
     found = json.loads(out.read_text()) if out.exists() else {"models": {}, "alone": {}}
     found |= {"run": str(run), "data": data, "images": len(val), "steps": recipe.steps}

@@ -26,6 +26,7 @@ from detr.config import (
     PlainDenoisingConfig,
     SelectedQueriesConfig,
     TwoStageQueriesConfig,
+    UnifiedQueriesConfig,
 )
 from detr.data.synth import generate
 from detr.model_info import read_model_info
@@ -37,8 +38,11 @@ SIZE = (64, 128)
 ENOUGH = 0.9
 # What a family's own training changes of the detection loss, and what it adds.
 _RT_DETR = {"scores": "varifocal"}
+# A map of 16 x 32 cells needs no 12,544 points.
+_MASK_DINO = {"focal": 4.0, "cost_class": 4.0, "mask_points": 256}
 LOSSES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("rtdetr", "rtdetrv2", "rtdetrv2-discrete"), _RT_DETR),
+    **dict.fromkeys(("mask-dino", "stable-mask-dino"), _MASK_DINO),
     "d-fine": {"scores": "varifocal", "edges": 0.15, "box_pairs": "union"},
 }
 METHODS: dict[str, list[str]] = {"d-fine": ["go_lsd"]}
@@ -60,6 +64,9 @@ def small(family: str) -> dict[str, Any]:
             | SelectedQueriesConfig(denoising=ContrastiveDenoisingConfig())
         ):
             queries["denoising"] = {"number": 20}
+        case UnifiedQueriesConfig():
+            # Between cells' numbers the boxes of masks of one cell have no size.
+            queries |= {"denoising": {"number": 20}, "initial_boxes": "bitmask"}
         case AnchorQueriesConfig(denoising=PlainDenoisingConfig()):
             queries["denoising"] = {"groups": 3}
     encoder: dict[str, Any] = {"layers": 1, "ffn": 128}
@@ -68,7 +75,9 @@ def small(family: str) -> dict[str, Any]:
         encoder["points"] = 2
     if points := config.decoder.cross_attention.sampling_points:
         decoder["cross_attention"] = {"points": 2 if isinstance(points, int) else (1, 2, 1)}
+    heads = {} if config.heads.masks is None else {"masks": {"width": 32}}
     changed = config.replace(
+        heads=heads,
         width=64,
         attention_heads=4,
         dropout=0.0,
@@ -81,8 +90,11 @@ def small(family: str) -> dict[str, Any]:
     return {**changed.model_dump(), "num_classes": 0}
 
 
-def overfit(family: str, steps: int, folder: Path) -> float:
+def overfit(family: str, steps: int, folder: Path) -> dict[str, float]:
     """AP50 on the four scenes that a family's detector was trained on.
+
+    Returns:
+        ``ap50`` of boxes and, for a family with masks, ``mask_ap50``.
 
     Args:
         family: One of the presets' families.
@@ -108,8 +120,8 @@ def overfit(family: str, steps: int, folder: Path) -> float:
         }
     )
     weights = train(recipe, folder / "run")
-    found: float = read_model_info(weights.with_suffix(".json")).provenance["ap50"]
-    return found
+    told = read_model_info(weights.with_suffix(".json")).provenance
+    return {name: told[name] for name in ("ap50", "mask_ap50") if name in told}
 
 
 def main() -> None:
@@ -125,13 +137,16 @@ def main() -> None:
     for family in arguments.families:
         begin = time.process_time()
         with tempfile.TemporaryDirectory() as scratch:
-            ap50 = overfit(family, arguments.steps, Path(scratch))
+            found = overfit(family, arguments.steps, Path(scratch))
         spent = time.process_time() - begin
-        print(
-            f"{family:28} AP50 {ap50:.3f} after {arguments.steps} steps, {spent:.0f} s of processor"
-        )
-        failed |= ap50 < ENOUGH
-        table[family] = {"ap50": round(ap50, 3), "steps": arguments.steps, "seconds": round(spent)}
+        told = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+        print(f"{family:28} {told} after {arguments.steps} steps, {spent:.0f} s of processor")
+        failed |= min(found.values()) < ENOUGH
+        table[family] = {
+            **{name: round(value, 3) for name, value in found.items()},
+            "steps": arguments.steps,
+            "seconds": round(spent),
+        }
         if arguments.out is not None:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(table, indent=1) + "\n")

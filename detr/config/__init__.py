@@ -20,7 +20,7 @@ from detr.config.decoder import (
     QualityConfig,
     RefinementConfig,
 )
-from detr.config.detector import DetectorConfig, PartName
+from detr.config.detector import MASK_STRIDE, DetectorConfig, PartName
 from detr.config.encoder import (
     AnyEncoderConfig,
     DeformableEncoderConfig,
@@ -33,6 +33,7 @@ from detr.config.heads import (
     BoxesConfig,
     ClassesConfig,
     HeadsConfig,
+    MasksConfig,
     SigmoidClassesConfig,
     SoftmaxClassesConfig,
 )
@@ -46,9 +47,12 @@ from detr.config.queries import (
     QueriesConfig,
     SelectedQueriesConfig,
     TwoStageQueriesConfig,
+    UnifiedDenoisingConfig,
+    UnifiedQueriesConfig,
 )
 
 __all__ = [
+    "MASK_STRIDE",
     "AnchorQueriesConfig",
     "AnyEncoderConfig",
     "BackboneConfig",
@@ -73,6 +77,7 @@ __all__ = [
     "LayerStack",
     "LearnedQueriesConfig",
     "LookForwardTwiceConfig",
+    "MasksConfig",
     "MixedQueriesConfig",
     "NeckConfig",
     "NoRefinementConfig",
@@ -90,6 +95,8 @@ __all__ = [
     "SoftmaxClassesConfig",
     "Strict",
     "TwoStageQueriesConfig",
+    "UnifiedDenoisingConfig",
+    "UnifiedQueriesConfig",
     "Weight",
     "Word",
     "merged",

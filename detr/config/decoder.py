@@ -226,6 +226,8 @@ class DecoderConfig(LayerStack):
             they are added and normed (D-FINE).
         evaluated_layers: How many of the layers answer after training; the others are there to
             teach. ``None`` for all.
+        norm_twice: Classes and masks are read after that norm was applied once more, boxes are not
+            (Mask DINO's code).
     """
 
     cross_attention: CrossAttentionConfig = DeformableCrossAttentionConfig()
@@ -234,6 +236,7 @@ class DecoderConfig(LayerStack):
     final_norm: bool = False
     gated: bool = False
     evaluated_layers: Annotated[int, Field(ge=1)] | None = None
+    norm_twice: bool = False
 
     @model_validator(mode="after")
     def _alike(self) -> DecoderConfig:
@@ -242,6 +245,8 @@ class DecoderConfig(LayerStack):
                 "shared_layers repeats one layer, so heads per layer mean nothing: set "
                 "refinement.shared_heads"
             )
+        if self.norm_twice and not self.final_norm:
+            raise ValueError("norm_twice repeats the final norm: set final_norm to true")
         if self.shared_layers and self.cross_attention.first_layer_differs:
             raise ValueError(
                 "shared_layers needs layers that are alike; the first one of cross_attention: "

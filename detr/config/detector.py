@@ -19,6 +19,10 @@ from detr.points import Points
 PartName = Literal["backbone", "neck", "encoder", "queries", "decoder", "heads", "denoising"]
 
 
+# Pixels per cell of the map that masks are predicted on.
+MASK_STRIDE = 4
+
+
 class DetectorConfig(Strict):
     """A detection transformer, part by part.
 
@@ -61,6 +65,12 @@ class DetectorConfig(Strict):
         strides = self.backbone.strides
         further = range(1, self.neck.levels - len(strides) + 1)
         return (*strides, *(strides[-1] * 2**i for i in further))
+
+    @property
+    def mask_strides(self) -> tuple[int, ...]:
+        """Of the backbone's maps that masks need and the encoder does not take."""
+        finest = self.heads.masks is not None and MASK_STRIDE not in self.backbone.strides
+        return (MASK_STRIDE,) if finest else ()
 
     @property
     def map_width(self) -> int:
@@ -121,6 +131,17 @@ class DetectorConfig(Strict):
             yield (
                 f"queries: {queries.kind} have positions in parts of the image: set "
                 "positions.normalized to true"
+            )
+        offsets = self.decoder.own_heads == 1 and refinement.distribution is None
+        if queries.predict_first and not (offsets and self.decoder.final_norm):
+            yield (
+                f"queries: {queries.kind} are judged by the decoder's heads: set "
+                "decoder.refinement.shared_heads and decoder.final_norm to true"
+            )
+        if queries.starts_from_masks and self.heads.masks is None:
+            yield (
+                f"queries: {queries.kind} start from masks and need heads.masks; or set "
+                "queries.initial_boxes to predicted"
             )
         points = {self.encoder.sampling_points, cross.sampling_points} - {0}
         if len(points) > 1:

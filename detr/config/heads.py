@@ -41,13 +41,33 @@ class BoxesConfig(Strict):
     logit_eps: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5
 
 
+class MasksConfig(Strict):
+    """Instance masks as dot products of queries and pixels (Mask DINO, section 3.2).
+
+    Pixels are the cells of a map of stride 4, made of the backbone's map of that stride and the
+    encoder's finest one.
+
+    Attributes:
+        width: Channels of a pixel and of what a query says of its mask.
+        channels: Of the convolution that joins both maps; ``None`` for the detector's width.
+        weigh_scores: A detection's score is that of its class times the mean probability within
+            its mask (Mask DINO's evaluation).
+    """
+
+    width: Annotated[int, Field(ge=4, le=8192)] = 256
+    channels: Annotated[int, Field(ge=8, le=8192)] | None = None
+    weigh_scores: bool = False
+
+
 class HeadsConfig(Strict):
     """What is said of each query.
 
     Attributes:
         classes: Class scores.
         boxes: Boxes.
+        masks: Instance masks, or ``None`` for a detector of boxes alone.
     """
 
     classes: ClassesConfig = SigmoidClassesConfig()
     boxes: BoxesConfig = BoxesConfig()
+    masks: MasksConfig | None = None

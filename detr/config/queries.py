@@ -52,6 +52,19 @@ class ContrastiveDenoisingConfig(DenoisingConfig):
     harder_negatives: bool = True
 
 
+class UnifiedDenoisingConfig(DenoisingConfig):
+    """Mask DINO's (section 3.4): DN-DETR's positives, whose masks are repaired, too.
+
+    Attributes:
+        number: Budget of denoising queries of an image; a batch whose fullest image has more
+            objects has none.
+    """
+
+    number: Annotated[int, Field(ge=1, le=100_000)] = 100
+    label_noise: Annotated[float, Field(ge=0, le=1)] = 0.2
+    box_noise: Annotated[float, Field(ge=0, le=100)] = 0.4
+
+
 class OneToManyConfig(Strict):
     """A second group of queries that shares each ground-truth box, in training (H-DETR).
 
@@ -62,6 +75,9 @@ class OneToManyConfig(Strict):
 
     queries: Annotated[int, Field(ge=1, le=100_000)] = 1500
     repeat: Annotated[int, Field(ge=1, le=10000)] = 6
+
+
+AnyDenoisingConfig = PlainDenoisingConfig | ContrastiveDenoisingConfig | UnifiedDenoisingConfig
 
 
 class OwnQueriesConfig(Part):
@@ -77,6 +93,8 @@ class OwnQueriesConfig(Part):
     """Whether their references are boxes and not bare centers."""
     learned_positions: ClassVar[bool] = False
     """Whether they bring a position of their own, instead of one made from the reference."""
+    predict_first: ClassVar[bool] = False
+    """Whether the decoder's heads already answer what enters its first layer, in training."""
 
     number: Annotated[int, Field(ge=1, le=100_000)] = 300
 
@@ -96,7 +114,12 @@ class OwnQueriesConfig(Part):
         return False
 
     @property
-    def noise(self) -> PlainDenoisingConfig | ContrastiveDenoisingConfig | None:
+    def starts_from_masks(self) -> bool:
+        """Whether their first boxes are those around predicted masks."""
+        return False
+
+    @property
+    def noise(self) -> AnyDenoisingConfig | None:
         """Of their denoising queries in training."""
         return None
 
@@ -229,11 +252,42 @@ class SelectedQueriesConfig(ProposedQueriesConfig):
         return self.denoising
 
 
+class UnifiedQueriesConfig(ProposedQueriesConfig):
+    """Mask DINO's (section 3.3): content and anchors from tokens that the decoder's heads judge.
+
+    Attributes:
+        initial_boxes: Where anchors come from: the boxes that the box head ``predicted``, or those
+            around the masks that the mask head did, by whole cells (``bitmask``) or between the
+            first and the last cell (``mask2box``), which is the published codes' faster way.
+        coarse_to_fine: A token's default box is the smaller the coarser its level, as in the
+            published weights whose ``FEATURE_ORDER`` is ``low2high``.
+        denoising: Denoising queries in training, or ``None``.
+    """
+
+    predict_first: ClassVar[bool] = True
+
+    kind: Literal["unified"] = "unified"
+    initial_boxes: Literal["predicted", "bitmask", "mask2box"] = "bitmask"
+    coarse_to_fine: bool = False
+    denoising: UnifiedDenoisingConfig | None = None
+
+    @property
+    def starts_from_masks(self) -> bool:
+        """See the base class."""
+        return self.initial_boxes != "predicted"
+
+    @property
+    def noise(self) -> UnifiedDenoisingConfig | None:
+        """See the base class."""
+        return self.denoising
+
+
 QueriesConfig = Annotated[
     LearnedQueriesConfig
     | AnchorQueriesConfig
     | TwoStageQueriesConfig
     | MixedQueriesConfig
-    | SelectedQueriesConfig,
+    | SelectedQueriesConfig
+    | UnifiedQueriesConfig,
     Field(discriminator="kind"),
 ]

@@ -13,6 +13,8 @@ from detr.models.attention.cross import Place, join, split
 from detr.models.attention.deformable import GroupedSelfAttention, GroupSpan, group_spans
 from detr.models.heads.boxes import box_head
 from detr.models.heads.classes import class_head
+from detr.models.heads.masks import mask_heads
+from detr.models.heads.shared import Heads
 from detr.models.layers import FeedForward, Gate, inner_mlp
 from detr.models.queries.sources import QuerySource
 from detr.models.refinement import Course, Layer, build_refiner, edge_head
@@ -21,6 +23,7 @@ from detr.models.structures import (
     DenseAttention,
     FirstBoxes,
     GroupOutput,
+    InitialAnswer,
     Memory,
     QueryGroup,
     SampledAttention,
@@ -98,6 +101,14 @@ class Decoder(nn.Module):
         self.class_heads = nn.ModuleList(class_head(config) for _ in range(decoder.own_heads))
         self.box_heads = nn.ModuleList(_box_heads(config))
         self.refiner = build_refiner(config)
+        self.mask_heads = nn.ModuleList(mask_heads(config))
+        self.predict_first = config.queries.predict_first
+
+    @property
+    def heads(self) -> Heads:
+        """Those of the first layer, with the norm before them."""
+        masks = self.mask_heads[0] if len(self.mask_heads) else None
+        return Heads(self.norm, self.class_heads[0], self.box_heads[0], masks)
 
     def forward(
         self,
@@ -127,6 +138,12 @@ class Decoder(nn.Module):
         no_object = self.classes.no_object
         outputs = [GroupOutput(group, [], [], [], [], no_object=no_object) for group in groups]
         hidden = join([group.content for group in groups])
+        has_masks = memory.pixels is not None and len(self.mask_heads) > 0
+        if has_masks:
+            for output in outputs:
+                output.pixels = memory.pixels
+        if self.predict_first and self.training and not final_only:
+            _record_initial(outputs, sizes, self.heads, hidden)
         course = Course([group.reference for group in groups])
         position = self._positions(groups, course.references, source, memory)
         last = depth - 1
@@ -147,7 +164,10 @@ class Decoder(nn.Module):
                 course, Layer(index, head, hidden, normed, index == last, answers)
             )
             if answers and boxes is not None:
-                logits = self.class_heads[min(index, len(self.class_heads) - 1)](normed)
+                judged = normed
+                if self.norm is not None and self.config.norm_twice:
+                    judged = self.norm(normed)
+                logits = self.class_heads[min(index, len(self.class_heads) - 1)](judged)
                 distribution = self.config.refinement.distribution
                 if index == 0 and course.first is not None and distribution is not None:
                     parts = split(logits, sizes), split(course.first, sizes)
@@ -159,6 +179,11 @@ class Decoder(nn.Module):
                 if course.edges is not None:
                     for output, edges in zip(outputs, split(course.edges, sizes), strict=True):
                         output.edges.append(edges)
+                if has_masks:
+                    mask_head = self.mask_heads[min(index, len(self.mask_heads) - 1)]
+                    told = split(mask_head(judged), sizes)
+                    for output, masks in zip(outputs, told, strict=True):
+                        output.masks.append(masks)
                 if attention and seen is not None:
                     _record_attention(outputs, sizes, seen)
                 for output, found in zip(outputs, maps, strict=True):
@@ -197,6 +222,16 @@ def _box_heads(config: DetectorConfig) -> list[nn.Module]:
         box_head(config.width, placed, -2.0 if small_start and i == 0 else 0.0)
         for i in range(decoder.own_heads)
     ]
+
+
+def _record_initial(
+    outputs: list[GroupOutput], sizes: list[int], heads: Heads, content: Tensor
+) -> None:
+    """Hands each group what the heads say of the queries that enter the first layer."""
+    logits, masks = heads.of(content)
+    told = [None] * len(sizes) if masks is None else split(masks, sizes)
+    for output, own_logits, own_masks in zip(outputs, split(logits, sizes), told, strict=True):
+        output.initial = InitialAnswer(own_logits, output.group.reference, own_masks)
 
 
 def _record(

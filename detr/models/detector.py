@@ -16,6 +16,7 @@ from detr.models.encoders.base import Encoder
 from detr.models.encoders.build import build_encoder
 from detr.models.geometry import padding_mask, valid_ratios
 from detr.models.heads.classes import best
+from detr.models.heads.masks import build_pixels, chosen_masks, mask_quality
 from detr.models.parts import modules_of, part_of
 from detr.models.protocol import EVERYTHING, Facts
 from detr.models.queries.build import build_queries
@@ -44,13 +45,16 @@ class Detector(nn.Module):
         super().__init__()
         self.config = config
         self.strides = config.strides
-        self.backbone = Backbone(config.backbone, pretrained)
-        self.facts = _facts(config, self.backbone.channels)
-        self.neck = Neck(config.neck, self.backbone.channels, config.map_width)
+        self.backbone = Backbone(config.backbone, pretrained, config.mask_strides)
+        channels = self.backbone.channels[len(config.mask_strides) :]
+        self.facts = _facts(config, channels)
+        self.neck = Neck(config.neck, channels, config.map_width)
         self.encoder = build_encoder(config)
         self.source = build_queries(config)
         self.decoder = Decoder(config)
+        self.source.judge_by(self.decoder.heads)
         self.denoiser = build_denoiser(config)
+        self.pixels = build_pixels(config, self.backbone.channels[0])
         self._frozen: set[PartName] = set()
 
     def freeze(self, part: PartName) -> bool:
@@ -85,12 +89,15 @@ class Detector(nn.Module):
             images: ``[B, 3, H, W]``, normalized, padded at the right and bottom.
             valid_sizes: ``[B, 2]`` (height, width) of the image inside the canvas, pixels.
         """
-        features = self.backbone(images)
+        every_map = self.backbone(images)
+        features = every_map[len(self.config.mask_strides) :]
         maps = self.neck(features)
         shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in maps)
         ratios = valid_ratios(valid_sizes, shapes, (images.shape[-2], images.shape[-1]))
         memory = self.encoder.encode(Levels(maps, padding_mask(ratios, shapes), ratios))
         memory.features = features
+        if self.pixels is not None:
+            memory.pixels = self.pixels(every_map[0], memory, valid_sizes)
         return memory
 
     def queries(
@@ -177,7 +184,7 @@ class Detector(nn.Module):
 
     def forward(
         self, images: Tensor, valid_sizes: Tensor, original_sizes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Detections, best first; this is the graph that is exported.
 
         Args:
@@ -188,12 +195,27 @@ class Detector(nn.Module):
         Returns:
             Boxes ``[B, T, 4]`` x0 y0 x1 y1 in pixels of the original image and within it, scores
             ``[B, T]`` and labels ``[B, T]`` int64; T is ``config.detections``, or the number of
-            candidates if fewer.
+            candidates if fewer. In a detector with masks also their logits ``[B, T, H_4, W_4]``
+            in cells of 4 x 4 pixels of the canvas; a pixel is part of an object above 0.
         """
         memory = self.encode(images, valid_sizes)
         output = self.decoder(memory, [self._own(memory)], self.source, final_only=True)[0]
-        final = output.logits[-1], output.boxes[-1]
-        return detections(*final, original_sizes, self.config.heads.classes, self.config.detections)
+        classes, limit = self.config.heads.classes, self.config.detections
+        masks = self.config.heads.masks
+        if masks is None:
+            return detections(output.logits[-1], output.boxes[-1], original_sizes, classes, limit)
+        scores, queries, labels = best(classes, output.logits[-1], limit)
+        chosen = output.boxes[-1].gather(1, queries[..., None].expand(-1, -1, 4))
+        pixels = in_pixels(chosen, original_sizes)
+        told = chosen_masks(output, queries)
+        if masks.weigh_scores:
+            assert output.pixels is not None
+            scores = scores * mask_quality(told, output.pixels)
+            scores, order = scores.sort(1, descending=True)
+            labels = labels.gather(1, order)
+            pixels = pixels.gather(1, order[..., None].expand_as(pixels))
+            told = told.gather(1, order[..., None, None].expand_as(told))
+        return pixels, scores, labels, told
 
 
 def _facts(config: DetectorConfig, backbone_channels: tuple[int, ...]) -> Facts:
@@ -242,9 +264,13 @@ def detections(
     """
     scores, queries, labels = best(classes, logits, limit)
     chosen = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
+    return in_pixels(chosen, original_sizes), scores, labels
+
+
+def in_pixels(boxes: Tensor, original_sizes: Tensor) -> Tensor:
+    """Relative boxes ``[B, N, 4]`` as corners in pixels of the original image, within it."""
     scale = original_sizes.flip(-1).repeat(1, 2)[:, None]
-    pixels = torch.minimum((cxcywh_to_xyxy(chosen) * scale).clamp(min=0), scale)
-    return pixels, scores, labels
+    return torch.minimum((cxcywh_to_xyxy(boxes) * scale).clamp(min=0), scale)
 
 
 def build_detector(config: DetectorConfig, pretrained: bool = True) -> Detector:

@@ -87,8 +87,8 @@ class ObjectDetector(Protocol):
 
     def __call__(
         self, images: Tensor, valid_sizes: Tensor, original_sizes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, scores and labels, as :meth:`detr.models.Detector.forward` gives them."""
+    ) -> tuple[Tensor, ...]:
+        """What :meth:`detr.models.Detector.forward` gives: boxes, scores, labels, perhaps masks."""
         ...
 
 

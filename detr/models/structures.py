@@ -1,7 +1,8 @@
 """What flows between a detector's three steps: memory, query groups and their outputs.
 
 Shape legend: B batch, S tokens of all levels, D width, N queries, K classes, V levels, L decoder
-layers, M heads, P points of a level, K of all together, R reference size (2: center, 4: cx cy w h).
+layers, M heads, P points of a level, K of all together, R reference size (2: center, 4: cx cy w h),
+C channels of a pixel.
 """
 
 from __future__ import annotations
@@ -44,6 +45,29 @@ class Levels:
 
 
 @dataclass
+class PixelMap:
+    """What the pixels of a batch say of themselves: a query's mask is its product with them.
+
+    Attributes:
+        embedding: ``[B, C, H_4, W_4]``, of cells of 4 x 4 pixels of the canvas.
+        valid: ``[B, 2]`` (width, height) of the image inside the canvas, in cells, not rounded.
+    """
+
+    embedding: Tensor
+    valid: Tensor
+
+    def masks(self, queries: Tensor) -> Tensor:
+        """Mask logits ``[B, N, H_4, W_4]`` of queries ``[B, N, C]`` on the canvas."""
+        return torch.einsum("bnc,bchw->bnhw", queries, self.embedding)
+
+    @property
+    def extent(self) -> Tensor:
+        """``[B, 2]`` (width, height) share of the map that the image covers."""
+        height, width = self.embedding.shape[-2:]
+        return torch.stack((self.valid[:, 0] / width, self.valid[:, 1] / height), -1)
+
+
+@dataclass
 class Memory:
     """The encoder's view of a batch.
 
@@ -57,6 +81,7 @@ class Memory:
         layers: The encoder's input followed by each layer's output, ``[B, S, E]`` each.
         answer: What the detector says to its own queries, where it says so while it looks; ours
             wait for the decoder.
+        pixels: What masks are made of, in a detector that has them.
     """
 
     tokens: Tensor
@@ -67,6 +92,7 @@ class Memory:
     features: list[Tensor] = field(default_factory=list)
     layers: list[Tensor] = field(default_factory=list)
     answer: GroupOutput | None = None
+    pixels: PixelMap | None = None
 
     def levels(self) -> Levels:
         """The tokens as maps."""
@@ -117,6 +143,7 @@ class Proposals:
         tokens: ``[B, N, D]`` what its class and box were read from.
         class_agnostic: The first class channel means "any object", so the loss on these logits
             sets every label to 0 (Deformable DETR two-stage); otherwise they are ordinary classes.
+        masks: ``[B, N, C]`` what each says of its mask, where proposals have masks.
     """
 
     logits: Tensor
@@ -124,6 +151,7 @@ class Proposals:
     indices: Tensor
     tokens: Tensor
     class_agnostic: bool = False
+    masks: Tensor | None = None
 
 
 @dataclass
@@ -206,6 +234,21 @@ Attention = SampledAttention | DenseAttention
 
 
 @dataclass
+class InitialAnswer:
+    """What the decoder's heads say of a group before its first layer (Mask DINO, section 3.2).
+
+    Attributes:
+        logits: ``[B, N, K]``.
+        boxes: ``[B, N, 4]``, the group's references.
+        masks: ``[B, N, C]`` what each query says of its mask, in a detector that has masks.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    masks: Tensor | None
+
+
+@dataclass
 class FirstBoxes:
     """The boxes whose edges a decoder's distributions move, which are a prediction themselves.
 
@@ -238,6 +281,10 @@ class GroupOutput:
         first: What the first layer said before any distribution; only with distributions.
         edges: ``[B, N, 4, R + 1]`` logits per layer of where left, top, right and bottom edge lie,
             seen from the first box; only with distributions.
+        masks: ``[B, N, C]`` per layer, what each query says of its mask: its product with
+            ``pixels``. Empty in a detector without masks.
+        pixels: Of the memory, where there are masks.
+        initial: In training, where the detector's queries are judged before the first layer, too.
     """
 
     group: QueryGroup
@@ -250,3 +297,11 @@ class GroupOutput:
     no_object: bool = False
     first: FirstBoxes | None = None
     edges: list[Tensor] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)
+    pixels: PixelMap | None = None
+    initial: InitialAnswer | None = None
+
+    def mask_logits(self, layer: int = -1) -> Tensor:
+        """``[B, N, H_4, W_4]`` of a layer, on the canvas; for detectors with masks."""
+        assert self.pixels is not None
+        return self.pixels.masks(self.masks[layer])

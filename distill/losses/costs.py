@@ -1,7 +1,8 @@
 """What it costs to let a prediction stand for a ground-truth box (DETR section 3.1).
 
-The class cost is the focal one of Deformable DETR, or DETR's own for softmax scores. Costs of all
-layers and images are computed in one batch of tensor operations.
+The class cost is the focal one of Deformable DETR, or DETR's own for softmax scores. Where there
+are masks, theirs is added (Mask DINO, section 3.4). Costs of all layers and images are computed in
+one batch of tensor operations, those of masks image by image.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from detr.models import Target, cxcywh_to_xyxy
+from distill.losses.masks import MaskPredictions, mask_terms
 from distill.losses.overlap import pairwise_giou
 from distill.losses.targets import pad_targets
 from distill.profiler import timed
@@ -32,16 +34,24 @@ class PairTerms:
         score: Of the box's class.
         l1: Distance of the boxes, summed over coordinates.
         giou: Their generalized IoU.
+        mask: Cross-entropy of the masks, where there are masks.
+        dice: Their ``1 - dice``.
     """
 
     score: Tensor
     l1: Tensor
     giou: Tensor
+    mask: Tensor | None = None
+    dice: Tensor | None = None
 
 
 @torch.no_grad()
 def pair_terms(
-    logits: Tensor, boxes: Tensor, targets: Sequence[Target], no_object: bool = False
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Sequence[Target],
+    no_object: bool = False,
+    masks: MaskPredictions | None = None,
 ) -> PairTerms:
     """The terms of every prediction with every (padded) ground-truth box of its image.
 
@@ -50,6 +60,7 @@ def pair_terms(
         boxes: ``[L, B, N, 4]`` cx cy w h.
         targets: Ground truth per image.
         no_object: The last logit says "no object", so scores are those of a softmax.
+        masks: Of the same predictions, in a detector with masks.
     """
     true_boxes, true_labels, _ = pad_targets(targets)
     layers, _, queries, _ = logits.shape
@@ -63,7 +74,8 @@ def pair_terms(
     boxes, true_boxes = boxes.float(), true_boxes.expand(layers, -1, -1, -1)
     l1 = torch.cdist(true_boxes, boxes, p=1)
     overlap = pairwise_giou(cxcywh_to_xyxy(true_boxes), cxcywh_to_xyxy(boxes))
-    return PairTerms(scores.mT, l1.mT, overlap.mT)
+    of_masks = (None, None) if masks is None else mask_terms(masks, targets)
+    return PairTerms(scores.mT, l1.mT, overlap.mT, *of_masks)
 
 
 @dataclass(frozen=True)
@@ -74,11 +86,15 @@ class MatchingCosts:
         classes: Of the class cost.
         l1: Of the boxes' L1 distance.
         giou: Of their negative generalized IoU.
+        mask: Of the masks' cross-entropy.
+        dice: Of their ``1 - dice``.
     """
 
     classes: float = 2.0
     l1: float = 5.0
     giou: float = 2.0
+    mask: float = 5.0
+    dice: float = 5.0
 
     def of_terms(self, terms: PairTerms, no_object: bool = False) -> Tensor:
         """Cost ``[L, B, N, G]`` of pairs, finite.
@@ -96,12 +112,19 @@ class MatchingCosts:
             negative = (1 - ALPHA) * p**GAMMA * -(1 - p + 1e-8).log()
             class_cost = positive - negative
         cost = self.classes * class_cost + self.l1 * terms.l1 - self.giou * terms.giou
+        if terms.mask is not None and terms.dice is not None:
+            cost = cost + self.mask * terms.mask + self.dice * terms.dice
         return cost.nan_to_num(NEVER, NEVER, -NEVER)
 
     @timed("matching")
     @torch.no_grad()
     def matrix(
-        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], no_object: bool = False
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        targets: Sequence[Target],
+        no_object: bool = False,
+        masks: MaskPredictions | None = None,
     ) -> Tensor:
         """Cost ``[L, B, N, G]`` of every prediction with every box, see :func:`pair_terms`."""
-        return self.of_terms(pair_terms(logits, boxes, targets, no_object), no_object)
+        return self.of_terms(pair_terms(logits, boxes, targets, no_object, masks), no_object)

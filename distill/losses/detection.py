@@ -1,4 +1,4 @@
-"""The detection loss: class scores, L1 and GIoU over matched queries, deeply supervised.
+"""The detection loss: class scores, L1, GIoU and masks over matched queries, deeply supervised.
 
 Own queries and encoder proposals are matched per layer; denoising queries know their box. Every
 loss is a sum divided by the number of ground-truth boxes, so its scale does not depend on the
@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from detr.config import Strict, Weight
 from detr.models import GroupOutput, Proposals, Target, cxcywh_to_xyxy
+from distill.losses.answers import answers
 from distill.losses.costs import MatchingCosts
 from distill.losses.edges import localization_loss
+from distill.losses.masks import MaskPredictions, Points, mask_losses, proposed_masks
 from distill.losses.matcher import match
 from distill.losses.matches import Matches
 from distill.losses.overlap import covered, giou
@@ -43,7 +46,9 @@ class LossWeights(Strict):
             such.
         box_pairs: Which pairs teach boxes: each layer's ``own`` matches, or for all layers alike
             the ``union`` of all layers' and the proposals' (D-FINE's GO-LSD).
-        cost_class, cost_l1, cost_giou: Of the matching cost.
+        mask, dice: Of the mask losses, cross-entropy and dice, in a detector with masks.
+        cost_class, cost_l1, cost_giou, cost_mask, cost_dice: Of the matching cost.
+        mask_points: Points of a mask that both look at (Mask2Former: 112 x 112).
         proposals: Factor on the same losses of the encoder's proposals.
         denoising: Factor on the same losses of the denoising queries.
         one_to_many: Factor on the same losses of the one-to-many queries (H-DETR).
@@ -56,9 +61,14 @@ class LossWeights(Strict):
     giou: Weight = 2.0
     edges: Weight = 0.0
     box_pairs: Literal["own", "union"] = "own"
+    mask: Weight = 5.0
+    dice: Weight = 5.0
     cost_class: Weight = 2.0
     cost_l1: Weight = 5.0
     cost_giou: Weight = 2.0
+    cost_mask: Weight = 5.0
+    cost_dice: Weight = 5.0
+    mask_points: Annotated[int, Field(ge=4, le=1_000_000)] = 12544
     proposals: Weight = 1.0
     denoising: Weight = 1.0
     one_to_many: Weight = 1.0
@@ -67,7 +77,8 @@ class LossWeights(Strict):
     @property
     def costs(self) -> MatchingCosts:
         """Weights of the matching cost."""
-        return MatchingCosts(self.cost_class, self.cost_l1, self.cost_giou)
+        boxes = self.cost_class, self.cost_l1, self.cost_giou
+        return MatchingCosts(*boxes, self.cost_mask, self.cost_dice)
 
 
 def box_losses(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +109,7 @@ def set_losses(
     no_object: float | None = None,
     scores: ScoreLoss = "focal",
     boxed: BoxPairs | None = None,
+    masks: MaskPredictions | None = None,
 ) -> dict[str, Tensor]:
     """Unweighted losses of ``[L, B, N]`` predictions whose assignment is known, summed over layers.
 
@@ -112,9 +124,10 @@ def set_losses(
             sigmoid scores. A layer's class loss is then a weighted mean over its queries (DETR).
         scores: What sigmoid scores learn, see :class:`LossWeights`.
         boxed: The pairs whose boxes learn, if these are others.
+        masks: Of the same predictions, in a detector with masks.
 
     Returns:
-        ``class``, ``l1`` and ``giou``, scalars.
+        ``class``, ``l1`` and ``giou``, with masks ``mask`` and ``dice``, scalars.
     """
     truth = JoinedTargets.of(targets)
     _, labels = truth.of_pairs(matches)
@@ -141,25 +154,36 @@ def set_losses(
     else:
         class_loss = softmax_loss(logits, place, labels, silent, no_object)
     boxed = boxed or BoxPairs(matches, normalizer)
-    found = matched_box_losses(boxes, targets, boxed.matches, boxed.normalizer)
-    return {"class": class_loss, **found}
+    parts = {"class": class_loss}
+    parts |= matched_losses(boxes, targets, boxed.matches, boxed.normalizer)
+    # A mask is learned by whom the object was given to, in its own layer.
+    return parts if masks is None else parts | mask_losses(masks, targets, matches, normalizer)
 
 
-def matched_box_losses(
-    boxes: Tensor, targets: Sequence[Target], matches: Matches, normalizer: Tensor
+def matched_losses(
+    boxes: Tensor,
+    targets: Sequence[Target],
+    matches: Matches,
+    normalizer: Tensor,
+    masks: MaskPredictions | None = None,
 ) -> dict[str, Tensor]:
-    """``l1`` and ``giou`` of :func:`set_losses`, which only the matched queries have."""
+    """Box and mask losses of :func:`set_losses`, which only the matched queries have."""
     true_boxes, _ = JoinedTargets.of(targets).of_pairs(matches)
     l1, overlap = box_losses(boxes[matches.layer, matches.image, matches.query], true_boxes)
-    return {"l1": l1 / normalizer, "giou": overlap / normalizer}
+    parts = {"l1": l1 / normalizer, "giou": overlap / normalizer}
+    return parts if masks is None else parts | mask_losses(masks, targets, matches, normalizer)
 
 
 def denoising_matches(output: GroupOutput, targets: Sequence[Target]) -> Matches:
-    """The known assignment of denoising queries: query j of every group stands for box j."""
+    """The known assignment of denoising queries: query j of every group stands for box j.
+
+    Layers are those of :func:`distill.losses.answers.answers`.
+    """
     info = output.group.denoising
     assert info is not None
     device = output.logits[0].device
-    layers, groups = torch.arange(len(output.logits)), torch.arange(info.groups)
+    count = len(output.logits) + (output.initial is not None)
+    layers, groups = torch.arange(count), torch.arange(info.groups)
     tables = [
         torch.cartesian_prod(layers, torch.tensor([i]), groups, torch.arange(len(target.labels)))
         for i, target in enumerate(targets)
@@ -171,11 +195,13 @@ def denoising_matches(output: GroupOutput, targets: Sequence[Target]) -> Matches
 def weighted(
     name: str, parts: Mapping[str, Tensor], weights: LossWeights, factor: float = 1.0
 ) -> dict[str, Tensor]:
-    """``name/class``, ``name/l1`` and ``name/giou``: a set's losses with the recipe's weights."""
+    """``name/class``, ``name/l1``, ``name/giou``, ...: a set's losses with the recipe's weights."""
+    of_part = {"class": weights.focal, "l1": weights.l1, "giou": weights.giou}
+    of_part |= {"mask": weights.mask, "dice": weights.dice}
     return {
-        f"{name}/class": factor * weights.focal * parts["class"],
-        f"{name}/l1": factor * weights.l1 * parts["l1"],
-        f"{name}/giou": factor * weights.giou * parts["giou"],
+        f"{name}/{part}": factor * weight * parts[part]
+        for part, weight in of_part.items()
+        if part in parts
     }
 
 
@@ -195,28 +221,34 @@ def proposal_targets(
 
 
 def proposal_losses(
-    proposals: Proposals,
+    output: GroupOutput,
     targets: Sequence[Target],
     normalizer: Tensor,
     weights: LossWeights,
+    points: Points,
     matches: Matches | None = None,
     boxed: BoxPairs | None = None,
 ) -> dict[str, Tensor]:
-    """Unweighted losses of encoder proposals, matched as queries are.
+    """Unweighted losses of the encoder proposals of a group, matched as queries are.
 
     Args:
-        proposals: Of the encoder.
+        output: Of a group made of proposals.
         targets: Ground truth per image.
         normalizer: Scalar every sum is divided by.
         weights: The recipe's weights.
+        points: How masks are compared.
         matches: The assignment, where it is known.
         boxed: See :func:`set_losses`.
     """
+    proposals = output.group.proposals
+    assert proposals is not None
     logits, boxes, wanted = proposal_targets(proposals, targets)
+    masks = proposed_masks(proposals, output.pixels, points)
     if matches is None:
-        matches = match(logits, boxes, wanted, weights.costs)
+        matches = match(logits, boxes, wanted, weights.costs, masks=masks)
+    scores = weights.scores
     return set_losses(
-        logits, boxes, wanted, matches, normalizer, scores=weights.scores, boxed=boxed
+        logits, boxes, wanted, matches, normalizer, scores=scores, boxed=boxed, masks=masks
     )
 
 
@@ -225,6 +257,7 @@ def detection_losses(
     targets: Sequence[Target],
     normalizer: Tensor,
     weights: LossWeights,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> dict[str, Tensor]:
     """Weighted losses of the own, one-to-many and denoising queries and of the proposals.
 
@@ -236,40 +269,61 @@ def detection_losses(
         targets: Ground truth per image.
         normalizer: Scalar, the number of ground-truth boxes (section 0.3's divisor).
         weights: The recipe's weights.
+        generators: On the CPU, one per image, for the points at which masks are compared.
 
     Returns:
         ``own/class``, ``own/l1``, ..., ``proposals/...``, ``denoising/...``, each summed
         over decoder layers.
     """
-    own = outputs["own"]
-    logits, boxes = torch.stack(own.logits), torch.stack(own.boxes)
-    matches = match_own(own, targets, weights)
-    no_object = weights.no_object if own.no_object else None
+    own, points = outputs["own"], Points(weights.mask_points, generators)
+    logits, boxes, masks = answers(own, points)
+    matches = None
+    if own.first is not None or weights.box_pairs == "union":
+        matches = match_own(own, targets, weights, points)
+        layers = matches.layers
+    else:
+        costs, no_object = weights.costs, own.no_object
+        layers = match(logits, boxes, targets, costs, no_object=no_object, masks=masks)
     parts = set_losses(
         logits,
         boxes,
         targets,
-        matches.layers,
+        layers,
         normalizer,
-        no_object=no_object,
+        no_object=weights.no_object if own.no_object else None,
         scores=weights.scores,
-        boxed=matches.boxed(len(boxes)),
+        boxed=None if matches is None else matches.boxed(len(boxes)),
+        masks=masks,
     )
     return weighted("own", parts, weights) | side_losses(
-        outputs, targets, normalizer, weights, matches
+        outputs, targets, normalizer, weights, generators, matches
     )
 
 
-def match_own(own: GroupOutput, targets: Sequence[Target], weights: LossWeights) -> OwnMatches:
-    """The assignments of the own queries, of what they said first and of the proposals."""
-    logits, boxes = torch.stack(own.logits), torch.stack(own.boxes)
-    layers = match(logits, boxes, targets, weights.costs, no_object=own.no_object)
+def match_own(
+    own: GroupOutput,
+    targets: Sequence[Target],
+    weights: LossWeights,
+    points: Points | None = None,
+) -> OwnMatches:
+    """The assignments of the own queries, of what they said first and of the proposals.
+
+    Args:
+        own: Their answers.
+        targets: Ground truth per image.
+        weights: The recipe's weights.
+        points: How masks are compared, where they are part of the cost.
+    """
+    logits, boxes, masks = answers(own, points or Points(weights.mask_points, None))
+    masks = None if points is None else masks
+    layers = match(logits, boxes, targets, weights.costs, no_object=own.no_object, masks=masks)
     first = proposals = None
     if own.first is not None:
         first = match(own.first.logits[None], own.first.boxes[None], targets, weights.costs)
     if own.group.proposals is not None:
+        known = None if points is None else proposed_masks(own.group.proposals, own.pixels, points)
         found = proposal_targets(own.group.proposals, targets)
-        proposals = match(*found, weights.costs)
+        proposals = match(*found, weights.costs, masks=known)
     return OwnMatches(layers, first, proposals, weights.box_pairs == "union")
 
 
@@ -278,6 +332,7 @@ def side_losses(
     targets: Sequence[Target],
     normalizer: Tensor,
     weights: LossWeights,
+    generators: Sequence[torch.Generator] | None = None,
     matches: OwnMatches | None = None,
 ) -> dict[str, Tensor]:
     """The part of :func:`detection_losses` that is not about the own queries' classes and boxes.
@@ -287,31 +342,34 @@ def side_losses(
         targets: As there.
         normalizer: As there.
         weights: As there.
+        generators: As there.
         matches: Of the own queries, where they are known.
     """
-    own = outputs["own"]
+    own, points = outputs["own"], Points(weights.mask_points, generators)
     if matches is None and (own.first is not None or weights.box_pairs == "union"):
-        matches = match_own(own, targets, weights)
+        matches = match_own(own, targets, weights, points)
     losses: dict[str, Tensor] = {}
-    if (proposals := own.group.proposals) is not None:
+    if own.group.proposals is not None:
         known, boxed = (None, None) if matches is None else (matches.proposals, matches.boxed(1))
-        parts = proposal_losses(proposals, targets, normalizer, weights, known, boxed)
+        parts = proposal_losses(own, targets, normalizer, weights, points, known, boxed)
         losses |= weighted("proposals", parts, weights, weights.proposals)
     if matches is not None:
         losses |= edge_losses("own", own, targets, matches, normalizer, weights)
-    losses |= one_to_many_losses(outputs, targets, normalizer, weights)
+    losses |= one_to_many_losses(outputs, targets, normalizer, weights, generators)
 
     if (noisy := outputs.get("denoising")) is not None and noisy.group.denoising is not None:
         given = denoising_matches(noisy, targets)
         divisor = normalizer * noisy.group.denoising.groups
+        logits, boxes, masks = answers(noisy, points)
         parts = set_losses(
-            torch.stack(noisy.logits),
-            torch.stack(noisy.boxes),
+            logits,
+            boxes,
             targets,
             given,
             divisor,
             noisy.group.padding,
             scores=weights.scores,
+            masks=masks,
         )
         losses |= weighted("denoising", parts, weights, weights.denoising)
         told = OwnMatches(given, given.at(0), None, False)
@@ -364,6 +422,7 @@ def one_to_many_losses(
     targets: Sequence[Target],
     normalizer: Tensor,
     weights: LossWeights,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> dict[str, Tensor]:
     """``one_to_many/...`` and those of its proposals (H-DETR); nothing without the group."""
     losses: dict[str, Tensor] = {}
@@ -371,15 +430,21 @@ def one_to_many_losses(
     if many is None:
         return losses
     # Every box once per query it is shared by; the divisor counts the copies, too.
-    times = many.group.repeat
-    shared = [Target(t.boxes.repeat(times, 1), t.labels.repeat(times), t.ignore) for t in targets]
-    logits, boxes = torch.stack(many.logits), torch.stack(many.boxes)
-    matches = match(logits, boxes, shared, weights.costs)
-    parts = set_losses(logits, boxes, shared, matches, normalizer * times, scores=weights.scores)
+    times, points = many.group.repeat, Points(weights.mask_points, generators)
+    shared = [_repeated(target, times) for target in targets]
+    logits, boxes, masks = answers(many, points)
+    matches = match(logits, boxes, shared, weights.costs, masks=masks)
+    divisor, scores = normalizer * times, weights.scores
+    parts = set_losses(logits, boxes, shared, matches, divisor, scores=scores, masks=masks)
     losses |= weighted("one_to_many", parts, weights, weights.one_to_many)
     if many.group.proposals is not None:
-        divisor = normalizer * times
-        parts = proposal_losses(many.group.proposals, shared, divisor, weights)
+        parts = proposal_losses(many, shared, divisor, weights, points)
         factor = weights.proposals * weights.one_to_many
         losses |= weighted("one_to_many_proposals", parts, weights, factor)
     return losses
+
+
+def _repeated(target: Target, times: int) -> Target:
+    """Every object so many times."""
+    masks = None if target.masks is None else target.masks.repeat(times, 1, 1)
+    return Target(target.boxes.repeat(times, 1), target.labels.repeat(times), target.ignore, masks)

@@ -14,6 +14,7 @@ from torch import Tensor
 from detr.models import Target
 from distill.losses.costs import NEVER, MatchingCosts
 from distill.losses.linear_assignment import assign
+from distill.losses.masks import MaskPredictions
 from distill.losses.matches import Matches
 from distill.profiler import timed
 
@@ -27,6 +28,7 @@ def match(
     costs: MatchingCosts | None = None,
     padding: Tensor | None = None,
     no_object: bool = False,
+    masks: MaskPredictions | None = None,
 ) -> Matches:
     """Assigns each ground-truth box the prediction that minimizes the total cost, layer by layer.
 
@@ -39,11 +41,12 @@ def match(
         costs: Weights of the cost; the usual ones by default.
         padding: ``[B, N]`` bool, queries that only take what no other query is left for.
         no_object: The last logit says "no object", see :class:`MatchingCosts`.
+        masks: Of the same predictions, in a detector with masks.
 
     Returns:
         The assigned pairs on the predictions' device.
     """
-    table = (costs or MatchingCosts()).matrix(logits, boxes, targets, no_object)
+    table = (costs or MatchingCosts()).matrix(logits, boxes, targets, no_object, masks)
     return match_costs(table, targets, padding)
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from detr.config import Strict
 from detr.models import GroupOutput, QueryGroup, cxcywh_to_xyxy
 from distill.losses.detection import side_losses, weighted
+from distill.losses.masks import Points, mask_losses, masks_of
 from distill.losses.matcher import match_costs
 from distill.losses.matches import Matches
 from distill.losses.overlap import giou
@@ -197,8 +198,12 @@ class OdDetr(Method[OdDetrOptions]):
         parts = matching_losses(
             logits, boxes, step.targets, matches, other, costs, step.normalizer, self.rules
         )
+        masks = masks_of(own, Points(self.loss.mask_points, step.generators), first=False)
+        if masks is not None:
+            # The paper has no masks: they learn as usual.
+            parts |= mask_losses(masks, step.targets, matches, step.normalizer)
         return weighted("own", parts, self.loss) | side_losses(
-            step.student_outputs, step.targets, step.normalizer, self.loss
+            step.student_outputs, step.targets, step.normalizer, self.loss, step.generators
         )
 
     def losses(self, step: Step) -> dict[str, Tensor]:

@@ -10,8 +10,9 @@ image's highest target is the highest IoU of any of its pairs (better with 900 q
 that it is 1 (``rescale``). The code looks positional scores up by class, so that of several boxes
 of one class in the whole batch only the last counts (``class_scatter``); the paper does it pair by
 pair. The code also supervises denoising queries this way, at class weight 1 (``denoising``). The
-L1 and GIoU weights and those of the cost are the recipe's. Memory fusion belongs to the encoder and
-suppression of duplicates to the evaluation (``detector.nms``).
+L1 and GIoU weights and those of the cost are the recipe's, as are the masks' of Stable-MaskDINO
+(section 4.3), for which there is no released code: it is this method on Mask DINO. Memory fusion
+belongs to the encoder and suppression of duplicates to the evaluation (``detector.nms``).
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ from torch import Tensor
 
 from detr.config import Strict, Weight
 from detr.models import Target, cxcywh_to_xyxy
+from distill.losses.answers import Answers, answers
 from distill.losses.costs import ALPHA, GAMMA, MatchingCosts, pair_terms
 from distill.losses.detection import (
     LossWeights,
     denoising_matches,
     ignored,
-    matched_box_losses,
+    matched_losses,
     one_to_many_losses,
     proposal_targets,
     set_losses,
     weighted,
 )
+from distill.losses.masks import MaskPredictions, Points, proposed_masks
 from distill.losses.matcher import match_costs
 from distill.losses.matches import Matches
 from distill.losses.overlap import giou, iou
@@ -167,9 +170,10 @@ def modulated_cost(
     exponent: float,
     rescale: bool,
     class_scatter: bool,
+    masks: MaskPredictions | None = None,
 ) -> Tensor:
     """Matching cost ``[L, B, N, G]`` with equation 4's class term."""
-    terms = pair_terms(logits, boxes, targets)
+    terms = pair_terms(logits, boxes, targets, masks=masks)
     if exponent == 0 or terms.giou.shape[-1] == 0:
         return costs.of_terms(terms)
     if class_scatter:
@@ -230,20 +234,21 @@ class StableDino(Method[StableDinoOptions]):
 
     def detection_losses(self, step: Step) -> dict[str, Tensor]:
         """``own/...``, ``proposals/...``, ``denoising/...`` and the usual ``one_to_many/...``."""
-        own = step.student_outputs["own"]
-        predictions = torch.stack(own.logits), torch.stack(own.boxes)
-        losses = weighted("own", self._matched(*predictions, step.targets, step), self.weights)
+        own, points = step.student_outputs["own"], Points(self.loss.mask_points, step.generators)
+        losses = weighted(
+            "own", self._matched(answers(own, points), step.targets, step), self.weights
+        )
         if (proposals := own.group.proposals) is not None:
             logits, boxes, targets = proposal_targets(proposals, step.targets)
-            parts = self._matched(logits, boxes, targets, step)
+            found = Answers(logits, boxes, proposed_masks(proposals, own.pixels, points))
+            parts = self._matched(found, targets, step)
             losses |= weighted("proposals", parts, self.weights, self.loss.proposals)
         noisy = step.student_outputs.get("denoising")
         if noisy is not None and noisy.group.denoising is not None:
             matches = denoising_matches(noisy, step.targets)
             stable = self.options.denoising == "stable"
             parts = self._set(
-                torch.stack(noisy.logits),
-                torch.stack(noisy.boxes),
+                answers(noisy, points),
                 step.targets,
                 matches,
                 step.normalizer * noisy.group.denoising.groups,
@@ -252,30 +257,28 @@ class StableDino(Method[StableDinoOptions]):
             )
             losses |= weighted("denoising", parts, self.noisy_weights, self.loss.denoising)
         return losses | one_to_many_losses(
-            step.student_outputs, step.targets, step.normalizer, self.loss
+            step.student_outputs, step.targets, step.normalizer, self.loss, step.generators
         )
 
-    def _matched(
-        self, logits: Tensor, boxes: Tensor, targets: list[Target], step: Step
-    ) -> dict[str, Tensor]:
+    def _matched(self, found: Answers, targets: list[Target], step: Step) -> dict[str, Tensor]:
         """Matches by the modulated cost, then the set's losses."""
         options = self.options
         costs = modulated_cost(
-            logits,
-            boxes,
+            found.logits,
+            found.boxes,
             targets,
             self.loss.costs,
             options.cost_exponent,
             options.cost_rescale,
             options.class_scatter,
+            found.masks,
         )
         matches = match_costs(costs, targets)
-        return self._set(logits, boxes, targets, matches, step.normalizer, None, options.target)
+        return self._set(found, targets, matches, step.normalizer, None, options.target)
 
     def _set(
         self,
-        logits: Tensor,
-        boxes: Tensor,
+        found: Answers,
         targets: Sequence[Target],
         matches: Matches,
         normalizer: Tensor,
@@ -283,9 +286,10 @@ class StableDino(Method[StableDinoOptions]):
         f1: F1 | None,
     ) -> dict[str, Tensor]:
         """The usual losses of a set; with f1 the class loss is the position-supervised one."""
+        logits, boxes, masks = found
         if f1 is None:
-            return set_losses(logits, boxes, targets, matches, normalizer, padding)
+            return set_losses(logits, boxes, targets, matches, normalizer, padding, masks=masks)
         rescale = self.options.rescale
         summed = position_supervised(logits, boxes, targets, matches, f1, rescale, padding)
-        parts = matched_box_losses(boxes, targets, matches, normalizer)
+        parts = matched_losses(boxes, targets, matches, normalizer, masks)
         return {"class": summed / normalizer, **parts}

@@ -141,8 +141,8 @@ class StoredAnswers(nn.Module):
 
     def forward(
         self, images: Tensor, valid_sizes: Tensor, original_sizes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, scores and labels of the teacher itself."""
+    ) -> tuple[Tensor, ...]:
+        """What the teacher itself finds."""
         return self.teacher(images, valid_sizes, original_sizes)
 
     def _check(self, memory: Memory) -> None:

@@ -193,7 +193,7 @@ def check_ap(
     Raises:
         UserError: ``teacher-weak`` where the AP is below ``minimum``.
     """
-    result = measure_ap(teacher, dataset, preprocess, images, nms, leave_out)
+    result = measure_ap(teacher, dataset, preprocess, images, nms, leave_out).boxes
     if minimum is not None and result.ap < minimum:
         raise GateError(
             "teacher-weak",

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from detr.cli_support import progress
 from detr.errors import UserError
-from detr.metrics.coco_ap import CocoAp
 from distill.data.batches import Batch
 from distill.distributed import World, join
 from distill.elastic.step import passes
-from distill.evaluate import ap_values, measure_ap
+from distill.evaluate import Measured, measure_ap
 from distill.profiler import span
 from distill.query_owners import OWNERS_FILE, record_owners
 from distill.recipe import Recipe
@@ -217,7 +216,7 @@ def validate(state: State, run: RunDir, done: int, images: int | None = None) ->
     Where there is a weight average, it and the student are both saved and measured.
     """
     state.save(run, done)
-    results: dict[str, CocoAp] = {}
+    results: dict[str, Measured] = {}
     text = ""
     if state.val is not None:
         recipe = state.recipe
@@ -227,9 +226,9 @@ def validate(state: State, run: RunDir, done: int, images: int | None = None) ->
             results[name] = result
             # The weights that count have plain names, the others say whose they are.
             prefix = f"{name}/" if text else ""
-            run.record(done, {f"{prefix}{key}": x for key, x in ap_values(result).items()})
-            told = f"AP {result.ap:.3f}, AP50 {result.ap50:.3f}"
-            run.say(f"step {done}: {told} on {result.images} images ({name} weights)")
+            run.record(done, {f"{prefix}{key}": x for key, x in result.values.items()})
+            told = result.text()
+            run.say(f"step {done}: {told} on {result.boxes.images} images ({name} weights)")
             text = text or told
         if run.writes:
             models = {"student": state.student}

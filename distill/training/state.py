@@ -17,7 +17,6 @@ from detr.config import ClassMap
 from detr.data import Dataset, inspect, open_dataset
 from detr.data.findings import Findings
 from detr.errors import UserError
-from detr.metrics.coco_ap import CocoAp
 from detr.model_info import ModelInfo
 from detr.models import (
     Detector,
@@ -32,6 +31,7 @@ from distill.data.batches import Batches
 from distill.distributed import World
 from distill.elastic.batches import ElasticBatches
 from distill.elastic.network import ElasticNetwork
+from distill.evaluate import Measured
 from distill.methods import Method, build_methods, parse_methods
 from distill.recipe import Recipe
 from distill.teachers.answers import StoredAnswers
@@ -212,13 +212,13 @@ class State:
         for path, model, info in self._models(run, step, {}):
             save_model(path, model, info)
 
-    def save_ap(self, run: RunDir, step: int, results: Mapping[str, CocoAp]) -> None:
+    def save_ap(self, run: RunDir, step: int, results: Mapping[str, Measured]) -> None:
         """Adds to the sidecars of saved weights what was measured, by name of the weights."""
         for path, _, info in self._models(run, step, results):
             save_info(path, info)
 
     def _models(
-        self, run: RunDir, step: int, results: Mapping[str, CocoAp]
+        self, run: RunDir, step: int, results: Mapping[str, Measured]
     ) -> Iterator[tuple[Path, Detector, ModelInfo]]:
         """The run's weights, where they go, and what their sidecars say."""
         if not run.writes:
@@ -235,9 +235,12 @@ class State:
         # The model comes last: where it is, the others are.
         for i, (name, model) in reversed(list(enumerate(self.weights.items()))):
             own: dict[str, Any] = {"of": name}
-            if (ap := results.get(name)) is not None:
-                own |= {"val": self.recipe.data.val, "ap": ap.ap, "ap50": ap.ap50}
-            own |= {f"ap_{other}": result.ap for other, result in results.items() if other != name}
+            if (found := results.get(name)) is not None:
+                own |= {"val": self.recipe.data.val, "ap": found.boxes.ap, "ap50": found.boxes.ap50}
+                if found.masks is not None:
+                    own |= {"mask_ap": found.masks.ap, "mask_ap50": found.masks.ap50}
+            others = {other: x for other, x in results.items() if other != name}
+            own |= {f"ap_{other}": x.boxes.ap for other, x in others.items()}
             info = ModelInfo(
                 detector=model.config,
                 classes=self.classes,
@@ -337,7 +340,8 @@ def _batches(
     data: Dataset, recipe: Recipe, world: World, elastic: ElasticNetwork | None
 ) -> Batches:
     own = images_per_process(recipe, world)
-    common = (data, recipe.input, recipe.augment, own, recipe.seed, world.rank, world.size)
+    masks = recipe.detector.heads.masks is not None
+    common = (data, recipe.input, recipe.augment, own, recipe.seed, world.rank, world.size, masks)
     if recipe.elastic is None or elastic is None:
         return Batches(*common)
     return ElasticBatches(elastic.choices, recipe.elastic.drawn, *common)

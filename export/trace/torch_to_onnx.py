@@ -54,7 +54,8 @@ def export_graph(
 
     Returns:
         A checked model with inputs ``images``, ``valid_sizes``, ``original_sizes`` and outputs
-        ``boxes``, ``scores``, ``labels``.
+        ``boxes``, ``scores``, ``labels``, and ``masks`` of a detector that has them: logits
+        ``[B, T, H_4, W_4]`` of the detections' masks.
 
     Raises:
         ValueError: The graph holds control flow, or an operator its opset cannot express.
@@ -73,7 +74,7 @@ def export_graph(
             dynamo=True,
             opset_version=18,
             input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
+            output_names=[*OUTPUTS, *(["masks"] if detector.config.heads.masks else [])],
             dynamic_shapes=(axis, axis, axis) if dynamic else None,
             custom_translation_table={torch.ops.detr.ms_deform_attn.default: _translate},
             verbose=False,

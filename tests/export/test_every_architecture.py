@@ -97,9 +97,14 @@ def test_runtimes_agree(
     feed = {name: x.numpy() for name, x in zip(INPUTS, inputs, strict=True)}
     found = session.run(None, feed)
     agree(
-        [Detections(*x) for x in zip(*wanted, strict=True)],
-        [Detections(*x) for x in zip(*found, strict=True)],
+        [Detections(*x) for x in zip(*wanted[:3], strict=True)],
+        [Detections(*x) for x in zip(*found[:3], strict=True)],
     )
+    if detector.config.heads.masks is not None:
+        # Detections whose scores tie may change places, and their masks with them.
+        error = np.abs(wanted[3] - found[3]).max((2, 3))
+        assert (error < 1e-3).mean() > 0.9
+    assert len(found) == len(wanted)
 
 
 @pytest.mark.slow

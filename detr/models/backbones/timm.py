@@ -24,6 +24,7 @@ class Backbone(nn.Module):
     Args:
         config: Which model, which maps, what is trained.
         pretrained: Load ``config.pretrained``; false where other weights follow anyway.
+        finer: Strides of further maps, which come before the config's.
 
     Attributes:
         channels: Of each map.
@@ -33,10 +34,12 @@ class Backbone(nn.Module):
             ``backbone-frozen-stages``, ``backbone-download`` or what reading the weights raises.
     """
 
-    def __init__(self, config: BackboneConfig, pretrained: bool = True) -> None:
+    def __init__(
+        self, config: BackboneConfig, pretrained: bool = True, finer: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
         self.config = config
-        self.body = _create(config)
+        self.body = _create(config, (*finer, *config.strides))
         self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
         # Some models' maps come with their channels last.
         self.channels_last = str(getattr(self.body, "output_fmt", None)).endswith("NHWC")
@@ -96,7 +99,7 @@ class Backbone(nn.Module):
         return frozen
 
 
-def _create(config: BackboneConfig) -> Any:
+def _create(config: BackboneConfig, wanted: tuple[int, ...]) -> Any:
     """The untrained timm model with outputs at the wanted strides."""
     if not timm.is_model(config.name):
         near = difflib.get_close_matches(config.name, timm.list_models(), 3)
@@ -110,7 +113,7 @@ def _create(config: BackboneConfig) -> Any:
         with torch.device("meta"):
             scout: Any = timm.create_model(config.name, features_only=True, **options)
         strides: list[int] = scout.feature_info.reduction()
-        missing = [s for s in config.strides if s not in strides]
+        missing = [s for s in wanted if s not in strides]
         if missing:
             raise UserError(
                 "backbone-strides",
@@ -118,7 +121,7 @@ def _create(config: BackboneConfig) -> Any:
                 f"only {', '.join(map(str, strides))}",
             )
         # Of several maps of one stride the last is the deepest.
-        indices = [len(strides) - 1 - strides[::-1].index(s) for s in config.strides]
+        indices = [len(strides) - 1 - strides[::-1].index(s) for s in wanted]
         body: Any = timm.create_model(
             config.name, features_only=True, out_indices=indices, **options
         )

@@ -12,8 +12,14 @@ from detr.config import (
     MixedQueriesConfig,
     SelectedQueriesConfig,
     TwoStageQueriesConfig,
+    UnifiedQueriesConfig,
 )
-from detr.models.queries.proposals import MixedQueries, SelectedQueries, TwoStageQueries
+from detr.models.queries.proposals import (
+    MixedQueries,
+    SelectedQueries,
+    TwoStageQueries,
+    UnifiedQueries,
+)
 from detr.models.queries.sources import AnchorQueries, LearnedQueries, QuerySource
 
 _SOURCES: dict[type, Callable[[DetectorConfig, Any], QuerySource]] = {
@@ -22,6 +28,7 @@ _SOURCES: dict[type, Callable[[DetectorConfig, Any], QuerySource]] = {
     TwoStageQueriesConfig: TwoStageQueries,
     MixedQueriesConfig: MixedQueries,
     SelectedQueriesConfig: SelectedQueries,
+    UnifiedQueriesConfig: UnifiedQueries,
 }
 
 

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detr.config import ContrastiveDenoisingConfig, DetectorConfig, PlainDenoisingConfig
+from detr.config import (
+    ContrastiveDenoisingConfig,
+    DetectorConfig,
+    PlainDenoisingConfig,
+    UnifiedDenoisingConfig,
+)
 from detr.config.queries import DenoisingConfig
 from detr.models.boxes import LOGIT_EPS, cxcywh_to_xyxy, xyxy_to_cxcywh
 from detr.models.structures import Denoising, QueryGroup, Target
@@ -58,7 +63,7 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def groups(self, most: int) -> int:
-        """Number of groups for a largest box count."""
+        """Number of groups for a largest box count; none where there is no room for them."""
 
     @abstractmethod
     def noisy_boxes(self, boxes: Tensor, drawn: Tensor) -> Tensor:
@@ -93,6 +98,8 @@ class Denoiser(nn.Module, ABC):
         if most == 0:
             return None
         groups = self.groups(most)
+        if groups == 0:
+            return None
         labels, boxes, padding = _stack(targets, most)
 
         def tiled(x: Tensor) -> Tensor:
@@ -179,15 +186,28 @@ class ContrastiveDenoiser(Denoiser):
         return xyxy_to_cxcywh(corners.clamp(0, 1)).clamp(self.eps, 1 - self.eps)
 
 
-class PlainDenoiser(Denoiser):
-    """DN-DETR's: positives alone.
+class PositiveDenoiser(Denoiser):
+    """Positives alone, with DN-DETR's noise on their boxes."""
+
+    sides = 1
+    channels = 6  # of the box: four shifts
+
+    def noisy_boxes(self, boxes: Tensor, drawn: Tensor) -> Tensor:
+        """Moves centers by up to half a size and scales sizes, each times the noise (section 4.2).
+
+        See the base class.
+        """
+        reach = torch.cat((boxes[..., 2:] / 2, boxes[..., 2:]), -1) * self.box_noise
+        return (boxes + (2 * drawn - 1) * reach).clamp(self.eps, 1 - self.eps)
+
+
+class PlainDenoiser(PositiveDenoiser):
+    """DN-DETR's.
 
     The last channel of the content is an indicator, 1 for denoising queries and 0 for the others,
     whose label is "unknown": see :meth:`unknown`.
     """
 
-    sides = 1
-    channels = 6  # of the box: four shifts
     indicator = 1
 
     def __init__(
@@ -204,18 +224,27 @@ class PlainDenoiser(Denoiser):
         """See the base class: the same number, whatever the crowd."""
         return self.number
 
-    def noisy_boxes(self, boxes: Tensor, drawn: Tensor) -> Tensor:
-        """Moves centers by up to half a size and scales sizes, each times the noise (section 4.2).
 
-        See the base class.
-        """
-        reach = torch.cat((boxes[..., 2:] / 2, boxes[..., 2:]), -1) * self.box_noise
-        return (boxes + (2 * drawn - 1) * reach).clamp(self.eps, 1 - self.eps)
+class UnifiedDenoiser(PositiveDenoiser):
+    """Mask DINO's: as many groups as a budget allows, and no indicator."""
+
+    indicator = 0
+
+    def __init__(
+        self, config: UnifiedDenoisingConfig, num_classes: int, width: int, eps: float = LOGIT_EPS
+    ) -> None:
+        super().__init__(config, num_classes, width, eps)
+        self.number = config.number
+
+    def groups(self, most: int) -> int:
+        """See the base class: what the budget allows, which may be none."""
+        return self.number // most
 
 
 _DENOISERS: dict[type, Callable[[Any, int, int, float], Denoiser]] = {
     ContrastiveDenoisingConfig: ContrastiveDenoiser,
     PlainDenoisingConfig: PlainDenoiser,
+    UnifiedDenoisingConfig: UnifiedDenoiser,
 }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,13 +14,16 @@ from detr.config import (
     MixedQueriesConfig,
     SelectedQueriesConfig,
     TwoStageQueriesConfig,
+    UnifiedQueriesConfig,
 )
 from detr.config.queries import ProposedQueriesConfig
 from detr.errors import UserError
-from detr.models.boxes import inverse_sigmoid
+from detr.models.boxes import LOGIT_EPS, inverse_sigmoid
 from detr.models.geometry import token_centers
 from detr.models.heads.boxes import box_head
 from detr.models.heads.classes import class_head
+from detr.models.heads.masks import boxes_of
+from detr.models.heads.shared import Heads
 from detr.models.layers import inner_mlp
 from detr.models.queries.position import XYWH, YXWH, reference_embedding
 from detr.models.queries.sources import QuerySource
@@ -28,33 +34,46 @@ from detr.models.structures import LevelShapes, Memory, Proposals, QueryGroup
 NO_PROPOSAL = 1e4
 
 
-class ProposalHead(nn.Module):
-    """Scores every encoder token and turns the best into boxes (Deformable DETR, appendix A.4).
+class TokenChoice(nn.Module):
+    """Which of the encoder's tokens become queries (Deformable DETR, appendix A.4).
 
     Args:
-        config: The detector.
-        queries: Its queries.
-        class_agnostic: Rank by the first class channel, which the loss then trains as "any
-            object" (Deformable DETR two-stage); otherwise by the best class (DINO).
+        width: D.
+        queries: Of the detector.
+        coarse_to_fine: See :func:`default_boxes`.
     """
 
     def __init__(
-        self, config: DetectorConfig, queries: ProposedQueriesConfig, class_agnostic: bool
+        self, width: int, queries: ProposedQueriesConfig, coarse_to_fine: bool = False
     ) -> None:
         super().__init__()
-        self.class_agnostic, self.everywhere = class_agnostic, queries.proposal_tokens == "all"
-        self.project = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width)
-        self.class_head = class_head(config)
-        self.box_head = box_head(config.width)
+        self.everywhere = queries.proposal_tokens == "all"
+        self.coarse_to_fine = coarse_to_fine
+        self.project = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def start(self) -> None:
+        """First values of the projection."""
         nn.init.xavier_uniform_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 
-    def forward(self, memory: Memory, count: int, indices: Tensor | None = None) -> Proposals:
+    def choose(
+        self,
+        memory: Memory,
+        count: int,
+        indices: Tensor | None,
+        judge: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> Chosen:
         """Chooses the best ``count`` tokens, best first, or takes those it is given.
 
         Tokens in the padding, or whose default box leaves (0.01, 0.99), have zero content and no
         box. They take part when there are not enough others, or where the config lets all propose.
+
+        Args:
+            memory: The batch.
+            count: N.
+            indices: ``[B, N]`` tokens in place of the best ones.
+            judge: From tokens ``[B, S, D]`` to class logits ``[B, S, K]`` and scores ``[B, S]``.
 
         Raises:
             UserError: ``too-few-tokens`` where the canvas has fewer tokens than queries.
@@ -66,11 +85,10 @@ class ProposalHead(nn.Module):
                 f"the canvas has {size} encoder tokens, fewer than queries: {count}; "
                 "use a larger image size or fewer queries",
             )
-        defaults, allowed = default_boxes(memory.valid_ratios, memory.shapes)
+        defaults, allowed = default_boxes(memory.valid_ratios, memory.shapes, self.coarse_to_fine)
         allowed = allowed & ~memory.padding[..., None]
         tokens = self.norm(self.project(memory.tokens.masked_fill(~allowed, 0.0)))
-        logits = self.class_head(tokens)
-        scores = logits[..., 0] if self.class_agnostic else logits.amax(-1)
+        logits, scores = judge(tokens)
         scores = scores.detach()
         if not self.everywhere:
             scores = scores.masked_fill(~allowed[..., 0], -NO_PROPOSAL)
@@ -81,22 +99,76 @@ class ProposalHead(nn.Module):
             return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
 
         base = inverse_sigmoid(defaults).masked_fill(~allowed, NO_PROPOSAL)
+        return Chosen(indices, chosen(tokens), chosen(logits), chosen(base))
+
+
+class Chosen(NamedTuple):
+    """Tokens that become queries.
+
+    Attributes:
+        indices: ``[B, N]`` which.
+        tokens: ``[B, N, D]``.
+        logits: ``[B, N, K]``.
+        base: ``[B, N, 4]`` logits of their default boxes.
+    """
+
+    indices: Tensor
+    tokens: Tensor
+    logits: Tensor
+    base: Tensor
+
+
+class ProposalHead(TokenChoice):
+    """Scores every encoder token and turns the best into boxes, by heads of its own.
+
+    Args:
+        config: The detector.
+        queries: Its queries.
+        class_agnostic: Rank by the first class channel, which the loss then trains as "any
+            object" (Deformable DETR two-stage); otherwise by the best class (DINO).
+    """
+
+    def __init__(
+        self, config: DetectorConfig, queries: ProposedQueriesConfig, class_agnostic: bool
+    ) -> None:
+        super().__init__(config.width, queries)
+        self.class_agnostic = class_agnostic
+        self.class_head = class_head(config)
+        self.box_head = box_head(config.width)
+        self.start()
+
+    def forward(self, memory: Memory, count: int, indices: Tensor | None = None) -> Proposals:
+        """See :meth:`TokenChoice.choose`."""
+        found = self.choose(memory, count, indices, self._judge)
         # Only the chosen tokens go through the box head: the others' boxes are never read.
-        best = chosen(tokens)
-        boxes = (self.box_head(best) + chosen(base)).sigmoid()
-        return Proposals(chosen(logits), boxes, indices, best, self.class_agnostic)
+        boxes = (self.box_head(found.tokens) + found.base).sigmoid()
+        return Proposals(found.logits, boxes, found.indices, found.tokens, self.class_agnostic)
+
+    def _judge(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.class_head(tokens)
+        return logits, logits[..., 0] if self.class_agnostic else logits.amax(-1)
 
 
-def default_boxes(ratios: Tensor, shapes: LevelShapes) -> tuple[Tensor, Tensor]:
+def default_boxes(
+    ratios: Tensor, shapes: LevelShapes, coarse_to_fine: bool = False
+) -> tuple[Tensor, Tensor]:
     """The box every token starts from: its cell's center, side ``0.05 * 2 ** level``.
+
+    Args:
+        ratios: ``[B, V, 2]`` valid ratios.
+        shapes: (height, width) of the levels.
+        coarse_to_fine: Count levels from the coarsest on.
 
     Returns:
         Boxes ``[B, S, 4]`` and whether they lie within (0.01, 0.99), ``[B, S, 1]``.
     """
     centers = token_centers(ratios, shapes)
+    levels = range(len(shapes))
     sides = [
         centers.new_full((1, height * width, 2), 0.05 * 2.0**level)
-        for level, (height, width) in enumerate(shapes)
+        for level, (height, width) in zip(
+            reversed(levels) if coarse_to_fine else levels, shapes, strict=True
+        )
     ]
     boxes = torch.cat((centers, torch.cat(sides, 1).expand_as(centers)), -1)
     return boxes, ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True)
@@ -167,14 +239,30 @@ def _part(proposals: Proposals, which: slice) -> Proposals:
     )
 
 
-class MixedQueries(QuerySource):
-    """DINO's mixed query selection: anchors from the encoder, content learned (section 3.4)."""
+class AnchoredQueries(QuerySource):
+    """Queries whose position is an MLP of the sine code of their box on the canvas (DINO)."""
 
     position_follows_reference = True
 
-    def __init__(self, config: DetectorConfig, queries: MixedQueriesConfig) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.width, self.number = config.width, queries.number
+        self.width = width
+        self.reference_mlp: nn.Module
+
+    def position(self, reference: Tensor, memory: Memory) -> Tensor:
+        """See the base class; the reference as it lies on the padded canvas of level 0."""
+        scale = memory.valid_ratios[:, :1].repeat(1, 1, 2)
+        embedding = reference_embedding(reference * scale, YXWH, self.width // 2)
+        out: Tensor = self.reference_mlp(embedding)
+        return out
+
+
+class MixedQueries(AnchoredQueries):
+    """DINO's mixed query selection: anchors from the encoder, content learned (section 3.4)."""
+
+    def __init__(self, config: DetectorConfig, queries: MixedQueriesConfig) -> None:
+        super().__init__(config.width)
+        self.number = queries.number
         self.proposals = ProposalHead(config, queries, class_agnostic=False)
         self.content = nn.Embedding(queries.number, config.width)
         self.reference_mlp = inner_mlp(2 * config.width, config.width, config.width)
@@ -186,12 +274,47 @@ class MixedQueries(QuerySource):
         content = self.content.weight[None].expand(memory.tokens.shape[0], -1, -1)
         return QueryGroup("own", content, proposals.boxes.detach(), proposals=proposals)
 
-    def position(self, reference: Tensor, memory: Memory) -> Tensor:
-        """See the base class; the reference as it lies on the padded canvas of level 0."""
-        scale = memory.valid_ratios[:, :1].repeat(1, 1, 2)
-        embedding = reference_embedding(reference * scale, YXWH, self.width // 2)
-        out: Tensor = self.reference_mlp(embedding)
-        return out
+
+class UnifiedQueries(AnchoredQueries):
+    """Mask DINO's query selection (section 3.3): content and anchors from tokens.
+
+    The decoder's own heads judge the tokens: by their class logits they are chosen, and of the
+    chosen ones, after the decoder's norm, the loss gets logits and masks, whose boxes may be the
+    anchors.
+    """
+
+    def __init__(self, config: DetectorConfig, queries: UnifiedQueriesConfig) -> None:
+        super().__init__(config.width)
+        self.number, self.initial_boxes = queries.number, queries.initial_boxes
+        self.proposals = TokenChoice(config.width, queries, queries.coarse_to_fine)
+        self.proposals.start()
+        self.reference_mlp = inner_mlp(2 * config.width, config.width, config.width)
+        self._heads: Heads | None = None
+
+    def judge_by(self, heads: Heads) -> None:
+        """See the base class."""
+        self._heads = heads
+
+    def forward(self, memory: Memory, indices: Tensor | None = None) -> QueryGroup:
+        """See the base class."""
+        heads = self._heads
+        assert heads is not None
+        found = self.proposals.choose(memory, self.number, indices, self._judge)
+        boxes = (heads.boxes(found.tokens) + found.base).sigmoid()
+        logits, masks = heads.of(found.tokens)
+        proposals = Proposals(logits, boxes, found.indices, found.tokens, masks=masks)
+        anchors = boxes.detach()
+        if self.initial_boxes != "predicted" and memory.pixels is not None:
+            assert masks is not None
+            mask_logits = memory.pixels.masks(masks.detach()).detach()
+            anchors = boxes_of(mask_logits, memory.pixels, self.initial_boxes == "bitmask")
+            anchors = anchors.clamp(LOGIT_EPS, 1 - LOGIT_EPS)
+        return QueryGroup("own", found.tokens.detach(), anchors, proposals=proposals)
+
+    def _judge(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._heads is not None
+        logits = self._heads.classes(tokens)
+        return logits, logits.amax(-1)
 
 
 class SelectedQueries(QuerySource):

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from detr.config import AnchorQueriesConfig, DetectorConfig, LearnedQueriesConfig
 from detr.models.boxes import inverse_sigmoid
+from detr.models.heads.shared import Heads
 from detr.models.layers import MLP, inner_mlp
 from detr.models.queries.position import YXWH, reference_embedding
 from detr.models.structures import Memory, QueryGroup
@@ -37,6 +38,9 @@ class QuerySource(nn.Module, ABC):
             indices: ``[B, N]`` tokens that propose in place of the best ones; learned queries and
                 anchors have no use for it.
         """
+
+    def judge_by(self, heads: Heads) -> None:
+        """Tells a source of the decoder's heads; most have no use for them."""
 
     def training_groups(self, memory: Memory) -> list[QueryGroup]:
         """The ``own`` group and those that only training has."""

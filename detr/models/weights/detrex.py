@@ -6,7 +6,7 @@ Its DINO has other positions and heads than the original one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ _ENCODER = r"transformer\.encoder\.layers\.(\d+)\."
 _DECODER = r"transformer\.decoder\.layers\.(\d+)\."
 _LAYER = r"transformer\.(encoder|decoder)\.layers\.(\d+)\."
 _IN_DECODER = r"transformer.decoder.layers.\1."
-_NAMES = (
+_BACKBONE = (
     # Swin and ConvNeXt keep their authors' names.
     (r"backbone\.(patch_embed|layers|downsample_layers|stages|norm\d)\.", r"backbone.0.\1."),
     (r"backbone\.stem\.conv1\.weight", "backbone.0.body.conv1.weight"),
@@ -33,6 +33,9 @@ _NAMES = (
         r"backbone.0.body.layer\1.\2.downsample.1.",
     ),
     (r"backbone\.res(\d)\.(\d+)\.shortcut\.", r"backbone.0.body.layer\1.\2.downsample.0."),
+)
+_NAMES = (
+    *_BACKBONE,
     (r"transformer\.level_embeds", "transformer.level_embed"),
     (r"transformer\.decoder\.post_norm_layer\.", "transformer.decoder.norm."),
     (r"anchor_box_embed\.", "refpoint_embed."),
@@ -94,16 +97,26 @@ def original_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         ):
             return f"transformer.enc_out_{found[1]}_embed.{found[2]}"
-        if found := re.match(r"backbone\.res(\d)", name):
-            name = f"backbone.res{int(found[1]) - 1}{name[found.end() :]}"
-        for pattern, replacement in table:
-            changed, count = re.subn(f"^{pattern}", replacement, name)
-            if count:
-                return changed
-        return name
+        return _renamed(name, table)
 
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         # Heads are listed twice, with and without their place in the decoder.
         result.setdefault(renamed(name), tensor)
     return result
+
+
+def backbone_name(name: str) -> str:
+    """A backbone's tensor under the name of the original repositories; others keep theirs."""
+    return _renamed(name, _BACKBONE)
+
+
+def _renamed(name: str, table: Sequence[tuple[str, str]]) -> str:
+    """By the first substitution that fits; detectron2 counts a ResNet's stages from the stem on."""
+    if found := re.match(r"backbone\.res(\d)", name):
+        name = f"backbone.res{int(found[1]) - 1}{name[found.end() :]}"
+    for pattern, replacement in table:
+        changed, count = re.subn(f"^{pattern}", replacement, name)
+        if count:
+            return changed
+    return name

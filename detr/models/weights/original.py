@@ -1,7 +1,8 @@
 """Checkpoints of the original repositories.
 
 Those of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR and DINO, of
-detrex's DINO, of RT-DETR (:mod:`original_rt_detr`) and of D-FINE (:mod:`original_d_fine`). The
+detrex's DINO, of Mask DINO (:mod:`mask_dino`), of RT-DETR (:mod:`original_rt_detr`) and of D-FINE
+(:mod:`original_d_fine`). The
 architecture is read off names and shapes (:mod:`original_config`). Names are put in the
 transformers library's terms first, whose tables then say where they go.
 """
@@ -22,6 +23,7 @@ from detr.models.weights import (
     deformable_detr,
     detr,
     detrex,
+    mask_dino,
     mmdet,
     original_config,
     original_d_fine,
@@ -122,6 +124,19 @@ def _dino_rules(config: DetectorConfig) -> tuple[Rule, ...]:
     )
 
 
+def _mask_dino_rules(config: DetectorConfig) -> tuple[Rule, ...]:
+    """Mask DINO."""
+    return (
+        Rule(r"mask_embed\.(.+)", r"decoder.mask_heads.0.\1"),
+        Rule(rf"mask_features\.{_WB}", r"pixels.project.\1"),
+        Rule(rf"adapter_1\.norm\.{_WB}", r"pixels.lateral.1.\1"),
+        Rule(r"adapter_1\.weight", "pixels.lateral.0.weight"),
+        Rule(rf"layer_1\.norm\.{_WB}", r"pixels.output.1.\1"),
+        Rule(r"layer_1\.weight", "pixels.output.0.weight"),
+        *_dino_rules(config),
+    )
+
+
 class Family(NamedTuple):
     """How one original repository's checkpoints are read.
 
@@ -142,6 +157,12 @@ _SPATIAL = "transformer.decoder.layers.0.ca_qcontent_proj.weight"
 _LEVELS = "transformer.level_embed"
 # In order: the marks of later ones also occur in earlier ones.
 FAMILIES = {
+    "mask_dino": Family(
+        (_LEVELS, mask_dino.PIXELS),
+        (*_COMMON, *_SAMPLED),
+        _mask_dino_rules,
+        original_config.mask_dino,
+    ),
     "dino": Family(
         (_LEVELS, "transformer.enc_output.weight", "transformer.tgt_embed.weight"),
         (*_COMMON, *_SAMPLED),
@@ -214,6 +235,9 @@ def convert(
     if mmdet.MARK in tensors:
         told |= mmdet.options(tensors)
         tensors = mmdet.original_names(tensors)
+    if mask_dino.MARK in tensors:
+        told |= mask_dino.options(tensors, told)
+        tensors = mask_dino.original_names(tensors, place)
     by_detrex = detrex.MARK in tensors
     if by_detrex:
         tensors = detrex.original_names(tensors)
@@ -238,7 +262,8 @@ def convert(
         count = config.num_classes
         surplus[f"label_enc.weight[{count}:]"] = "rows that no label ever reads"
         named["label_enc.weight"] = labels[:count]
-    swin, strides = original_config.swin_prefix(tensors), config.backbone.strides
+    swin = original_config.swin_prefix(tensors)
+    strides = (*config.mask_strides, *config.backbone.strides)
     backbone = plain_rules(_BACKBONE)
     if swin is not None:
         backbone = swin_rules(re.escape(swin), strides)

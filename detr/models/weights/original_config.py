@@ -111,7 +111,10 @@ def read(
         "attention_heads": heads,
         "backbone": _backbone(source, deformable),
         **{
-            part: {"layers": _depth(tensors, f"transformer.{part}.layers"), "ffn": first.shape[0]}
+            part: {
+                "layers": _depth(tensors, f"transformer.{part}.layers"),
+                "ffn": len(tensors.get(f"transformer.{part}.layers.0.linear1.weight", first)),
+            }
             for part in ("encoder", "decoder")
         },
     }
@@ -190,6 +193,22 @@ def dino(source: Source) -> DetectorConfig:
         queries=number if learned else {**number, "denoising": None},
         encoder={"fusion": "dense" if _FUSION in source.tensors else None},
         decoder={"refinement": {"shared_heads": shared}},
+    )
+
+
+def mask_dino(source: Source) -> DetectorConfig:
+    """Mask DINO; how many proposals it takes is not in the tensors, 300 is every config's."""
+    backwards = bool(source.told["coarse_to_fine"])
+    projection, joined = (source.tensors[f"{n}.weight"] for n in ("mask_features", "layer_1"))
+    width = len(source.tensors["transformer.decoder.norm.weight"])
+    channels = None if len(joined) == width else len(joined)
+    return FAMILIES["mask-dino"].replace(
+        queries={
+            "number": int(source.told.get("num_queries", 300)),
+            "coarse_to_fine": backwards,
+            "initial_boxes": source.told["initial_boxes"],
+        },
+        heads={"masks": {"width": len(projection), "channels": channels}},
     )
 
 
