@@ -46,15 +46,15 @@ def _enlarged(x: FloatArray, rows: _Places, columns: _Places) -> Pixels:
     above = x > 0
     spans = []
     for (first, second, _), axis in ((rows, 1), (columns, 0)):
-        line = above.any(axis)
+        line: Pixels = np.any(above, axis)
         near = np.flatnonzero(line[first] | line[second])
         if not len(near):
             return out
         spans.append(slice(int(near[0]), int(near[-1]) + 1))
     across, down = spans[1], spans[0]
-    first, second, share = (part[down] for part in rows)
-    lines = x[first] + share[:, None] * (x[second] - x[first])
-    first, second, share = (part[across] for part in columns)
-    inner = lines[:, first] + share * (lines[:, second] - lines[:, first])
+    top, bottom, share = (part[down] for part in rows)
+    lines = x[top] + share[:, None] * (x[bottom] - x[top])
+    left, right, share = (part[across] for part in columns)
+    inner = lines[:, left] + share * (lines[:, right] - lines[:, left])
     out[down, across] = inner > 0
     return out

@@ -43,7 +43,7 @@ class ModelInfo(Strict):
     @property
     def depth(self) -> tuple[int | None, int | None]:
         """Layers of encoder and decoder, where they are known."""
-        return self.detector.encoder.layers, self.detector.decoder.layers
+        return self.detector.encoder.layers, self.detector.decoder.answering_layers
 
     @property
     def attention_sizes(self) -> tuple[int, int, Points]:

@@ -62,8 +62,9 @@ def detect(
         arrays = [x.cpu().numpy() for x in outputs]
         sizes = inputs.valid_sizes, inputs.original_sizes
         masks = RawMasks(arrays[3], *sizes) if len(arrays) > 3 else None
-        for i, row in enumerate(zip(*arrays[:3], strict=True)):
-            one = Detections(*row, None if masks is None else masks.enlarged(i))
+        for i, (boxes, scores, labels) in enumerate(zip(*arrays[:3], strict=True)):
+            told = None if masks is None else masks.enlarged(i)
+            one = Detections(boxes, scores, labels, told)
             found.append(one if nms is None else suppress(one, nms))
     detector.train(training)
     return read, found

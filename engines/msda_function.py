@@ -166,9 +166,7 @@ def make_function(
     )
 
 
-def node_attributes(
-    spatial_shapes: Sequence[int], points: Sequence[int] | None
-) -> dict[str, list[int] | str]:
+def node_attributes(spatial_shapes: Sequence[int], points: Sequence[int] | None) -> dict[str, Any]:
     """A node's attributes, among them those by which TensorRT's parser finds the plugin.
 
     Args:

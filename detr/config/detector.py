@@ -132,7 +132,8 @@ class DetectorConfig(Strict):
                 f"queries: {queries.kind} have positions in parts of the image: set "
                 "positions.normalized to true"
             )
-        if queries.predict_first and not (self.decoder.own_heads == 1 and self.decoder.final_norm):
+        offsets = self.decoder.own_heads == 1 and refinement.distribution is None
+        if queries.predict_first and not (offsets and self.decoder.final_norm):
             yield (
                 f"queries: {queries.kind} are judged by the decoder's heads: set "
                 "decoder.refinement.shared_heads and decoder.final_norm to true"

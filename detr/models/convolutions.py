@@ -143,17 +143,17 @@ class GelanBlock(nn.Module):
 
     def __init__(self, inputs: int, inner: int, outputs: int, blocks: int) -> None:
         super().__init__()
-        self.half = inputs // 2
+        self.channels = inputs // 2
         self.first = ConvNorm(inputs, inputs, 1)
         self.ways = nn.ModuleList(
             nn.Sequential(CSPBlock(before, inner, inner, blocks), ConvNorm(inner, inner, 3))
-            for before in (self.half, inner)
+            for before in (self.channels, inner)
         )
         self.last = ConvNorm(inputs + 2 * inner, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, inputs, H, W]`` to ``[B, outputs, H, W]``."""
-        seen = list(self.first(x).split(self.half, 1))
+        seen = list(self.first(x).split(self.channels, 1))
         for way in self.ways:
             seen.append(way(seen[-1]))
         out: Tensor = self.last(torch.cat(seen, 1))

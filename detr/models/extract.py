@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -64,8 +65,12 @@ def extract_layers(
         raise UserError(
             "extract-queries", f"queries: {queries} of the teacher's {has}; keep 1 to {has}"
         )
-    changes = {part: {"layers": len(layers)} for part, layers in kept.items()}
+    changes: dict[str, dict[str, Any]] = {
+        part: {"layers": len(layers)} for part, layers in kept.items()
+    }
     changes["queries"] = {"number": queries or has}
+    # Of the layers that are left all answer, whichever answered before.
+    changes["decoder"]["evaluated_layers"] = None
     try:
         smaller = config.replace(**changes)
     except ValidationError as error:

@@ -120,7 +120,7 @@ def per_sample(levels: Tensor, points: Sequence[int]) -> Tensor:
 
     Slices and no index: a traced graph then has neither a Gather nor its table.
     """
-    parts = levels.split(1, -2)
+    parts = torch.split(levels, 1, -2)
     repeated = [p.expand(*p.shape[:-2], n, -1) for p, n in zip(parts, points, strict=True)]
     return torch.cat(repeated, -2)
 

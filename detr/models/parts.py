@@ -14,10 +14,12 @@ from detr.config import PartName
 PARTS: tuple[PartName, ...] = get_args(PartName)
 # What modules are called where it differs.
 _NAMES = {"source": "queries", "denoiser": "denoising", "pixels": "heads"}
-_HEADS = re.compile(r"decoder\.(?:class|box|mask)_heads\.")
+_HEADS = re.compile(r"decoder\.(?:class_heads|box_heads|mask_heads|refiner)\.")
 # Tensors with a row per class, and perhaps some more rows after them.
 CLASS_HEADS = re.compile(r"(?:decoder\.class_heads\.\d+|source\.proposals\.class_head)\.")
-BOX_HEADS = re.compile(r"(?:decoder\.box_heads\.\d+|source\.proposals\.box_head)\.")
+BOX_HEADS = re.compile(
+    r"(?:decoder\.box_heads\.\d+|decoder\.refiner|source\.proposals\.box_head)\."
+)
 LABELS = "denoiser.label_embedding.weight"
 
 

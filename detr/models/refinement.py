@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from detr.config import DetectorConfig, DistributionRefinementConfig
@@ -143,6 +144,9 @@ class DistributionRefiner(Refiner):
             course.first = (self.initial(layer.hidden) + base).sigmoid()
         seen = layer.hidden if course.hidden is None else layer.hidden + course.hidden
         edges = layer.head(seen).unflatten(-1, (EDGES, -1))
+        if edges.dtype in (torch.float16, torch.bfloat16):
+            # Layers add small corrections, and a box has more pixels than halves tell apart.
+            edges = edges.float()
         course.edges = edges if course.edges is None else edges + course.edges
         boxes = self.boxes(course.first.detach(), course.edges)
         course.hidden = layer.hidden.detach()
@@ -151,7 +155,8 @@ class DistributionRefiner(Refiner):
 
     def boxes(self, first: Tensor, edges: Tensor) -> Tensor:
         """Boxes ``[..., 4]`` cx cy w h of first ones and edges' logits ``[..., 4, R + 1]``."""
-        distances = edges.softmax(-1) @ self.places.to(edges.dtype)
+        # No product of matrices, which autocast would compute in halves.
+        distances = (edges.softmax(-1) * self.places.to(edges.dtype)).sum(-1)
         return moved_edges(first, distances, self.curvature)
 
     def quality(self, course: Course, index: int) -> Tensor | None:

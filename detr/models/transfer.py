@@ -21,7 +21,8 @@ from detr.models.parts import CLASS_HEADS, LABELS, by_part
 
 # What is taken whole or not at all.
 _UNIT = re.compile(
-    r"((?:encoder|decoder)\.layers|decoder\.(?:class|box|mask)_heads|neck\.projections)\.(\d+)\."
+    r"((?:encoder|decoder)\.layers|decoder\.(?:class_heads|box_heads|mask_heads|refiner\.qualities)"
+    r"|neck\.projections)\.(\d+)\."
 )
 _PROPOSALS = "source.proposals.class_head."
 # Counters of batch norm, which converted weights do not have.
@@ -141,7 +142,7 @@ def transfer(
     layers = maps["decoder.layers"]
     here, there = ours.decoder, theirs.decoder
     maps["decoder.layers"] = _shared_map(layers, here.own_layers, there.own_layers)
-    for heads in ("class_heads", "box_heads", "mask_heads"):
+    for heads in ("class_heads", "box_heads", "mask_heads", "refiner.qualities"):
         maps[f"decoder.{heads}"] = _shared_map(layers, here.own_heads, there.own_heads)
     if columns is None and ours.num_classes == theirs.num_classes:
         columns = range(ours.num_classes)

@@ -6,14 +6,14 @@ One student is asked by :func:`forward`; :mod:`distill.elastic.step` asks severa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from detr.errors import UserError
-from detr.models import Detector, Memory, QueryGroup, Teacher
+from detr.models import Detector, GroupOutput, Memory, QueryGroup, Teacher
 from distill.data.batches import Batch
 from distill.losses.detection import LossWeights, detection_losses
 from distill.methods import Method
@@ -36,6 +36,25 @@ class Seen:
     teacher: Teacher
     memory: Memory
     groups: list[QueryGroup]
+    _own: dict[tuple[bool, frozenset[str]], list[GroupOutput]] = field(default_factory=dict)
+
+    def answers(
+        self, asked: list[QueryGroup], attention: bool, maps: frozenset[str]
+    ) -> list[GroupOutput]:
+        """Its answers to its own queries and to further ones; to its own alone it thinks once.
+
+        Args:
+            asked: Queries of methods.
+            attention: See :meth:`Teacher.decode`.
+            maps: Roles whose self-attention is wanted.
+        """
+        with torch.no_grad(), span("teacher_decoder"):
+            if asked:
+                return self.teacher.decode(self.memory, self.groups + asked, attention, maps)
+            if (attention, maps) not in self._own:
+                outputs = self.teacher.decode(self.memory, self.groups, attention, maps)
+                self._own[attention, maps] = outputs
+            return self._own[attention, maps]
 
 
 @dataclass(frozen=True)
@@ -146,9 +165,7 @@ def answer(
     if seen is not None:
         asked = [pair.teacher for pair in extra if pair.teacher is not None]
         _check_answerable(asked, seen.teacher)
-        groups = seen.groups + asked
-        with torch.no_grad(), span("teacher_decoder"):
-            outputs = seen.teacher.decode(seen.memory, groups, attention, maps)
+        outputs = seen.answers(asked, attention, maps)
         step.teacher_outputs = {output.group.role: output for output in outputs}
     with span("queries"):
         groups = step.student_groups + [p.student for p in extra if p.student is not None]

@@ -6,12 +6,13 @@ weighted sum are traced back to one value, one set of locations and one set of w
 operators move them in between (:mod:`export.adopt.layout`), and a node ``detr::MSDeformAttn`` takes
 their place. A sum that is anything else stays as it is.
 
-Shape legend: S tokens of all levels, M heads, D channels of a head, Q queries, V levels, P points.
-Graphs are of one image.
+Shape legend: S tokens of all levels, M heads, D channels of a head, Q queries, V levels, P points
+of a level, K samples of all levels. Graphs are of one image.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 
+from detr.points import Points, joined_points, level_points, sample_axes, unequal
 from engines.msda_function import HeadShape, make_node
 from export.adopt.layout import Graph, Indices, counted, transposition
 
@@ -123,23 +125,23 @@ def _fold(graph: Graph, found: _Sum, number: int) -> tuple[Fold, list[NodeProto]
         sizes = [graph.shape(node.output[0]) for node in found.samples]
     except LookupError as error:
         raise _Other("sizes that are not known") from error
-    heads, channels, queries, points = sizes[0]
+    heads, channels, queries = sizes[0][:3]
     if any(size[:3] != (heads, channels, queries) for size in sizes):
         raise _Other("levels of other heads, channels or queries")
-    if any(size[3] != points for size in sizes):
-        counts = ", ".join(str(size[3]) for size in sizes)
-        raise _Other(f"unequal numbers of points ({counts}) per level")
     total, axis = _sum_of(graph, found.product)
     order = _order(graph, found, sizes, axis)
     levels = [maps[i] for i in order.levels]
+    points = joined_points([sizes[i][3] for i in order.levels])
     name = f"adopted.attention_{number}"
     make = _Nodes(name)
     shapes = tuple((m[2], m[3]) for m in (graph.shape(x.image) for x in levels))
     value = _value(graph, make, levels, heads, channels)
     locations = _locations(graph, make, levels, heads, queries, points)
-    weights = _weights(graph, make, found.product, order, (queries, heads, len(levels), points))
+    axes = (1, queries, heads, *sample_axes(points, len(levels)))
+    weights = _weights(graph, make, found.product, order, axes)
     attended = make.name("output")
-    make.nodes.append(make_node(value, locations, weights, attended, shapes, name))
+    node = make_node(value, locations, weights, attended, shapes, name, unequal(points))
+    make.nodes.append(node)
     replaced = _output(graph, make, attended, total, order, (queries, heads, channels))
     return Fold(name, shapes, HeadShape(heads, channels, points)), make.nodes, replaced
 
@@ -194,10 +196,10 @@ class _Order:
 
 def _order(graph: Graph, found: _Sum, sizes: Sequence[tuple[int, ...]], axis: int) -> _Order:
     """Reads off where each sample lies in the product, and that each sum has all of its own."""
-    block = int(np.prod(sizes[0]))
+    edges = np.cumsum([0, *(int(np.prod(size)) for size in sizes)])
     sources = {
-        node.output[0]: counted(size, i * block)
-        for i, (node, size) in enumerate(zip(found.samples, sizes, strict=True))
+        node.output[0]: counted(size, int(edge))
+        for node, size, edge in zip(found.samples, sizes, edges[:-1], strict=True)
     }
     joined = {join.output[0] for join in found.joins} | set(sources)
     operands = [name for name in found.product.input if name in joined]
@@ -206,19 +208,20 @@ def _order(graph: Graph, found: _Sum, sizes: Sequence[tuple[int, ...]], axis: in
     position = {id(node): i for i, node in enumerate(graph.nodes)}
     joins = sorted(found.joins, key=lambda node: position[id(node)])
     where = np.moveaxis(graph.index_map(sources, joins, operands[0]), axis, -1)
-    level, inside = np.divmod(where, block)
-    sums, point = np.divmod(inside, sizes[0][3])
-    each = where.shape[-1]
-    level, sums, point = (x.reshape(-1, each) for x in (level, sums, point))
+    level = np.searchsorted(edges, where, side="right") - 1
+    points = np.array([size[3] for size in sizes])
+    sums, point = np.divmod(where - edges[level], points[level])
+    level, sums, point = (x.reshape(-1, where.shape[-1]) for x in (level, sums, point))
     if not (
         (level == level[0]).all() and (point == point[0]).all() and (sums == sums[:, :1]).all()
     ):
         raise _Other("sums of samples from several places")
     levels = tuple(dict.fromkeys(int(x) for x in level[0]))
+    counts = [int(points[i]) for i in levels]
     if (
-        each != len(sizes) * sizes[0][3]
-        or not np.array_equal(level[0], np.repeat(levels, sizes[0][3]))
-        or not np.array_equal(point[0], np.tile(np.arange(sizes[0][3]), len(sizes)))
+        len(levels) != len(sizes)
+        or not np.array_equal(level[0], np.repeat(levels, counts))
+        or not np.array_equal(point[0], np.concatenate([np.arange(n) for n in counts]))
     ):
         raise _Other("sums of other samples than all points of all levels")
     return _Order(levels, operands[0], axis, sums[:, 0])
@@ -279,24 +282,28 @@ def _value(graph: Graph, make: _Nodes, levels: Sequence[_Level], heads: int, cha
 
 
 def _locations(
-    graph: Graph, make: _Nodes, levels: Sequence[_Level], heads: int, queries: int, points: int
+    graph: Graph, make: _Nodes, levels: Sequence[_Level], heads: int, queries: int, points: Points
 ) -> str:
-    """``[1, Q, M, V, P, 2]`` in parts of a map, from grids that count from -1 to 1."""
+    """``[1, Q, M, V, P, 2]`` or ``[1, Q, M, K, 2]`` in parts of a map, from grids of -1 to 1."""
+    counts = level_points(points, len(levels))
     read = [_read(graph, level.grid) for level in levels]
-    grids = [i.reshape(heads, queries, points, 2).transpose(1, 0, 2, 3) for _, i in read]
+    grids = [
+        i.reshape(heads, queries, n, 2).transpose(1, 0, 2, 3)
+        for (_, i), n in zip(read, counts, strict=True)
+    ]
     if len({source for source, _ in read}) == 1:
         parts = _zero_to_one(graph, make, read[0][0])
-        shape = (1, queries, heads, len(levels), points, 2)
-        return make.arranged(graph, parts, np.stack(grids, axis=2), shape, "locations")
+        shape = (1, queries, heads, *sample_axes(points, len(levels)), 2)
+        return make.arranged(graph, parts, np.concatenate(grids, axis=2), shape, "locations")
     each = [
         make.arranged(
             graph,
             _zero_to_one(graph, make, source),
             indices,
-            (1, queries, heads, 1, points, 2),
+            (1, queries, heads, *((1, n) if isinstance(points, int) else (n,)), 2),
             "locations",
         )
-        for (source, _), indices in zip(read, grids, strict=True)
+        for (source, _), indices, n in zip(read, grids, counts, strict=True)
     ]
     return make.op("Concat", *each, axis=3)
 
@@ -317,21 +324,21 @@ def _zero_to_one(graph: Graph, make: _Nodes, grid: str) -> str:
 
 
 def _weights(
-    graph: Graph, make: _Nodes, product: NodeProto, order: _Order, shape: tuple[int, int, int, int]
+    graph: Graph, make: _Nodes, product: NodeProto, order: _Order, shape: tuple[int, ...]
 ) -> str:
-    """``[1, Q, M, V, P]``."""
-    queries, heads, levels, points = shape
+    """``[1, Q, M, V, P]`` or ``[1, Q, M, K]``, as ``shape`` has it."""
+    _, queries, heads, *axes = shape
+    samples = math.prod(axes)
     name = next(one for one in product.input if one != order.samples)
     source, indices = _read(graph, name)
     spread = np.broadcast_to(indices, graph.shape(product.output[0]))
-    rows = np.moveaxis(spread, order.axis, -1).reshape(-1, levels * points)
+    rows = np.moveaxis(spread, order.axis, -1).reshape(-1, samples)
     by_sum = np.empty_like(rows)
-    by_sum[order.rest] = rows  # [M*D*Q, V*P], whatever order the sums are in
-    table = by_sum.reshape(heads, -1, queries, levels * points)
+    by_sum[order.rest] = rows  # [M*D*Q, K], whatever order the sums are in
+    table = by_sum.reshape(heads, -1, queries, samples)
     if not (table == table[:, :1]).all():
         raise _Other("weights that differ between a head's channels")
-    wanted = table[:, 0].transpose(1, 0, 2)
-    return make.arranged(graph, source, wanted, (1, queries, heads, levels, points), "weights")
+    return make.arranged(graph, source, table[:, 0].transpose(1, 0, 2), shape, "weights")
 
 
 def _output(

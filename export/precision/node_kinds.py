@@ -140,7 +140,7 @@ def _kind_by_module(scope: str) -> str:
     path = scope.split(".")
     if not scope or "class_heads" in path or "class_head" in path:
         return "decode"
-    heads = "box_heads" in path or "box_head" in path
+    heads = bool({"box_heads", "box_head", "refiner"} & set(path))
     if heads or scope in ("decoder", "source", "source.proposals"):
         return "refinement"
     return "module"

@@ -105,6 +105,11 @@ def test_mistakes_name_file_and_line(
             "recipe-value",
             "1: loss.scores: varifocal is for heads.classes: sigmoid",
         ),
+        (
+            "preset: rtdetr-r18\nloss: {edges: 0.15}",
+            "recipe-value",
+            "1: loss.edges: is for decoder.refinement: distribution",
+        ),
     ],
 )
 def test_mistakes_in_parts_name_the_key_that_was_typed(

@@ -67,6 +67,8 @@ def published(name: str) -> DetectorConfig:
     """The architecture a shipped recipe is to have, of one class."""
     if name not in PRESETS:
         # METHOD-FAMILY-TEACHER-STUDENT on COCO, the same or FAMILY-BACKBONE on KITTI.
+        if "-dfine-" in name:
+            return preset(f"d-fine-{name.rpartition('-')[2]}", 1)
         if "-rtdetr-" in name:
             return preset(f"rtdetr-{name.rpartition('-')[2]}", 1)
         family = next(f for f in (*FAMILIES, "conditional", "detr") if f"-{f}-" in name)
@@ -91,7 +93,7 @@ def test_a_recipe_trains_its_presets_detector(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(shipped()) - OWN))
 def test_images_have_the_papers_sizes(name: str) -> None:
     recipe = loaded(name)
-    if "rtdetr" in name and name.startswith("coco-"):
+    if name.startswith(("coco-rtdetr-", "coco-dfine-")):
         assert recipe.input.size == (640, 640) and recipe.input.short is None
         return
     assert (recipe.input.short, recipe.input.long) == (800, 1333)
@@ -134,6 +136,11 @@ def test_schedules_are_the_released_ones() -> None:
             epoch = 7392 if name.startswith("coco-") else 374
             if name.startswith("coco-rtdetr-"):  # images with objects, and no drop at all
                 assert recipe.steps == 72 * 7329 and recipe.optimizer.drops == (), name
+                continue
+            if name.startswith("coco-dfine-"):
+                seen = 117_266 // recipe.batch_size
+                epochs = {"n": 160, "s": 132, "m": 132, "l": 80, "x": 80}[name[-1]]
+                assert recipe.steps == epochs * seen and recipe.optimizer.drops == (), name
                 continue
             epochs = recipe.steps // epoch
             assert recipe.steps == epochs * epoch, name

@@ -16,6 +16,8 @@ from detr.config import (
     DeformableCrossAttentionConfig,
     DeformableEncoderConfig,
     DetectorConfig,
+    DistributionRefinementConfig,
+    GelanEncoderConfig,
     HybridEncoderConfig,
     LearnedQueriesConfig,
     LookForwardTwiceConfig,
@@ -38,6 +40,18 @@ RT_DETR = {
     "queries": SelectedQueriesConfig(number=12, proposal_tokens="all"),
     "decoder.refinement": LookForwardTwiceConfig(),
 }
+D_FINE = {
+    **RT_DETR,
+    "encoder": GelanEncoderConfig(ffn=48, expansion=0.5, blocks=1),
+    "queries": SelectedQueriesConfig(number=12, proposal_tokens="all", position_limit=10),
+    "decoder": {
+        "layers": 3,
+        "gated": True,
+        "evaluated_layers": 2,
+        "cross_attention": {"points": (1, 3, 2), "projections": False},
+        "refinement": DistributionRefinementConfig(bins=8),
+    },
+}
 DETECTORS: dict[str, dict[str, Any]] = {
     "deformable": {},
     "deformable-refine": {"decoder.refinement.kind": "detach"},
@@ -52,6 +66,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
         "encoder.layers": 0,
     },
     "rtdetr": RT_DETR,
+    "d-fine": D_FINE,
     "rtdetr-discrete": {**RT_DETR, "decoder.cross_attention.discrete": True},
     "rtdetr-unequal": {**RT_DETR, "decoder.cross_attention.points": [1, 3, 2]},
 }

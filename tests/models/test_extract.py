@@ -44,6 +44,20 @@ def test_all_layers_are_the_teacher(kind, changes, make, batch):
             assert torch.equal(got, want)
 
 
+def test_what_a_distribution_adds_to_the_scores_goes_with_its_layer(make):
+    refinement = {"kind": "distribution", "bins": 8}
+    decoder = {"layers": 3, "refinement": refinement, "evaluated_layers": 2}
+    teacher = make("refine", decoder=decoder)
+    student = extract_layers(teacher, None, [0, 2])
+    assert student.config.decoder.answering_layers == 2
+    theirs = teacher.state_dict()
+    for name, x in student.state_dict().items():
+        if name.startswith("decoder.refiner.qualities.1."):
+            assert torch.equal(x, theirs[name.replace("qualities.1", "qualities.2")])
+        elif name.startswith("decoder.refiner."):
+            assert torch.equal(x, theirs[name])
+
+
 def test_layers_and_their_heads_are_the_named_ones(make, batch):
     teacher = make("dino", **{"encoder.layers": 3, "decoder.layers": 3})
     student = extract_layers(teacher, [1], [0, 2])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from detr.errors import UserError
 from detr.model_info import read_model_info
@@ -250,6 +251,27 @@ def test_d_fine(case):
         assert_close(output.boxes, golden[f"boxes_{i}"])
         spread = golden[f"logits_{i}"][-1].std(1).mean(), golden[f"boxes_{i}"][-1].std(1).mean()
         assert min(spread) > 1e-2, "queries that all say the same prove nothing"
+
+
+def test_d_fines_average_is_read(tmp_path):
+    """Its trainings leave the average under ``ema.module``, beside what was trained."""
+    golden = np.load(GOLDEN / "d_fine" / "d-fine-n.npz")
+    state = state_dict(golden)
+    for last, values in json.loads(golden["options"].item()).items():
+        state |= {n: torch.tensor(values) for n in state if n.rpartition(".")[2] == last}
+    trained = {n: x + 1 if n == "decoder.enc_output.proj.bias" else x for n, x in state.items()}
+    path, out = tmp_path / "last.pth", tmp_path / "ours.safetensors"
+    torch.save({"model": trained, "ema": {"module": state, "updates": 7}}, path)
+    arguments = ["import", str(path), "--out", str(out), "--ema", "--json"]
+    result = CliRunner().invoke(weights, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found, info = load_file(out), read_model_info(out.with_suffix(".json"))
+    assert torch.equal(
+        found["source.proposals.project.bias"], state["decoder.enc_output.proj.bias"]
+    )
+    assert info.preprocess.size == (640, 640) and info.preprocess.std == (255.0,) * 3
+    told = json.loads(result.output)["unused"]
+    assert all(told.values()) and any("num_points_scale" in name for name in told)
 
 
 @pytest.mark.parametrize("lost", ["backbone.stem.", "decoder.decoder.layers.0.gateway."])

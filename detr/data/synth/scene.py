@@ -111,7 +111,7 @@ class _Canvas:
         )
         samples.sort(axis=0)
         half = SUPERSAMPLE**2 // 2
-        shown = np.zeros_like(samples[0])
+        shown: npt.NDArray[np.uint8] = np.zeros(samples.shape[1:], dtype=np.uint8)
         for low, high in zip(samples, samples[half - 1 :], strict=False):  # the largest last
             np.copyto(shown, high, where=low == high)
         pixels, owned = np.bincount(shown.ravel(), minlength=256), self.owned()

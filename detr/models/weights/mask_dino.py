@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from detr.errors import UserError
@@ -109,4 +110,4 @@ def _mirrored(index: int, maps: int) -> int:
 
 def _turned(tensor: Tensor, levels: int) -> Tensor:
     """A projection to offsets or weights of all heads, with its levels in the other order."""
-    return tensor.unflatten(0, (_HEADS, levels, -1)).flip(1).flatten(0, 2)
+    return torch.unflatten(tensor, 0, (_HEADS, levels, -1)).flip(1).flatten(0, 2)

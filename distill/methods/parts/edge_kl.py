@@ -41,7 +41,8 @@ def edge_divergence(student: Tensor, goal: Tensor, temperature: float) -> Tensor
     """
     log_q = (float32(student) / temperature).log_softmax(-1)
     entropy = torch.special.xlogy(goal, goal).sum(-1)
-    return temperature**2 * (entropy - (goal * log_q).sum(-1)).mean(-1)
+    loss: Tensor = temperature**2 * (entropy - (goal * log_q).sum(-1)).mean(-1)
+    return loss
 
 
 def decoupled(

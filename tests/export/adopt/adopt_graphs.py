@@ -77,11 +77,15 @@ def attention(
         sample: Attributes of GridSample that differ.
         grid: What is done to the grid besides.
         weighting: What is done to the weights, ``[M, 1, Q, V*P]``, besides.
-        pieces: Points of each level.
+        pieces: Points of each level; unequal ones follow one another on one axis.
     """
     n = Nodes()
-    wide = HEADS * CHANNELS
+    wide, total = HEADS * CHANNELS, sum(pieces)
+    even = len(set(pieces)) == 1
     inputs: dict[str, tuple[int, ...]] = dict(INPUTS)
+    if not even:
+        inputs["locations"] = (1, QUERIES, HEADS, total, 2)
+        inputs["weights"] = (1, QUERIES, HEADS, total)
     sizes = [h * w for h, w in SHAPES]
     if own_maps:
         del inputs["value"]
@@ -107,31 +111,28 @@ def attention(
     grids = n.op("Sub" if subtract else "Add", doubled, shift)
     if grid is not None:
         grids = grid(n, grids)
+    if even:
+        places = [n.op("Gather", grids, n.const(level), axis=3) for level in range(len(pieces))]
+    else:
+        places = n.op("Split", grids, n.const(pieces), outputs=len(pieces), axis=3)
     samples = []
     for level in order:
         height, width = SHAPES[level]
         image = n.reshape(maps[level], HEADS, CHANNELS, height, width)
-        where = n.op("Gather", grids, n.const(level), axis=3)
-        if pieces[level] != POINTS:
-            where = n.op("Slice", where, n.const([0]), n.const([pieces[level]]), n.const([3]))
-        where = n.op("Transpose", where, perm=[0, 2, 1, 3, 4])
+        where = n.op("Transpose", places[level], perm=[0, 2, 1, 3, 4])
         where = n.reshape(where, HEADS, QUERIES, pieces[level], 2)
         given = {"mode": "bilinear", "padding_mode": "zeros", "align_corners": 0} | (sample or {})
         found = n.op("GridSample", image, where, **given)
         samples.append(n.op("Unsqueeze", found, n.const([3])) if stacked else found)
-    total = sum(pieces)
     joined = n.op("Concat", *samples, axis=3)
     joined = n.reshape(joined, HEADS, CHANNELS, QUERIES, total)
-    parts = [n.op("Gather", "weights", n.const(level), axis=3) for level in order]
-    if pieces != (POINTS, POINTS):
-        parts = [
-            n.op("Slice", part, n.const([0]), n.const([pieces[level]]), n.const([3]))
-            for part, level in zip(parts, order, strict=True)
-        ]
-    if tuple(order) == (0, 1) and pieces == (POINTS, POINTS):
+    if even and tuple(order) == (0, 1):
         share = n.op("Transpose", "weights", perm=[0, 2, 1, 3, 4])
-    else:
+    elif even:
+        parts = [n.op("Gather", "weights", n.const(level), axis=3) for level in order]
         share = n.op("Transpose", n.op("Concat", *parts, axis=3), perm=[0, 2, 1, 3])
+    else:
+        share = n.op("Transpose", "weights", perm=[0, 2, 1, 3])
     share = n.reshape(share, HEADS, 1, QUERIES, total)
     if weighting is not None:
         share = weighting(n, share)

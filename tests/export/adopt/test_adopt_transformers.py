@@ -57,7 +57,8 @@ def d_fine() -> Any:
         stage_num_blocks=[1, 1, 1, 1],
         stage_numb_of_layers=[1, 1, 1, 1],
     )
-    config = transformers.DFineConfig(backbone_config=backbone, **_HYBRID)
+    points = [3, 6, 3]  # as the published models have it
+    config = transformers.DFineConfig(backbone_config=backbone, decoder_n_points=points, **_HYBRID)
     return transformers.DFineForObjectDetection(config)
 
 

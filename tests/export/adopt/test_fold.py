@@ -12,7 +12,14 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, inliner
 
-from engines.msda_function import HeadShape, is_attention, make_function, make_node, set_lowering
+from engines.msda_function import (
+    HeadShape,
+    is_attention,
+    make_function,
+    make_node,
+    node_points,
+    set_lowering,
+)
 from export.adopt.fold import fold_attention
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -41,6 +48,8 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "other-order": {"order": (1, 0)},
     "own-maps": {"own_maps": True},
     "slice-concatenated-first": {"split": False, "stacked": False, "channels_last": False},
+    "unequal": {"pieces": (4, 2), "stacked": False},
+    "unequal-other-maps": {"pieces": (1, 3), "stacked": False, "own_maps": True, "split": False},
 }
 
 
@@ -56,10 +65,11 @@ def test_an_attention_becomes_one_node(spelling: dict[str, Any]) -> None:
     before = model.SerializeToString()
     folded = fold_attention(model)
     assert model.SerializeToString() == before
-    assert [fold.head for fold in folded.folds] == [HeadShape(HEADS, CHANNELS, POINTS)]
+    points = spelling.get("pieces", POINTS)
+    assert [fold.head for fold in folded.folds] == [HeadShape(HEADS, CHANNELS, points)]
     assert folded.folds[0].shapes == SHAPES and folded.left == ()
     nodes = folded.model.graph.node
-    assert sum(map(is_attention, nodes)) == 1
+    assert [node_points(n) for n in nodes if is_attention(n)] == [spelling.get("pieces")]
     assert not any(node.op_type == "GridSample" for node in nodes)
     for lowering in ("gridsample", "gather"):
         set_lowering(folded.model, folded.folds[0].head, lowering)  # type: ignore[arg-type]
@@ -109,7 +119,7 @@ NEARLY: dict[str, tuple[dict[str, Any], str]] = {
     "aligned": ({"sample": {"align_corners": 1}}, "aligned corners"),
     "shifted": ({"grid": _shifted}, "2 x - 1"),
     "by-channel": ({"weighting": _by_channel}, "channels"),
-    "unequal": ({"pieces": (4, 2), "stacked": False}, "points (4, 2)"),
+    "unequal-other-order": ({"pieces": (4, 2), "stacked": False, "order": (1, 0)}, "order"),
 }
 
 
