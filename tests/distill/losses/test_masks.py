@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from detr.models import PixelMap, Target
+from detr.models import PixelMap, Target, build_detector
+from detr.presets import preset
 from distill.losses.costs import MatchingCosts
 from distill.losses.detection import LossWeights, detection_losses
 from distill.losses.masks import (
@@ -157,6 +158,28 @@ def test_every_set_has_mask_losses_and_every_parameter_learns(scene):
     sum(found.values()).backward()
     idle = [n for n, p in detector.named_parameters() if p.requires_grad and p.grad is None]
     assert idle == []
+
+
+def test_a_light_head_on_dino_learns(scene):
+    """Its proposals have no masks, its contrastive denoising has; negatives have none."""
+    torch.manual_seed(0)
+    config = preset("dino-r18", 3, pretrained=False).replace(
+        width=32,
+        attention_heads=4,
+        backbone={"name": "test_resnet"},
+        encoder={"layers": 1, "ffn": 32},
+        decoder={"layers": 2, "ffn": 32},
+        queries={"number": 12, "denoising": {"number": 6}},
+        heads={"masks": {"width": 16, "channels": 16}},
+    )
+    detector = build_detector(config, pretrained=False)
+    found = losses(detector, *scene)
+    assert {"own/mask", "denoising/dice"} <= found.keys() and "proposals/mask" not in found
+    sum(found.values()).backward()
+    # Heads of every layer.
+    assert len(detector.decoder.mask_heads) == 2
+    for module in (detector.decoder.mask_heads, detector.pixels):
+        assert all(p.grad is not None and p.grad.any() for p in module.parameters())
 
 
 def test_points_follow_from_the_seeds(scene):

@@ -21,6 +21,7 @@ from distill.methods.stable_dino import (
     rescaled,
 )
 from distill.methods.step import Step
+from tests.models.heads.test_masks import mask_dino, with_masks
 
 TakeStep = Callable[..., Step]
 Targets = Callable[..., Target]
@@ -206,3 +207,28 @@ def test_images_without_objects(student: Detector, take_step: TakeStep, target: 
             assert losses is not None and all(v.isfinite() for v in losses.values())
             torch.stack(list(losses.values())).sum().backward()
             assert all(p.grad is None or p.grad.isfinite().all() for p in student.parameters())
+
+
+def test_stable_dino_has_masks(take_step: TakeStep, target: Targets) -> None:
+    """Stable-MaskDINO: masks learn in every set, by the recipe's weights, and weigh in the cost."""
+    detector = mask_dino()
+    boxes = target([LEFT, RIGHT], [0, 1])
+    with_masks([boxes], (64, 96))
+    none = target([], [])
+    with_masks([none], (64, 96))
+
+    def losses(**changes: float) -> dict[str, torch.Tensor]:
+        weights = LossWeights(mask_points=32, **changes)
+        method = build_methods([{"stable_dino": {}}], detector, None, loss=weights)[0]
+        found = method.detection_losses(take_step(detector, None, [method], [boxes, none]))
+        assert found is not None
+        return found
+
+    found, doubled = losses(), losses(mask=10.0)
+    sets = ("own", "proposals", "denoising")
+    assert {f"{s}/{k}" for s in sets for k in ("class", "l1", "giou", "mask", "dice")} == set(found)
+    for s in sets:
+        torch.testing.assert_close(doubled[f"{s}/mask"], 2 * found[f"{s}/mask"])
+    torch.stack(list(found.values())).sum().backward()
+    head = detector.decoder.mask_heads[0].parameters()
+    assert all(p.grad is not None and p.grad.any() for p in head)
