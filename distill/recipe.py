@@ -23,7 +23,7 @@ from detr.problems import Problem, first_problem
 from detr.upgrade import MOVED
 from distill.data.augment import AugmentConfig
 from distill.elastic.choices import ElasticRecipe
-from distill.losses.detection import LossWeights
+from distill.losses.weights import LossWeights
 from distill.recipe_yaml import Places, is_file, read_recipe
 
 SHIPPED = Path(__file__).parent / "recipes"

@@ -22,7 +22,8 @@ import transformers
 from detr.data.cli import parse_size
 from detr.models import Target
 from detr.models.weights.hugging_face import convert
-from distill.losses.detection import LossWeights, detection_losses
+from distill.losses.detection import detection_losses
+from distill.losses.weights import LossWeights
 from distill.training.cpu import prepare_cpu
 from tools.turns import in_turns
 

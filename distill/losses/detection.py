@@ -10,16 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from detr.config import Strict, Weight
 from detr.models import GroupOutput, Proposals, Target, cxcywh_to_xyxy
 from distill.losses.answers import answers
-from distill.losses.costs import MatchingCosts
 from distill.losses.edges import localization_loss
 from distill.losses.masks import MaskPredictions, Points, mask_losses, proposed_masks
 from distill.losses.matcher import match
@@ -28,57 +24,10 @@ from distill.losses.overlap import covered, giou
 from distill.losses.scores import OVERLAP_LOSSES, ScoreLoss, focal_loss, softmax_loss
 from distill.losses.targets import JoinedTargets, pair_iou
 from distill.losses.union import BoxPairs, OwnMatches
+from distill.losses.weights import LossWeights
 
 # A query this much inside an ignore region is not called background.
 IGNORED_SHARE = 0.5
-
-
-class LossWeights(Strict):
-    """Weights of the detection loss.
-
-    Attributes:
-        focal: Of the class loss (1 for DINO, DETR and RT-DETR, 2 for Deformable DETR).
-        scores: What sigmoid scores learn: ``focal`` loss towards 1 for a matched query,
-            ``varifocal`` towards the IoU of its box (RT-DETR), or ``matchability`` towards a power
-            of it (DEIM).
-        l1, giou: Of the box losses.
-        edges: Of the loss of edges' distributions (D-FINE's FGL, 0.15), where boxes are read off
-            such.
-        box_pairs: Which pairs teach boxes: each layer's ``own`` matches, or for all layers alike
-            the ``union`` of all layers' and the proposals' (D-FINE's GO-LSD).
-        mask, dice: Of the mask losses, cross-entropy and dice, in a detector with masks.
-        cost_class, cost_l1, cost_giou, cost_mask, cost_dice: Of the matching cost.
-        mask_points: Points of a mask that both look at (Mask2Former: 112 x 112).
-        proposals: Factor on the same losses of the encoder's proposals.
-        denoising: Factor on the same losses of the denoising queries.
-        one_to_many: Factor on the same losses of the one-to-many queries (H-DETR).
-        no_object: Weight of "no object" in a softmax class loss (DETR).
-    """
-
-    focal: Weight = 1.0
-    scores: ScoreLoss = "focal"
-    l1: Weight = 5.0
-    giou: Weight = 2.0
-    edges: Weight = 0.0
-    box_pairs: Literal["own", "union"] = "own"
-    mask: Weight = 5.0
-    dice: Weight = 5.0
-    cost_class: Weight = 2.0
-    cost_l1: Weight = 5.0
-    cost_giou: Weight = 2.0
-    cost_mask: Weight = 5.0
-    cost_dice: Weight = 5.0
-    mask_points: Annotated[int, Field(ge=4, le=1_000_000)] = 12544
-    proposals: Weight = 1.0
-    denoising: Weight = 1.0
-    one_to_many: Weight = 1.0
-    no_object: Weight = 0.1
-
-    @property
-    def costs(self) -> MatchingCosts:
-        """Weights of the matching cost."""
-        boxes = self.cost_class, self.cost_l1, self.cost_giou
-        return MatchingCosts(*boxes, self.cost_mask, self.cost_dice)
 
 
 def box_losses(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from detr.config import Strict
 from detr.errors import UserError
 from detr.models import Detector, Teacher
-from distill.losses.detection import LossWeights
+from distill.losses.weights import LossWeights
 from distill.methods.base import Method, Setting
 from distill.methods.clockdistill import ClockDistill
 from distill.methods.d3etr import D3etr

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from detr.config import Strict
 from detr.models import Detector, QueryGroup, Teacher, TeacherPart
 from detr.models.protocol import EVERYTHING
-from distill.losses.detection import LossWeights
+from distill.losses.weights import LossWeights
 from distill.methods.step import PairedGroup, Step
 
 TeacherKind = Literal["none", "frozen", "ema"]

@@ -23,9 +23,10 @@ from torch import Tensor
 from detr.config import Strict, Weight
 from detr.errors import UserError
 from detr.models import Facts, GroupOutput, TeacherPart
-from distill.losses.detection import LossWeights, denoising_matches, match_own
+from distill.losses.detection import denoising_matches, match_own
 from distill.losses.matches import Matches
 from distill.losses.targets import JoinedTargets, pair_iou
+from distill.losses.weights import LossWeights
 from distill.methods.base import Method, Setting, TeacherKind, float32
 from distill.methods.parts.edge_kl import Halves, carried_over, decoupled, edge_divergence
 from distill.methods.parts.points import ForStudent, check_same_kind, specific_points

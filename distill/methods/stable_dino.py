@@ -31,7 +31,6 @@ from detr.models import Target, cxcywh_to_xyxy
 from distill.losses.answers import Answers, answers
 from distill.losses.costs import ALPHA, GAMMA, MatchingCosts, pair_terms
 from distill.losses.detection import (
-    LossWeights,
     denoising_matches,
     ignored,
     matched_losses,
@@ -45,6 +44,7 @@ from distill.losses.matcher import match_costs
 from distill.losses.matches import Matches
 from distill.losses.overlap import giou, iou
 from distill.losses.targets import JoinedTargets, pad_targets, pair_iou
+from distill.losses.weights import LossWeights
 from distill.methods.base import Method, Setting, float32
 from distill.methods.step import Step
 from distill.profiler import timed

@@ -15,7 +15,8 @@ from torch import Tensor
 from detr.errors import UserError
 from detr.models import Detector, GroupOutput, Memory, QueryGroup, Teacher
 from distill.data.batches import Batch
-from distill.losses.detection import LossWeights, detection_losses
+from distill.losses.detection import detection_losses
+from distill.losses.weights import LossWeights
 from distill.methods import Method
 from distill.methods.step import Step
 from distill.profiler import span

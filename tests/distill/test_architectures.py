@@ -14,7 +14,8 @@ from detr.errors import UserError
 from detr.models import Detector, Target, build_detector
 from detr.models.queries.proposals import ProposalHead
 from detr.presets import FAMILIES
-from distill.losses.detection import LossWeights, detection_losses
+from distill.losses.detection import detection_losses
+from distill.losses.weights import LossWeights
 from distill.training.loop import train
 
 SWIN = {"embed_dim": 8, "depths": (2, 1, 1, 1), "num_heads": (1, 1, 2, 2)}

@@ -12,9 +12,10 @@ import torch
 
 from detr.models import GroupOutput, Target
 from distill.losses.costs import MatchingCosts
-from distill.losses.detection import LossWeights, set_losses
+from distill.losses.detection import set_losses
 from distill.losses.matcher import match
 from distill.losses.matches import Matches, join_matches
+from distill.losses.weights import LossWeights
 
 
 def layer_matches(

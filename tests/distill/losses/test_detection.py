@@ -10,7 +10,6 @@ import torch
 from detr.models import GroupOutput, Proposals, QueryGroup, Target
 from detr.models.structures import Denoising
 from distill.losses.detection import (
-    LossWeights,
     box_losses,
     denoising_matches,
     detection_losses,
@@ -19,6 +18,7 @@ from distill.losses.detection import (
 from distill.losses.matches import Matches
 from distill.losses.overlap import covered, giou, iou
 from distill.losses.scores import focal_loss, varifocal_loss
+from distill.losses.weights import LossWeights
 
 LN2 = math.log(2)
 NO_BOXES = torch.zeros(0, 4)

@@ -20,12 +20,13 @@ from detr.models.heads.distribution import (
     shared_places,
 )
 from detr.models.structures import FirstBoxes
-from distill.losses.detection import LossWeights, denoising_matches, detection_losses, match_own
+from distill.losses.detection import denoising_matches, detection_losses, match_own
 from distill.losses.edges import localization_loss
 from distill.losses.matches import Matches
 from distill.losses.scores import matchability_loss
 from distill.losses.targets import JoinedTargets, pair_iou
 from distill.losses.union import union
+from distill.losses.weights import LossWeights
 from distill.methods.go_lsd import GoLsd, GoLsdOptions
 from distill.methods.parts.edge_kl import carried_over, edge_divergence
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from detr.models import PixelMap, Target, build_detector
 from detr.presets import preset
 from distill.losses.costs import MatchingCosts
-from distill.losses.detection import LossWeights, detection_losses
+from distill.losses.detection import detection_losses
 from distill.losses.masks import (
     MaskPredictions,
     Points,
@@ -21,6 +21,7 @@ from distill.losses.masks import (
 )
 from distill.losses.matcher import match
 from distill.losses.matches import Matches
+from distill.losses.weights import LossWeights
 from tests.models.heads.test_masks import mask_dino, with_masks
 
 CANVAS = (32, 40)

@@ -8,7 +8,8 @@ import transformers
 from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
 
 from detr.models import GroupOutput, Proposals, QueryGroup, Target
-from distill.losses.detection import LossWeights, detection_losses
+from distill.losses.detection import detection_losses
+from distill.losses.weights import LossWeights
 
 LAYERS, IMAGES, QUERIES, CLASSES = 3, 2, 9, 4
 

@@ -10,9 +10,10 @@ import torch
 
 from detr.models import Detector, Target
 from distill.losses.costs import ALPHA, MatchingCosts
-from distill.losses.detection import LossWeights, detection_losses
+from distill.losses.detection import detection_losses
 from distill.losses.matches import Matches
 from distill.losses.scores import focal_loss
+from distill.losses.weights import LossWeights
 from distill.methods import Method, build_methods
 from distill.methods.stable_dino import (
     modulated_cost,
