@@ -22,6 +22,8 @@ from engines.msda_function import HeadShape, Lowering, set_lowering
 from export.adopt.contract import (
     QueryOutputs,
     Reading,
+    ReadyOutputs,
+    ScoredRows,
     Scores,
     Signature,
     reading,
@@ -34,6 +36,8 @@ from export.adopt.prepare import constants_apart, load, static, to_known_opset
 from export.bundle import refuse_output, write_bundle
 from export.golden import drawn_images
 from export.precision.apply import PrecisionRequest
+
+_BOX = 4  # columns of a row before those of the classes
 
 
 @dataclass(frozen=True)
@@ -153,18 +157,24 @@ def _reading(
         value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
         for value in model.graph.output
     }
-    if isinstance(known.outputs, QueryOutputs):
-        _, queries, outputs = sizes[known.outputs.logits]
-        if not queries or not outputs:
-            raise UserError("adopt-output", f"{place}: {known.outputs.logits}: of unknown size")
+    given = known.outputs
+    if isinstance(given, QueryOutputs | ScoredRows):
+        name, more = (given.logits, 0) if isinstance(given, QueryOutputs) else (given.rows, _BOX)
+        _, queries, outputs = sizes[name]
+        outputs -= more
+        if not queries or outputs < 1:
+            raise UserError("adopt-output", f"{place}: {name}: of unknown size")
+        if scores == "softmax" and more:
+            raise UserError("adopt-scores", f"{place}: --scores softmax: they are by sigmoid")
         if len(classes) not in (outputs, outputs - 1):
             classes = fit_classes(classes, outputs - (scores == "softmax"), place)
         return classes, reading(outputs, queries, len(classes), scores, detections, place)
     if scores is not None:
         raise UserError("adopt-scores", f"{place}: gives scores; --scores is for class logits")
-    count = sizes[known.outputs.scores][-1]
+    name = given.scores if isinstance(given, ReadyOutputs) else given.rows
+    count = sizes[name][1]
     if not count:
-        raise UserError("adopt-output", f"{place}: {known.outputs.scores}: of unknown size")
+        raise UserError("adopt-output", f"{place}: {name}: of unknown size")
     return classes, Reading("sigmoid", len(classes), min(detections or count, count))
 
 

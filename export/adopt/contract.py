@@ -39,6 +39,23 @@ class ReadyOutputs:
 
 
 @dataclass(frozen=True)
+class ScoredRows:
+    """One output ``[1, Q, 4 + C]``: boxes, cxcywh in parts of the canvas, and class scores."""
+
+    rows: str
+
+
+@dataclass(frozen=True)
+class DetectionRows:
+    """One output ``[1, T, 6]``: boxes, cxcywh in parts of the canvas, score and label."""
+
+    rows: str
+
+
+Outputs = QueryOutputs | ReadyOutputs | ScoredRows | DetectionRows
+
+
+@dataclass(frozen=True)
 class Signature:
     """What a graph takes and gives.
 
@@ -50,7 +67,7 @@ class Signature:
 
     image: str
     size: str | None
-    outputs: QueryOutputs | ReadyOutputs
+    outputs: Outputs
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,9 @@ def signature(model: ModelProto, place: str) -> Signature:
         raise UserError(
             "adopt-input", f"{place}: {sizes[0]}: known beside outputs {', '.join(OUTPUTS)} only"
         )
+    joined = _joined_rows(model) if len(outputs) == 1 else None
+    if joined is not None:
+        return Signature(images[0], None, joined)
     rows = [v.name for v in outputs if _rank(v) == 3]
     fours = [n for n in rows if _last(by_name[n]) == 4]
     if len(fours) > 1:  # four classes
@@ -101,10 +121,52 @@ def signature(model: ModelProto, place: str) -> Signature:
     if len(fours) != 1 or len(logits) != 1:
         raise UserError(
             "adopt-output",
-            f"{place}: gives {_listed(outputs)}; known are class logits and boxes of rank 3, or "
-            f"{', '.join(OUTPUTS)}; export it with these alone",
+            f"{place}: gives {_listed(outputs)}; known are class logits and boxes of rank 3, "
+            f"{', '.join(OUTPUTS)}, or one output of boxes and scores by sigmoid side by side; "
+            "export it with these alone",
         )
     return Signature(images[0], None, QueryOutputs(logits[0], fours[0]))
+
+
+# What stands between a sigmoid and an output without changing a number.
+_MOVING = frozenset(
+    ("Cast", "Flatten", "Gather", "GatherElements", "Identity", "Reshape", "Slice", "Squeeze")
+    + ("TopK", "Transpose", "Unsqueeze")
+)
+
+
+def _joined_rows(model: ModelProto) -> ScoredRows | DetectionRows | None:
+    """Recognizes one output in which boxes and scores stand side by side (ultralytics' RT-DETR).
+
+    Other detectors' outputs have the same shape and hold corners in pixels. Boxes that come from a
+    sigmoid are parts of the image, and scores that do are scores.
+    """
+    made = {name: node for node in model.graph.node for name in node.output}
+    name = model.graph.output[0].name
+    node = made.get(name)
+    axis = next((a.i for a in node.attribute if a.name == "axis"), None) if node else None
+    if node is None or node.op_type != "Concat" or axis not in (-1, 2):
+        return None
+    origins = [_origin(made, part) for part in node.input]
+    if origins[:2] != ["Sigmoid", "Sigmoid"]:
+        return None
+    if len(origins) == 2:
+        return ScoredRows(name)
+    numbers = made.get(node.input[2])
+    while numbers is not None and numbers.op_type in ("Unsqueeze", "Reshape"):
+        numbers = made.get(numbers.input[0])
+    cast = numbers is not None and numbers.op_type == "Cast"
+    return DetectionRows(name) if len(origins) == 3 and cast else None
+
+
+def _origin(made: dict[str, NodeProto], name: str) -> str | None:
+    """The operator that computes a value, behind those that only move it."""
+    while (node := made.get(name)) is not None and (
+        # A stack of one, as of the one layer that is evaluated.
+        node.op_type in _MOVING or (node.op_type == "Concat" and len(node.input) == 1)
+    ):
+        name = node.input[0]
+    return None if node is None else node.op_type
 
 
 def reading(
@@ -189,10 +251,7 @@ def wrapped(
     if known.size is not None:
         size = numpy_helper.from_array(np.array([[width, height]], np.int64))
         before.append(helper.make_node("Constant", [], [_PREFIX + known.size], value=size))
-    if isinstance(known.outputs, QueryOutputs):
-        picked = _best_queries(post, known.outputs, read, height, width)
-    else:
-        picked = _ready(post, known.outputs, read)
+    picked = _picked(post, known.outputs, read, canvas)
     boxes, scores, labels = picked
     # (height, width) twice, as (x, y, x, y): from the canvas to the image it was fitted from.
     order = post.constant([1, 0, 1, 0], np.int64)
@@ -222,16 +281,39 @@ def wrapped(
     return inner
 
 
-def _best_queries(
-    post: _Post, given: QueryOutputs, read: Reading, height: int, width: int
+def _picked(
+    post: _Post, given: Outputs, read: Reading, canvas: tuple[int, int]
 ) -> tuple[str, str, str]:
-    """Boxes in pixels of the canvas, scores and labels of the best."""
-    logits, boxes = _PREFIX + given.logits, _PREFIX + given.boxes
+    """Boxes in pixels of the canvas, scores and labels of the best detections."""
+    if isinstance(given, ReadyOutputs):
+        boxes, scores, labels = (_PREFIX + x for x in (given.boxes, given.scores, given.labels))
+        return _best_detections(post, boxes, scores, labels, read)
+    if isinstance(given, DetectionRows):
+        columns = post.constant([4, 1, 1], np.int64)
+        boxes, *rest = post.op("Split", _PREFIX + given.rows, columns, outputs=3, axis=2)
+        scores, labels = (post.op("Flatten", x) for x in rest)
+        return _best_detections(post, _corners(post, boxes, canvas), scores, labels, read)
+    if isinstance(given, ScoredRows):
+        columns = post.constant([4, read.classes], np.int64)
+        boxes, scores = post.op("Split", _PREFIX + given.rows, columns, outputs=2, axis=2)
+        return _best_queries(post, scores, boxes, read, canvas, scored=True)
+    return _best_queries(post, _PREFIX + given.logits, _PREFIX + given.boxes, read, canvas)
+
+
+def _best_queries(
+    post: _Post,
+    logits: str,
+    boxes: str,
+    read: Reading,
+    canvas: tuple[int, int],
+    scored: bool = False,
+) -> tuple[str, str, str]:
+    """Of queries; the logits may have become scores."""
     count = post.constant([read.detections], np.int64)
     if read.scores == "sigmoid":
         flat = post.op("Flatten", logits, axis=1)
         best, index = post.op("TopK", flat, count, outputs=2, axis=1)
-        scores = post.op("Sigmoid", best)
+        scores = best if scored else post.op("Sigmoid", best)
         classes = post.constant(read.classes, np.int64)
         labels, query = post.op("Mod", index, classes), post.op("Div", index, classes)
     else:
@@ -245,16 +327,23 @@ def _best_queries(
         labels = post.op("GatherElements", post.op("Flatten", label), query, axis=1)
     rows = post.op("Reshape", boxes, post.constant([-1, 4], np.int64))
     picked = post.op("Gather", rows, query, axis=0)  # [1, T, 4]
-    center, extent = post.op("Split", picked, post.constant([2, 2], np.int64), outputs=2, axis=2)
+    return _corners(post, picked, canvas), scores, labels
+
+
+def _corners(post: _Post, boxes: str, canvas: tuple[int, int]) -> str:
+    """``[1, T, 4]`` cxcywh in parts of the canvas as x0 y0 x1 y1 in its pixels."""
+    height, width = canvas
+    center, extent = post.op("Split", boxes, post.constant([2, 2], np.int64), outputs=2, axis=2)
     half = post.op("Mul", extent, post.constant(0.5))
     corners = post.op("Concat", post.op("Sub", center, half), post.op("Add", center, half), axis=2)
-    pixels = post.op("Mul", corners, post.constant([[[width, height, width, height]]]))
-    return pixels, scores, labels
+    pixels: str = post.op("Mul", corners, post.constant([[[width, height, width, height]]]))
+    return pixels
 
 
-def _ready(post: _Post, given: ReadyOutputs, read: Reading) -> tuple[str, str, str]:
-    """Ready detections, the best first."""
-    boxes, scores, labels = (_PREFIX + x for x in (given.boxes, given.scores, given.labels))
+def _best_detections(
+    post: _Post, boxes: str, scores: str, labels: str, read: Reading
+) -> tuple[str, str, str]:
+    """Of ready detections."""
     count = post.constant([read.detections], np.int64)
     best, index = post.op("TopK", scores, count, outputs=2, axis=1)
     labels = post.op("Cast", labels, to=TensorProto.INT64)

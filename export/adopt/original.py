@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from detr.data.preprocess import Inputs
 from detr.model_info import AdoptedInfo
 from engines.base import Engine, RawDetections
 from engines.ort_engine import open_session
-from export.adopt.contract import QueryOutputs, Reading, Signature
+from export.adopt.contract import QueryOutputs, Reading, ReadyOutputs, ScoredRows, Signature
 
 
 class OriginalEngine(Engine):
@@ -39,34 +40,52 @@ class OriginalEngine(Engine):
         feed: dict[str, Any] = {known.image: inputs.images}
         if known.size is not None:
             feed[known.size] = np.array([[width, height]], np.int64)
-        if isinstance(known.outputs, QueryOutputs):
-            wanted = [known.outputs.logits, known.outputs.boxes]
-            logits, boxes = (x[0] for x in self._session.run(wanted, feed))
+        given = known.outputs
+        names = [getattr(given, field.name) for field in fields(given)]
+        found = [x[0] for x in self._session.run(names, feed)]
+        scale = np.array([width, height] * 2, np.float32)
+        if isinstance(given, QueryOutputs):
+            logits, boxes = found
             query, scores, labels = _best(logits, read)
-            center, half = boxes[query, :2], boxes[query, 2:] / 2
-            pixels = np.concatenate([center - half, center + half], axis=1)
-            pixels = pixels * np.array([width, height] * 2, np.float32)
+            pixels = _corners(boxes[query]) * scale
+        elif isinstance(given, ScoredRows):
+            order, scores = _largest(found[0][:, 4:], read.detections)
+            query, labels = np.divmod(order, read.classes)
+            pixels = _corners(found[0][query, :4]) * scale
         else:
-            outputs = known.outputs
-            wanted = [outputs.boxes, outputs.scores, outputs.labels]
-            boxes, scores, labels = (x[0] for x in self._session.run(wanted, feed))
-            order = np.argsort(-scores, kind="stable")[: read.detections]
-            pixels, scores, labels = boxes[order], scores[order], labels[order]
+            if isinstance(given, ReadyOutputs):
+                pixels, scores, labels = found
+            else:
+                pixels, (scores, labels) = _corners(found[0][:, :4]) * scale, found[0].T[4:]
+            order, scores = _largest(scores, read.detections)
+            pixels, labels = pixels[order], labels[order]
         original = inputs.original_sizes[0][[1, 0, 1, 0]]
         pixels = pixels * (original / inputs.valid_sizes[0][[1, 0, 1, 0]])
         pixels = np.clip(pixels, 0, original).astype(np.float32)
         return RawDetections(pixels[None], scores[None], labels[None].astype(np.int64))
 
 
+def _corners(boxes: Any) -> Any:
+    """Cxcywh as x0 y0 x1 y1."""
+    center, half = boxes[:, :2], boxes[:, 2:] / 2
+    return np.concatenate([center - half, center + half], axis=1)
+
+
+def _largest(scores: Any, count: int) -> tuple[Any, Any]:
+    """Places and values of the largest, the first of equal ones first."""
+    flat = scores.reshape(-1)
+    order = np.argsort(-flat, kind="stable")[:count]
+    return order, flat[order]
+
+
 def _best(logits: Any, read: Reading) -> tuple[Any, Any, Any]:
     """Queries, scores and labels of the best."""
     if read.scores == "sigmoid":
-        flat = logits.reshape(-1)
-        order = np.argsort(-flat, kind="stable")[: read.detections]
+        order, best = _largest(logits, read.detections)
         query, labels = np.divmod(order, read.classes)
-        return query, 1 / (1 + np.exp(-flat[order])), labels
+        return query, 1 / (1 + np.exp(-best)), labels
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares = (shares / shares.sum(axis=1, keepdims=True))[:, : read.classes]
     most, labels = shares.max(axis=1), shares.argmax(axis=1)
-    order = np.argsort(-most, kind="stable")[: read.detections]
-    return order, most[order], labels[order]
+    order, best = _largest(most, read.detections)
+    return order, best, labels[order]

@@ -44,6 +44,8 @@ def detector(
     shapes = {"pixels": [1, 3, *SIZE], **inputs}
     if outputs == "queries":
         made = [(logits, "logits", [1, QUERIES, classes]), (boxes, "boxes_out", [1, QUERIES, 4])]
+    elif outputs in ("scored", "detections", "pixels"):
+        made = [(_rows(n, outputs, logits, boxes, classes), "rows", [1, QUERIES, None])]
     else:
         scores = n.op("ReduceMax", n.op("Sigmoid", logits), axes=[2], keepdims=0)
         labels = n.op("ArgMax", logits, axis=2, keepdims=0)
@@ -56,7 +58,8 @@ def detector(
         ]
         shapes["target_sizes"] = [1, 2]
     for value, name, _ in made:
-        n.nodes.append(helper.make_node("Identity", [value], [name]))
+        if value != name:
+            n.nodes.append(helper.make_node("Identity", [value], [name]))
     kinds = {"labels": TensorProto.INT64, "target_sizes": TensorProto.INT64}
     graph = helper.make_graph(
         n.nodes,
@@ -65,6 +68,27 @@ def detector(
         [helper.make_tensor_value_info(name, kinds.get(name, 1), size) for _, name, size in made],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+
+
+def _rows(n: Nodes, kind: str, logits: str, boxes: str, classes: int) -> str:
+    """One output as ultralytics' exporters write it: of all scores, or of the best ones' boxes."""
+    boxes = n.op(
+        "Squeeze", n.op("Concat", n.op("Unsqueeze", boxes, n.const([0])), axis=0), n.const([0])
+    )
+    scores = n.op("Sigmoid", logits)
+    parts = [boxes, scores]
+    if kind != "scored":
+        best, index = n.op("TopK", n.op("Flatten", scores), n.const([QUERIES]), outputs=2, axis=1)
+        query = n.op("Div", index, n.const(classes))
+        label = n.op("Sub", index, n.op("Mul", query, n.const(classes)))
+        four = n.op("Expand", n.op("Unsqueeze", query, n.const([2])), n.const([1, QUERIES, 4]))
+        found = n.op("GatherElements", boxes, four, axis=1)
+        if kind == "pixels":  # as YOLO's exporters write it
+            found = n.op("Mul", found, n.const(48.0, np.float32))
+        label = n.op("Cast", n.op("Unsqueeze", label, n.const([2])), to=TensorProto.FLOAT)
+        parts = [found, n.op("Unsqueeze", best, n.const([2])), label]
+    n.nodes.append(helper.make_node("Concat", parts, ["rows"], axis=-1))
+    return "rows"
 
 
 def written(folder: Path, model: ModelProto, classes: int = CLASSES) -> list[str]:
@@ -86,6 +110,8 @@ READINGS: dict[str, tuple[Callable[[], ModelProto], list[str], str]] = {
     ),
     "fewer": (detector, ["--pixels", "unit", "--detections", "2"], "sigmoid"),
     "ready": (lambda: detector("ready"), ["--pixels", "unit"], "sigmoid"),
+    "scored-rows": (lambda: detector("scored"), ["--pixels", "unit"], "sigmoid"),
+    "detection-rows": (lambda: detector("detections"), ["--pixels", "unit"], "sigmoid"),
 }
 
 
@@ -149,6 +175,12 @@ MISTAKES: dict[str, tuple[Callable[[], ModelProto], list[str], str]] = {
     "another-size": (detector, ["--size", "64x48"], "adopt-input"),
     "tiny": (detector, ["--size", "4x4"], "size-form"),
     "more-inputs": (lambda: detector(mask=[1, *SIZE]), [], "adopt-input"),
+    "softmax-of-rows": (
+        lambda: detector("scored", CLASSES + 1),
+        ["--scores", "softmax"],
+        "adopt-scores",
+    ),
+    "rows-in-pixels": (lambda: detector("pixels"), [], "adopt-output"),
     "scores-of-scores": (lambda: detector("ready"), ["--scores", "sigmoid"], "adopt-scores"),
 }
 
