@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from bench.report.model import Example, Picture, Report
-from detr.data.dataset import Dataset
+from detr.data.dataset import Dataset, Labels
 from detr.data.draw import draw
 from detr.data.value_range import to_bytes
 from detr.errors import UserError
+from detr.masks import Mask
 from detr.metrics.confusion import Mistake, worst
 from detr.types import Detections, ImageArray
 
@@ -36,21 +37,47 @@ def example(
     small = np.asarray(
         Image.fromarray(to_bytes(image, None)).resize(size, Image.Resampling.LANCZOS)
     )
-    truth = dataset.labels(i)
+    truth = _truth(dataset, i, any(found.masks is not None for _, found in models))
     boxes = np.concatenate([truth.boxes, truth.ignore]) * scale
     labels = np.concatenate([truth.labels, np.full(len(truth.ignore), -1)])
+    masks = _scaled(truth.masks, image, small)
+    if masks is not None:
+        masks += [None] * len(truth.ignore)
     pictures = [
         Picture(
             title="ground truth",
             boxes=len(truth.labels),
-            uri=_jpeg(draw(small, boxes, labels, names)),
+            uri=_jpeg(draw(small, boxes, labels, names, masks=masks)),
         )
     ]
     for name, detections in models:
         found = detections.above(Report.model_fields["score_threshold"].default)
-        drawn = draw(small, found.boxes * scale, found.labels, names, found.scores)
+        masks = _scaled(found.masks, image, small)
+        drawn = draw(small, found.boxes * scale, found.labels, names, found.scores, masks)
         pictures.append(Picture(title=name, boxes=len(found), uri=_jpeg(drawn)))
     return Example(title=dataset.image_path(i).name, pictures=pictures)
+
+
+def _truth(dataset: Dataset, i: int, masks: bool) -> Labels:
+    """With masks where a model finds some, unless the labels have none."""
+    if masks:
+        try:
+            return dataset.labels_with_masks(i)
+        except UserError as error:
+            if not error.code.startswith("mask-"):
+                raise
+    return dataset.labels(i)
+
+
+def _scaled(
+    masks: Sequence[Mask] | None, image: ImageArray, small: ImageArray
+) -> list[Mask | None] | None:
+    """Masks of an image at the size at which it is shown."""
+    if masks is None:
+        return None
+    size = (small.shape[0], small.shape[1])
+    ratio = (size[0] / image.shape[0], size[1] / image.shape[1])
+    return [mask.moved(ratio, (0, 0), size) for mask in masks]
 
 
 def mistake_pictures(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -132,12 +133,15 @@ def benchmark_artifacts(
     images = _detect(artifacts, dataset, indices, keep=shown | timed)
 
     aps = [coco_ap.evaluate(dataset, a.detections, indices, accuracy) for a in artifacts]
+    mask_aps = [_mask_ap(artifact, dataset, indices, accuracy) for artifact in artifacts]
     if note := aps[0].note():
         click.echo(f"{data}: {note}", err=True)
     timings = time_in_turns(artifacts, [images[i] for i in sorted(timed)], iterations)
     rows = [
-        _row(artifact, dataset, indices, ap, latency, environment)
-        for artifact, ap, latency, environment in zip(artifacts, aps, *timings, strict=True)
+        _row(artifact, dataset, indices, ap, mask_ap, latency, environment)
+        for artifact, ap, mask_ap, latency, environment in zip(
+            artifacts, aps, mask_aps, *timings, strict=True
+        )
     ]
     reference = reference_name(rows)
     base = next(row for row in rows if row.name == reference)
@@ -194,6 +198,7 @@ def _row(
     dataset: Dataset,
     indices: Sequence[int],
     ap: CocoAp,
+    masks: CocoAp | None,
     latency: Latency,
     environment: Environment,
 ) -> ReportRow:
@@ -212,10 +217,28 @@ def _row(
         checkpoint_sha256=artifact.checkpoint_sha256,
         coco=ap,
         kitti=_kitti(artifact, dataset, indices),
+        masks=masks,
         latency=latency,
         threads=artifact.threads,
         environment=environment,
     )
+
+
+def _mask_ap(
+    artifact: Artifact, dataset: Dataset, indices: Sequence[int], accuracy: Accuracy
+) -> CocoAp | None:
+    """AP of masks where the artifact finds some; if the labels have none, that is said."""
+    if all(found.masks is None for found in artifact.detections):
+        return None
+    try:
+        return coco_ap.evaluate(
+            dataset, artifact.detections, indices, replace(accuracy, overlap="segm")
+        )
+    except UserError as error:
+        if not error.code.startswith("mask-"):
+            raise
+        click.echo(f"{artifact.name}: masks are not scored: {error.message}", err=True)
+        return None
 
 
 def _kitti(artifact: Artifact, dataset: Dataset, indices: Sequence[int]) -> kitti_ap.KittiAp | None:

@@ -126,6 +126,17 @@ def encode(pixels: Pixels) -> Rle:
     return _named(_codec().encode(np.asfortranarray(pixels.astype(np.uint8))))
 
 
+def of_box(box: tuple[float, float, float, float]) -> Polygons:
+    """A box x0 y0 x1 y1 as a mask."""
+    x0, y0, x1, y1 = box
+    return Polygons((np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]),))
+
+
+def intersection(one: Rle, other: Rle) -> Rle:
+    """The pixels that two masks of one size have in common."""
+    return _named(_codec().merge([one.to_json(), other.rle(one.size).to_json()], 1))
+
+
 def from_counts(counts: list[int], size: Size) -> Rle:
     """Run lengths from counts that are not packed; they add up to the pixels of the size."""
     height, width = size

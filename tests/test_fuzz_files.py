@@ -31,6 +31,7 @@ from detr.data.check import check
 from detr.data.images import read_header, read_image
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
+from detr.masks import encode
 from detr.model_info import ModelInfo, read_model_info
 from detr.models.tensors import match_tensors, read_tensors
 from distill.recipe import load_recipe, shipped
@@ -242,6 +243,32 @@ def test_coco_results(folder: Path, labeled: Dataset, draw: st.DataObject) -> No
         found = answer(lambda protocol=protocol: score(path, labeled, protocol))
         if found is not None and found.coco is not None:
             assert 0 <= found.coco.ap <= 1 and math.isfinite(found.coco.ap)
+
+
+MASKED = [
+    {**RESULTS[0], "segmentation": {"size": [60, 100], "counts": [1220, 20, 40, 20, 4700]}},
+    {**RESULTS[1], "segmentation": [[10, 20, 30, 20, 30, 40]]},
+    {**RESULTS[2], "segmentation": encode(np.eye(60, 100, dtype=np.bool_)).to_json()},
+]
+
+
+@FUZZ
+@given(draw=st.data())
+def test_masks_of_results(folder: Path, draw: st.DataObject) -> None:
+    labels, path = folder / "masks.json", folder / "results.json"
+    row = {"category_id": 1, "bbox": [10, 20, 20, 20], "segmentation": MASKED[1]["segmentation"]}
+    document = {
+        "images": [
+            {"id": k, "file_name": f"{k}.png", "width": SIZE[0], "height": SIZE[1]} for k in (0, 1)
+        ],
+        "annotations": [{**row, "id": k + 1, "image_id": k} for k in (0, 1)],
+        "categories": [{"id": k, "name": "ab"[k - 1]} for k in (1, 2)],
+    }
+    labels.write_text(text_of(document))
+    path.write_text(text_of(changed(MASKED, draw)))
+    found = answer(lambda: score(path, open_dataset(f"coco:{labels}")))
+    if found is not None and found.masks is not None:
+        assert 0 <= found.masks.ap <= 1 and math.isfinite(found.masks.ap)
 
 
 @FUZZ

@@ -23,6 +23,7 @@ def render_markdown(report: Report) -> str:
         *_grid(report),
         _results(report),
         *_at_ious(report),
+        *_masks(report),
         "## AP per class",
         _per_class(report),
     ]
@@ -88,6 +89,20 @@ def _at_ious(report: Report) -> list[str]:
         found = row.coco.at_iou or {}
         rows.append([row.name, *(percent(found.get(iou)) for iou in ious)])
     return [table(["AP at IoU", *ious], rows)]
+
+
+def _masks(report: Report) -> list[str]:
+    """AP of masks, where somebody finds some."""
+    rows = [
+        [
+            row.name,
+            *map(percent, (ap.ap, ap.ap50, ap.ap75, ap.ap_small, ap.ap_medium, ap.ap_large, ap.ar)),
+            percent(row.coco.ap),
+        ]
+        for row in report.rows if (ap := row.masks) is not None
+    ]  # fmt: skip
+    head = ["masks", "AP", "AP50", "AP75", "AP S", "AP M", "AP L", "AR", "AP of boxes"]
+    return [table(head, rows)] if rows else []
 
 
 def _results(report: Report) -> str:

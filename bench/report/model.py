@@ -73,6 +73,7 @@ class ReportRow(BaseModel):
             bundle exported twice, is one training.
         coco: COCO AP on the report's data.
         kitti: KITTI AP, where the data is KITTI.
+        masks: COCO AP of masks, where the artifact finds some and the data has them.
         latency: Engine only and end to end.
         threads: Of the engine, where the user said how many.
         speed: Relative to the reference, where both were timed in turns.
@@ -96,6 +97,7 @@ class ReportRow(BaseModel):
     checkpoint_sha256: str | None = None
     coco: CocoAp
     kitti: KittiAp | None = None
+    masks: CocoAp | None = None
     latency: Latency
     threads: int | None = None
     speed: Speed | None = None
@@ -323,6 +325,9 @@ def _flat(row: ReportRow, data: str) -> dict[str, object]:
         record[key] = getattr(row.coco, key)
     for iou, ap in (row.coco.at_iou or {}).items():
         record[f"ap_at_{iou}"] = ap
+    if row.masks is not None:
+        for key in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar"):
+            record[f"mask_{key}"] = getattr(row.masks, key)
     for name, kitti in (row.kitti.per_class if row.kitti else {}).items():
         for level in ("easy", "moderate", "hard"):
             result = getattr(kitti, level)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from detr.data.dataset import Annotation, Dataset
-from detr.masks import Polygons
+from detr.masks import of_box
 
 
 def annotation_rows(
@@ -61,7 +59,7 @@ def coco_ground_truth(dataset: Dataset, masks: bool = False) -> dict[str, Any]:
             }
         )
         if masks:
-            mask = _box_as_mask(row) if row.mask is None else row.mask()
+            mask = of_box(row.box) if row.mask is None else row.mask()
             annotations[-1]["segmentation"] = mask.to_json()
     images: list[dict[str, Any]] = [{"id": dataset.image_id(i)} for i in range(len(dataset))]
     if masks:
@@ -74,8 +72,3 @@ def coco_ground_truth(dataset: Dataset, masks: bool = False) -> dict[str, Any]:
             {"id": c, "name": n} for c, n in zip(classes.category_ids, classes.names, strict=True)
         ],
     }
-
-
-def _box_as_mask(row: Annotation) -> Polygons:
-    x0, y0, x1, y1 = row.box
-    return Polygons((np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]),))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from detr.data.box_rules import TOLERANCE, left_out
 from detr.data.dataset import Annotation, Box, Scan
 from detr.errors import UserError
-from detr.masks import Rle, Size
+from detr.masks import Rle, Size, intersection, of_box
 
 # Objects may be hidden in large part, and boxes may tell their whole size. But what is seen of an
 # object lies in its box: of a mask this share may be outside, a box may be so much larger.
@@ -76,11 +76,8 @@ def _disagreement(annotation: Annotation, seen: Rle) -> UserError | None:
     a0, b0, a1, b1 = seen.box
     told = f"{annotation.where}: box [{x0:g}, {y0:g}, {x1:g}, {y1:g}]"
     if a0 < x0 - TOLERANCE or b0 < y0 - TOLERANCE or a1 > x1 + TOLERANCE or b1 > y1 + TOLERANCE:
-        height, width = seen.size
-        left, top = (max(0, round(v - TOLERANCE)) for v in (x0, y0))
-        right, bottom = min(width, round(x1 + TOLERANCE)), min(height, round(y1 + TOLERANCE))
-        within = int(seen.pixels()[top:bottom, left:right].sum()) if right > 0 < bottom else 0
-        share = 1 - within / seen.area
+        around = (x0 - TOLERANCE, y0 - TOLERANCE, x1 + TOLERANCE, y1 + TOLERANCE)
+        share = 1 - intersection(seen, of_box(around).rle(seen.size)).area / seen.area
         if share > _OUTSIDE:
             return UserError("mask-box", f"{told} and mask disagree: {share:.0%} lie outside")
     filled = (a1 - a0) * (b1 - b0) / ((x1 - x0) * (y1 - y0))

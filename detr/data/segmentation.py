@@ -14,6 +14,8 @@ from detr.masks import Mask, Polygons, Rle, Size, from_counts, unpack
 # In sizes of the image: a corner farther outside is no annotator's, and filling takes the time that
 # an outline is long.
 _FAR = 10
+# Pixels of an image: COCO's codes count them in 32 bits.
+_MOST = 2**31
 
 
 def read_segmentation(value: Any, size: Size, where: str) -> Mask:
@@ -28,6 +30,8 @@ def read_segmentation(value: Any, size: Size, where: str) -> Mask:
         UserError: ``mask-format`` where it is none of the three forms, ``mask-size`` where it is
             for an image of another size.
     """
+    if size[0] * size[1] >= _MOST:
+        raise UserError("mask-size", f"{where}: an image of {size[1]}x{size[0]} is too large")
     try:
         return polygons(value, size) if isinstance(value, list) else _run_lengths(value, size)
     except FieldError as error:

@@ -1,17 +1,21 @@
 """Bundles of all models of an elastic run, and the command that chooses among them.
 
-Exporting is ``detr export``'s and measuring ``detr bench``'s, each in a process of its own: there
-is one gate and one way of measuring, and the rooms do not know each other.
+Exporting is ``detr export``'s and measuring ``detr bench``'s, asked for as command lines: there is
+one gate and one way of measuring, and the rooms do not know each other. Exports follow one another
+in this process, which has torch loaded; measuring gets one of its own.
 """
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
+import click
+
+from detr.cli import main
 from detr.cli_support import progress
 from detr.errors import GateError, UserError
 from detr.files import output_folder, sha256
@@ -21,11 +25,16 @@ from distill.recipe import load_recipe
 from engines.bundle import is_bundle
 from engines.oriented import open_bundles
 
-# Runs ``detr`` with these arguments and returns its exit status.
-Call = Callable[[Sequence[str]], int]
+
+def _detr(arguments: Sequence[str]) -> None:
+    # Standard output is the choice's; what an export says goes where progress goes.
+    with redirect_stdout(sys.stderr):
+        main.main(list(arguments), prog_name="detr", standalone_mode=False)
 
 
-def export_all(run: Path, data: str, out: Path, call: Call | None = None) -> list[Path]:
+def export_all(
+    run: Path, data: str, out: Path, call: Callable[[Sequence[str]], None] = _detr
+) -> list[Path]:
     """Exports every model of an elastic run, each compared with torch on images of ``data``.
 
     A bundle that was made of the same weights before is kept.
@@ -34,15 +43,14 @@ def export_all(run: Path, data: str, out: Path, call: Call | None = None) -> lis
         run: Directory of a run of ``distill elastic``.
         data: Data set specification.
         out: Gets ``models/NAME.safetensors`` and ``bundles/NAME.bundle``.
-        call: Runs ``detr``.
+        call: Runs ``detr`` with these arguments.
 
     Returns:
         The bundles; those that the gate rejects are said and left out.
 
     Raises:
-        UserError: ``fit-run`` for a run that is none of ``distill elastic``, ``fit-export`` where
-            an export fails, ``fit-rejected`` where the gate rejects all of them, and what reading
-            the run raises.
+        UserError: ``fit-run`` for a run that is none of ``distill elastic``, ``fit-rejected`` where
+            the gate rejects all of them, and what reading the run and exporting raise.
     """
     choices = choices_of(run)
     for folder in (out / "models", out / "bundles"):
@@ -57,12 +65,11 @@ def export_all(run: Path, data: str, out: Path, call: Call | None = None) -> lis
             bundles.append(bundle)
             continue
         command = ["export", "onnx", str(weights), "--out", str(bundle), "--data", data]
-        status = (call or _detr)(command)
-        if status == GateError.exit_status:
+        try:
+            call(command)
+        except GateError as error:
+            click.echo(f"left out: {error.message}", err=True)
             continue
-        if status != 0:
-            line = shlex.join(["detr", *command])
-            raise UserError("fit-export", f"{run}: {line} failed (see above)")
         bundles.append(bundle)
     if not bundles:
         raise UserError("fit-rejected", f"{run}: the gate rejects every export (see above)")
@@ -89,7 +96,7 @@ def measure(
     out: Path,
     options: Mapping[str, str],
     as_json: bool,
-    call: Call | None = None,
+    call: Callable[[Sequence[str]], int] | None = None,
 ) -> None:
     """Measures the bundles of :func:`export_all` and chooses; what is printed is the choice.
 
@@ -98,7 +105,7 @@ def measure(
         out: Gets ``fit.json``, ``fit.svg`` and the report.
         options: Of ``detr bench fit``.
         as_json: Print it as JSON.
-        call: Runs ``detr``.
+        call: Runs ``detr`` with these arguments and returns its exit status.
 
     Raises:
         SystemExit: With the exit status of ``detr bench fit``, which has said why.
@@ -115,12 +122,6 @@ def _made_of(bundle: Path, weights: Path) -> bool:
     if not is_bundle(bundle):
         return False
     return all(one.info.source.sha256 == sha256(weights) for one in open_bundles(bundle))
-
-
-def _detr(arguments: Sequence[str]) -> int:
-    # Standard output is the choice's; what the exports say goes where progress goes.
-    command = [sys.executable, "-m", "detr", *arguments]
-    return subprocess.run(command, stdout=sys.stderr, check=False).returncode
 
 
 def _printing(arguments: Sequence[str]) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from tests.fuzzing import FUZZ, NUMBER, changed, row_of
 
 SIZE = (100, 60)
 
-COCO = {
+COCO: dict[str, Any] = {
     "images": [
         {"id": 1, "file_name": "a.png", "width": 100, "height": 60},
         {"id": "b", "file_name": "b.png", "width": 100, "height": 60},
@@ -34,6 +35,14 @@ COCO = {
         {"id": 3, "image_id": "b", "category_id": 2, "bbox": [90, 9, 30, 9], "iscrowd": 0},
     ],
     "categories": [{"id": 1, "name": "car"}, {"id": 2, "name": "person", "supercategory": "x"}],
+}
+MASKS: dict[str, Any] = {
+    **COCO,
+    "annotations": [
+        {**COCO["annotations"][0], "segmentation": [[5, 6, 25, 6, 25, 36], [6, 7, 9, 7, 9, 30]]},
+        {**COCO["annotations"][2], "segmentation": {"size": [60, 100], "counts": [5409, 9, 582]}},
+        {**COCO["annotations"][1], "segmentation": {"size": [60, 100], "counts": "o03TkT1"}},
+    ],
 }
 BDD = [
     {"name": "a.png", "labels": [
@@ -76,14 +85,14 @@ def root() -> Any:
         yield folder
 
 
-def one_answer(open_it: Callable[[], Dataset]) -> None:
+def one_answer(open_it: Callable[[], Dataset], masks: bool = False) -> None:
     """A UserError or one count of objects, whoever counts."""
     try:
         dataset = open_it()
     except UserError as error:
         assert "\n" not in error.message
         return
-    found = inspect(dataset)
+    found = inspect(dataset, masks=masks)
     for finding in found.findings:
         assert "\n" not in finding.message
     if not len(dataset):
@@ -91,8 +100,8 @@ def one_answer(open_it: Callable[[], Dataset]) -> None:
         return
     stopped = []
     for work in (
-        lambda: sum(len(dataset.labels(i).boxes) for i in range(len(dataset))),
-        lambda: sum(not a["iscrowd"] for a in coco_ground_truth(dataset)["annotations"]),
+        lambda: sum(learned(dataset, i, masks) for i in range(len(dataset))),
+        lambda: sum(not a["iscrowd"] for a in coco_ground_truth(dataset, masks)["annotations"]),
     ):
         try:
             assert work() == found.objects
@@ -101,6 +110,28 @@ def one_answer(open_it: Callable[[], Dataset]) -> None:
             stopped.append(True)
     labels = {e.code for e in found.errors} - {"no-ground-truth", "image-size", "image-missing"}
     assert stopped == [bool(labels)] * 2, found.errors
+
+
+def learned(dataset: Dataset, i: int, masks: bool) -> int:
+    """Objects of an image, those whose masks have no pixel too."""
+    if not masks:
+        return len(dataset.labels(i).boxes)
+    labels, warnings = dataset.labels_with_masks(i), dataset.scan_with_masks(i).warnings
+    assert labels.masks is not None and len(labels.masks) == len(labels.boxes)
+    assert all(mask.rle(dataset.image_size(i)).area for mask in labels.masks)
+    return len(labels.boxes) + sum(w.code == "mask-empty" for w in warnings)
+
+
+@pytest.mark.slow
+@FUZZ
+@given(draw=st.data())
+def test_masks(root: Path, draw: st.DataObject) -> None:
+    document = copy.deepcopy(MASKS)
+    for row in draw.draw(st.lists(st.sampled_from(document["annotations"]), min_size=1)):
+        row["segmentation"] = changed({"of": row["segmentation"]}, draw).get("of")
+    path = root / "annotations/instances_val2017.json"
+    path.write_text(json.dumps(document), errors="surrogatepass")
+    one_answer(lambda: open_dataset(f"coco:{root}:val"), masks=True)
 
 
 @pytest.mark.slow

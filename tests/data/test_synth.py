@@ -186,7 +186,8 @@ def test_coco_files_have_the_masks_and_kitti_files_have_none(tmp_path: Path) -> 
         generate(tmp_path / form, 4, SIZE, 5, form)
     data = open_dataset(f"coco:{tmp_path / 'coco'}:train")
     for i in range(len(data)):
-        objects = [o for o in render(SIZE, 5, data.image_id(i) - 1).objects if o.type != "DontCare"]
+        scene_of = int(data.image_id(i)) - 1
+        objects = [o for o in render(SIZE, 5, scene_of).objects if o.type != "DontCare"]
         masks = data.labels_with_masks(i).masks
         assert masks is not None and data.scan_with_masks(i).warnings == []
         for mask, one in zip(masks, objects, strict=True):

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from detr.errors import UserError
+from detr.models import build_detector
 from detr.models.extract import extract_layers
 from detr.models.share import FirstRows, within
+from detr.presets import FAMILIES
 
 KINDS = ["plain", "refine", "two_stage", "dino", "dino_shared"]
 
@@ -22,6 +24,22 @@ def test_a_view_is_what_is_cut_out(kind, make, batch):
     with torch.no_grad():
         for got, want in zip(view(*batch), copy(*batch), strict=True):
             assert torch.equal(got, want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_view_of_every_family_is_what_is_cut_out(family, small_preset):
+    torch.manual_seed(0)
+    config = small_preset(family, **{"encoder.layers": 2, "decoder.layers": 3})
+    whole = build_detector(config).eval()
+    encoder = 1 if config.encoder.nested else 2
+    queries = config.queries.number - 2
+    view = within(whole, encoder, 2, queries)
+    copy = extract_layers(whole, range(encoder), [0, 1], queries)
+    images, valid = torch.randn(1, 3, 64, 96), torch.tensor([[64.0, 90.0]])
+    with torch.no_grad():
+        ours, theirs = view(images, valid, valid), copy(images, valid, valid)
+    assert all(torch.equal(got, want) for got, want in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["plain", "dino"])
