@@ -321,9 +321,11 @@ def side_losses(
             masks=masks,
         )
         losses |= weighted("denoising", parts, weights, weights.denoising)
-        told = OwnMatches(given, given.at(0), None, False)
-        found = edge_losses("denoising", noisy, targets, told, divisor, weights)
-        losses |= {key: weights.denoising * value for key, value in found.items()}
+        if noisy.first is not None:
+            # Taking a layer's matches apart waits for the device, so only where it is of use.
+            told = OwnMatches(given, given.at(0), None, False)
+            found = edge_losses("denoising", noisy, targets, told, divisor, weights)
+            losses |= {key: weights.denoising * value for key, value in found.items()}
     return losses
 
 

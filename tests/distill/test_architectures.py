@@ -39,8 +39,14 @@ TARGETS = [
         torch.tensor([[0.3, 0.4, 0.2, 0.2], [0.7, 0.6, 0.3, 0.5]]),
         torch.tensor([0, 2]),
         torch.zeros(0, 4),
+        torch.rand(2, 64, 96, generator=torch.Generator().manual_seed(2)) > 0.5,
     ),
-    Target(torch.tensor([[0.5, 0.5, 0.4, 0.3]]), torch.tensor([1]), torch.zeros(0, 4)),
+    Target(
+        torch.tensor([[0.5, 0.5, 0.4, 0.3]]),
+        torch.tensor([1]),
+        torch.zeros(0, 4),
+        torch.rand(1, 64, 96, generator=torch.Generator().manual_seed(3)) > 0.5,
+    ),
 ]
 
 

@@ -35,6 +35,7 @@ PRESETS = {
     "coco-dino-r50": "dino-mmdet-r50",
     "coco-dino-swin-l": "dino-mmdet-swin-l",
     "coco-h-deformable-r50": "h-deformable-detr-r50",
+    "coco-mask-dino-r50-12e": "mask-dino-r50",
     "coco-od-dab-deformable-r50": "dab-deformable-detr-r50",
     "coco-od-deformable-r50": "deformable-detr-shared-r50",
     "coco-od-dino-5s-r50": "dino-official-5scale-r50",
@@ -50,9 +51,10 @@ PRESETS = {
     "coco-stable-dino-swin-l-12e": "stable-dino-swin-l",
     "coco-stable-dino-swin-l-24e": "stable-dino-swin-l",
     "coco-stable-h-deformable-r50": "h-deformable-detr-r50",
+    "coco-stable-mask-dino-r50-12e": "stable-mask-dino-r50",
 }
 # Small detectors of our own, from random weights.
-OWN = {"demo-student", "demo-student-narrow", "demo-teacher", "kitti-small"}
+OWN = {"demo-elastic", "demo-student", "demo-student-narrow", "demo-teacher", "kitti-small"}
 # Stable-DINO's further baselines were trained with detrex, which freezes a ResNet's stem alone.
 DETREX = {"backbone.frozen_stages": 1}
 PORTS = {
@@ -95,6 +97,9 @@ def test_images_have_the_papers_sizes(name: str) -> None:
     recipe = loaded(name)
     if name.startswith(("coco-rtdetr-", "coco-dfine-")):
         assert recipe.input.size == (640, 640) and recipe.input.short is None
+        return
+    if "mask-dino" in name:
+        assert recipe.input.size == (1024, 1024) and recipe.input.short is None
         return
     assert (recipe.input.short, recipe.input.long) == (800, 1333)
     if name.startswith("coco-"):

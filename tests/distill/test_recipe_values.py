@@ -29,6 +29,7 @@ from detr.models import build_detector
 from detr.presets import FAMILIES
 from distill.data.augment import augment
 from distill.distributed import join
+from distill.elastic.choices import ElasticRecipe
 from distill.methods import METHODS, parse_methods
 from distill.recipe import Recipe, load_recipe
 from distill.training.accumulate import images_per_process
@@ -100,7 +101,7 @@ def bases(small_preset: Callable[..., DetectorConfig]) -> list[Recipe]:
                 }
             )
         )
-    return found
+    return [*found, found[0].model_copy(update={"elastic": ElasticRecipe(drawn=2)})]
 
 
 def test_the_bases_have_every_part(bases: list[Recipe]) -> None:

@@ -218,10 +218,22 @@ def test_rt_detr(case):
                 images((side, side), sizes), torch.tensor(sizes, dtype=torch.float32)
             )
             output = detector.decode(memory, detector.queries(memory))[0]
-        assert_close(output.logits, golden[f"logits_{i}"])
-        assert_close(output.boxes, golden[f"boxes_{i}"])
+        agree = assert_close_but_for_ties if discrete else assert_close
+        agree(output.logits, golden[f"logits_{i}"])
+        agree(output.boxes, golden[f"boxes_{i}"])
         spread = golden[f"logits_{i}"][-1].std(1).mean(), golden[f"boxes_{i}"][-1].std(1).mean()
         assert min(spread) > 1e-2, "queries that all say the same prove nothing"
+
+
+def assert_close_but_for_ties(found, expected):
+    """Whole cells are sampled: one in the middle of two is a processor's choice of rounding.
+
+    One query of an image, at most, may have such a sample and be a little off.
+    """
+    found, expected = torch.stack(list(found)), torch.from_numpy(expected)
+    off = ((found - expected).abs() > 1e-4).any(-1).any(0)
+    assert int(off.sum(-1).max()) <= 1
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("case", sorted(p.stem for p in (GOLDEN / "d_fine").glob("*.npz")))

@@ -209,7 +209,7 @@ def test_the_command_trains_and_every_choice_is_a_model(elastic: Recipe, tmp_pat
     assert not any(key.startswith("ap") for key in info.provenance)
     state = opened(elastic.replace(steps=2), run)
     assert state.val is not None
-    assert 0 <= measure_ap(detector, state.val, info.preprocess).ap <= 1
+    assert 0 <= measure_ap(detector, state.val, info.preprocess).boxes.ap <= 1
     whole, _ = load_model(run)
     view = within(whole, 1, 1, 6)
     images = torch.rand(1, 3, *SMALL)

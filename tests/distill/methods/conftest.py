@@ -185,19 +185,19 @@ def reached() -> Callable[..., set[str]]:
 
 
 @pytest.fixture()
-def kind(request: pytest.FixtureRequest) -> str:
+def query_kind(request: pytest.FixtureRequest) -> str:
     """What student and teacher are: with distributions for a method that compares these."""
     parameters = getattr(getattr(request.node, "callspec", None), "params", {})
     return "edges" if str(parameters.get("name")).startswith("go_lsd") else "mixed"
 
 
 @pytest.fixture()
-def teacher(build: BuildDetector, kind: str) -> Detector:
+def teacher(build: BuildDetector, query_kind: str) -> Detector:
     """A frozen teacher, other weights than :func:`student`."""
-    return build(seed=1, query=kind).eval().requires_grad_(False)
+    return build(seed=1, query=query_kind).eval().requires_grad_(False)
 
 
 @pytest.fixture()
-def student(build: BuildDetector, kind: str) -> Detector:
+def student(build: BuildDetector, query_kind: str) -> Detector:
     """A student in training mode, shaped like the teacher."""
-    return build(seed=2, query=kind).train()
+    return build(seed=2, query=query_kind).train()

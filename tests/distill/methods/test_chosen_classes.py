@@ -30,17 +30,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_losses_are_those_of_a_teacher_cut_by_hand(
     name: str,
     columns: tuple[int, ...],
+    query_kind: str,
     build: Callable[..., Detector],
     take_step: Callable[..., Step],
     method: Callable[..., Method],
 ) -> None:
-    wide = build(1, num_classes=OUTPUTS).eval()
+    wide = build(1, query_kind, num_classes=OUTPUTS).eval()
     rest = torch.tensor([i for i in range(OUTPUTS) if i not in columns])
     with torch.no_grad():
         # No token proposes for the sake of a class that is cut off.
         wide.source.proposals.class_head.weight[rest] = 0
         wide.source.proposals.class_head.bias[rest] = -50
-    cut = build(2, num_classes=len(columns)).eval()
+    cut = build(2, query_kind, num_classes=len(columns)).eval()
     rows = torch.tensor(columns)
     tensors = {
         key: x[rows] if "class_head" in key or "label_embedding" in key else x
@@ -50,7 +51,7 @@ def test_losses_are_those_of_a_teacher_cut_by_hand(
     chosen = ChosenClasses(wide, columns, 100).eval()
 
     def losses(teacher: Any) -> dict[str, torch.Tensor]:
-        student = build(3, num_classes=len(columns)).train()
+        student = build(3, query_kind, num_classes=len(columns)).train()
         torch.manual_seed(4)
         tested = method(name, student, teacher, **OPTIONS.get(name, {}))
         step = take_step(student, teacher, [tested])
