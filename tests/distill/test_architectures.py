@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -33,19 +34,29 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "fusion u": ("deformable-detr-refine", {"encoder.fusion": "u", "encoder.layers": 3}),
     **{name: ("deformable-detr", {"backbone": backbone}) for name, backbone in BACKBONES.items()},
 }
+
+
+def filled(boxes: Sequence[tuple[int, int, int, int]]) -> torch.Tensor:
+    """Masks ``[G, 64, 96]`` of whole boxes x0 x1 y0 y1."""
+    masks = torch.zeros(len(boxes), 64, 96, dtype=torch.bool)
+    for mask, (left, right, top, bottom) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = True
+    return masks
+
+
 CASES = {**{family: (family, {}) for family in FAMILIES}, **OPTIONS}
 TARGETS = [
     Target(
         torch.tensor([[0.3, 0.4, 0.2, 0.2], [0.7, 0.6, 0.3, 0.5]]),
         torch.tensor([0, 2]),
         torch.zeros(0, 4),
-        torch.rand(2, 64, 96, generator=torch.Generator().manual_seed(2)) > 0.5,
+        filled([(19, 38, 19, 32), (53, 81, 22, 54)]),
     ),
     Target(
         torch.tensor([[0.5, 0.5, 0.4, 0.3]]),
         torch.tensor([1]),
         torch.zeros(0, 4),
-        torch.rand(1, 64, 96, generator=torch.Generator().manual_seed(3)) > 0.5,
+        filled([(29, 67, 22, 42)]),
     ),
 ]
 

@@ -85,7 +85,8 @@ def carried_over(edges: Tensor, theirs: FirstBoxes, ours: FirstBoxes, temperatur
     """
     probabilities = (float32(edges) / temperature).softmax(-1)
     places, their_places = (
-        edge_places(first.refinement).to(edges.device) for first in (ours, theirs)
+        edge_places(first.refinement).to(edges.device, non_blocking=True)
+        for first in (ours, theirs)
     )
     mine, other = float32(ours.boxes), float32(theirs.boxes)
     scale = ours.refinement.curvature

@@ -41,6 +41,9 @@ BUDGET: dict[str, dict[str, int]] = {
     "detrdistill": {"read": 6, "shape": 3},
     "fitnet": PLAIN,
     "fgd": PLAIN,
+    # Layers' matches are counted one by one, and their union taken.
+    "go_lsd": {"read": 7, "shape": 5},
+    "go_lsd_teacher": {"read": 7, "shape": 4},
     "mgd": PLAIN,
     "od_detr": {"read": 6, "shape": 4},
     "qskd": {"read": 12, "shape": 10},
