@@ -244,6 +244,8 @@ class Recipe(Strict):
             raise ValueError("start_classes: there is no start whose classes have other names")
         if self.loss.edges and self.detector.decoder.refinement.distribution is None:
             raise ValueError("loss.edges: is for decoder.refinement: distribution")
+        if self.detector.heads.masks is None and self.loss.of_masks:
+            raise ValueError(f"loss.{self.loss.of_masks[0]}: is for a detector with heads.masks")
         outside = self.teacher is not None and self.teacher.startswith("hf:")
         if outside and self.inherit:
             raise ValueError("inherit: a detector of another library has no weights to start from")

@@ -74,6 +74,8 @@ def fit(
 ) -> tuple[Fit, Report]:
     """Measures bundles one after the other and chooses the best within a budget.
 
+    One is in memory at a time: there may be dozens, on a device with little memory.
+
     Args:
         models: Bundles.
         engine: Runtime.
@@ -87,7 +89,9 @@ def fit(
     Raises:
         UserError: What :func:`bench.sweep.sweep` raises.
     """
-    report = sweep(models, [engine], data, limit, iterations, commands, threads=threads)
+    report = sweep(
+        models, [engine], data, limit, iterations, commands, threads=threads, together=False
+    )
     report.title, report.budget = f"Candidates for {ms:g} ms", PerformanceBudget(ms=ms)
 
     def again(row: ReportRow) -> float:

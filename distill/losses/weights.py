@@ -53,6 +53,16 @@ class LossWeights(Strict):
     no_object: Weight = 0.1
 
     @property
+    def of_masks(self) -> tuple[str, ...]:
+        """Names of the weights that only a detector with masks has a use for, if not the defaults.
+
+        A run's recipe has every default written out, so being named is not being meant.
+        """
+        names = ("mask", "dice", "cost_mask", "cost_dice", "mask_points")
+        defaults = type(self).model_fields
+        return tuple(name for name in names if getattr(self, name) != defaults[name].default)
+
+    @property
     def costs(self) -> MatchingCosts:
         """Weights of the matching cost."""
         boxes = self.cost_class, self.cost_l1, self.cost_giou

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from detr.config import ClassMap
-from detr.data import Dataset, inspect, open_dataset
-from detr.data.findings import Findings
+from detr.data import Dataset, open_dataset
 from detr.errors import UserError
 from detr.model_info import ModelInfo
 from detr.models import (
@@ -37,6 +35,13 @@ from distill.recipe import Recipe
 from distill.teachers.answers import StoredAnswers
 from distill.teachers.open import open_teacher, tell_ap
 from distill.training.accumulate import images_per_process
+from distill.training.checks import (
+    check_map,
+    check_norm,
+    inspect_all,
+    tell_queries,
+    with_range_of,
+)
 from distill.training.cpu import prepare_cpu
 from distill.training.ema import Ema
 from distill.training.first_weights import set_first_weights
@@ -260,20 +265,21 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
     images_per_process(recipe, world)  # mistakes are told before anything slow happens
     parse_methods(recipe.methods)
     data = open_dataset(recipe.data.train, value_range=recipe.input.range)
-    recipe = _with_range_of(data, recipe)
+    recipe = with_range_of(data, recipe)
     if len(data) == 0:
         raise UserError("data-empty", f"{recipe.data.train}: no images to train on")
     val = None
     if recipe.data.val is not None:
         val = open_dataset(recipe.data.val, data.classes, recipe.input.range)
-    found = _inspect([data] if val is None else [data, val], run)
+    masks = recipe.detector.heads.masks is not None
+    found = inspect_all([data] if val is None else [data, val], run, masks)
     torch.manual_seed(recipe.seed)
     config = recipe.detector.for_classes(len(data.classes))
     # A run that goes on has its weights, wherever those it began with are now.
     student = _placed(build_detector(config, not run.checkpoint.exists()), world.device)
-    _check_norm(student)
-    _check_map(student, recipe, images_per_process(recipe, world) // recipe.accumulate)
-    _tell_queries(student, found, run)
+    check_norm(student)
+    check_map(student, recipe, images_per_process(recipe, world) // recipe.accumulate)
+    tell_queries(student, found, run)
     opened = None
     if recipe.teacher is not None:
         opened = open_teacher(recipe, data.classes, world.device)
@@ -345,76 +351,6 @@ def _batches(
     if recipe.elastic is None or elastic is None:
         return Batches(*common)
     return ElasticBatches(elastic.choices, recipe.elastic.drawn, *common)
-
-
-def _with_range_of(data: Dataset, recipe: Recipe) -> Recipe:
-    """The recipe of a model that carries the range of its training data.
-
-    Raises:
-        UserError: ``recipe-value`` where recipe and data YAML differ.
-    """
-    given, own = recipe.input.range, data.value_range
-    if given not in (None, own):
-        raise UserError(
-            "recipe-value", f"input.range: {list(given)}, but {data.spec} says {list(own or ())}"
-        )
-    return recipe.model_copy(update={"input": recipe.input.model_copy(update={"range": own})})
-
-
-def _inspect(datasets: Sequence[Dataset], run: RunDir) -> list[Findings]:
-    """Stops before the first step at what would stop, or spoil, a later one."""
-    everything = [inspect(dataset) for dataset in datasets]
-    for found in everything:
-        found.stop()
-        if found.warnings:
-            run.say(found.summary())
-    return everything
-
-
-def _check_norm(student: Detector) -> None:
-    """Refuses what learns nothing: statistics of no data, kept for ever.
-
-    Raises:
-        UserError: ``backbone-frozen-norm``.
-    """
-    backbone = student.config.backbone
-    frozen = backbone.norm == "frozen" and backbone.pretrained is None
-    if frozen and any(isinstance(m, _BatchNorm) for m in student.backbone.modules()):
-        raise UserError(
-            "backbone-frozen-norm",
-            "detector.backbone.norm: frozen, but there are no pretrained weights whose statistics "
-            "it could keep: set norm: train, or name weights as detector.backbone.pretrained",
-        )
-
-
-def _check_map(student: Detector, recipe: Recipe, images: int) -> None:
-    """Refuses a batch norm over a single value, which torch does in the middle of the first step.
-
-    Raises:
-        UserError: ``recipe-value``.
-    """
-    size, stride = recipe.input.size, student.config.backbone.strides[-1]
-    trained = [m for m in student.backbone.modules() if isinstance(m, _BatchNorm) and m.training]
-    if size is not None and images == 1 and max(size) <= stride and trained:
-        raise UserError(
-            "recipe-value",
-            f"input.size: {size[0]}x{size[1]} is one cell of the backbone's map of stride {stride} "
-            "and batch norm learns nothing from one value: take a larger size, a larger "
-            "batch_size, or detector.backbone.norm: frozen",
-        )
-
-
-def _tell_queries(student: Detector, everything: Sequence[Findings], run: RunDir) -> None:
-    """Says where an image has more objects than the detector can ever find."""
-    config = student.config
-    kept = {"queries.number": config.queries.total, "detections": config.detections}
-    for found in everything:
-        for key, number in kept.items():
-            if number < found.most_objects:
-                run.say(
-                    f"{found.data}: an image has {found.most_objects} objects, the detector finds "
-                    f"at most {number} (detector.{key})"
-                )
 
 
 def _placed(detector: Detector, device: torch.device) -> Detector:

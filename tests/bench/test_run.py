@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import json
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -271,6 +273,36 @@ def test_sweep_is_one_page_of_depth_by_engine(
     ):  # fmt: skip
         wrong = invoke([*command[:-3], names, *command[-2:], "--out", str(tmp_path / "out")])
         assert wrong.exit_code == 2 and f"error[{code}]" in wrong.stderr
+
+
+def test_a_sweep_one_after_the_other_finds_what_one_together_does(
+    bright_cars: Path, tmp_path: Path, engine_type: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+
+    def opened(path: Path, engine: str, threads: int | None) -> Any:
+        nonlocal most
+        made = engine_type(path, 0.0 if path.stem == "deep" else 3.0)
+        alive.append(weakref.ref(made))
+        gc.collect()
+        most = max(most, sum(one() is not None for one in alive))
+        return made
+
+    monkeypatch.setattr(bench_opened, "open_engine", opened)
+    paths = [tmp_path / f"{name}.safetensors" for name in ("flat", "deep", "other")]
+    for path in paths:
+        path.write_bytes((2).to_bytes(8, "little") + b"{}" + path.stem.encode())
+    data = f"kitti:{bright_cars}:val"
+    apart = sweep(paths, ["native"], data, 4, 20, together=False)
+    assert most == 1
+    beside = sweep(paths, ["native"], data, 4, 20)
+    assert [(row.name, row.coco.ap) for row in apart.rows] == [
+        (row.name, row.coco.ap) for row in beside.rows
+    ]
+    assert apart.reference == beside.reference == "deep native"
+    assert apart.matches == beside.matches
+    assert all(row.speed is None for row in apart.rows)
 
 
 def test_a_sweep_refuses_models_of_different_classes(

@@ -46,6 +46,16 @@ def test_bad_labels_of_either_split_stop_a_run_before_its_first_step(
     assert not (run / "metrics.jsonl").exists() and not (run / "checkpoints").exists()
 
 
+def test_objects_without_masks_stop_a_detector_with_masks(tiny: Recipe, tmp_path: Path) -> None:
+    content = tiny.model_dump(mode="json")
+    content["detector"]["heads"]["masks"] = {"width": 8, "channels": 8}
+    run = tmp_path / "run"
+    with pytest.raises(UserError) as caught:
+        train(Recipe.model_validate(content), run)
+    assert caught.value.code == "mask-missing"
+    assert not (run / "metrics.jsonl").exists() and not (run / "checkpoints").exists()
+
+
 def test_what_is_left_out_is_said_in_the_log(tiny: Recipe, scenes: Path, tmp_path: Path) -> None:
     car = FLAT.replace("9 5 9 20", "9 5 29 20")
     spec = spoilt(scenes, tmp_path / "data", car + FLAT)

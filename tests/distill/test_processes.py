@@ -26,7 +26,7 @@ from distill.training.state import set_up
 STEPS = 2
 # Batch norm's statistics differ between processes by nature; frozen ones, here of random weights,
 # do not.
-FROZEN_NORM = mock.patch("distill.training.state._check_norm")
+FROZEN_NORM = mock.patch("distill.training.state.check_norm")
 
 # Nothing here may look at a whole process: no statistics of a batch, no dropout.
 EXACT = {"dropout": 0.0, "width": 32, "attention_heads": 4}

@@ -110,6 +110,11 @@ def test_mistakes_name_file_and_line(
             "recipe-value",
             "1: loss.edges: is for decoder.refinement: distribution",
         ),
+        (
+            "preset: dino-r18\nloss: {dice: 2}",
+            "recipe-value",
+            "1: loss.dice: is for a detector with heads.masks",
+        ),
     ],
 )
 def test_mistakes_in_parts_name_the_key_that_was_typed(
