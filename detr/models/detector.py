@@ -18,7 +18,7 @@ from detr.models.geometry import padding_mask, valid_ratios
 from detr.models.heads.classes import best
 from detr.models.heads.masks import build_pixels, chosen_masks, mask_quality
 from detr.models.parts import modules_of, part_of
-from detr.models.protocol import EVERYTHING, Facts
+from detr.models.protocol import EVERYTHING, WITHOUT_MASKS, Facts
 from detr.models.queries.build import build_queries
 from detr.models.queries.denoising import PlainDenoiser, build_denoiser
 from detr.models.queries.sources import LearnedQueries
@@ -36,10 +36,8 @@ class Detector(nn.Module):
         config: The architecture.
         strides: Pixels per cell of each level.
         facts: What methods pair it with another detector by.
-        offers: As a teacher, it shows everything.
+        offers: As a teacher, it shows everything it has.
     """
-
-    offers = EVERYTHING
 
     def __init__(self, config: DetectorConfig, pretrained: bool = True) -> None:
         super().__init__()
@@ -48,6 +46,7 @@ class Detector(nn.Module):
         self.backbone = Backbone(config.backbone, pretrained, config.mask_strides)
         channels = self.backbone.channels[len(config.mask_strides) :]
         self.facts = _facts(config, channels)
+        self.offers = EVERYTHING if self.facts.masks else WITHOUT_MASKS
         self.neck = Neck(config.neck, channels, config.map_width)
         self.encoder = build_encoder(config)
         self.source = build_queries(config)
@@ -238,6 +237,7 @@ def _facts(config: DetectorConfig, backbone_channels: tuple[int, ...]) -> Facts:
         blank_content=queries.zero_content,
         scores=config.heads.classes.kind,
         edges=config.decoder.refinement.distribution is not None,
+        masks=config.heads.masks is not None,
     )
 
 

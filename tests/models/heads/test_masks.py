@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,7 +55,8 @@ def test_any_detector_can_have_masks(kind, make, batch):
         assert torch.equal(a, b)
     assert found[3].shape == (*found[1].shape, 24, 40)
     # The backbone's map of stride 4 is the pixels' alone.
-    assert masked.facts == plain.facts
+    assert masked.facts == replace(plain.facts, masks=True)
+    assert masked.offers - plain.offers == {"masks"}
 
 
 def test_masks_are_those_of_the_queries_chosen(make, batch):
