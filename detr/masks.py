@@ -17,6 +17,8 @@ Size = tuple[int, int]
 Pair = tuple[float, float]
 Pixels = npt.NDArray[np.bool_]
 Points = npt.NDArray[np.float64]
+# ``[2, 3]``: x y of a point in another image are ``[:, :2] @ (x, y) + [:, 2]``.
+Affine = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,25 @@ class Rle:
         ]
         shown[(rows < 0) | (rows >= self.size[0])] = False
         shown[:, (columns < 0) | (columns >= self.size[1])] = False
+        return encode(shown)
+
+    def warped(self, affine: Affine, out: Size) -> Rle:
+        """The mask in an image that an affine map leads to: see :meth:`moved`.
+
+        Args:
+            affine: ``[2, 3]`` on x y in pixels of this image, where pixel i reaches from i to
+                i + 1; it can be inverted.
+            out: (height, width) of the other image.
+        """
+        back = np.linalg.inv(affine[:, :2])
+        y, x = np.mgrid[: out[0], : out[1]] + 0.5
+        columns, rows = (
+            np.floor(a * (x - affine[0, 2]) + b * (y - affine[1, 2])).astype(np.int64)
+            for a, b in back
+        )
+        inside = (rows >= 0) & (rows < self.size[0]) & (columns >= 0) & (columns < self.size[1])
+        shown = np.zeros(out, dtype=np.bool_)
+        shown[inside] = self.pixels()[rows[inside], columns[inside]]
         return encode(shown)
 
     def pixels(self) -> Pixels:
