@@ -54,7 +54,16 @@ PRESETS = {
     "coco-stable-mask-dino-r50-12e": "stable-mask-dino-r50",
 }
 # Small detectors of our own, from random weights.
-OWN = {"demo-elastic", "demo-student", "demo-student-narrow", "demo-teacher", "kitti-small"}
+OWN = {
+    "demo-elastic",
+    "demo-mask-dino",
+    "demo-mask-student",
+    "demo-stable-mask-dino",
+    "demo-student",
+    "demo-student-narrow",
+    "demo-teacher",
+    "kitti-small",
+}
 # Stable-DINO's further baselines were trained with detrex, which freezes a ResNet's stem alone.
 DETREX = {"backbone.frozen_stages": 1}
 PORTS = {

@@ -122,7 +122,7 @@ class MaskPairs:
         numbers = torch.tensor(self.layers, device=pairs.layer.device)[pairs.layer]
         found, order = [0.0 * ours.queries.sum()[None][:0]], [pairs.image[:0]]
         for image in range(len(student.boxes[0])):
-            for part in (pairs.image == image).nonzero()[:, 0].split(CHUNK):
+            for part in torch.split((pairs.image == image).nonzero()[:, 0], CHUNK):
                 if len(part) == 0:
                     continue
                 own, other = numbers[part].unbind(1)
