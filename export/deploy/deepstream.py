@@ -64,7 +64,8 @@ def write_deepstream(
         score: Detections that score less are dropped.
 
     Raises:
-        UserError: ``deploy-nms``, ``deploy-masks``, or the folder is not writable or the disk is full.
+        UserError: ``deploy-nms``, ``deploy-masks``, or the folder is not writable or the disk is
+            full.
     """
     check_graph_alone(bundle, "nvinfer")
     check_boxes_alone(bundle, "the parser for nvinfer")

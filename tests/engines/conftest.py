@@ -75,7 +75,7 @@ def toy_model(
         helper.make_node("Sigmoid", ["box_raw"], ["box_unit"]),
         helper.make_node("Concat", ["original_sizes", "original_sizes"], ["scale_flat"], axis=1),
         helper.make_node("Unsqueeze", ["scale_flat", "one"], ["scale"]),
-        helper.make_node("Mul", ["box_unit", "scale"], ["boxes"]),
+        helper.make_node("Mul", ["box_ordered" if masks else "box_unit", "scale"], ["boxes"]),
         helper.make_node("ReduceSum", ["hidden", "last"], ["energy"], keepdims=0),
         helper.make_node("Sigmoid", ["energy"], ["scores_all"]),
         helper.make_node("Unsqueeze", ["valid_sizes", "one"], ["valid_3d"]),
@@ -97,6 +97,14 @@ def toy_model(
             helper.make_node("Reshape", ["pixel_map", "flat"], ["pixel_rows"]),
             helper.make_node("MatMul", ["hidden", "pixel_rows"], ["masks_flat"]),
             helper.make_node("Reshape", ["masks_flat", "mask_sizes"], ["masks"]),
+        ]
+        # What a mask is cut to has to have an area.
+        at = next(i for i, node in enumerate(nodes) if node.output[0] == "boxes")
+        nodes[at:at] = [
+            helper.make_node("Split", ["box_unit"], ["one_corner", "other_corner"], axis=2),
+            helper.make_node("Min", ["one_corner", "other_corner"], ["low_corner"]),
+            helper.make_node("Max", ["one_corner", "other_corner"], ["high_corner"]),
+            helper.make_node("Concat", ["low_corner", "high_corner"], ["box_ordered"], axis=2),
         ]
     weights = [
         weight("patch", width, 3, 8, 8),
