@@ -31,8 +31,8 @@ DEFAULTS = {
         extra=0.01,
         class_flips=0.005,
         ap=0.002,
-        mask_iou=0.5,
-        mask_iou_median=0.98,
+        mask_iou=0.8,
+        mask_iou_median=0.99,
     ),
     "int8": Budget(
         score=0.4,
@@ -43,8 +43,8 @@ DEFAULTS = {
         extra=0.02,
         class_flips=0.01,
         ap=0.01,
-        mask_iou=0.2,
-        mask_iou_median=0.9,
+        mask_iou=0.1,
+        mask_iou_median=0.95,
     ),
 }
 
