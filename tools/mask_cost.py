@@ -3,7 +3,7 @@
     python -m tools.mask_cost [--size 96 320] [--size 402 1333] [--keep FOLDER] [--rounds 8]
         [--out docs/measured/mask-cost.json]
 
-DINO ResNet-18 with random weights and a light mask head; its boxes are the same in both. Exported
+DINO ResNet-18 of 300 queries with random weights and a light mask head; its boxes are the same in both. Exported
 at a canvas and run in the default engine on drawn scenes that fill it, from pixels in memory to
 masks of the image's size in memory. Random masks have more and longer edges than trained ones,
 which makes them dear to enlarge.
@@ -40,7 +40,7 @@ _SCENES = 8
 def bundles(folder: Path, size: tuple[int, int], detections: int) -> dict[str, Path]:
     """Bundles with and without masks, of the same weights otherwise; kept ones are taken."""
     plain = preset("dino-r18", 7, pretrained=False).replace(
-        queries={"denoising": None}, detections=detections
+        queries={"number": 300, "denoising": None}, detections=detections
     )
     configs = {"boxes": plain, "masks": plain.replace(heads={"masks": MASKS})}
     paths = {}
@@ -128,7 +128,7 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
     told = {
         "command": "python -m tools.mask_cost",
-        "model": f"DINO ResNet-18, mask head {MASKS}, random weights, batch 1",
+        "model": f"DINO ResNet-18, 300 queries, mask head {MASKS}, random weights, batch 1",
         "machine": platform.machine(),
         "rows": rows,
     }

@@ -104,8 +104,8 @@ def test_a_student_is_built_for_two_architectures(
     assert path.stat().st_size > 100_000
 
     # What a Jetson's accelerator would get: every convolution, in every precision, and no token; of
-    # a hybrid encoder none, since all of its convolutions follow its attention; of masks the one that
-    # reads the backbone's map alone.
+    # a hybrid encoder none, since all of its convolutions follow its attention; of a mask
+    # head the one that reads the backbone's map alone.
     model = lowered_model(bundle, "gather")
     kinds = {node.name: node.op_type for node in model.graph.node}
     accelerated = dla.front(model)
