@@ -98,11 +98,12 @@ def _masks(report: Report) -> list[str]:
             row.name,
             *map(percent, (ap.ap, ap.ap50, ap.ap75, ap.ap_small, ap.ap_medium, ap.ap_large, ap.ar)),
             percent(row.coco.ap),
+            "–" if row.latency.masks is None else f"{row.latency.masks.p50_ms:.1f}",
         ]
         for row in report.rows if (ap := row.masks) is not None
     ]  # fmt: skip
     head = ["masks", "AP", "AP50", "AP75", "AP S", "AP M", "AP L", "AR", "AP of boxes"]
-    return [table(head, rows)] if rows else []
+    return [table([*head, "enlarging them, p50 ms"], rows)] if rows else []
 
 
 def _results(report: Report) -> str:

@@ -333,8 +333,9 @@ def _flat(row: ReportRow, data: str) -> dict[str, object]:
             result = getattr(kitti, level)
             record[f"kitti_{name}_{level}_ap11"] = result.ap11
             record[f"kitti_{name}_{level}_ap40"] = result.ap40
-    for part in ("engine", "end_to_end"):
-        for key, value in getattr(row.latency, part).model_dump().items():
+    for part in ("engine", "end_to_end", "masks"):
+        timing = getattr(row.latency, part)
+        for key, value in ({} if timing is None else timing.model_dump()).items():
             record[f"{part}_{key}"] = value
     clocks, gpu, drift = (
         row.environment.after, row.environment.after.accelerator, row.environment.drift

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from detr.errors import UserError
 from detr.files import write_atomic
 from engines.bundle import MODEL, Bundle
-from export.deploy.graph_alone import check_graph_alone
+from export.deploy.graph_alone import check_boxes_alone, check_graph_alone
 
 _TEMPLATES = Path(__file__).with_name("cpp_sample")
 _PLAIN = ("image.hpp", "preprocess.hpp", "detector.hpp", "main.cpp", "dump_input.cpp")
@@ -31,6 +31,7 @@ def write_sample(bundle: Bundle, out: Path, runtime: str) -> list[Path]:
             reads; the folder is not writable or the disk is full.
     """
     check_graph_alone(bundle, "the program")
+    check_boxes_alone(bundle, "the program")
     info = bundle.info.model
     if info.preprocess.range is not None:
         raise UserError(
