@@ -30,19 +30,12 @@ from detr.config import Strict, Weight
 from detr.models import Target, cxcywh_to_xyxy
 from distill.losses.answers import Answers, answers
 from distill.losses.costs import ALPHA, GAMMA, MatchingCosts, pair_terms
-from distill.losses.detection import (
-    denoising_matches,
-    ignored,
-    matched_losses,
-    one_to_many_losses,
-    proposal_targets,
-    set_losses,
-    weighted,
-)
+from distill.losses.detection import denoising_matches, one_to_many_losses, proposal_targets
 from distill.losses.masks import MaskPredictions, Points, proposed_masks
 from distill.losses.matcher import match_costs
 from distill.losses.matches import Matches
 from distill.losses.overlap import giou, iou
+from distill.losses.sets import ignored, matched_losses, set_losses, weighted
 from distill.losses.targets import JoinedTargets, pad_targets, pair_iou
 from distill.losses.weights import LossWeights
 from distill.methods.base import Method, Setting, float32
