@@ -17,6 +17,7 @@ from torch import Tensor
 from detr.models import GroupOutput, Proposals, Target
 from distill.losses.answers import answers
 from distill.losses.edges import localization_loss
+from distill.losses.groups import group_count, group_losses
 from distill.losses.masks import Points, proposed_masks
 from distill.losses.matcher import match
 from distill.losses.matches import Matches
@@ -99,11 +100,13 @@ def detection_losses(
 ) -> dict[str, Tensor]:
     """Weighted losses of the own, one-to-many and denoising queries and of the proposals.
 
+    Where groups learn the same (:mod:`distill.losses.groups`), the own queries are one of them.
+
     A method with a loss of its own for the own queries asks :func:`side_losses` for the rest.
 
     Args:
-        outputs: Decoder outputs by role; ``own``, ``one_to_many`` and ``denoising`` are
-            looked at.
+        outputs: Decoder outputs by role; ``own``, ``groups``, ``one_to_many`` and ``denoising``
+            are looked at.
         targets: Ground truth per image.
         normalizer: Scalar, the number of ground-truth boxes (section 0.3's divisor).
         weights: The recipe's weights.
@@ -127,7 +130,7 @@ def detection_losses(
         boxes,
         targets,
         layers,
-        normalizer,
+        normalizer * group_count(outputs),
         no_object=weights.no_object if own.no_object else None,
         scores=weights.scores,
         boxed=None if matches is None else matches.boxed(len(boxes)),
@@ -189,10 +192,12 @@ def side_losses(
     losses: dict[str, Tensor] = {}
     if own.group.proposals is not None:
         known, boxed = (None, None) if matches is None else (matches.proposals, matches.boxed(1))
-        parts = proposal_losses(own, targets, normalizer, weights, points, known, boxed)
+        divisor = normalizer * group_count(outputs)
+        parts = proposal_losses(own, targets, divisor, weights, points, known, boxed)
         losses |= weighted("proposals", parts, weights, weights.proposals)
     if matches is not None:
         losses |= edge_losses("own", own, targets, matches, normalizer, weights)
+    losses |= group_losses(outputs, targets, normalizer * group_count(outputs), weights)
     losses |= one_to_many_losses(outputs, targets, normalizer, weights, generators)
 
     if (noisy := outputs.get("denoising")) is not None and noisy.group.denoising is not None:
