@@ -23,6 +23,7 @@ from detr.config import (
     DetectorConfig,
     DistributionRefinementConfig,
     GelanEncoderConfig,
+    GroupedQueriesConfig,
     HeadsConfig,
     HybridEncoderConfig,
     LearnedQueriesConfig,
@@ -33,12 +34,15 @@ from detr.config import (
     OneToManyConfig,
     PlainDenoisingConfig,
     PositionsConfig,
+    ProjectorNeckConfig,
+    ScaledBoxesConfig,
     SelectedQueriesConfig,
     SigmoidClassesConfig,
     SoftmaxClassesConfig,
     TwoStageQueriesConfig,
     UnifiedDenoisingConfig,
     UnifiedQueriesConfig,
+    VitBackboneConfig,
 )
 from detr.errors import UserError
 
@@ -191,6 +195,21 @@ _D_FINE = _RT_DETR.replace(
         gated=True,
     ),
 )
+# LW-DETR's decoder; the backbones and necks of its sizes are in _LW_DETR_SIZES.
+_LW_DETR = DetectorConfig(
+    num_classes=1,
+    neck=NeckConfig(levels=3),
+    encoder=DeformableEncoderConfig(layers=0),
+    queries=GroupedQueriesConfig(),
+    decoder=DecoderConfig(
+        layers=3,
+        ffn=2048,
+        cross_attention=DeformableCrossAttentionConfig(points=2, heads=16),
+        final_norm=True,
+    ),
+    heads=HeadsConfig(boxes=ScaledBoxesConfig()),
+    detections=300,
+)
 
 
 def _five_scales(config: DetectorConfig) -> DetectorConfig:
@@ -236,6 +255,8 @@ FAMILIES: dict[str, DetectorConfig] = {
     "rtdetrv2-discrete": _RT_DETR.replace(decoder={"cross_attention": {"discrete": True}}),
     # Peterande/D-FINE, over HGNetv2.
     "d-fine": _D_FINE,
+    # Atten4Vis/LW-DETR, over plain ViTs.
+    "lwdetr": _LW_DETR,
 }
 _RT_DETRS = {"rtdetr", "rtdetrv2", "rtdetrv2-discrete"}
 # Families of detrex, which freezes a ResNet's stem; the others' code freezes its first stage, too.
@@ -274,7 +295,33 @@ _D_FINE_SIZES: dict[str, dict[str, Any]] = {
     "r18": {"backbone": _SMALL_VD},
     "r34": {"backbone": _SMALL_VD},
 }
+_LW_VIT = VitBackboneConfig(width=192, windowed=(0, 1, 3, 6, 7, 9), taps=(3, 5, 6, 10))
+_LW_DETR_LARGE: dict[str, Any] = {
+    "width": 384,
+    "attention_heads": 12,
+    "neck": ProjectorNeckConfig(scales=(2.0, 0.5)),
+    "decoder": {"cross_attention": {"points": 4, "heads": 24}},
+}
+_LW_DETR_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "backbone": _LW_VIT.replace(windowed=(0, 2, 4), taps=(2, 4, 6)),
+        "neck": ProjectorNeckConfig(),
+        "queries": {"number": 100},
+        "detections": 100,
+    },
+    "small": {"backbone": _LW_VIT, "neck": ProjectorNeckConfig()},
+    "medium": {"backbone": _LW_VIT.replace(width=384), "neck": ProjectorNeckConfig()},
+    "large": {"backbone": _LW_VIT.replace(width=384, drop_path=0.1), **_LW_DETR_LARGE},
+    "xlarge": {"backbone": _LW_VIT.replace(width=768, drop_path=0.1), **_LW_DETR_LARGE},
+}
+# Sizes whose backbone is their own, so that none of the others' takes its place.
+_WHOLE_SIZES = {"lwdetr": _LW_DETR_SIZES}
 _SIZES = {**dict.fromkeys(_RT_DETRS, _RT_DETR_SIZES), "d-fine": _D_FINE_SIZES}
+
+
+def _shorts(family: str) -> list[str]:
+    """What a family's presets are called after its name."""
+    return [*_backbones(family), *_WHOLE_SIZES.get(family, {})]
 
 
 def _backbones(family: str) -> dict[str, tuple[str, str]]:
@@ -286,7 +333,7 @@ def _backbones(family: str) -> dict[str, tuple[str, str]]:
 _NAMES = {
     f"{family}-{short}": (family, short)
     for family in FAMILIES
-    for short in _backbones(family)
+    for short in _shorts(family)
     if not ("dc5" in family and short.startswith("swin"))
 }
 
@@ -304,7 +351,7 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
         num_classes: K.
         pretrained: Name the backbone's ImageNet weights and freeze its batch norms and, of a
             ResNet, the stages that the family's code freezes; otherwise it starts from random
-            weights and trains all.
+            weights and trains all. Vision transformers have no weights of their own to name.
 
     Raises:
         UserError: ``preset-unknown`` with the nearest names.
@@ -314,6 +361,9 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise UserError("preset-unknown", f"no detector is called {name!r}{hint}")
     family, short = _NAMES[name]
+    if short in _WHOLE_SIZES.get(family, {}):
+        sized = FAMILIES[family].replace(num_classes=num_classes)
+        return sized.replace(**_WHOLE_SIZES[family][short])
     timm_name, weights = _backbones(family)[short]
     frozen = 1 + (family not in _STEM_ONLY)
     if short not in _VD or not pretrained or family in _NOTHING_FROZEN:

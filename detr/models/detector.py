@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detr.config import ClassesConfig, DetectorConfig, PartName
-from detr.models.backbones.neck import Neck
-from detr.models.backbones.timm import Backbone
+from detr.models.backbones.build import build_backbone, build_neck
 from detr.models.boxes import cxcywh_to_xyxy
 from detr.models.decoder import Decoder
 from detr.models.encoders.base import Encoder
@@ -43,11 +42,11 @@ class Detector(nn.Module):
         super().__init__()
         self.config = config
         self.strides = config.strides
-        self.backbone = Backbone(config.backbone, pretrained, config.mask_strides)
+        self.backbone = build_backbone(config.backbone, pretrained, config.mask_strides)
         channels = self.backbone.channels[len(config.mask_strides) :]
         self.facts = _facts(config, channels)
         self.offers = EVERYTHING if self.facts.masks else WITHOUT_MASKS
-        self.neck = Neck(config.neck, channels, config.map_width)
+        self.neck = build_neck(config.neck, channels, config.map_width)
         self.encoder = build_encoder(config)
         self.source = build_queries(config)
         self.decoder = Decoder(config)
@@ -88,7 +87,7 @@ class Detector(nn.Module):
             images: ``[B, 3, H, W]``, normalized, padded at the right and bottom.
             valid_sizes: ``[B, 2]`` (height, width) of the image inside the canvas, pixels.
         """
-        every_map = self.backbone(images)
+        every_map = self.backbone(images, valid_sizes)
         features = every_map[len(self.config.mask_strides) :]
         maps = self.neck(features)
         shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in maps)
@@ -220,6 +219,8 @@ class Detector(nn.Module):
 def _facts(config: DetectorConfig, backbone_channels: tuple[int, ...]) -> Facts:
     """What a config says about the detector made of it."""
     queries = config.queries
+    # Methods pair maps of backbones by the levels that are made of them.
+    paired = config.neck.of_maps
     return Facts(
         family="DETR",
         num_classes=config.num_classes,
@@ -228,8 +229,8 @@ def _facts(config: DetectorConfig, backbone_channels: tuple[int, ...]) -> Facts:
         heads=config.attention_heads,
         attention=config.decoder.cross_attention.kind,
         strides=config.strides,
-        backbone_strides=config.backbone.strides,
-        backbone_channels=backbone_channels,
+        backbone_strides=config.backbone.strides if paired else (),
+        backbone_channels=backbone_channels if paired else (),
         encoder_layers=config.encoder.layers,
         decoder_layers=config.decoder.layers,
         num_queries=queries.total,

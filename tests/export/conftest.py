@@ -18,14 +18,18 @@ from detr.config import (
     DetectorConfig,
     DistributionRefinementConfig,
     GelanEncoderConfig,
+    GroupedQueriesConfig,
     HybridEncoderConfig,
     LearnedQueriesConfig,
     LookForwardTwiceConfig,
     MixedQueriesConfig,
     NeckConfig,
     PositionsConfig,
+    ProjectorNeckConfig,
+    ScaledBoxesConfig,
     SelectedQueriesConfig,
     TwoStageQueriesConfig,
+    VitBackboneConfig,
 )
 from detr.data.preprocess import PreprocessConfig
 from detr.model_info import ModelInfo
@@ -52,7 +56,18 @@ D_FINE = {
         "refinement": DistributionRefinementConfig(bins=8),
     },
 }
+LW_DETR = {
+    "backbone": VitBackboneConfig(
+        width=24, heads=4, side=5, windows=2, windowed=(0, 2), taps=(1, 3)
+    ),
+    "neck": ProjectorNeckConfig(scales=(2.0, 0.5), blocks=1),
+    "encoder": DeformableEncoderConfig(layers=0),
+    "queries": GroupedQueriesConfig(number=12, groups=3),
+    "decoder": {"final_norm": True, "cross_attention": {"heads": 8, "points": 2}},
+    "heads": {"boxes": ScaledBoxesConfig()},
+}
 DETECTORS: dict[str, dict[str, Any]] = {
+    "lwdetr": LW_DETR,
     "deformable": {},
     "deformable-refine": {"decoder.refinement.kind": "detach"},
     "deformable-two-stage": {
