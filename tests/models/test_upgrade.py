@@ -28,6 +28,8 @@ DETECTORS: dict[str, dict[str, Any]] = json.loads((OLD / "detectors.json").read_
 LATER = {"dino-official-5scale", "stable-dino-5scale", "rtdetr", "rtdetrv2"} | {
     "rtdetrv2-discrete",
     "d-fine",
+    "deim-d-fine",
+    "deim-rtdetrv2",
     "mask-dino",
     "stable-mask-dino",
 }
