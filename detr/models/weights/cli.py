@@ -19,6 +19,7 @@ from detr.models.weights import original
 from detr.models.weights.classes import class_map, read_classes
 from detr.models.weights.hugging_face import read_folder
 from detr.models.weights.imported import Imported
+from detr.models.weights.licenses import LICENSES
 
 
 class ImportReport(BaseModel):
@@ -28,6 +29,7 @@ class ImportReport(BaseModel):
         source, out: Where from and where to.
         parameters: Number of parameters of the detector.
         classes: Number of classes; 0 without a class head.
+        license: How the family's weights are published.
         notes: What was decided on the way, such as which of two state dicts was read.
         unused: Published tensors that were not needed, with the reason.
     """
@@ -36,6 +38,7 @@ class ImportReport(BaseModel):
     out: str
     parameters: int
     classes: int
+    license: str
     notes: list[str]
     unused: dict[str, str]
 
@@ -45,6 +48,7 @@ class ImportReport(BaseModel):
             f"{self.source} -> {self.out}",
             f"{self.parameters / 1e6:.1f} M parameters, {self.classes} classes",
         ]
+        lines.append(f"license: {self.license}; yours is what came with the file")
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"not needed: {name} ({reason})" for name, reason in self.unused.items()]
         return "\n".join(lines)
@@ -139,6 +143,7 @@ def import_(
         out=str(out),
         parameters=parameters(found.detector)["total"],
         classes=0 if found.without else config.num_classes,
+        license=str(LICENSES[found.family]),
         notes=list(found.notes),
         unused=found.unused,
     )
