@@ -212,6 +212,10 @@ _LW_DETR = DetectorConfig(
 )
 
 
+# DEIM's decoders and heads, on both.
+_SILU: dict[str, Any] = {"mlp_activation": "silu", "decoder": {"activation": "silu"}}
+
+
 def _five_scales(config: DetectorConfig) -> DetectorConfig:
     """The same from the map of stride 4 on."""
     return config.replace(backbone={"strides": (4, 8, 16, 32)}, neck={"levels": 5})
@@ -257,14 +261,21 @@ FAMILIES: dict[str, DetectorConfig] = {
     "d-fine": _D_FINE,
     # Atten4Vis/LW-DETR, over plain ViTs.
     "lwdetr": _LW_DETR,
+    # ShihuaHuang95/DEIM, which trains all of the backbones.
+    "deim-d-fine": _D_FINE.replace(**_SILU),
+    "deim-rtdetrv2": _RT_DETR.replace(**_SILU, queries={"position_layers": 3}),
 }
-_RT_DETRS = {"rtdetr", "rtdetrv2", "rtdetrv2-discrete"}
+_D_FINES = {"d-fine", "deim-d-fine"}
+_RT_DETRS = {"rtdetr", "rtdetrv2", "rtdetrv2-discrete", "deim-rtdetrv2"}
 # Families of detrex, which freezes a ResNet's stem; the others' code freezes its first stage, too.
-_STEM_ONLY = {"dino", "dino-5scale", "stable-dino", "stable-dino-5scale", "d-fine"} | _RT_DETRS
+_STEM_ONLY = {"dino", "dino-5scale", "stable-dino", "stable-dino-5scale"} | _RT_DETRS | _D_FINES
 # Families whose code trains all of a ResNet.
 _NOTHING_FROZEN = {"mask-dino", "stable-mask-dino"}
 # Families over other ResNets than torchvision's, or over further backbones.
-_RESNETS = {**dict.fromkeys(_RT_DETRS, _VD), "d-fine": {**_VD, **_HGNET}}
+_RESNETS = {
+    **{family: _VD for family in _RT_DETRS},
+    **{family: {**_VD, **_HGNET} for family in _D_FINES},
+}
 # What a family changes with its backbone. RT-DETR trains all of its small backbones.
 _SMALL_VD = {"norm": "train", "frozen_stages": 0, "first_projection": True}
 _SMALL_RT_DETR = {"backbone": _SMALL_VD, "encoder": {"expansion": 0.5}}
@@ -316,7 +327,9 @@ _LW_DETR_SIZES: dict[str, dict[str, Any]] = {
 }
 # Sizes whose backbone is their own, so that none of the others' takes its place.
 _WHOLE_SIZES = {"lwdetr": _LW_DETR_SIZES}
-_SIZES = {**dict.fromkeys(_RT_DETRS, _RT_DETR_SIZES), "d-fine": _D_FINE_SIZES}
+_SIZES = {**dict.fromkeys(_RT_DETRS, _RT_DETR_SIZES), **dict.fromkeys(_D_FINES, _D_FINE_SIZES)}
+# Families whose code trains the whole backbone, norms included.
+_ALL_TRAINED = {"deim-d-fine", "deim-rtdetrv2"}
 
 
 def _shorts(family: str) -> list[str]:
@@ -378,4 +391,5 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
             "frozen_stages": frozen,
         },
     )
-    return config.replace(**_SIZES.get(family, {}).get(short, {}))
+    config = config.replace(**_SIZES.get(family, {}).get(short, {}))
+    return config.replace(backbone=_TRAINED) if family in _ALL_TRAINED else config

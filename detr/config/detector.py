@@ -39,6 +39,8 @@ class DetectorConfig(Strict):
     Attributes:
         num_classes: Number of foreground classes K.
         width, attention_heads: Model width D and heads M of every attention.
+        mlp_activation: Between the linear layers of every MLP of heads and positions (DEIM:
+            ``silu``).
         dropout: In encoder and decoder.
         backbone: The image's maps.
         neck: Brings them to the width and adds coarser levels.
@@ -56,6 +58,7 @@ class DetectorConfig(Strict):
     width: Annotated[int, Field(ge=8, le=8192)] = 256
     attention_heads: Positive = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mlp_activation: Literal["relu", "silu"] = "relu"
     backbone: AnyBackboneConfig = BackboneConfig()
     neck: AnyNeckConfig = NeckConfig()
     positions: PositionsConfig = PositionsConfig()

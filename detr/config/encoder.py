@@ -122,7 +122,7 @@ class AnyHybridEncoderConfig(AnyEncoderConfig):
     halves: ClassVar[bool] = True
 
     layers: Annotated[int, Field(ge=0)] = 1
-    activation: Literal["relu", "prelu", "gelu"] = "gelu"
+    activation: Literal["relu", "prelu", "gelu", "silu"] = "gelu"
     width: Annotated[int, Field(ge=8, le=65536)] | None = None
     expansion: Annotated[float, Field(gt=0, le=4)] = 1.0
     blocks: Annotated[int, Field(ge=1, le=100)] = 3

@@ -242,11 +242,14 @@ class SelectedQueriesConfig(ProposedQueriesConfig):
     """RT-DETR's: anchors from proposals, content from the tokens that propose them.
 
     Attributes:
+        position_layers: Linear layers of the network that makes positions of boxes; two are twice
+            as wide within (DEIM on RT-DETRv2: 3).
         position_limit: Largest size of a position's channels (D-FINE: 10), or ``None``.
         denoising: Denoising queries in training, or ``None``.
     """
 
     kind: Literal["selected"] = "selected"
+    position_layers: Literal[2, 3] = 2
     position_limit: Annotated[float, Field(gt=0, le=1e6)] | None = None
     denoising: ContrastiveDenoisingConfig | None = None
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from detr.config import ClassesConfig, DetectorConfig, PartName
 from detr.models.backbones.build import build_backbone, build_neck
@@ -16,6 +17,7 @@ from detr.models.encoders.build import build_encoder
 from detr.models.geometry import padding_mask, valid_ratios
 from detr.models.heads.classes import best
 from detr.models.heads.masks import build_pixels, chosen_masks, mask_quality
+from detr.models.layers import MLP
 from detr.models.parts import modules_of, part_of
 from detr.models.protocol import EVERYTHING, WITHOUT_MASKS, Facts
 from detr.models.queries.build import build_queries
@@ -53,6 +55,10 @@ class Detector(nn.Module):
         self.source.judge_by(self.decoder.heads)
         self.denoiser = build_denoiser(config)
         self.pixels = build_pixels(config, self.backbone.channels[0])
+        if config.mlp_activation == "silu":
+            # Told afterwards: each part makes its own, and all of them have the same.
+            for mlp in (module for module in self.modules() if isinstance(module, MLP)):
+                mlp.activation = functional.silu
         self._frozen: set[PartName] = set()
 
     def freeze(self, part: PartName) -> bool:

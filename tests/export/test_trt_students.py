@@ -1,4 +1,4 @@
-"""DINO, Deformable DETR and RT-DETR students become TensorRT-RTX engines, without a GPU.
+"""DINO, Deformable DETR, RT-DETR and D-FINE students become TensorRT-RTX engines, without a GPU.
 
 Real exports and real builds in every precision, for two GPU architectures; that the engines answer
 rightly is for a machine with such a GPU (``make gpu-check``).
@@ -32,7 +32,7 @@ pytest.importorskip("tensorrt_rtx")
 
 MakeCheckpoint = Callable[..., Path]
 MakeBundle = Callable[[Precision], Bundle]
-STUDENTS = ("dino", "deformable-two-stage", "rtdetr", "dino-masks")
+STUDENTS = ("dino", "deformable-two-stage", "rtdetr", "d-fine", "dino-masks")
 # Convolutions behind an attention.
 BEHIND = ("encoder.", "pixels.narrow", "pixels.output", "pixels.project")
 RTX = BACKENDS["tensorrt-rtx"]

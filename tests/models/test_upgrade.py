@@ -29,6 +29,8 @@ LATER = {"dino-official-5scale", "stable-dino-5scale", "rtdetr", "rtdetrv2"} | {
     "rtdetrv2-discrete",
     "d-fine",
     "lwdetr",
+    "deim-d-fine",
+    "deim-rtdetrv2",
     "mask-dino",
     "stable-mask-dino",
 }

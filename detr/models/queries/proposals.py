@@ -25,7 +25,7 @@ from detr.models.heads.boxes import box_head
 from detr.models.heads.classes import class_head
 from detr.models.heads.masks import boxes_of
 from detr.models.heads.shared import Heads
-from detr.models.layers import inner_mlp
+from detr.models.layers import MLP, inner_mlp
 from detr.models.queries.position import XYWH, YXWH, reference_embedding
 from detr.models.queries.sources import QuerySource
 from detr.models.structures import LevelShapes, Memory, Proposals, QueryGroup
@@ -334,7 +334,12 @@ class SelectedQueries(QuerySource):
         super().__init__()
         self.number, self.limit = queries.number, queries.position_limit
         self.proposals = ProposalHead(config, queries, class_agnostic=False)
-        self.position_mlp = inner_mlp(4, 2 * config.width, config.width)
+        width, layers = config.width, queries.position_layers
+        self.position_mlp = MLP(4, *([2 * width] if layers == 2 else [width] * 2), width)
+        # The first two alone, as in DEIM's code.
+        for layer in self.position_mlp.layers[:2]:
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, memory: Memory, indices: Tensor | None = None) -> QueryGroup:
         """See the base class."""

@@ -127,7 +127,8 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
     if published.get("tie_word_embeddings", True):
         notes += _tie(config, renamed)
     found = imported(config, renamed, names, place, notes)
-    return found._replace(preprocess=family.preprocess)
+    kind = next(name for name, one in FAMILIES.items() if one is family)
+    return found._replace(preprocess=family.preprocess, family=kind)
 
 
 def drop_label_rows(tensors: dict[str, Tensor], config: DetectorConfig) -> dict[str, str]:

@@ -208,6 +208,7 @@ def convert(
     options: Mapping[str, Any] | None = None,
     dilated: bool = False,
     discrete: bool = False,
+    deim: bool = False,
 ) -> Imported:
     """Our detector of an original checkpoint's state dict.
 
@@ -217,6 +218,7 @@ def convert(
         options: The training's command line, where the checkpoint tells it.
         dilated: The backbone's last stage is (DC5); nothing in the tensors tells.
         discrete: Attention samples whole cells (RT-DETRv2, D-FINE); nothing in the tensors tells.
+        deim: It is DEIM's D-FINE or RT-DETRv2; nothing in the tensors tells.
 
     Raises:
         UserError: ``weights-family`` for another repository's, ``weights-config`` for a variant we
@@ -227,12 +229,17 @@ def convert(
     told["dilation"] = dilated or bool(told.get("dilation"))
     tensors = unwrapped(tensors)
     if original_d_fine.MARK in tensors:
-        return original_d_fine.convert(tensors, place, discrete)
+        found = original_d_fine.convert(tensors, place, discrete, deim)
+        return found._replace(family="deim") if deim else found
     if original_rt_detr.MARK in tensors:
-        return original_rt_detr.convert(tensors, place, discrete)
+        found = original_rt_detr.convert(tensors, place, discrete, deim)
+        return found._replace(family="deim") if deim else found
     if discrete:
         raise UserError("weights-config", f"{place}: --discrete is for RT-DETRv2 and D-FINE")
-    if mmdet.MARK in tensors:
+    if deim:
+        raise UserError("weights-config", f"{place}: --deim is for RT-DETRv2 and D-FINE")
+    by_mmdet = mmdet.MARK in tensors
+    if by_mmdet:
         told |= mmdet.options(tensors)
         tensors = mmdet.original_names(tensors)
     if mask_dino.MARK in tensors:
@@ -272,7 +279,8 @@ def convert(
     renamed = rename(named, (_LOSS, *family.rules(config), *backbone), place)
     renamed.unused.update(surplus)
     names = tuple(f"class-{i}" for i in range(config.num_classes))
-    return imported(config, renamed, names, place)
+    whose = "detrex" if by_detrex else "mmdet" if by_mmdet else kind
+    return imported(config, renamed, names, place)._replace(family=whose)
 
 
 def _translated(name: str, names: Sequence[tuple[str, str]]) -> str:
