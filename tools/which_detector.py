@@ -42,19 +42,21 @@ class Published:
 
     Attributes:
         preset: Name here.
-        ap: On COCO val2017, of weights trained on COCO alone.
+        ap: On COCO val2017.
         size: Height and width it was measured at.
         epochs: It was trained for.
+        before: What it was trained on before COCO, beside a backbone's own data.
     """
 
     preset: str
     ap: float
     size: tuple[int, int]
     epochs: int
+    before: str = ""
 
 
-# Of the README files of lyuwenyu/RT-DETR, Peterande/D-FINE and detrex, and of QSKD's table 1
-# (DINO-R18). Sizes "short 800, long 1333" stand for a canvas of a wide COCO image.
+# Of the README files of lyuwenyu/RT-DETR, Peterande/D-FINE, Atten4Vis/LW-DETR, roboflow/rf-detr and
+# detrex, and of QSKD's table 1 (DINO-R18). LARGE is the canvas of "short 800, long 1333".
 SQUARE, LARGE = (640, 640), (800, 1344)
 DETECTORS = (
     Published("d-fine-n", 42.8, SQUARE, 160),
@@ -64,6 +66,9 @@ DETECTORS = (
     Published("rtdetr-r18", 46.5, SQUARE, 72),
     Published("rtdetr-r34", 48.9, SQUARE, 72),
     Published("rtdetr-r50", 53.1, SQUARE, 72),
+    Published("lwdetr-tiny", 42.6, SQUARE, 36, "Objects365"),
+    Published("lwdetr-small", 48.0, SQUARE, 36, "Objects365"),
+    Published("lwdetr-medium", 52.5, SQUARE, 36, "Objects365"),
     Published("deformable-detr-two-stage-r50", 48.2, LARGE, 50),
     Published("dino-r18", 44.0, LARGE, 12),
     Published("dino-r50", 50.6, LARGE, 24),
@@ -75,7 +80,7 @@ class Row:
     """What is written down of one detector at one size.
 
     Attributes:
-        preset, ap, epochs: See :class:`Published`.
+        preset, ap, epochs, before: See :class:`Published`.
         size: Height and width it was timed at.
         published: Whether ``ap`` is of this size.
         parameters: Millions.
@@ -86,6 +91,7 @@ class Row:
     preset: str
     ap: float
     epochs: int
+    before: str
     size: tuple[int, int]
     published: bool
     parameters: float
@@ -136,6 +142,7 @@ def measure(
             one.preset,
             one.ap,
             one.epochs,
+            one.before,
             size,
             size == one.size,
             round(parameters, 1),
@@ -157,7 +164,7 @@ def picture(rows: list[Row]) -> str:
             for other in rows
         )
 
-    colors = {"d-fine": "#2f6fb5", "rtdetr": "#2a8c55", "dino": "#c4483d"}
+    colors = {"d-fine": "#2f6fb5", "rtdetr": "#2a8c55", "dino": "#c4483d", "lwdetr": "#8a5aa8"}
     points = [
         Point(
             row.preset,
