@@ -44,14 +44,12 @@ class Published:
         preset: Name here.
         ap: On COCO val2017.
         size: Height and width it was measured at.
-        epochs: It was trained for.
         before: What it was trained on before COCO, beside a backbone's own data.
     """
 
     preset: str
     ap: float
     size: tuple[int, int]
-    epochs: int
     before: str = ""
 
 
@@ -59,19 +57,19 @@ class Published:
 # detrex, and of QSKD's table 1 (DINO-R18). LARGE is the canvas of "short 800, long 1333".
 SQUARE, LARGE = (640, 640), (800, 1344)
 DETECTORS = (
-    Published("d-fine-n", 42.8, SQUARE, 160),
-    Published("d-fine-s", 48.5, SQUARE, 132),
-    Published("d-fine-m", 52.3, SQUARE, 132),
-    Published("d-fine-l", 54.0, SQUARE, 80),
-    Published("rtdetr-r18", 46.5, SQUARE, 72),
-    Published("rtdetr-r34", 48.9, SQUARE, 72),
-    Published("rtdetr-r50", 53.1, SQUARE, 72),
-    Published("lwdetr-tiny", 42.6, SQUARE, 36, "Objects365"),
-    Published("lwdetr-small", 48.0, SQUARE, 36, "Objects365"),
-    Published("lwdetr-medium", 52.5, SQUARE, 36, "Objects365"),
-    Published("deformable-detr-two-stage-r50", 48.2, LARGE, 50),
-    Published("dino-r18", 44.0, LARGE, 12),
-    Published("dino-r50", 50.6, LARGE, 24),
+    Published("d-fine-n", 42.8, SQUARE),
+    Published("d-fine-s", 48.5, SQUARE),
+    Published("d-fine-m", 52.3, SQUARE),
+    Published("d-fine-l", 54.0, SQUARE),
+    Published("rtdetr-r18", 46.5, SQUARE),
+    Published("rtdetr-r34", 48.9, SQUARE),
+    Published("rtdetr-r50", 53.1, SQUARE),
+    Published("lwdetr-tiny", 42.6, SQUARE, "Objects365"),
+    Published("lwdetr-small", 48.0, SQUARE, "Objects365"),
+    Published("lwdetr-medium", 52.5, SQUARE, "Objects365"),
+    Published("deformable-detr-two-stage-r50", 48.2, LARGE),
+    Published("dino-r18", 44.0, LARGE),
+    Published("dino-r50", 50.6, LARGE),
 )
 
 
@@ -80,7 +78,7 @@ class Row:
     """What is written down of one detector at one size.
 
     Attributes:
-        preset, ap, epochs, before: See :class:`Published`.
+        preset, ap, before: See :class:`Published`.
         size: Height and width it was timed at.
         published: Whether ``ap`` is of this size.
         parameters: Millions.
@@ -90,7 +88,6 @@ class Row:
 
     preset: str
     ap: float
-    epochs: int
     before: str
     size: tuple[int, int]
     published: bool
@@ -141,7 +138,6 @@ def measure(
         Row(
             one.preset,
             one.ap,
-            one.epochs,
             one.before,
             size,
             size == one.size,
