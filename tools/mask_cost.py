@@ -3,10 +3,10 @@
     python -m tools.mask_cost [--size 96 320] [--size 402 1333] [--keep FOLDER] [--rounds 8]
         [--out docs/measured/mask-cost.json]
 
-DINO ResNet-18 of 300 queries with random weights and a light mask head; its boxes are the same in both. Exported
-at a canvas and run in the default engine on drawn scenes that fill it, from pixels in memory to
-masks of the image's size in memory. Random masks have more and longer edges than trained ones,
-which makes them dear to enlarge.
+DINO ResNet-18 of 300 queries with random weights and a light mask head; its boxes are the same in
+both. Exported at a canvas and run in the default engine on drawn scenes that fill it, from pixels
+in memory to masks of the image's size in memory. Random masks have more and longer edges than
+trained ones, which makes them dear to enlarge.
 """
 
 from __future__ import annotations

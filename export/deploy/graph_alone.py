@@ -39,5 +39,5 @@ def check_boxes_alone(bundle: Bundle, what: str) -> None:
         raise UserError(
             "deploy-masks",
             f"{bundle.path}: the model finds masks, which {what} does not read; deploy it with "
-            "detr export triton, or train one without heads.masks",
+            "detr export triton or detr export cpp, or train one without heads.masks",
         )
