@@ -29,6 +29,7 @@ LATER = {"dino-official-5scale", "stable-dino-5scale", "rtdetr", "rtdetrv2"} | {
     "rtdetrv2-discrete",
     "d-fine",
     "lwdetr",
+    "rfdetr",
     "mask-dino",
     "stable-mask-dino",
 }
