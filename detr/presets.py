@@ -34,7 +34,6 @@ from detr.config import (
     OneToManyConfig,
     PlainDenoisingConfig,
     PositionsConfig,
-    ProjectorNeckConfig,
     ScaledBoxesConfig,
     SelectedQueriesConfig,
     SigmoidClassesConfig,
@@ -42,9 +41,9 @@ from detr.config import (
     TwoStageQueriesConfig,
     UnifiedDenoisingConfig,
     UnifiedQueriesConfig,
-    VitBackboneConfig,
 )
 from detr.errors import UserError
+from detr.vit_sizes import LW_DETR_SIZES, RF_DETR_SIZES
 
 # Short name to timm model and the tag of its ImageNet weights.
 BACKBONES = {
@@ -264,6 +263,8 @@ FAMILIES: dict[str, DetectorConfig] = {
     # ShihuaHuang95/DEIM, which trains all of the backbones.
     "deim-d-fine": _D_FINE.replace(**_SILU),
     "deim-rtdetrv2": _RT_DETR.replace(**_SILU, queries={"position_layers": 3}),
+    # roboflow/rf-detr: the same decoder over DINOv2.
+    "rfdetr": _LW_DETR,
 }
 _D_FINES = {"d-fine", "deim-d-fine"}
 _RT_DETRS = {"rtdetr", "rtdetrv2", "rtdetrv2-discrete", "deim-rtdetrv2"}
@@ -306,27 +307,8 @@ _D_FINE_SIZES: dict[str, dict[str, Any]] = {
     "r18": {"backbone": _SMALL_VD},
     "r34": {"backbone": _SMALL_VD},
 }
-_LW_VIT = VitBackboneConfig(width=192, windowed=(0, 1, 3, 6, 7, 9), taps=(3, 5, 6, 10))
-_LW_DETR_LARGE: dict[str, Any] = {
-    "width": 384,
-    "attention_heads": 12,
-    "neck": ProjectorNeckConfig(scales=(2.0, 0.5)),
-    "decoder": {"cross_attention": {"points": 4, "heads": 24}},
-}
-_LW_DETR_SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "backbone": _LW_VIT.replace(windowed=(0, 2, 4), taps=(2, 4, 6)),
-        "neck": ProjectorNeckConfig(),
-        "queries": {"number": 100},
-        "detections": 100,
-    },
-    "small": {"backbone": _LW_VIT, "neck": ProjectorNeckConfig()},
-    "medium": {"backbone": _LW_VIT.replace(width=384), "neck": ProjectorNeckConfig()},
-    "large": {"backbone": _LW_VIT.replace(width=384, drop_path=0.1), **_LW_DETR_LARGE},
-    "xlarge": {"backbone": _LW_VIT.replace(width=768, drop_path=0.1), **_LW_DETR_LARGE},
-}
 # Sizes whose backbone is their own, so that none of the others' takes its place.
-_WHOLE_SIZES = {"lwdetr": _LW_DETR_SIZES}
+_WHOLE_SIZES = {"lwdetr": LW_DETR_SIZES, "rfdetr": RF_DETR_SIZES}
 _SIZES = {**dict.fromkeys(_RT_DETRS, _RT_DETR_SIZES), **dict.fromkeys(_D_FINES, _D_FINE_SIZES)}
 # Families whose code trains the whole backbone, norms included.
 _ALL_TRAINED = {"deim-d-fine", "deim-rtdetrv2"}

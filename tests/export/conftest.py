@@ -16,6 +16,7 @@ from detr.config import (
     DeformableCrossAttentionConfig,
     DeformableEncoderConfig,
     DetectorConfig,
+    Dinov2BackboneConfig,
     DistributionRefinementConfig,
     GelanEncoderConfig,
     GroupedQueriesConfig,
@@ -68,6 +69,13 @@ LW_DETR = {
 }
 DETECTORS: dict[str, dict[str, Any]] = {
     "lwdetr": LW_DETR,
+    "rfdetr": {
+        **LW_DETR,
+        "backbone": Dinov2BackboneConfig(
+            patch=8, width=24, heads=4, side=5, windows=2, windowed=(0, 1), taps=(1, 3)
+        ),
+        "neck": ProjectorNeckConfig(norm="layer", blocks=1),
+    },
     "deformable": {},
     "deformable-refine": {"decoder.refinement.kind": "detach"},
     "deformable-two-stage": {

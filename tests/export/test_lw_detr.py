@@ -1,4 +1,4 @@
-"""LW-DETR as a bundle: one node per decoder layer, one group of queries, every engine alike."""
+"""LW-DETR and RF-DETR as bundles: one node per decoder layer, one group of queries, every engine alike."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ SIZES = [(64, 96), (33, 200), (90, 60), (128, 192)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lowering", ["gather", "gridsample"])
+@pytest.mark.parametrize(
+    ("family", "lowering"),
+    [("lwdetr", "gather"), ("lwdetr", "gridsample"), ("rfdetr", "gather")],
+)
 def test_every_engine_finds_what_torch_finds(
-    lowering: Lowering, checkpoint: Callable[[str], Path], tmp_path: Path
+    family: str, lowering: Lowering, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    bundle = export_bundle(checkpoint("lwdetr"), tmp_path / "x.bundle", lowering=lowering)
+    bundle = export_bundle(checkpoint(family), tmp_path / "x.bundle", lowering=lowering)
     graph = onnx.load(str(bundle.model)).graph
     layers = bundle.info.model.detector.decoder.layers
     assert sum(map(is_attention, graph.node)) == layers

@@ -31,6 +31,7 @@ LATER = {"dino-official-5scale", "stable-dino-5scale", "rtdetr", "rtdetrv2"} | {
     "lwdetr",
     "deim-d-fine",
     "deim-rtdetrv2",
+    "rfdetr",
     "mask-dino",
     "stable-mask-dino",
 }

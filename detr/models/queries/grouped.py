@@ -6,10 +6,28 @@ import torch
 from torch import Tensor, nn
 
 from detr.config import DetectorConfig, GroupedQueriesConfig
-from detr.models.heads.box_code import box_code
+from detr.models.heads.box_code import BoxCode, box_code
 from detr.models.layers import inner_mlp
 from detr.models.queries.proposals import AnchoredQueries, ProposalHead
 from detr.models.structures import Memory, Proposals, QueryGroup
+
+
+class _Group(nn.Module):
+    """One group: its proposal heads, contents, and steps from the proposals to the boxes."""
+
+    def __init__(self, config: DetectorConfig, queries: GroupedQueriesConfig) -> None:
+        super().__init__()
+        self.proposals, self.content, self.steps = _parts(config, queries)
+
+
+def _parts(
+    config: DetectorConfig, queries: GroupedQueriesConfig
+) -> tuple[ProposalHead, nn.Embedding, nn.Embedding]:
+    """What a group is made of; steps start at none."""
+    steps = nn.Embedding(queries.number, 4)
+    nn.init.zeros_(steps.weight)
+    content = nn.Embedding(queries.number, config.width)
+    return ProposalHead(config, queries, class_agnostic=False), content, steps
 
 
 class GroupedQueries(AnchoredQueries):
@@ -21,43 +39,44 @@ class GroupedQueries(AnchoredQueries):
 
     def __init__(self, config: DetectorConfig, queries: GroupedQueriesConfig) -> None:
         super().__init__(config.width)
-        self.number, self.groups = queries.number, queries.groups
-        self.code = box_code(config.heads.boxes)
-        self.proposals = ProposalHead(config, queries, class_agnostic=False)
-        self.further = nn.ModuleList(
-            ProposalHead(config, queries, class_agnostic=False) for _ in range(queries.groups - 1)
-        )
-        total = queries.number * queries.groups
-        self.content = nn.Embedding(total, config.width)
-        self.steps = nn.Embedding(total, 4)
-        nn.init.zeros_(self.steps.weight)
+        self.number = queries.number
+        self.code: BoxCode = box_code(config.heads.boxes)
+        self.proposals, self.content, self.steps = _parts(config, queries)
+        self.further = nn.ModuleList(_Group(config, queries) for _ in range(queries.groups - 1))
         self.reference_mlp = inner_mlp(2 * config.width, config.width, config.width)
 
     def forward(self, memory: Memory, indices: Tensor | None = None) -> QueryGroup:
         """See the base class."""
-        return self._group("own", self.proposals(memory, self.number, indices), 0)
+        return self._asked("own", self, memory, indices)
 
     def training_groups(self, memory: Memory) -> list[QueryGroup]:
         """See the base class; adds ``groups``, all others in equal blocks."""
         own = self(memory)
-        if not self.further:
+        found = [self._asked("groups", group, memory, None) for group in self.further]
+        if not found:
             return [own]
-        found = [head(memory, self.number) for head in self.further]
+        proposed = [one.proposals for one in found if one.proposals is not None]
         joined = Proposals(
-            torch.cat([one.logits for one in found], 1),
-            torch.cat([one.boxes for one in found], 1),
-            torch.cat([one.indices for one in found], 1),
-            torch.cat([one.tokens for one in found], 1),
+            torch.cat([one.logits for one in proposed], 1),
+            torch.cat([one.boxes for one in proposed], 1),
+            torch.cat([one.indices for one in proposed], 1),
+            torch.cat([one.tokens for one in proposed], 1),
         )
-        others = self._group("groups", joined, self.number)
-        others.blocks = len(found)
+        content, reference = (
+            torch.cat(parts, 1)
+            for parts in ([one.content for one in found], [one.reference for one in found])
+        )
+        others = QueryGroup("groups", content, reference, blocks=len(found), proposals=joined)
         return [own, others]
 
-    def _group(self, role: str, proposals: Proposals, first: int) -> QueryGroup:
-        """Queries of some proposals; ``first`` is the number of the first one's content."""
-        batch, count = proposals.boxes.shape[:2]
-        which = slice(first, first + count)
-        steps = self.steps.weight[which].expand(batch, -1, -1)
+    def _asked(
+        self, role: str, group: nn.Module, memory: Memory, indices: Tensor | None
+    ) -> QueryGroup:
+        """The queries of one group."""
+        assert isinstance(group, GroupedQueries | _Group)
+        proposals = group.proposals(memory, self.number, indices)
+        batch = len(proposals.boxes)
+        steps = group.steps.weight.expand(batch, -1, -1)
         reference = self.code.boxes(self.code.base(proposals.boxes.detach()), steps)
-        content = self.content.weight[which].expand(batch, -1, -1)
+        content = group.content.weight.expand(batch, -1, -1)
         return QueryGroup(role, content, reference, proposals=proposals)

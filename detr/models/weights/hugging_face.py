@@ -20,6 +20,7 @@ from detr.models.weights import (
     deformable_detr,
     detr,
     lw_detr,
+    rf_detr,
     rt_detr,
 )
 from detr.models.weights.backbones import plain_rules, transformers_resnet_rules
@@ -43,6 +44,7 @@ class Family(NamedTuple):
         check: Raises UserError where tensors say otherwise than the config.
         adapt: Changes tensors that are not laid out as ours, in place; says what was cut off, with
             the reason.
+        licence: What is to be known of a detector's licence; empty where it is as usual.
     """
 
     config_of: Callable[[Mapping[str, Any], int, str], DetectorConfig]
@@ -51,6 +53,7 @@ class Family(NamedTuple):
     preprocess: PreprocessConfig = PUBLISHED
     check: Callable[[DetectorConfig, Mapping[str, Tensor], str], None] | None = None
     adapt: Callable[[dict[str, Tensor]], dict[str, str]] = lambda tensors: {}
+    licence: Callable[[DetectorConfig], str] = lambda config: ""
 
 
 FAMILIES = {
@@ -64,6 +67,14 @@ FAMILIES = {
     "rt_detr_v2": Family(rt_detr.config_of, rt_detr.rules, None, rt_detr.INPUT),
     "d_fine": Family(d_fine.config_of, d_fine.rules, None, d_fine.INPUT, d_fine.check),
     "lw_detr": Family(lw_detr.config_of, lw_detr.rules, None, lw_detr.INPUT, adapt=lw_detr.adapt),
+    "rf_detr": Family(
+        rf_detr.config_of,
+        rf_detr.rules,
+        None,
+        rf_detr.INPUT,
+        adapt=rf_detr.adapt,
+        licence=rf_detr.licence,
+    ),
 }
 # The first class head, which all families call by one of these names.
 _CLASS_HEAD = re.compile(
@@ -117,6 +128,8 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
         for i, name in table.items()
         if i >= len(names)
     )
+    if told := family.licence(config):
+        notes += (told,)
     naming = family.rules(config)
     if family.backbone is not None:
         naming = (*naming, *_backbone_rules(published, family.backbone))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ _NORM = "(weight|bias|running_mean|running_var)"
 _VIT = "model.backbone.backbone."
 _BLOCKS = r"model\.backbone\.backbone\.encoder\.layer\."
 _POSITIONS = f"{_VIT}embeddings.position_embeddings"
+_STEPS = r"model\.reference_point_embed\.weight"
+_CONTENTS = r"model\.query_feat\.weight"
 _PRETRAINED = "pretrain_image_size"
 # Options of config.json that would make another architecture, and what they are in ours.
 _PLAIN: dict[str, Any] = {
@@ -129,7 +132,8 @@ def taps_of(inner: Mapping[str, Any], place: str) -> tuple[int, ...]:
 
 
 def adapt(tensors: dict[str, Tensor]) -> dict[str, str]:
-    """Fills the keys' bias, which is none, and lays out the positions, in place."""
+    """Fills the keys' bias, which is none, takes groups apart, lays out the positions, in place."""
+    take_groups_apart(tensors)
     for name in [n for n in tensors if n.startswith(_VIT) and n.endswith("q_proj.bias")]:
         key = name.replace("q_proj", "k_proj")
         tensors.setdefault(key, torch.zeros_like(tensors[name]))
@@ -137,6 +141,15 @@ def adapt(tensors: dict[str, Tensor]) -> dict[str, str]:
         return {}
     tensors[_POSITIONS] = grid_of(tensors[_POSITIONS])
     return {f"{_POSITIONS}[:, 0]": "of a class token, which the detector does not have"}
+
+
+def take_groups_apart(tensors: dict[str, Tensor]) -> None:
+    """Tables of all groups as one table of each, ``NAME.weight.0`` and so on, in place."""
+    groups = sum(re.fullmatch(r"model\.enc_output\.\d+\.bias", n) is not None for n in tensors)
+    for name in ("model.reference_point_embed.weight", "model.query_feat.weight"):
+        if name in tensors and groups:
+            parts = tensors.pop(name).chunk(groups)
+            tensors.update({f"{name}.{i}": part for i, part in enumerate(parts)})
 
 
 def grid_of(positions: Tensor) -> Tensor:
@@ -150,7 +163,7 @@ def rules(config: DetectorConfig) -> tuple[Rule, ...]:
     return (
         *unused_block_rules(rf"{_BLOCKS}(\d+)\.", config),
         *detector_rules(config),
-        *_neck_rules(),
+        *neck_rules(),
         *_backbone_rules(),
     )
 
@@ -184,15 +197,16 @@ def detector_rules(config: DetectorConfig) -> tuple[Rule, ...]:
         Rule(rf"{layer}layer_norm\.{_WB}", ours + r"ffn.norm.\2"),
         Rule(rf"model\.decoder\.layernorm\.{_WB}", r"decoder.norm.\1"),
         Rule(r"model\.decoder\.ref_point_head\.(.+)", r"source.reference_mlp.\1"),
-        Rule(r"model\.reference_point_embed\.weight", "source.steps.weight"),
-        Rule(r"model\.query_feat\.weight", "source.content.weight"),
         Rule(rf"class_embed\.{_WB}", r"decoder.class_heads.0.\1"),
         Rule(r"bbox_embed\.(.+)", r"decoder.box_heads.0.\1"),
     ]
     groups = getattr(config.queries, "groups", 1)
     for group in range(groups):
-        head = f"source.further.{group - 1}" if group else "source.proposals"
+        owner = f"source.further.{group - 1}" if group else "source"
+        head = f"{owner}.proposals"
         table += [
+            Rule(rf"{_STEPS}\.{group}", f"{owner}.steps.weight"),
+            Rule(rf"{_CONTENTS}\.{group}", f"{owner}.content.weight"),
             Rule(rf"model\.enc_output\.{group}\.{_WB}", rf"{head}.project.\1"),
             Rule(rf"model\.enc_output_norm\.{group}\.{_WB}", rf"{head}.norm.\1"),
             Rule(rf"model\.enc_out_class_embed\.{group}\.{_WB}", rf"{head}.class_head.\1"),
@@ -220,8 +234,8 @@ def c2f_rules(layer: str, level: str) -> list[Rule]:
     ]
 
 
-def _neck_rules() -> list[Rule]:
-    """The projector."""
+def neck_rules() -> list[Rule]:
+    """The projector, of levels that are numbered."""
     layer = r"model\.backbone\.projector\.scale_layers\.(\d+)\."
     sampling = rf"{layer}sampling_layers\.(\d+)\.layers\."
     ours = r"neck.resample.\1.\2."
