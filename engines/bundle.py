@@ -192,7 +192,8 @@ class Bundle:
                 [arrays[f"image_{i}"] for i in range(count)],
                 [
                     Detections(
-                        *(arrays[f"{name}_{i}"] for name in OUTPUTS), _golden_masks(arrays, i)
+                        *(arrays[f"{name}_{i}"] for name in OUTPUTS),
+                        masks=_golden_masks(arrays, i),
                     )
                     for i in range(count)
                 ],
