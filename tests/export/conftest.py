@@ -35,6 +35,8 @@ from detr.config import (
 from detr.data.preprocess import PreprocessConfig
 from detr.model_info import ModelInfo
 from detr.models import Detector, build_detector, save_model
+from engines.bundle import Bundle
+from export.bundle import export_bundle
 
 SIZE = (64, 96)
 DINO = {"queries": MixedQueriesConfig(number=12), "decoder.final_norm": True}
@@ -105,16 +107,21 @@ MakeCheckpoint = Callable[..., Path]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever traces a detector takes seconds, which its fixture takes and no test seems to."""
     for item in items:
-        if "checkpoint" in getattr(item, "fixturenames", ()):
+        if {"checkpoint", "masks_bundle"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 
-def _be_sure(detector: Detector) -> None:
-    """Scores from 0.3 on, which is what counts for the gate, from weights that know nothing."""
-    with torch.no_grad():
-        for name, parameter in detector.named_parameters():
-            if "class_head" in name and name.endswith("bias"):
-                parameter.zero_()
+@pytest.fixture(scope="session")
+def be_sure() -> Callable[[Detector], None]:
+    """Lets weights that know nothing score from 0.3 on, which is what counts for the gate."""
+
+    def change(detector: Detector) -> None:
+        with torch.no_grad():
+            for name, parameter in detector.named_parameters():
+                if "class_head" in name and name.endswith("bias"):
+                    parameter.zero_()
+
+    return change
 
 
 @pytest.fixture(scope="session")
@@ -135,7 +142,9 @@ def build() -> Callable[[DetectorConfig], Detector]:
 
 @pytest.fixture(scope="session")
 def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, build: Callable[[DetectorConfig], Detector]
+    tmp_path_factory: pytest.TempPathFactory,
+    build: Callable[[DetectorConfig], Detector],
+    be_sure: Callable[[Detector], None],
 ) -> MakeCheckpoint:
     """Writes the checkpoint of one of :data:`DETECTORS`; the same file each time."""
     folder = tmp_path_factory.mktemp("checkpoints")
@@ -165,8 +174,15 @@ def checkpoint(
         )
         detector = build(config)
         if config.heads.masks is not None:
-            _be_sure(detector)
+            be_sure(detector)
         save_model(path, detector, info)
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def masks_bundle(checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A DINO with masks of any batch; what tests change they copy first."""
+    out = tmp_path_factory.mktemp("masks") / "masks.bundle"
+    return export_bundle(checkpoint("dino-masks"), out, batch="dynamic")
