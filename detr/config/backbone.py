@@ -124,7 +124,7 @@ class ProjectorNeckConfig(Part):
     """See :class:`NeckConfig`."""
 
     kind: Literal["projector"] = "projector"
-    scales: Annotated[tuple[Literal[2.0, 1.0, 0.5], ...], Field(min_length=1)] = (1.0,)
+    scales: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0,)
     blocks: Annotated[int, Field(ge=1, le=100)] = 3
     expansion: Annotated[float, Field(gt=0, le=4)] = 0.5
     norm: Literal["batch", "layer"] = "batch"
@@ -133,6 +133,8 @@ class ProjectorNeckConfig(Part):
     @field_validator("scales")
     @classmethod
     def _descending(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if strange := set(scales) - {2.0, 1.0, 0.5}:
+            raise ValueError(f"{min(strange)} is none of 2, 1 and 0.5")
         if list(scales) != sorted(set(scales), reverse=True):
             raise ValueError(f"{', '.join(map(str, scales))}: name each once, finest first")
         return scales

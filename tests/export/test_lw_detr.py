@@ -1,4 +1,4 @@
-"""LW-DETR and RF-DETR as bundles: one node per decoder layer, one group of queries, every engine alike."""
+"""LW-DETR and RF-DETR as bundles: one node per layer, one group of queries, every engine alike."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Checkpoints of the original repositories.
 
 Those of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR and DINO, of
-detrex's DINO, of Mask DINO (:mod:`mask_dino`), of RT-DETR (:mod:`original_rt_detr`) and of D-FINE
-(:mod:`original_d_fine`). The
-architecture is read off names and shapes (:mod:`original_config`). Names are put in the
-transformers library's terms first, whose tables then say where they go.
+detrex's DINO, of Mask DINO (:mod:`mask_dino`), of RT-DETR (:mod:`original_rt_detr`), of D-FINE
+(:mod:`original_d_fine`), of LW-DETR and RF-DETR (:mod:`original_lw_detr`). The architecture is read
+off names and shapes (:mod:`original_config`). Names are put in the transformers library's terms
+first, whose tables then say where they go.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from detr.models.weights import (
     mmdet,
     original_config,
     original_d_fine,
+    original_lw_detr,
     original_rt_detr,
 )
 from detr.models.weights.backbones import convnext_rules, plain_rules, swin_rules
@@ -234,6 +235,8 @@ def convert(
     if original_rt_detr.MARK in tensors:
         found = original_rt_detr.convert(tensors, place, discrete, deim)
         return found._replace(family="deim") if deim else found
+    if original_lw_detr.MARK in tensors and not discrete and not deim:
+        return original_lw_detr.convert(tensors, place, options)
     if discrete:
         raise UserError("weights-config", f"{place}: --discrete is for RT-DETRv2 and D-FINE")
     if deim:
