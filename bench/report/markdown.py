@@ -48,7 +48,8 @@ def _grid(report: Report) -> list[str]:
             name,
             *(
                 ", ".join(
-                    f"{row.ms:.2f} ms (×{cells.base.ms / row.ms:.2f}), {percent(row.coco.ap)} AP"
+                    (f"{row.model}: " if len(cells.cells[name, one]) > 1 else "")
+                    + f"{row.ms:.2f} ms (×{cells.base.ms / row.ms:.2f}), {percent(row.coco.ap)} AP"
                     for row in cells.cells[name, one]
                 )
                 or "–"
@@ -65,7 +66,7 @@ def _grid(report: Report) -> list[str]:
 def _budget(report: Report) -> list[str]:
     if report.budget is None:
         return []
-    missed = report.misses()
+    missed = report.told_misses()
     return ["Budget missed: " + "; ".join(missed) if missed else "Budget held by every artifact."]
 
 
