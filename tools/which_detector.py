@@ -67,6 +67,8 @@ DETECTORS = (
     Published("lwdetr-tiny", 42.6, SQUARE, "Objects365"),
     Published("lwdetr-small", 48.0, SQUARE, "Objects365"),
     Published("lwdetr-medium", 52.5, SQUARE, "Objects365"),
+    Published("rfdetr-nano", 48.4, (384, 384), "Objects365"),
+    Published("rfdetr-small", 53.0, (512, 512), "Objects365"),
     Published("deformable-detr-two-stage-r50", 48.2, LARGE),
     Published("dino-r18", 44.0, LARGE),
     Published("dino-r50", 50.6, LARGE),
@@ -160,7 +162,13 @@ def picture(rows: list[Row]) -> str:
             for other in rows
         )
 
-    colors = {"d-fine": "#2f6fb5", "rtdetr": "#2a8c55", "dino": "#c4483d", "lwdetr": "#8a5aa8"}
+    colors = {
+        "d-fine": "#2f6fb5",
+        "rtdetr": "#2a8c55",
+        "dino": "#c4483d",
+        "lwdetr": "#8a5aa8",
+        "rfdetr": "#b07d2b",
+    }
     points = [
         Point(
             row.preset,
