@@ -192,8 +192,10 @@ class Bundle:
                 [arrays[f"image_{i}"] for i in range(count)],
                 [
                     Detections(
-                        *(arrays[f"{name}_{i}"] for name in OUTPUTS),
-                        masks=_golden_masks(arrays, i),
+                        arrays[f"boxes_{i}"],
+                        arrays[f"scores_{i}"],
+                        arrays[f"labels_{i}"],
+                        _golden_masks(arrays, i),
                     )
                     for i in range(count)
                 ],
