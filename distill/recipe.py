@@ -22,6 +22,7 @@ from detr.presets import preset
 from detr.problems import Problem, first_problem
 from detr.upgrade import MOVED
 from distill.data.augment import AugmentConfig
+from distill.data.composed import Share
 from distill.elastic.choices import ElasticRecipe
 from distill.losses.weights import LossWeights
 from distill.recipe_yaml import Places, is_file, read_recipe
@@ -100,7 +101,7 @@ class InheritRecipe(Strict):
 
 
 class OptimizerRecipe(Strict):
-    """AdamW with warm-up and step decay.
+    """AdamW with warm-up and a rate that falls in steps, along a cosine, or both.
 
     Attributes:
         lr: Of everything but the backbone.
@@ -110,9 +111,13 @@ class OptimizerRecipe(Strict):
             code.
         offsets_lr_factor: On sampling offsets and reference points (0.1 in Deformable DETR).
         clip: Largest gradient norm; 0 clips nothing.
-        warmup_steps: Steps of linear warm-up.
+        warmup_steps: Steps in which the rate rises to the full one.
+        warmup_power: Of the share of these that is done: 1 rises linearly, 2 as in DEIM.
         drops: Shares of the run after which the rate falls by ``drop_factor``.
         drop_factor: Factor of each drop.
+        cosine: Shares of the run from and to which the rate falls along half a cosine, flat before
+            and after (RTMDet, DEIM); ``None`` for drops alone.
+        cosine_factor: What is left of the rate then.
     """
 
     lr: Rate = 1e-4
@@ -122,8 +127,17 @@ class OptimizerRecipe(Strict):
     offsets_lr_factor: Rate = 1.0
     clip: Rate = 0.1
     warmup_steps: Steps = 0
+    warmup_power: Annotated[float, Field(ge=0.1, le=10)] = 1.0
     drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (11 / 12,)
     drop_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    cosine: tuple[Share, Share] | None = None
+    cosine_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+    @model_validator(mode="after")
+    def _in_order(self) -> OptimizerRecipe:
+        if self.cosine is not None and self.cosine[0] >= self.cosine[1]:
+            raise ValueError(f"cosine: {self.cosine[0]:g} is no less than {self.cosine[1]:g}")
+        return self
 
 
 class ValidationRecipe(Strict):

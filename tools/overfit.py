@@ -23,6 +23,7 @@ from typing import Any
 from detr.config import (
     AnchorQueriesConfig,
     ContrastiveDenoisingConfig,
+    GroupedQueriesConfig,
     MixedQueriesConfig,
     OneToManyConfig,
     PlainDenoisingConfig,
@@ -40,11 +41,13 @@ SIZE = (64, 128)
 ENOUGH = 0.9
 # What a family's own training changes of the detection loss, and what it adds.
 _RT_DETR = {"scores": "varifocal"}
+_LW_DETR = {"scores": "iou_aware"}
 # A map of 16 x 32 cells needs no 12,544 points.
 _MASK_DINO = {"focal": 4.0, "cost_class": 4.0, "mask_points": 256}
 LOSSES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("rtdetr", "rtdetrv2", "rtdetrv2-discrete"), _RT_DETR),
     **dict.fromkeys(("mask-dino", "stable-mask-dino"), _MASK_DINO),
+    **dict.fromkeys(("lwdetr", "rfdetr"), _LW_DETR),
     "d-fine": {"scores": "varifocal", "edges": 0.15, "box_pairs": "union"},
 }
 METHODS: dict[str, list[str]] = {"d-fine": ["go_lsd"]}
@@ -71,17 +74,21 @@ def small(family: str, masks: bool) -> dict[str, Any]:
             | SelectedQueriesConfig(denoising=ContrastiveDenoisingConfig())
         ):
             queries["denoising"] = {"number": 20}
+        case GroupedQueriesConfig():
+            queries["groups"] = 3
         case UnifiedQueriesConfig():
             # Between cells' numbers the boxes of masks of one cell have no size.
             queries |= {"denoising": {"number": 20}, "initial_boxes": "bitmask"}
         case AnchorQueriesConfig(denoising=PlainDenoisingConfig()):
             queries["denoising"] = {"groups": 3}
-    encoder: dict[str, Any] = {"layers": 1, "ffn": 128}
+    encoder: dict[str, Any] = {"layers": min(1, config.encoder.layers), "ffn": 128}
     decoder: dict[str, Any] = {"layers": 2, "ffn": 128}
     if config.encoder.sampling_points:
         encoder["points"] = 2
     if points := config.decoder.cross_attention.sampling_points:
         decoder["cross_attention"] = {"points": 2 if isinstance(points, int) else (1, 2, 1)}
+        if config.decoder.cross_attention.own_heads:
+            decoder["cross_attention"]["heads"] = 8
     heads: dict[str, Any] = {}
     if config.heads.masks is not None:
         heads["masks"] = {"width": 32}

@@ -117,6 +117,17 @@ class Part(Strict):
     kind: str
 
 
+def usual_kind(kind: str) -> BeforeValidator:
+    """For a part that once had one kind alone: without a ``kind`` it is still that one."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, Mapping) and "kind" not in value:
+            return {"kind": kind, **value}
+        return value
+
+    return BeforeValidator(named)
+
+
 class LayerStack(Strict):
     """Transformer layers of one kind.
 
@@ -124,12 +135,12 @@ class LayerStack(Strict):
         layers: Their number.
         ffn: Hidden width of their feed-forward networks.
         activation: Within them; ``prelu`` learns one slope per network (DAB-DETR), RT-DETR's
-            encoder has ``gelu``.
+            encoder has ``gelu``, DEIM's decoder ``silu``.
     """
 
     layers: Annotated[int, Field(ge=1, le=100)] = 6
     ffn: Annotated[int, Field(ge=1, le=65536)] = 1024
-    activation: Literal["relu", "prelu", "gelu"] = "relu"
+    activation: Literal["relu", "prelu", "gelu", "silu"] = "relu"
 
 
 class ClassMap(Strict):

@@ -19,6 +19,8 @@ class AnyEncoderConfig(LayerStack, Part):
 
     single_level: ClassVar[bool] = False
     """Whether it works on one map only."""
+    halves: ClassVar[bool] = False
+    """Whether each level must be half as fine as the one before."""
 
     layers: Annotated[int, Field(ge=0, le=100)] = 6
 
@@ -91,7 +93,7 @@ class DeformableEncoderConfig(TokenEncoderConfig):
     @property
     def sampling_points(self) -> Points:
         """See the base class."""
-        return self.points
+        return self.points if self.layers else 0
 
 
 class DenseEncoderConfig(TokenEncoderConfig):
@@ -117,8 +119,10 @@ class AnyHybridEncoderConfig(AnyEncoderConfig):
         blocks: RepVGG blocks in each of their ways.
     """
 
+    halves: ClassVar[bool] = True
+
     layers: Annotated[int, Field(ge=0)] = 1
-    activation: Literal["relu", "prelu", "gelu"] = "gelu"
+    activation: Literal["relu", "prelu", "gelu", "silu"] = "gelu"
     width: Annotated[int, Field(ge=8, le=65536)] | None = None
     expansion: Annotated[float, Field(gt=0, le=4)] = 1.0
     blocks: Annotated[int, Field(ge=1, le=100)] = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -12,20 +13,24 @@ from detr.config import LayerStack
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them.
+    """Linear layers with an activation between them.
 
     Args:
         sizes: Widths from input to output.
+
+    Attributes:
+        activation: ReLU; a detector's config may say otherwise.
     """
 
     def __init__(self, *sizes: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.activation: Callable[[Tensor], Tensor] = functional.relu
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., sizes[0]]`` to ``[..., sizes[-1]]``."""
         for layer in self.layers[:-1]:
-            x = functional.relu(layer(x))
+            x = self.activation(layer(x))
         out: Tensor = self.layers[-1](x)
         return out
 
@@ -75,7 +80,12 @@ class InnerReLU(nn.ReLU):
         return functional.relu(input, inplace=not torch.is_grad_enabled())
 
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": InnerReLU, "prelu": nn.PReLU, "gelu": nn.GELU}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": InnerReLU,
+    "prelu": nn.PReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
 
 
 class FeedForward(nn.Module):

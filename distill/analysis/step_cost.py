@@ -305,7 +305,9 @@ def _state(
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(world.device.type, enabled=False),
         ema=ema,
-        batches=Batches(data, recipe.input, recipe.augment, batch_size, recipe.seed),
+        batches=Batches(
+            data, recipe.input, recipe.augment, batch_size, recipe.seed, steps=recipe.steps
+        ),
         val=None,
     )
 

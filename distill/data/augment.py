@@ -19,15 +19,12 @@ from detr.config import Strict
 from detr.data.dataset import Labels
 from detr.data.preprocess import PreprocessConfig, fit, shortest_side
 from detr.types import FloatArray, ImageArray
-from distill.data.view import Size, View
+from distill.data.composed import MixupConfig, MosaicConfig, Share, published
+from distill.data.view import KEPT_SHARE, Size, View
 
-# What a zoom's window leaves of a box: enough of it is an object, less is neither object nor
-# background.
-_KEPT_SHARE = 0.3
 # A window that shows no object teaches little; look for another one this many times.
 _TRIES = 8
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(ge=16, le=16384)]
 Factor = Annotated[float, Field(ge=0.01, le=100)]
 
@@ -63,10 +60,6 @@ class MultiScaleConfig(Strict):
         return self
 
 
-def _multi_scale(value: object) -> object:
-    return {} if value is True else None if value is False else value
-
-
 class AugmentConfig(Strict):
     """How training images vary: by a zoom, or by DETR's sizes and crops.
 
@@ -76,12 +69,16 @@ class AugmentConfig(Strict):
             enlarged image is taken, below 1 the image leaves part of the canvas empty.
         multi_scale: DETR's in place of a zoom; ``true`` takes the published numbers.
         jitter: Largest relative change of brightness, contrast and saturation.
+        mosaic: Four images in the place of one; ``true`` takes DEIM's numbers.
+        mixup: Two images mixed; ``true`` takes DEIM's numbers.
     """
 
     flip: Share = 0.5
     zoom: tuple[Factor, Factor] | None = (0.8, 1.5)
-    multi_scale: Annotated[MultiScaleConfig | None, BeforeValidator(_multi_scale)] = None
+    multi_scale: Annotated[MultiScaleConfig | None, BeforeValidator(published)] = None
     jitter: Share = 0.2
+    mosaic: Annotated[MosaicConfig | None, BeforeValidator(published)] = None
+    mixup: Annotated[MixupConfig | None, BeforeValidator(published)] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -90,6 +87,11 @@ class AugmentConfig(Strict):
         if isinstance(values, dict) and values.get("multi_scale") and "zoom" not in values:
             return {**values, "zoom": None}
         return values
+
+    @property
+    def of_composed(self) -> AugmentConfig:
+        """What still varies in a picture that a mosaic has scaled already."""
+        return self.model_copy(update={"zoom": None, "multi_scale": None})
 
     @model_validator(mode="after")
     def _consistent(self) -> AugmentConfig:
@@ -134,7 +136,7 @@ def augment(
         picture = transforms.adjust_contrast(picture, rng.uniform(low, high))
         picture = transforms.adjust_saturation(picture, rng.uniform(low, high))
 
-    least = 0.0 if config.multi_scale is not None else _KEPT_SHARE
+    least = 0.0 if config.multi_scale is not None else KEPT_SHARE
     boxes, share = view.of_boxes(labels.boxes)
     regions, region_share = view.of_boxes(labels.ignore)
     kept, cut = (share >= least) & (share > 0), (share > 0) & (share < least)

@@ -4,7 +4,8 @@ The order of an epoch follows from (seed, epoch) and a sample's augmentation fro
 slot), so going on after a stop needs no sampler state: step s is the same batch in every run.
 An image that cannot be read is replaced by one that follows from (seed, step, slot) as well.
 Slots count through the images of all processes: two processes with two images each see what one
-sees with four.
+sees with four. A mosaic's further images follow from (seed, step, slot), and an image is mixed with
+that of the slot before it, whichever process has it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +29,13 @@ from detr.masks import Mask, Size
 from detr.models import Target
 from detr.types import FloatArray, ImageArray, IntArray
 from distill.data.augment import AugmentConfig, augment
+from distill.data.composed import TILES, mixed, mosaic
 from distill.data.unreadable import LeaveOut, is_unreadable
 
 # Decoded images are kept up to this many bytes: reading a small set again is a waste of a core.
 CACHE_BYTES = 1 << 30
 # Purposes of random numbers drawn from one seed.
-_ORDER, _SAMPLE, _REPLACEMENT = range(3)
+_ORDER, _SAMPLE, _REPLACEMENT, _MOSAIC, _MIXUP = range(5)
 
 
 @dataclass
@@ -43,7 +46,7 @@ class Batch:
         images: ``[B, 3, H, W]`` float32, normalized and padded.
         valid_sizes: ``[B, 2]`` float32 (height, width) of each image inside the canvas.
         targets: Ground truth relative to the image without its padding.
-        paths: The files, for messages.
+        paths: The files of each image, for messages.
         left_out: Files that could not be read and were replaced, and why.
         smaller: The same images on smaller canvases (height, width), where a step has several.
     """
@@ -51,7 +54,7 @@ class Batch:
     images: Tensor
     valid_sizes: Tensor
     targets: list[Target]
-    paths: list[Path]
+    paths: list[tuple[Path, ...]]
     left_out: list[tuple[Path, UserError]] = field(default_factory=list)
     smaller: dict[tuple[int, int], Batch] = field(default_factory=dict)
 
@@ -111,6 +114,7 @@ class Batches:
         seed: Of order and augmentation.
         rank, world: This process and their number; processes share one epoch order.
         masks: Whether targets have masks; the data set must have one for every object.
+        steps: Length of the run, of whose parts mosaic and mixup are told.
     """
 
     def __init__(
@@ -123,9 +127,13 @@ class Batches:
         rank: int = 0,
         world: int = 1,
         masks: bool = False,
+        steps: int | None = None,
     ) -> None:
+        if steps is None and (config.mosaic or config.mixup):
+            raise ValueError("mosaic and mixup act in a part of a run: tell its length")
         self.dataset, self.preprocess, self.config = dataset, preprocess, config
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.steps = steps or 0
         self._read_labels = dataset.labels_with_masks if masks else dataset.labels
         self._cache: dict[int, ImageArray] = {}
         self._cached_bytes = 0
@@ -160,8 +168,8 @@ class Batches:
         slot: int,
         leave_out: LeaveOut | None = None,
         canvas: PreprocessConfig | None = None,
-    ) -> tuple[ImageArray, Labels, Path]:
-        """One augmented image, its labels in pixels, and its file.
+    ) -> tuple[ImageArray, Labels, tuple[Path, ...]]:
+        """One augmented image, its labels in pixels, and its files.
 
         Args:
             step: The step.
@@ -170,16 +178,29 @@ class Batches:
                 raise.
             canvas: Another than the run's.
         """
-        i, image = self._readable(step, slot, leave_out)
+        preprocess, config = canvas or self.preprocess, self.config
+        i, image = self._readable(self.index(step, slot), (step, slot), leave_out)
+        labels, used = self._read_labels(i), [i]
+        rng = np.random.default_rng((self.seed, _MOSAIC, step, slot))
+        if config.mosaic is not None and config.mosaic.acts(step, self.steps, rng):
+            further = [
+                self._readable(first, (step, slot, tile), leave_out)
+                for tile, first in enumerate(rng.integers(len(self.dataset), size=TILES - 1), 1)
+            ]
+            used += [i for i, _ in further]
+            everything = [labels, *(self._read_labels(i) for i, _ in further)]
+            pictures = [image, *(other for _, other in further)]
+            image, labels = mosaic(pictures, everything, preprocess, config.mosaic, rng)
+            config = config.of_composed
         rng = np.random.default_rng((self.seed, _SAMPLE, step, slot))
-        labels = self._read_labels(i)
-        image, labels = augment(image, labels, canvas or self.preprocess, self.config, rng)
-        return image, labels, self.dataset.image_path(i)
+        image, labels = augment(image, labels, preprocess, config, rng)
+        return image, labels, tuple(map(self.dataset.image_path, used))
 
-    def _readable(self, step: int, slot: int, leave_out: LeaveOut | None) -> tuple[int, ImageArray]:
-        """The image of a slot, or the one in its place."""
-        first = self.index(step, slot)
-        for i in self._candidates(first, step, slot):
+    def _readable(
+        self, first: int, place: tuple[int, ...], leave_out: LeaveOut | None
+    ) -> tuple[int, ImageArray]:
+        """An image, or the one in its place (step, slot and tile)."""
+        for i in self._candidates(first, place):
             try:
                 return i, self._image(i)
             except UserError as error:
@@ -189,9 +210,9 @@ class Batches:
                 last = error
         raise last
 
-    def _candidates(self, first: int, step: int, slot: int) -> Iterator[int]:
+    def _candidates(self, first: int, place: tuple[int, ...]) -> Iterator[int]:
         yield first
-        rng = np.random.default_rng((self.seed, _REPLACEMENT, step, slot))
+        rng = np.random.default_rng((self.seed, _REPLACEMENT, *place))
         for i in rng.permutation(len(self.dataset)).tolist():
             if i != first:
                 yield i
@@ -207,17 +228,35 @@ class Batches:
         def leave_out(path: Path, error: UserError) -> None:
             left_out.append((path, error))
 
-        samples = [self.sample(step, slot, leave_out, preprocess) for slot in self.slots]
-        sizes = [image.shape[:2] for image, _, _ in samples]
-        canvas = preprocess.canvas(sizes)
+        share, slots = self._mixed(step), list(self.slots)
+        if share is not None:  # each image is mixed with the one before it
+            slots.insert(0, (slots[0] - 1) % (self.world * self.batch_size))
+        samples = [self.sample(step, slot, leave_out, preprocess) for slot in slots]
+        sizes = np.array([image.shape[:2] for image, _, _ in samples])
+        canvas = preprocess.canvas(sizes.tolist())
         images = np.zeros((len(samples), 3, *canvas), dtype=np.float32)
-        targets = []
-        for row, (image, labels, _) in zip(images, samples, strict=True):
+        for row, (image, _, _) in zip(images, samples, strict=True):
             place(image, row, preprocess)
-            targets.append(target_of(labels, (image.shape[0], image.shape[1]), canvas))
-        valid = torch.tensor(sizes, dtype=torch.float32)
-        paths = [path for _, _, path in samples]
+        labels, paths = [own for _, own, _ in samples], [files for _, _, files in samples]
+        if share is not None:
+            images = share * images[1:] + (1 - share) * images[:-1]
+            sizes = np.maximum(sizes[1:], sizes[:-1])
+            both = zip(pairwise(labels), sizes.tolist(), strict=True)
+            labels = [mixed((own, before), (size[0], size[1])) for (before, own), size in both]
+            paths = [own + before for before, own in pairwise(paths)]
+        targets = [
+            target_of(own, (size[0], size[1]), canvas)
+            for own, size in zip(labels, sizes.tolist(), strict=True)
+        ]
+        valid = torch.from_numpy(sizes.astype(np.float32))
         return Batch(torch.from_numpy(images), valid, targets, paths, left_out)
+
+    def _mixed(self, step: int) -> float | None:
+        """An image's own share where the images of a step are mixed."""
+        rng, config = np.random.default_rng((self.seed, _MIXUP, step)), self.config.mixup
+        if config is None or not config.acts(step, self.steps, rng):
+            return None
+        return float(rng.uniform(*config.ratio))
 
     def stream(self, first: int, last: int, workers: int) -> Iterator[Batch]:
         """The batches of steps ``first`` to ``last - 1``, made ahead by ``workers`` threads."""

@@ -13,6 +13,8 @@ from detr.masks import Mask, Rle
 from detr.types import FloatArray
 
 Size = tuple[int, int]
+# What a view leaves of a box: enough of it is an object, less is neither object nor background.
+KEPT_SHARE = 0.3
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,12 @@ from pydantic import Field
 from torch import Tensor
 
 from detr.models import GroupOutput, QueryGroup, cxcywh_to_xyxy
-from distill.losses.detection import side_losses, weighted
+from distill.losses.detection import side_losses
 from distill.losses.masks import Points, mask_losses, masks_of
 from distill.losses.matcher import match_costs
 from distill.losses.matches import Matches
 from distill.losses.overlap import giou
+from distill.losses.sets import weighted
 from distill.losses.targets import JoinedTargets, pair_iou
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.best_queries import (

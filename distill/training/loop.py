@@ -68,7 +68,7 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
     values = state.world.mean_values(means) | norms
     if not math.isfinite(values["loss"]):
         bad = [name for name, value in values.items() if not math.isfinite(value)]
-        files = " ".join(str(path) for path in batch.paths)
+        files = " ".join(str(path) for image in batch.paths for path in image)
         raise UserError(
             "loss-not-finite",
             f"step {index}: {bad[0]} is {values[bad[0]]} on {files}; lower optimizer.lr or mend "

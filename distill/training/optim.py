@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -43,9 +45,18 @@ def build_optimizer(
 
 def rate(step: int, steps: int, recipe: OptimizerRecipe) -> float:
     """Factor on every base rate in step ``step`` (from 0) of ``steps``."""
-    warm = min(1.0, (step + 1) / (recipe.warmup_steps + 1))
+    warm = min(1.0, (step + 1) / (recipe.warmup_steps + 1)) ** recipe.warmup_power
     drops = sum(step >= round(share * steps) for share in recipe.drops)
-    return float(warm * recipe.drop_factor**drops)
+    return float(warm * recipe.drop_factor**drops * _cosine(step, steps, recipe))
+
+
+def _cosine(step: int, steps: int, recipe: OptimizerRecipe) -> float:
+    """The flat-cosine schedule's factor (DEIM's code, ``engine/optim/lr_scheduler.py``)."""
+    if recipe.cosine is None:
+        return 1.0
+    first, last = (round(share * steps) for share in recipe.cosine)
+    done = 1.0 if step >= last else max(0, step - first) / (last - first)
+    return recipe.cosine_factor + (1 - recipe.cosine_factor) * (1 + math.cos(math.pi * done)) / 2
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

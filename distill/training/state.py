@@ -347,7 +347,8 @@ def _batches(
 ) -> Batches:
     own = images_per_process(recipe, world)
     masks = recipe.detector.heads.masks is not None
-    common = (data, recipe.input, recipe.augment, own, recipe.seed, world.rank, world.size, masks)
+    common: tuple[Any, ...] = (data, recipe.input, recipe.augment, own, recipe.seed)
+    common += (world.rank, world.size, masks, recipe.steps)
     if recipe.elastic is None or elastic is None:
         return Batches(*common)
     return ElasticBatches(elastic.choices, recipe.elastic.drawn, *common)

@@ -7,6 +7,7 @@ import pytest
 from detr.config import DetectorConfig
 from detr.presets import preset
 from distill.recipe import Recipe, find_recipe, load_recipe, shipped
+from distill.training.optim import rate
 
 # The preset of each recipe whose name does not tell it.
 PRESETS = {
@@ -78,8 +79,11 @@ def published(name: str) -> DetectorConfig:
     """The architecture a shipped recipe is to have, of one class."""
     if name not in PRESETS:
         # METHOD-FAMILY-TEACHER-STUDENT on COCO, the same or FAMILY-BACKBONE on KITTI.
+        deim = "deim-" if "-deim-" in name else ""
         if "-dfine-" in name:
-            return preset(f"d-fine-{name.rpartition('-')[2]}", 1)
+            return preset(f"{deim}d-fine-{name.rpartition('-')[2]}", 1)
+        if "-rtdetrv2-" in name:
+            return preset(f"{deim}rtdetrv2-{name.rpartition('-')[2]}", 1)
         if "-rtdetr-" in name:
             return preset(f"rtdetr-{name.rpartition('-')[2]}", 1)
         family = next(f for f in (*FAMILIES, "conditional", "detr") if f"-{f}-" in name)
@@ -104,7 +108,7 @@ def test_a_recipe_trains_its_presets_detector(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(shipped()) - OWN))
 def test_images_have_the_papers_sizes(name: str) -> None:
     recipe = loaded(name)
-    if name.startswith(("coco-rtdetr-", "coco-dfine-")):
+    if name.startswith(("coco-rtdetr-", "coco-dfine-", "coco-deim-")):
         assert recipe.input.size == (640, 640) and recipe.input.short is None
         return
     if "mask-dino" in name:
@@ -133,11 +137,45 @@ def test_what_is_frozen_follows_the_code_base() -> None:
     assert preset("detr-r50", 1, pretrained=False).backbone.frozen_stages == 0
 
 
+# DEIM's epochs: of mosaic and mixup (and where the rate begins to fall), their end, the end of the
+# rate's fall, and of the run.
+DEIM = {
+    "dfine-n": (4, 78, None, 160),
+    "dfine-s": (4, 64, 120, 132),
+    "dfine-m": (4, 49, 90, 102),
+    "dfine-l": (4, 29, 50, 58),
+    "dfine-x": (4, 29, 50, 58),
+    "rtdetrv2-r18": (4, 64, 117, 120),
+    "rtdetrv2-r34": (4, 64, 117, 120),
+    "rtdetrv2-r50": (4, 34, 58, 60),
+    "rtdetrv2-r101": (4, 34, 58, 60),
+}
+
+
+@pytest.mark.parametrize("name", sorted(DEIM))
+def test_deims_schedule_is_the_released_one(name: str) -> None:
+    first, flat, end, epochs = DEIM[name]
+    recipe = loaded(f"coco-deim-{name}")
+    seen = 117_266 // recipe.batch_size
+    assert recipe.steps == epochs * seen and recipe.optimizer.drops == ()
+    assert recipe.loss.scores == "matchability"
+    for composed in (recipe.augment.mosaic, recipe.augment.mixup):
+        assert composed is not None and composed.probability == 0.5
+        assert composed.between == pytest.approx((first / epochs, flat / epochs), abs=1e-4)
+    assert (recipe.optimizer.warmup_steps, recipe.optimizer.warmup_power) == (2000, 2)
+    if end is None:
+        assert recipe.optimizer.cosine is None
+        return
+    assert recipe.optimizer.cosine == pytest.approx((flat / epochs, end / epochs), abs=1e-4)
+    last = rate(recipe.steps - 1, recipe.steps, recipe.optimizer)
+    assert last == recipe.optimizer.cosine_factor == 0.5
+
+
 def test_schedules_are_the_released_ones() -> None:
     """Drop after 11 of 12, 20 of 24, 30 of 36 and 40 of 50 epochs, whatever line asks for them."""
     drops = {12: 11, 24: 20, 36: 30, 50: 40, 500: 400}
     for name, path in shipped().items():
-        if name in OWN:
+        if name in OWN or "-deim-" in name:
             continue
         lines = [
             x for x in path.read_text().splitlines() if x.startswith("# ") and ": --set steps=" in x

@@ -18,6 +18,7 @@ from detr.model_info import read_model_info
 from detr.models import Detector, build_detector
 from detr.models.weights.cli import weights
 from detr.models.weights.original import convert
+from detr.presets import preset
 
 GOLDEN = Path(__file__).parent / "golden"
 # (height, width) of a canvas and of the images on it; the second is no multiple of any stride.
@@ -205,7 +206,7 @@ def test_rt_detr(case):
     """On square canvases that images fill: its code knows no padding, and mixes up the axes."""
     golden = np.load(GOLDEN / "rt_detr" / f"{case}.npz")
     discrete = case.endswith("discrete")
-    imported = convert(state_dict(golden), case, discrete=discrete)
+    imported = convert(state_dict(golden), case, discrete=discrete, deim=case.startswith("deim-"))
     assert imported.detector.config.decoder.cross_attention.discrete == discrete
     assert "rows that no label ever reads" in imported.unused.values()
     # The number of queries is not in the tensors.
@@ -243,7 +244,7 @@ def test_d_fine(case):
     state = state_dict(golden)
     for last, values in json.loads(golden["options"].item()).items():
         state |= {n: torch.tensor(values) for n in state if n.rpartition(".")[2] == last}
-    imported = convert(state, case)
+    imported = convert(state, case, deim=case.startswith("deim-"))
     reasons = {why for why in imported.unused.values() if not why.startswith("a copy of ")}
     assert reasons == {
         "rows that no label ever reads",
@@ -284,6 +285,39 @@ def test_d_fines_average_is_read(tmp_path):
     assert info.preprocess.size == (640, 640) and info.preprocess.std == (255.0,) * 3
     told = json.loads(result.output)["unused"]
     assert all(told.values()) and any("num_points_scale" in name for name in told)
+
+
+@pytest.mark.parametrize(
+    ("folder", "case", "family"),
+    [
+        ("d_fine", "deim-d-fine-s", "deim-d-fine-s"),
+        ("rt_detr", "deim-rtdetrv2", "deim-rtdetrv2-r18"),
+    ],
+)
+def test_deims_average_is_the_preset(folder, case, family, tmp_path):
+    """Its trainings leave what D-FINE's and RT-DETR's do; the activation is told by the option."""
+    golden = np.load(GOLDEN / folder / f"{case}.npz")
+    state = state_dict(golden)
+    for last, values in json.loads(golden["options"].item()).items():
+        state |= {n: torch.tensor(values) for n in state if n.rpartition(".")[2] == last}
+    path, out = tmp_path / "best_stg2.pth", tmp_path / "ours.safetensors"
+    torch.save({"date": "x", "last_epoch": 3, "ema": {"module": state, "updates": 7}}, path)
+    arguments = ["import", str(path), "--out", str(out), "--deim"]
+    result = CliRunner().invoke(weights, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found, wanted = read_model_info(out.with_suffix(".json")).detector, preset(family, 5)
+    # What the small golden answers have otherwise, and where weights came from.
+    same = ("encoder.layers", "encoder.ffn", "decoder.ffn", "queries.number")
+    for part in ("neck", "positions", "decoder", "queries", "heads", "encoder"):
+        mine, theirs = getattr(found, part), getattr(wanted, part)
+        own = {key.rpartition(".")[2] for key in same if key.startswith(f"{part}.")}
+        assert mine.model_dump(exclude=own) == theirs.model_dump(exclude=own), part
+    assert found.mlp_activation == wanted.mlp_activation == found.decoder.activation == "silu"
+
+
+def test_deims_option_is_for_its_detectors():
+    with pytest.raises(UserError, match="--deim is for RT-DETRv2 and D-FINE"):
+        convert(state_dict(np.load(GOLDEN / "detr.npz")), "x", deim=True)
 
 
 @pytest.mark.parametrize("lost", ["backbone.stem.", "decoder.decoder.layers.0.gateway."])

@@ -20,6 +20,7 @@ from detr.models.weights import original
 from detr.models.weights.classes import class_map, read_classes
 from detr.models.weights.hugging_face import read_folder
 from detr.models.weights.imported import Imported
+from detr.models.weights.licenses import LICENSES
 from detr.models.weights.mask_dino import InitialBoxes
 
 
@@ -30,6 +31,7 @@ class ImportReport(BaseModel):
         source, out: Where from and where to.
         parameters: Number of parameters of the detector.
         classes: Number of classes; 0 without a class head.
+        license: How the family's weights are published.
         notes: What was decided on the way, such as which of two state dicts was read.
         unused: Published tensors that were not needed, with the reason.
     """
@@ -38,6 +40,7 @@ class ImportReport(BaseModel):
     out: str
     parameters: int
     classes: int
+    license: str
     notes: list[str]
     unused: dict[str, str]
 
@@ -47,6 +50,7 @@ class ImportReport(BaseModel):
             f"{self.source} -> {self.out}",
             f"{self.parameters / 1e6:.1f} M parameters, {self.classes} classes",
         ]
+        lines.append(f"license: {self.license}; yours is what came with the file")
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"not needed: {name} ({reason})" for name, reason in self.unused.items()]
         return "\n".join(lines)
@@ -82,6 +86,9 @@ def weights() -> None:
     "--discrete", is_flag=True, help="A .pth of RT-DETRv2 or D-FINE with discrete sampling."
 )
 @click.option(
+    "--deim", is_flag=True, help="A .pth of DEIM, whose decoder has SiLU in the place of ReLU."
+)
+@click.option(
     "--initial-boxes",
     type=click.Choice(get_args(InitialBoxes)),
     help="Anchors of a .pth of Mask DINO: its INITIALIZE_BOX_TYPE, of which no is predicted.  "
@@ -96,16 +103,17 @@ def import_(
     ema: bool | None,
     dc5: bool,
     discrete: bool,
+    deim: bool,
     initial_boxes: InitialBoxes | None,
     as_json: bool,
 ) -> None:
     """Read published weights into a checkpoint.
 
     SOURCE is a Hugging Face folder (config.json and weights) of DETR, Conditional DETR, DAB-DETR,
-    Deformable DETR, RT-DETR(v2) or D-FINE, or a .pth of the original DETR, Conditional-DETR,
-    DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR, DINO, Stable-DINO, MaskDINO, RT-DETR(v2)
-    or D-FINE repository, or of most of these in detrex or mmdet. Pickles are read for their tensors
-    only; code in them never runs.
+    Deformable DETR, RT-DETR(v2), D-FINE, LW-DETR or RF-DETR, or a .pth of the original DETR,
+    Conditional-DETR, DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR, DINO, Stable-DINO,
+    MaskDINO, RT-DETR(v2), D-FINE, DEIM, LW-DETR or RF-DETR repository, or of most of these in
+    detrex or mmdet. Pickles are read for their tensors only; code in them never runs.
 
     Every published tensor is used or listed, and every tensor of ours is filled, or it is an error.
 
@@ -113,18 +121,19 @@ def import_(
     """
     canvas = None if size is None else parse_size(size)
     if source.is_dir():
-        options = (
-            (ema is not None, "--ema"),
-            (dc5, "--dc5"),
-            (discrete, "--discrete"),
-            (initial_boxes is not None, "--initial-boxes"),
-        )
-        for given, option in options:
+        given_options = {
+            "--ema": ema is not None,
+            "--dc5": dc5,
+            "--discrete": discrete,
+            "--deim": deim,
+            "--initial-boxes": initial_boxes is not None,
+        }
+        for option, given in given_options.items():
             if given:
                 raise UserError("weights-option", f"{source}: {option} is for a .pth, not a folder")
         found = read_folder(source, canvas)
     else:
-        found = _read_file(source, canvas, ema, dc5, discrete, initial_boxes)
+        found = _read_file(source, canvas, ema, dc5, discrete, deim, initial_boxes)
     config = found.detector.config
     if found.without and classes is not None:
         raise UserError(
@@ -144,6 +153,7 @@ def import_(
         out=str(out),
         parameters=parameters(found.detector)["total"],
         classes=0 if found.without else config.num_classes,
+        license=str(LICENSES[found.family]),
         notes=list(found.notes),
         unused=found.unused,
     )
@@ -156,12 +166,13 @@ def _read_file(
     averaged: bool | None,
     dilated: bool,
     discrete: bool,
+    deim: bool,
     initial_boxes: InitialBoxes | None,
 ) -> Imported:
     """The detector of a training's file."""
     checkpoint = read_checkpoint(source, averaged)
     found = original.convert(
-        checkpoint.tensors, str(source), checkpoint.options, dilated, discrete, initial_boxes
+        checkpoint.tensors, str(source), checkpoint.options, dilated, discrete, deim, initial_boxes
     )
     notes = (checkpoint.note, *found.notes) if checkpoint.note else found.notes
     if checkpoint.names and len(checkpoint.names) == len(found.names) and not found.without:

@@ -68,6 +68,7 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
     return FAMILIES["d-fine"].replace(
         num_classes=num_classes,
         width=width,
+        mlp_activation=published.get(rt_detr.ACTIVATION, "relu"),
         attention_heads=rt_detr.attention_heads(published, place),
         dropout=published.get("dropout", 0.0),
         backbone=_backbone(published, tuple(strides), place),
@@ -84,6 +85,7 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
         decoder={
             "layers": layers,
             "ffn": published.get("decoder_ffn_dim", 1024),
+            "activation": published.get(rt_detr.ACTIVATION, "relu"),
             "cross_attention": {
                 "points": points if isinstance(points, int) else joined_points(points),
                 "discrete": rt_detr.samples_cells(published, place),

@@ -24,6 +24,7 @@ class Imported(NamedTuple):
         notes: What was decided on the way that names and shapes alone do not show.
         preprocess: How it wants its images.
         without: Tensors of heads that were cut off; the detector's are random there.
+        family: Whose reader it was, as :data:`detr.models.weights.licenses.LICENSES` names them.
     """
 
     detector: Detector
@@ -32,6 +33,7 @@ class Imported(NamedTuple):
     notes: tuple[str, ...] = ()
     preprocess: PreprocessConfig = PUBLISHED
     without: frozenset[str] = frozenset()
+    family: str = ""
 
 
 def imported(

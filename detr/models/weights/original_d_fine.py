@@ -1,4 +1,4 @@
-"""Checkpoints of the D-FINE repository.
+"""Checkpoints of the D-FINE repository, and of DEIM's D-FINE.
 
 As :mod:`original_rt_detr`: the architecture is read off names and shapes, and names are put in the
 transformers library's terms, whose table then says where they go.
@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from detr.errors import UserError
-from detr.models.weights import hugging_face
+from detr.models.weights import hugging_face, rt_detr
 from detr.models.weights.imported import Imported
 from detr.models.weights.original_rt_detr import depth, in_layer
 from detr.models.weights.renaming import split_projections
@@ -57,13 +57,16 @@ _NAMES = (
 )
 
 
-def convert(tensors: Mapping[str, Tensor], place: str, discrete: bool = False) -> Imported:
+def convert(
+    tensors: Mapping[str, Tensor], place: str, discrete: bool = False, deim: bool = False
+) -> Imported:
     """Our detector of a checkpoint's state dict.
 
     Args:
         tensors: The state dict; the average's, where there is one.
         place: The source, for messages.
         discrete: It samples whole cells; nothing in the tensors tells.
+        deim: It is DEIM's, with SiLU in the decoder; nothing in the tensors tells.
 
     Raises:
         UserError: ``weights-backbone`` for another backbone than an HGNetv2, ``weights-config``
@@ -77,6 +80,7 @@ def convert(tensors: Mapping[str, Tensor], place: str, discrete: bool = False) -
     named = {_translated(name): x for name, x in split_projections(tensors).items()}
     published = _published(tensors)
     published["decoder_method"] = "discrete" if discrete else "default"
+    published[rt_detr.ACTIVATION] = "silu" if deim else "relu"
     return hugging_face.convert(published, named, place)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the RT-DETR repository, versions 1 and 2.
+"""Checkpoints of the RT-DETR repository, versions 1 and 2, and of DEIM's RT-DETRv2.
 
 The architecture is read off names and shapes. Names are put in the transformers library's terms,
 whose table then says where they go.
@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from detr.errors import UserError
-from detr.models.weights import hugging_face
+from detr.models.weights import hugging_face, rt_detr
 from detr.models.weights.imported import Imported
 from detr.models.weights.renaming import split_projections
 
@@ -57,13 +57,16 @@ _NAMES = (
 )
 
 
-def convert(tensors: Mapping[str, Tensor], place: str, discrete: bool = False) -> Imported:
+def convert(
+    tensors: Mapping[str, Tensor], place: str, discrete: bool = False, deim: bool = False
+) -> Imported:
     """Our detector of a checkpoint's state dict.
 
     Args:
         tensors: The state dict; the average's, where there is one.
         place: The source, for messages.
         discrete: It samples whole cells (version 2); nothing in the tensors tells.
+        deim: It is DEIM's, with SiLU in the decoder; nothing in the tensors tells.
 
     Raises:
         UserError: ``weights-backbone`` for another backbone than a ResNet-vd, ``weights-config``
@@ -75,6 +78,7 @@ def convert(tensors: Mapping[str, Tensor], place: str, discrete: bool = False) -
     named = {_translated(name): x for name, x in split_projections(tensors).items()}
     published = _published(tensors, place)
     published["decoder_method"] = "discrete" if discrete else "default"
+    published[rt_detr.ACTIVATION] = "silu" if deim else "relu"
     return hugging_face.convert(published, named, place)
 
 
@@ -119,6 +123,7 @@ def _published(tensors: Mapping[str, Tensor], place: str) -> dict[str, Any]:
         "decoder_layers": depth(tensors, "decoder.dec_score_head"),
         "decoder_n_points": offsets // (2 * _HEADS * levels),
         "num_feature_levels": levels,
+        "position_layers": depth(tensors, "decoder.query_pos_head.layers"),
     }
 
 

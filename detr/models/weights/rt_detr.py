@@ -42,6 +42,8 @@ _PLAIN: dict[str, Any] = {
     "decoder_offset_scale": 0.5,
     "decoder_n_levels": 3,
 }
+# What DEIM has instead of ReLU; no config.json tells, only who reads its own files.
+ACTIVATION = "mlp_activation"
 
 
 def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> DetectorConfig:
@@ -56,6 +58,7 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
     return FAMILIES["rtdetr"].replace(
         num_classes=num_classes,
         width=width,
+        mlp_activation=published.get(ACTIVATION, "relu"),
         attention_heads=attention_heads(published, place),
         dropout=published.get("dropout", 0.0),
         backbone=_backbone(published),
@@ -66,10 +69,14 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
             "width": None if inner == width else inner,
             "expansion": published.get("hidden_expansion", 1.0),
         },
-        queries={"number": published.get("num_queries", 300)},
+        queries={
+            "number": published.get("num_queries", 300),
+            "position_layers": published.get("position_layers", 2),
+        },
         decoder={
             "layers": published.get("decoder_layers", 6),
             "ffn": published.get("decoder_ffn_dim", 1024),
+            "activation": published.get(ACTIVATION, "relu"),
             "cross_attention": {
                 "points": published.get("decoder_n_points", 4),
                 "discrete": samples_cells(published, place),
