@@ -210,6 +210,7 @@ def convert(
     dilated: bool = False,
     discrete: bool = False,
     deim: bool = False,
+    initial_boxes: mask_dino.InitialBoxes | None = None,
 ) -> Imported:
     """Our detector of an original checkpoint's state dict.
 
@@ -220,6 +221,8 @@ def convert(
         dilated: The backbone's last stage is (DC5); nothing in the tensors tells.
         discrete: Attention samples whole cells (RT-DETRv2, D-FINE); nothing in the tensors tells.
         deim: It is DEIM's D-FINE or RT-DETRv2; nothing in the tensors tells.
+        initial_boxes: Where Mask DINO's anchors come from; without it, what
+            :func:`mask_dino.options` takes.
 
     Raises:
         UserError: ``weights-family`` for another repository's, ``weights-config`` for a variant we
@@ -227,8 +230,11 @@ def convert(
             ``weights-copies-differ`` or ``checkpoint-mismatch``.
     """
     told = dict(options or {})
+    notes: tuple[str, ...] = ()
     told["dilation"] = dilated or bool(told.get("dilation"))
     tensors = unwrapped(tensors)
+    if initial_boxes is not None and mask_dino.MARK not in tensors:
+        raise UserError("weights-config", f"{place}: --initial-boxes is for Mask DINO")
     if original_d_fine.MARK in tensors:
         found = original_d_fine.convert(tensors, place, discrete, deim)
         return found._replace(family="deim") if deim else found
@@ -247,6 +253,13 @@ def convert(
         tensors = mmdet.original_names(tensors)
     if mask_dino.MARK in tensors:
         told |= mask_dino.options(tensors, told)
+        if initial_boxes is not None:
+            told["initial_boxes"] = initial_boxes
+        elif "initialize_box_type" not in told:
+            notes = (
+                f"anchors are taken to be {told['initial_boxes']}, as in the published config; "
+                "no tensor tells (--initial-boxes)",
+            )
         tensors = mask_dino.original_names(tensors, place)
     by_detrex = detrex.MARK in tensors
     if by_detrex:
@@ -283,7 +296,7 @@ def convert(
     renamed.unused.update(surplus)
     names = tuple(f"class-{i}" for i in range(config.num_classes))
     whose = "detrex" if by_detrex else "mmdet" if by_mmdet else kind
-    return imported(config, renamed, names, place)._replace(family=whose)
+    return imported(config, renamed, names, place, notes)._replace(family=whose)
 
 
 def _translated(name: str, names: Sequence[tuple[str, str]]) -> str:
