@@ -10,7 +10,7 @@ Legend: C channels, H x W cells of the canvas, R windows in a row or column, T t
 from __future__ import annotations
 
 import torch
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional
 
