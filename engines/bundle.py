@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -191,8 +191,8 @@ class Bundle:
             return Golden(
                 [arrays[f"image_{i}"] for i in range(count)],
                 [
-                    Detections(
-                        *(arrays[f"{name}_{i}"] for name in OUTPUTS),
+                    replace(
+                        Detections(*(arrays[f"{name}_{i}"] for name in OUTPUTS)),
                         masks=_golden_masks(arrays, i),
                     )
                     for i in range(count)

@@ -94,13 +94,15 @@ class Budget(Measured):
 
     def wider_than(self, usual: Budget) -> list[str]:
         """One line where this budget allows more than the usual one; empty where it does not."""
-        fields = {name: (getattr(self, name), getattr(usual, name)) for name in Budget.model_fields}
+        # Masks that are not judged may be anything.
+        fields = {
+            name: (getattr(self, name) or 0.0, getattr(usual, name) or 0.0)
+            for name in Budget.model_fields
+        }
         wider = [
             f"{name} {own:g} (usually {other:g})"
             for name, (own, other) in fields.items()
-            if own is not None
-            and other is not None
-            and (own < other if name in _AT_LEAST else own > other)
+            if (own < other if name in _AT_LEAST else own > other)
         ]
         return [f"by a budget wider than the usual one: {', '.join(wider)}"] if wider else []
 

@@ -37,7 +37,7 @@ def trained(folder: Path, steps: int) -> Path:
             "name": "masks",
             "data": {"train": f"coco:{scenes}:train", "val": f"coco:{scenes}:val"},
             "input": {"size": (96, 192)},
-            "detector": small("mask-dino"),
+            "detector": small("mask-dino", masks=True),
             "optimizer": {"lr": 1e-3, "backbone_lr": 1e-3, "clip": 1.0, "drops": [0.8]},
             "steps": steps,
             "batch_size": 4,

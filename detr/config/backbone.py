@@ -43,6 +43,11 @@ class BackboneConfig(Part):
     frozen_stages: Annotated[int, Field(ge=0, le=100)] = 0
     first_projection: bool = False
 
+    @property
+    def body(self) -> tuple[Any, ...]:
+        """What tells one network from another, whichever of its maps are taken."""
+        return self.kind, self.name, self.options
+
     @field_validator("options")
     @classmethod
     def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -58,6 +58,11 @@ class AnyVitConfig(Part):
                 f"windowed: {self.windowed[-1]}: there are blocks 0 to {self.depth - 1}"
             )
         return self
+
+    @property
+    def body(self) -> tuple[Any, ...]:
+        """What tells one network from another, whichever of its maps are taken."""
+        return self.kind, self.patch, self.width, self.heads, self.side, self.windows
 
     @property
     def depth(self) -> int:

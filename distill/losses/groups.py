@@ -56,4 +56,4 @@ def group_losses(
 
 def _as_layers(x: Tensor, blocks: int) -> Tensor:
     """``[L, B, G * N, ...]`` as ``[L * G, B, N, ...]``: sums over layers take in groups."""
-    return x.unflatten(2, (blocks, -1)).transpose(1, 2).flatten(0, 1)
+    return torch.unflatten(x, 2, (blocks, -1)).transpose(1, 2).flatten(0, 1)

@@ -51,7 +51,7 @@ def gate_bundle(
         UserError: ``verify-torch`` where torch, the reference, is among the engines; what opening
             the data or an engine raises.
     """
-    usual = default_budget(bundle.info.precision)
+    usual = _of_what_it_finds(bundle, default_budget(bundle.info.precision))
     budget = _of_what_it_finds(bundle, budget or usual)
     golden = bundle.golden()
     reference, notes = _torch(bundle, threads)

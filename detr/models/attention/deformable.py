@@ -323,11 +323,12 @@ class GroupedSelfAttention(nn.Module):
 
 def _apart(queries: Tensor, keys: Tensor, values: Tensor, blocks: int, dropout: float) -> Tensor:
     """Attention within each of some equal blocks, ``[B, M, N, D / M]`` to the same."""
-    batched = [
-        x.unflatten(2, (blocks, -1)).transpose(1, 2).flatten(0, 1) for x in (queries, keys, values)
-    ]
-    found = functional.scaled_dot_product_attention(*batched, dropout_p=dropout)
-    return found.unflatten(0, (-1, blocks)).transpose(1, 2).flatten(2, 3)
+    query, key, value = (
+        torch.unflatten(x, 2, (blocks, -1)).transpose(1, 2).flatten(0, 1)
+        for x in (queries, keys, values)
+    )
+    found = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    return torch.unflatten(found, 0, (-1, blocks)).transpose(1, 2).flatten(2, 3)
 
 
 def _attention_map(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ Legend: C channels, H x W cells of the canvas, R windows in a row or column, T t
 from __future__ import annotations
 
 import torch
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -112,7 +112,7 @@ class VisionTransformer(AnyBackbone):
             first = self.class_token.expand(tokens.shape[0], 1, -1)
             tokens = torch.cat((first, tokens), 1)
         valid = ~padding_mask(valid_ratios(valid_sizes, (shape,), canvas), (shape,))
-        windows, everywhere = self._allowed(valid.unflatten(1, shape)[..., None])
+        windows, everywhere = self._allowed(torch.unflatten(valid, 1, shape)[..., None])
         maps = []
         for number, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, windows if block.windowed else everywhere)
@@ -154,7 +154,7 @@ class VisionTransformer(AnyBackbone):
         below, beside = -cells.shape[1] % count, -cells.shape[2] % count
         if below or beside:
             cells = functional.pad(cells, (0, 0, 0, beside, 0, below))
-        cells = cells.unflatten(2, (count, -1)).unflatten(1, (count, -1))
+        cells = torch.unflatten(torch.unflatten(cells, 2, (count, -1)), 1, (count, -1))
         return cells.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
     def _map(self, tokens: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -163,6 +163,6 @@ class VisionTransformer(AnyBackbone):
             tokens = self.final_norm(tokens)[:, 1:]
         count = self.config.windows
         height, width = (-(-size // count) for size in shape)
-        cells = tokens.unflatten(1, (height, width)).unflatten(0, (-1, count, count))
+        cells = torch.unflatten(torch.unflatten(tokens, 1, (height, width)), 0, (-1, count, count))
         whole = cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return whole[:, : shape[0], : shape[1]].permute(0, 3, 1, 2)

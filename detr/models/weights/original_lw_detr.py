@@ -106,10 +106,10 @@ def convert(
         raise UserError("weights-backbone", f"{place}: the backbone is no ViT and no DINOv2")
     named: dict[str, Tensor] = {}
     for name, tensor in split_projections(tensors).items():
-        if found := re.fullmatch(rf"{_BLOCK}attn\.qkv\.(weight|bias)", name):
-            here = f"{_VIT}encoder.layer.{found[1]}.attention."
+        if joined := re.fullmatch(rf"{_BLOCK}attn\.qkv\.(weight|bias)", name):
+            here = f"{_VIT}encoder.layer.{joined[1]}.attention."
             for letter, part in zip("qkv", tensor.chunk(3), strict=True):
-                named[f"{here}{letter}_proj.{found[2]}"] = part
+                named[f"{here}{letter}_proj.{joined[2]}"] = part
         else:
             named[_translated(name)] = tensor
     found = hugging_face.convert(_published(tensors, backbone), named, place)

@@ -137,6 +137,7 @@ def test_accepted_without_torch(bundle: MakeBundle) -> None:
     evidence = read_evidence(path)
     assert (evidence.status, evidence.reasons) == ("accepted", ())
     assert evidence.sha256 == sha256(path / MODEL)
+    assert "mask_iou" not in (path / "evidence.json").read_text(), "it finds boxes alone"
 
 
 def test_rejected_with_status_3_and_evidence(bundle: MakeBundle, tmp_path: Path) -> None:
