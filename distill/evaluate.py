@@ -98,6 +98,7 @@ def measure_ap(
     images: int | None = None,
     nms: float | None = None,
     leave_out: LeaveOut | None = None,
+    masks: bool = True,
 ) -> Measured:
     """COCO AP on a data set, or on ``images`` of it spread evenly over its length.
 
@@ -108,6 +109,7 @@ def measure_ap(
         images: At most so many.
         nms: See :func:`detect`.
         leave_out: See :func:`detect`; AP is that of the images that can be read.
+        masks: Also of masks, if it finds any; the data set must then have them.
 
     Raises:
         UserError: ``images-unreadable`` where none can be read.
@@ -117,7 +119,7 @@ def measure_ap(
     if not read:
         raise UserError("images-unreadable", f"{dataset.spec}: no image could be read")
     boxes = evaluate(dataset, found, read)
-    if any(one.masks is None for one in found):
+    if not masks or any(one.masks is None for one in found):
         return Measured(boxes)
     return Measured(boxes, evaluate(dataset, found, read, Accuracy(overlap="segm")))
 

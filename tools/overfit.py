@@ -53,7 +53,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 METHODS: dict[str, list[str]] = {"d-fine": ["go_lsd"]}
 
 
-def small(family: str, masks: bool) -> dict[str, Any]:
+def small(family: str, masks: bool = False) -> dict[str, Any]:
     """A family's detector with a small backbone and transformer, everything else its own.
 
     Args:

@@ -14,12 +14,11 @@ from detr.config import ClassMap
 from detr.data.dataset import Dataset
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import GateError, UserError
-from detr.metrics.coco_ap import CocoAp
 from detr.models import Detector, Teacher, load_model
 from detr.models.protocol import ObjectDetector
 from detr.shipped import find_model
 from distill.data.unreadable import LeaveOut
-from distill.evaluate import measure_ap
+from distill.evaluate import Measured, measure_ap
 from distill.recipe import Recipe
 from distill.teachers.chosen_classes import ChosenClasses, columns_of
 from distill.teachers.transformers import DETECTIONS, PREFIX, HuggingFaceTeacher, load
@@ -113,11 +112,11 @@ def tell_ap(
             )
         return
     nms = None if opened.detector is None else opened.detector.config.nms
-    result = check_ap(path, opened.teacher, val, recipe.input, _SLICE, minimum, nms, leave_out)
-    say(
-        f"teacher {path.name}: AP {result.ap:.3f}, AP50 {result.ap50:.3f} on {result.images} "
-        f"images of {val.spec}"
+    masks = recipe.detector.heads.masks is not None
+    result = check_ap(
+        path, opened.teacher, val, recipe.input, _SLICE, minimum, nms, leave_out, masks
     )
+    say(f"teacher {path.name}: {result.text()} on {result.boxes.images} images of {val.spec}")
 
 
 def load_teacher(
@@ -177,7 +176,8 @@ def check_ap(
     minimum: float | None,
     nms: float | None = None,
     leave_out: LeaveOut | None = None,
-) -> CocoAp:
+    masks: bool = False,
+) -> Measured:
     """Measures the teacher where the student will be measured.
 
     Args:
@@ -189,15 +189,17 @@ def check_ap(
         minimum: Least AP, 0..1.
         nms: The teacher's, see :class:`detr.config.DetectorConfig`.
         leave_out: Takes images that cannot be read.
+        masks: The data has masks, as a student with masks needs.
 
     Raises:
         UserError: ``teacher-weak`` where the AP is below ``minimum``.
     """
-    result = measure_ap(teacher, dataset, preprocess, images, nms, leave_out).boxes
+    measured = measure_ap(teacher, dataset, preprocess, images, nms, leave_out, masks)
+    result = measured.boxes
     if minimum is not None and result.ap < minimum:
         raise GateError(
             "teacher-weak",
             f"{path}: AP {result.ap:.3f} on {result.images} images of {dataset.spec}, "
             f"at least {minimum:.3f} is wanted (min_teacher_ap)",
         )
-    return result
+    return measured

@@ -55,9 +55,11 @@ def classes(scenes: Path) -> ClassMap:
 
 @pytest.fixture()
 def write_teacher(tmp_path: Path, classes: ClassMap) -> Any:
-    def write(names: tuple[str, ...] = classes.names, preprocess: PreprocessConfig = INPUT) -> Path:
+    def write(
+        names: tuple[str, ...] = classes.names, preprocess: PreprocessConfig = INPUT, **changes: Any
+    ) -> Path:
         torch.manual_seed(5)
-        config = DetectorConfig(num_classes=len(names), **DETECTOR)
+        config = DetectorConfig(num_classes=len(names), **DETECTOR, **changes)
         info = ModelInfo(
             detector=config,
             classes=ClassMap(names=names, category_ids=tuple(range(1, len(names) + 1))),
@@ -174,6 +176,24 @@ def test_ap_is_told_and_a_weak_teacher_refused(
     assert error.value.code == "teacher-unmeasured"
     tell_ap(plain, opened, None, said.append)
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_teacher_with_masks_teaches_either_kind_of_student(
+    masks: bool, write_teacher: Any, tmp_path: Path
+) -> None:
+    """Data without masks measures its boxes, data with masks both."""
+    kind = "coco" if masks else "kitti"
+    generate(tmp_path / "data", 5, (64, 96), seed=0, format=kind)
+    val, said = open_dataset(f"{kind}:{tmp_path / 'data'}:val"), list[str]()
+    heads = {"heads": {"masks": {"width": 8, "channels": 8}}}
+    weights = write_teacher(val.classes.names, **heads)
+    detector = DETECTOR | (heads if masks else {})
+    wanted = recipe(tmp_path / "data", weights, detector=detector)
+    opened = open_teacher(wanted, val.classes, torch.device("cpu"))
+    assert opened.teacher.facts.masks
+    tell_ap(wanted, opened, val, said.append)
+    assert len(said) == 1 and ("mask AP" in said[0]) == masks
 
 
 def test_training_never_changes_the_teacher(
