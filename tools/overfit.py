@@ -23,13 +23,16 @@ from typing import Any
 from detr.config import (
     AnchorQueriesConfig,
     ContrastiveDenoisingConfig,
+    Dinov2BackboneConfig,
     GroupedQueriesConfig,
     MixedQueriesConfig,
     OneToManyConfig,
     PlainDenoisingConfig,
+    ProjectorNeckConfig,
     SelectedQueriesConfig,
     TwoStageQueriesConfig,
     UnifiedQueriesConfig,
+    VitBackboneConfig,
 )
 from detr.data.synth import generate
 from detr.model_info import read_model_info
@@ -49,6 +52,23 @@ LOSSES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("mask-dino", "stable-mask-dino"), _MASK_DINO),
     **dict.fromkeys(("lwdetr", "rfdetr"), _LW_DETR),
     "d-fine": {"scores": "varifocal", "edges": 0.15, "box_pairs": "union"},
+}
+_VIT: dict[str, Any] = {
+    "patch": 8,
+    "width": 64,
+    "heads": 4,
+    "side": 8,
+    "windows": 2,
+    "windowed": (0, 2),
+    "taps": (2, 4),
+}
+# Families whose sizes have no ResNet.
+VITS: dict[str, dict[str, Any]] = {
+    "lwdetr": {"backbone": VitBackboneConfig(**_VIT), "neck": ProjectorNeckConfig(blocks=1)},
+    "rfdetr": {
+        "backbone": Dinov2BackboneConfig(**_VIT),
+        "neck": ProjectorNeckConfig(blocks=1, norm="layer"),
+    },
 }
 METHODS: dict[str, list[str]] = {"d-fine": ["go_lsd"]}
 
@@ -105,6 +125,7 @@ def small(family: str, masks: bool = False) -> dict[str, Any]:
         decoder=decoder,
         detections=48,
     )
+    changed = changed.replace(**VITS.get(family, {}))
     return {**changed.model_dump(), "num_classes": 0}
 
 
