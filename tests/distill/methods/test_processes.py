@@ -28,6 +28,7 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("detrdistill", {}),
     ("defeat", {}),
     ("od_detr", {}),
+    ("foundation", {}),
 ]
 
 
