@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,8 @@ class Latency(BaseModel):
         end_to_end: Preprocessing, forward pass and post-processing.
         device: The forward pass on the device's own clock, copies to and fro not counted; ``None``
             where the engine has no such clock.
+        masks: The part of post-processing that brings masks to the images' size; ``None`` where
+            there are none.
         count: Calls timed; all of them count, none is discarded.
         warmup: Calls before the first timed one.
         batch: Images per call.
@@ -64,6 +66,15 @@ class Latency(BaseModel):
     samples_ms: list[float] = []
     turn: int | None = None
     device: Timing | None = None
+    masks: Timing | None = None
+
+
+class _Call(NamedTuple):
+    """Nanoseconds of one call; ``masks`` is 0 where there are none."""
+
+    engine: int
+    end_to_end: int
+    masks: int
 
 
 def measure_latency(
@@ -116,7 +127,7 @@ def measure_in_turns(
     if not engines or not images or iterations < 1 or batch < 1:
         raise ValueError("needs at least one image, one iteration and a batch of one")
     warm = [_warm_up(engine, images, warmup, batch) for engine in engines]
-    times: list[list[tuple[int, int]]] = [[] for _ in engines]
+    times: list[list[_Call]] = [[] for _ in engines]
     length = turn_length(iterations)
     names = ", ".join(dict.fromkeys(engine.name for engine in engines))
 
@@ -146,9 +157,9 @@ def measure_in_turns(
     ]
 
 
-def _uncertain(times: Sequence[Sequence[tuple[int, int]]], length: int, within: float) -> bool:
+def _uncertain(times: Sequence[Sequence[_Call]], length: int, within: float) -> bool:
     """Whether the speed of an engine beside the first one is not known as closely as wanted."""
-    first, *others = ([both for _, both in taken] for taken in times)
+    first, *others = ([call.end_to_end for call in taken] for taken in times)
     found = [speed_ratio(first, other, length) for other in others]
     return any(x is not None and x.high - x.low > 2 * within * x.value for x in found)
 
@@ -169,15 +180,20 @@ def _warm_up(engine: Engine, images: Sequence[ImageArray], least: int, batch: in
     return warm
 
 
-def _call(engine: Engine, images: list[ImageArray]) -> tuple[int, int]:
-    """Nanoseconds of the engine alone and end to end."""
+def _call(engine: Engine, images: list[ImageArray]) -> _Call:
     began = perf_counter_ns()
     inputs = engine.prepare(images)
     ready = perf_counter_ns()
     raw = engine.run(inputs)
     done = perf_counter_ns()
-    engine.finish(raw)
-    return done - ready, perf_counter_ns() - began
+    masks = raw.enlarged()
+    enlarged = 0
+    if masks is None:
+        engine.finish(raw)
+    else:
+        enlarged = perf_counter_ns() - done
+        engine.finish(raw, masks)
+    return _Call(done - ready, perf_counter_ns() - began, enlarged)
 
 
 def _latency(
@@ -194,6 +210,7 @@ def _latency(
     return Latency(
         engine=summarize(times[:, 0], batch),
         end_to_end=summarize(times[:, 1], batch),
+        masks=summarize(times[:, 2], batch) if times[:, 2].any() else None,
         count=count,
         warmup=warmup,
         batch=batch,

@@ -12,10 +12,9 @@ from PIL import Image
 
 from bench.report.model import Example, Picture, Report
 from detr.data.dataset import Dataset, Labels
-from detr.data.draw import draw
+from detr.data.draw import draw, masks_at
 from detr.data.value_range import to_bytes
 from detr.errors import UserError
-from detr.masks import Mask
 from detr.metrics.confusion import Mistake, worst
 from detr.types import Detections, ImageArray
 
@@ -40,7 +39,7 @@ def example(
     truth = _truth(dataset, i, any(found.masks is not None for _, found in models))
     boxes = np.concatenate([truth.boxes, truth.ignore]) * scale
     labels = np.concatenate([truth.labels, np.full(len(truth.ignore), -1)])
-    masks = _scaled(truth.masks, image, small)
+    masks = masks_at(truth.masks, image, small)
     if masks is not None:
         masks += [None] * len(truth.ignore)
     pictures = [
@@ -52,7 +51,7 @@ def example(
     ]
     for name, detections in models:
         found = detections.above(Report.model_fields["score_threshold"].default)
-        masks = _scaled(found.masks, image, small)
+        masks = masks_at(found.masks, image, small)
         drawn = draw(small, found.boxes * scale, found.labels, names, found.scores, masks)
         pictures.append(Picture(title=name, boxes=len(found), uri=_jpeg(drawn)))
     return Example(title=dataset.image_path(i).name, pictures=pictures)
@@ -67,17 +66,6 @@ def _truth(dataset: Dataset, i: int, masks: bool) -> Labels:
             if not error.code.startswith("mask-"):
                 raise
     return dataset.labels(i)
-
-
-def _scaled(
-    masks: Sequence[Mask] | None, image: ImageArray, small: ImageArray
-) -> list[Mask | None] | None:
-    """Masks of an image at the size at which it is shown."""
-    if masks is None:
-        return None
-    size = (small.shape[0], small.shape[1])
-    ratio = (size[0] / image.shape[0], size[1] / image.shape[1])
-    return [mask.moved(ratio, (0, 0), size) for mask in masks]
 
 
 def mistake_pictures(

@@ -75,10 +75,12 @@ class TimingReport(BaseModel):
         lines = [f"{self.images} images of {self.data}; no labels, no AP; median end to end"]
         for row in self.rows:
             both = row.latency.end_to_end
+            masks = row.latency.masks
+            told = "" if masks is None else f", enlarging masks {masks.p50_ms:.1f}"
             speed = "" if row.speed is None else f", {row.speed.text()} times {self.rows[0].name}'s"
             lines.append(
                 f"{row.name}: {both.p50_ms:.1f} ms (p90 {both.p90_ms:.1f}, engine alone "
-                f"{row.latency.engine.p50_ms:.1f}){speed}; {row.environment.run}"
+                f"{row.latency.engine.p50_ms:.1f}{told}){speed}; {row.environment.run}"
             )
         return "\n".join(lines)
 

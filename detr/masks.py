@@ -147,6 +147,35 @@ def encode(pixels: Pixels) -> Rle:
     return _named(_codec().encode(np.asfortranarray(pixels.astype(np.uint8))))
 
 
+def encode_part(columns: Pixels, corner: tuple[int, int], size: Size) -> Rle:
+    """Run lengths of a mask all of whose pixels lie in a window, without the pixels around it.
+
+    Args:
+        columns: ``[w, h]`` of the window, column by column.
+        corner: x, y of the window's first pixel.
+        size: (height, width) of the mask.
+    """
+    wide, high = columns.shape
+    total = size[0] * size[1]
+    # One more row of zeros keeps the run at the end of a column apart from the next one's.
+    padded = np.zeros((wide, high + 1), np.bool_)
+    padded[:, :high] = columns
+    flat = padded.reshape(-1)
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if flat[:1].any():
+        edges = np.concatenate((np.zeros(1, edges.dtype), edges))
+    column, row = np.divmod(edges, high + 1)
+    edges = (column + corner[0]) * size[0] + row + corner[1]
+    if high == size[0]:
+        # Here a run does go on in the next column.
+        first, last = edges[::2], edges[1::2]
+        apart = np.append(last[:-1] != first[1:], True)[: len(last)]
+        begins = np.concatenate((np.ones(1, np.bool_), apart))[: len(first)]
+        edges = np.stack((first[begins], last[apart]), 1).reshape(-1)
+    counts = np.diff(edges, prepend=0, append=total).tolist()
+    return from_counts(counts[:-1] if len(edges) and not counts[-1] else counts, size)
+
+
 def of_box(box: tuple[float, float, float, float]) -> Polygons:
     """A box x0 y0 x1 y1 as a mask."""
     x0, y0, x1, y1 = box
@@ -156,6 +185,13 @@ def of_box(box: tuple[float, float, float, float]) -> Polygons:
 def intersection(one: Rle, other: Rle) -> Rle:
     """The pixels that two masks of one size have in common."""
     return _named(_codec().merge([one.to_json(), other.rle(one.size).to_json()], 1))
+
+
+def overlap(one: Rle, other: Rle) -> float:
+    """IoU of two masks of one size; two empty ones are equal, so theirs is 1."""
+    both = intersection(one, other).area
+    either = one.area + other.area - both
+    return both / either if either else 1.0
 
 
 def from_counts(counts: list[int], size: Size) -> Rle:

@@ -19,11 +19,12 @@ class Point:
     """One artifact in the plot.
 
     Attributes:
-        name: Label; an empty one is not shown.
+        name: Shown where the mouse rests.
         ms, low_ms, high_ms: Median latency and the ends of its whisker.
         ap: 0..1.
         color: CSS color.
         pareto: On the front: no other point is both faster and more accurate.
+        label: Written beside it; the name by default, nothing where it is empty.
     """
 
     name: str
@@ -33,6 +34,12 @@ class Point:
     ap: float
     color: str
     pareto: bool
+    label: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What is written beside it."""
+        return self.name if self.label is None else self.label
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ _STYLE = (
     "stroke-linejoin:round;fill:currentColor}.grid{stroke:#e3e6ea}"
     ".axis{stroke:#5f7488;fill:none}.front{stroke:#5f7488;stroke-width:1.5;"
     "stroke-dasharray:5 5;fill:none}.whisker{stroke:currentColor;stroke-width:1.5;fill:none;"
-    "opacity:.65}.mark{fill:currentColor;stroke:#fff;stroke-width:2}"
+    "opacity:.65}.faint{opacity:.3}.mark{fill:currentColor;stroke:#fff;stroke-width:2}"
     ".beaten{fill:#fff;stroke:currentColor;stroke-width:2.5}"
 )
 
@@ -98,7 +105,10 @@ def standing_alone(svg: str) -> str:
 
 
 def ap_over_latency(
-    points: Sequence[Point], title_id: str = "plot", budget: float | None = None
+    points: Sequence[Point],
+    title_id: str = "plot",
+    budget: float | None = None,
+    from_zero: bool = True,
 ) -> str:
     """SVG of the points, the front joined by a line, whiskers from lowest to highest.
 
@@ -106,9 +116,10 @@ def ap_over_latency(
         points: What to show.
         title_id: Prefix of the ids inside, for pages with several plots.
         budget: Milliseconds at which a line is drawn, where they are within the plot.
+        from_zero: Whether a linear axis of latencies begins at zero, so that lengths are ratios.
     """
-    x, y = _latency_axis(points), _ap_axis(points)
-    named = [p for p in points if p.name]
+    x, y = _latency_axis(points, from_zero), _ap_axis(points)
+    named = [p for p in points if p.text]
     described = "; ".join(f"{p.name}: {100 * p.ap:.1f} AP at {p.ms:.1f} ms" for p in named)
     parts = [
         f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
@@ -118,13 +129,15 @@ def ap_over_latency(
         *_frame(x, y),
         *_front(points, x, y),
     ]
-    if budget is not None and x.low <= budget <= x.high:
-        at = x(budget)
-        parts.append(f'<path d="M{at:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="#c4483d"/>')
     taken: list[tuple[float, float, float, float]] = [
         (x(p.ms) - 9, y(100 * p.ap) - 9, x(p.ms) + 9, y(100 * p.ap) + 9) for p in points
     ]
-    for point in points:
+    if budget is not None and x.low <= budget <= x.high:
+        at = x(budget)
+        parts += _budget_line(at, budget)
+        taken.append((at - 2, _TOP, at + 2, _HEIGHT - _BOTTOM))
+    # What is beaten lies below.
+    for point in sorted(points, key=lambda p: p.pareto):
         parts += _marker(point, x, y)
     for point in named:
         parts.append(_label(point, x(point.ms), y(100 * point.ap), taken))
@@ -132,12 +145,26 @@ def ap_over_latency(
     return "".join(parts)
 
 
-def _latency_axis(points: Sequence[Point]) -> Axis:
+def _budget_line(at: float, budget: float) -> list[str]:
+    """A line, and at its foot what it stands for, on the side that has room."""
+    bottom = _HEIGHT - _BOTTOM
+    left = at > _WIDTH / 2
+    place, anchor = (at - 6, "end") if left else (at + 6, "start")
+    return [
+        f'<path d="M{at:.1f} {_TOP}V{bottom}" stroke="#c4483d"/>',
+        f'<text class="tick" x="{place:.1f}" y="{bottom - 8}" text-anchor="{anchor}">'
+        f"budget {budget:g} ms</text>",
+    ]
+
+
+def _latency_axis(points: Sequence[Point], from_zero: bool) -> Axis:
     low, high = min(p.low_ms for p in points), max(p.high_ms for p in points)
     end = _WIDTH - _RIGHT
     if high / low >= _LOG_FROM:
         return Axis(low / 1.3, high * 1.3, _LEFT, end, log=True)
-    return Axis(0.0, high * 1.08, _LEFT, end)
+    # Room for labels at both ends.
+    first = 0.0 if from_zero else max(0.0, low - 0.15 * (high - low))
+    return Axis(first, high + 0.08 * (high - first), _LEFT, end)
 
 
 def _ap_axis(points: Sequence[Point]) -> Axis:
@@ -193,9 +220,10 @@ def _marker(point: Point, x: Axis, y: Axis) -> list[str]:
         f"{point.name}: {100 * point.ap:.1f} AP, median {point.ms:.2f} ms "
         f"({point.low_ms:.2f} to {point.high_ms:.2f} ms)"
     )
+    whisker = "whisker" if point.pareto else "whisker faint"
     return [
         f'<g style="color:{point.color}"><title>{escape(tip)}</title>',
-        f'<path class="whisker" d="M{low:.1f} {height:.1f}H{high:.1f}'
+        f'<path class="{whisker}" d="M{low:.1f} {height:.1f}H{high:.1f}'
         f'M{low:.1f} {height - 4:.1f}v8M{high:.1f} {height - 4:.1f}v8"/>',
         f'<circle class="{"mark" if point.pareto else "mark beaten"}" cx="{at:.1f}" '
         f'cy="{height:.1f}" r="7"/></g>',
@@ -206,11 +234,14 @@ def _label(
     point: Point, at: float, height: float, taken: list[tuple[float, float, float, float]]
 ) -> str:
     """The name beside its point, moved where it would cover another label or marker."""
-    width = _CHARACTER * len(point.name)
+    width = _CHARACTER * len(point.text)
     middle = at - width / 2
     places = [(middle, height - 14), (middle, height + 24)]
     places += [(at + 13, height - 8), (at - 13 - width, height - 8), (at + 13, height + 18)]
-    places += [(middle, height - 14 - 16 * k) for k in (1, 2, 3)]
+    places.append((at - 13 - width, height + 18))
+    for k in range(4):
+        for start in (middle, at - width, at):
+            places += [(start, height - 14 - 16 * k), (start, height + 24 + 16 * k)]
 
     def box(place: tuple[float, float]) -> tuple[float, float, float, float]:
         return place[0], place[1] - 12, place[0] + width, place[1] + 3
@@ -226,7 +257,13 @@ def _label(
 
     place = next(filter(free, places), places[0])
     taken.append(box(place))
-    return (
+    # A name that had to go far is joined with its point.
+    far = abs(place[1] - height) > 30
+    joined = (
+        f'<path class="whisker" style="color:{point.color}" d="M{at:.1f} {height:.1f}'
+        f'L{place[0] + width / 2:.1f} {place[1] - 4:.1f}"/>'
+    )
+    return (joined if far else "") + (
         f'<text class="label" x="{place[0]:.1f}" y="{place[1]:.1f}" '
-        f'style="color:{point.color}">{escape(point.name)}</text>'
+        f'style="color:{point.color}">{escape(point.text)}</text>'
     )

@@ -23,6 +23,7 @@ from detr.config import (
     DetectorConfig,
     DistributionRefinementConfig,
     GelanEncoderConfig,
+    GroupedQueriesConfig,
     HeadsConfig,
     HybridEncoderConfig,
     LearnedQueriesConfig,
@@ -33,6 +34,7 @@ from detr.config import (
     OneToManyConfig,
     PlainDenoisingConfig,
     PositionsConfig,
+    ScaledBoxesConfig,
     SelectedQueriesConfig,
     SigmoidClassesConfig,
     SoftmaxClassesConfig,
@@ -41,6 +43,7 @@ from detr.config import (
     UnifiedQueriesConfig,
 )
 from detr.errors import UserError
+from detr.vit_sizes import LW_DETR_SIZES, RF_DETR_SIZES
 
 # Short name to timm model and the tag of its ImageNet weights.
 BACKBONES = {
@@ -191,6 +194,21 @@ _D_FINE = _RT_DETR.replace(
         gated=True,
     ),
 )
+# LW-DETR's decoder; the backbones and necks of its sizes are in _LW_DETR_SIZES.
+_LW_DETR = DetectorConfig(
+    num_classes=1,
+    neck=NeckConfig(levels=3),
+    encoder=DeformableEncoderConfig(layers=0),
+    queries=GroupedQueriesConfig(),
+    decoder=DecoderConfig(
+        layers=3,
+        ffn=2048,
+        cross_attention=DeformableCrossAttentionConfig(points=2, heads=16),
+        final_norm=True,
+    ),
+    heads=HeadsConfig(boxes=ScaledBoxesConfig()),
+    detections=300,
+)
 
 
 # DEIM's decoders and heads, on both.
@@ -240,9 +258,13 @@ FAMILIES: dict[str, DetectorConfig] = {
     "rtdetrv2-discrete": _RT_DETR.replace(decoder={"cross_attention": {"discrete": True}}),
     # Peterande/D-FINE, over HGNetv2.
     "d-fine": _D_FINE,
+    # Atten4Vis/LW-DETR, over plain ViTs.
+    "lwdetr": _LW_DETR,
     # ShihuaHuang95/DEIM, which trains all of the backbones.
     "deim-d-fine": _D_FINE.replace(**_SILU),
     "deim-rtdetrv2": _RT_DETR.replace(**_SILU, queries={"position_layers": 3}),
+    # roboflow/rf-detr: the same decoder over DINOv2.
+    "rfdetr": _LW_DETR,
 }
 _D_FINES = {"d-fine", "deim-d-fine"}
 _RT_DETRS = {"rtdetr", "rtdetrv2", "rtdetrv2-discrete", "deim-rtdetrv2"}
@@ -285,9 +307,16 @@ _D_FINE_SIZES: dict[str, dict[str, Any]] = {
     "r18": {"backbone": _SMALL_VD},
     "r34": {"backbone": _SMALL_VD},
 }
+# Sizes whose backbone is their own, so that none of the others' takes its place.
+_WHOLE_SIZES = {"lwdetr": LW_DETR_SIZES, "rfdetr": RF_DETR_SIZES}
 _SIZES = {**dict.fromkeys(_RT_DETRS, _RT_DETR_SIZES), **dict.fromkeys(_D_FINES, _D_FINE_SIZES)}
 # Families whose code trains the whole backbone, norms included.
 _ALL_TRAINED = {"deim-d-fine", "deim-rtdetrv2"}
+
+
+def _shorts(family: str) -> list[str]:
+    """What a family's presets are called after its name."""
+    return [*_backbones(family), *_WHOLE_SIZES.get(family, {})]
 
 
 def _backbones(family: str) -> dict[str, tuple[str, str]]:
@@ -299,7 +328,7 @@ def _backbones(family: str) -> dict[str, tuple[str, str]]:
 _NAMES = {
     f"{family}-{short}": (family, short)
     for family in FAMILIES
-    for short in _backbones(family)
+    for short in _shorts(family)
     if not ("dc5" in family and short.startswith("swin"))
 }
 
@@ -317,7 +346,7 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
         num_classes: K.
         pretrained: Name the backbone's ImageNet weights and freeze its batch norms and, of a
             ResNet, the stages that the family's code freezes; otherwise it starts from random
-            weights and trains all.
+            weights and trains all. Vision transformers have no weights of their own to name.
 
     Raises:
         UserError: ``preset-unknown`` with the nearest names.
@@ -327,6 +356,9 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise UserError("preset-unknown", f"no detector is called {name!r}{hint}")
     family, short = _NAMES[name]
+    if short in _WHOLE_SIZES.get(family, {}):
+        sized = FAMILIES[family].replace(num_classes=num_classes)
+        return sized.replace(**_WHOLE_SIZES[family][short])
     timm_name, weights = _backbones(family)[short]
     frozen = 1 + (family not in _STEM_ONLY)
     if short not in _VD or not pretrained or family in _NOTHING_FROZEN:

@@ -16,7 +16,7 @@ from detr.models.protocol import ObjectDetector
 from detr.suppression import suppress
 from detr.types import Detections
 from distill.data.unreadable import LeaveOut, readable
-from engines.base import RawMasks
+from engines.base import RawDetections
 
 _BATCH = 8
 
@@ -59,13 +59,9 @@ def detect(
             torch.from_numpy(inputs.valid_sizes).to(device),
             torch.from_numpy(inputs.original_sizes).to(device),
         )
-        arrays = [x.cpu().numpy() for x in outputs]
-        sizes = inputs.valid_sizes, inputs.original_sizes
-        masks = RawMasks(arrays[3], *sizes) if len(arrays) > 3 else None
-        for i, (boxes, scores, labels) in enumerate(zip(*arrays[:3], strict=True)):
-            told = None if masks is None else masks.enlarged(i)
-            one = Detections(boxes, scores, labels, told)
-            found.append(one if nms is None else suppress(one, nms))
+        raw = RawDetections.of([x.cpu().numpy() for x in outputs], inputs)
+        batch = raw.detections(raw.enlarged())
+        found += batch if nms is None else [suppress(one, nms) for one in batch]
     detector.train(training)
     return read, found
 

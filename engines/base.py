@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from detr.data.preprocess import Inputs, preprocess
 from detr.errors import UserError
-from detr.mask_scaling import image_masks
+from detr.mask_scaling import MaskScaling, image_masks
 from detr.masks import Rle
 from detr.model_info import BundledInfo
 from detr.suppression import suppress
@@ -29,24 +29,22 @@ class RawMasks:
     """Masks of a batch as the graph gives them, and what enlarges them.
 
     Attributes:
-        logits: ``[B, T, H_4, W_4]`` float32 on cells of 4 x 4 pixels of the canvas.
+        logits: ``[B, T, h, w]`` float32 on cells of the canvas.
+        scaling: How they become masks.
         valid_sizes: ``[B, 2]`` (height, width) of each image inside the canvas.
         original_sizes: ``[B, 2]`` of each image as read.
     """
 
     logits: FloatArray
+    scaling: MaskScaling
     valid_sizes: FloatArray
     original_sizes: FloatArray
 
     def first(self, count: int) -> RawMasks:
         """Those of the first images."""
-        return RawMasks(self.logits[:count], self.valid_sizes[:count], self.original_sizes[:count])
-
-    def enlarged(self, image: int) -> tuple[Rle, ...]:
-        """The masks of an image, in its own size."""
-        height, width = self.original_sizes[image].astype(int).tolist()
-        valid = self.valid_sizes[image].tolist()
-        return image_masks(self.logits[image], (valid[0], valid[1]), (height, width))
+        return RawMasks(
+            self.logits[:count], self.scaling, self.valid_sizes[:count], self.original_sizes[:count]
+        )
 
 
 @dataclass(frozen=True)
@@ -65,10 +63,56 @@ class RawDetections:
     labels: IntArray
     masks: RawMasks | None = None
 
+    @staticmethod
+    def of(
+        outputs: Sequence[npt.NDArray[Any]], inputs: Inputs, scaling: MaskScaling | None = None
+    ) -> RawDetections:
+        """From the outputs of a graph in their order.
+
+        Args:
+            outputs: Boxes, scores, labels, and mask logits of a detector that finds masks.
+            inputs: What the graph was given.
+            scaling: How the logits become masks; the usual way where ``None``.
+        """
+        boxes, scores, labels, *logits = outputs
+        if not logits:
+            return RawDetections(boxes, scores, labels)
+        sizes = inputs.valid_sizes, inputs.original_sizes
+        masks = RawMasks(logits[0], scaling or MaskScaling(), *sizes)
+        return RawDetections(boxes, scores, labels, masks)
+
     def first(self, count: int) -> RawDetections:
         """Those of the first images."""
         masks = None if self.masks is None else self.masks.first(count)
         return RawDetections(self.boxes[:count], self.scores[:count], self.labels[:count], masks)
+
+    def enlarged(self) -> list[tuple[Rle, ...]] | None:
+        """The masks of each image in its own size; ``None`` where there are none."""
+        if self.masks is None:
+            return None
+        found = []
+        told = self.masks
+        for i, (height, width) in enumerate(told.original_sizes.astype(int).tolist()):
+            valid = told.valid_sizes[i].tolist()
+            found.append(
+                image_masks(
+                    told.logits[i], self.boxes[i], (valid[0], valid[1]), (height, width),
+                    told.scaling,
+                )
+            )  # fmt: skip
+        return found
+
+    def detections(self, masks: list[tuple[Rle, ...]] | None) -> list[Detections]:
+        """What was found in each image.
+
+        Args:
+            masks: What :meth:`enlarged` returned.
+        """
+        per_image = masks if masks is not None else [None] * len(self.boxes)
+        return [
+            Detections(*one)
+            for one in zip(self.boxes, self.scores, self.labels, per_image, strict=True)
+        ]
 
 
 def filled(inputs: Inputs, size: int) -> Inputs:
@@ -138,12 +182,16 @@ class Engine(ABC):
         full = self._infer(filled(inputs, self.batch_size))
         return full.first(count)
 
-    def finish(self, raw: RawDetections) -> list[Detections]:
-        """Splits a batch into detections per image, without duplicates where the model says so."""
-        found = [
-            Detections(*one, None if raw.masks is None else raw.masks.enlarged(i))
-            for i, one in enumerate(zip(raw.boxes, raw.scores, raw.labels, strict=True))
-        ]
+    def finish(
+        self, raw: RawDetections, masks: list[tuple[Rle, ...]] | None = None
+    ) -> list[Detections]:
+        """Splits a batch into detections per image, without duplicates where the model says so.
+
+        Args:
+            raw: The batch.
+            masks: ``raw.enlarged()``, where that was done before.
+        """
+        found = raw.detections(raw.enlarged() if masks is None else masks)
         nms = self.info.nms
         return found if nms is None else [suppress(one, nms) for one in found]
 

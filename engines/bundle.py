@@ -10,18 +10,20 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from detr.config import Strict
 from detr.errors import UserError
 from detr.files import sha256
+from detr.mask_scaling import MaskScaling
+from detr.masks import Rle
 from detr.model_info import BundledInfo
 from detr.sidecar import SidecarError, read_sidecar
 from detr.types import Detections, ImageArray
@@ -35,8 +37,12 @@ MODEL = "model.onnx"
 GOLDEN = "golden.npz"
 INPUTS = ("images", "valid_sizes", "original_sizes")
 OUTPUTS = ("boxes", "scores", "labels")
+# The further output of a detector with masks: logits [B, T, h, w] of its detections, float32.
+MASKS = "masks"
 # Bundles within a folder that has one for each orientation, see :mod:`engines.oriented`.
 ORIENTATIONS = ("landscape.bundle", "portrait.bundle")
+
+_WITH = {False: "without masks", True: "with masks"}
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -68,6 +74,8 @@ class BundleInfo(Strict):
         lowering: Body of the deformable-attention function.
         batch: Batch size of the graph, or ``dynamic``.
         inputs, outputs: Names of the graph's inputs and outputs.
+        masks: How its fourth output, ``masks``, becomes masks of the image; not in the file of a
+            detector of boxes alone.
         files: SHA-256 of every file but this one, by path inside the folder.
         source: Where the weights came from.
         reference_ap: COCO AP of the torch model on its validation set, where it is known.
@@ -85,6 +93,7 @@ class BundleInfo(Strict):
     batch: int | Literal["dynamic"]
     inputs: tuple[str, ...] = INPUTS
     outputs: tuple[str, ...] = OUTPUTS
+    masks: MaskScaling | None = None
     files: dict[str, str]
     source: Source
     reference_ap: float | None = None
@@ -97,6 +106,21 @@ class BundleInfo(Strict):
         first = isinstance(content, dict) and content.get("format") == 1
         return {**content, "format": 2} if first else content
 
+    @model_validator(mode="after")
+    def _masks_are_an_output(self) -> BundleInfo:
+        wanted = OUTPUTS if self.masks is None else (*OUTPUTS, MASKS)
+        if self.outputs != wanted:
+            raise ValueError(f"outputs are {', '.join(wanted)} {_WITH[self.masks is not None]}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_ever_without_masks(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A bundle of boxes alone has the file it had before there were masks."""
+        content: dict[str, Any] = plain(self)
+        if self.masks is None:
+            del content["masks"]
+        return content
+
     @property
     def fingerprint(self) -> str:
         """Hash of everything its detections follow from: graph, weights, classes, preprocessing.
@@ -104,12 +128,14 @@ class BundleInfo(Strict):
         A verdict on a bundle holds while this stays what it was; the graph's hash alone would not
         notice another order of the classes or another mean.
         """
-        meaning = {
+        meaning: dict[str, Any] = {
             "files": {name: digest for name, digest in self.files.items() if name != GOLDEN},
             "classes": self.model.classes.model_dump(mode="json"),
             # Without what is not set: keys that came later change no older bundle's hash.
             "preprocess": self.model.preprocess.model_dump(mode="json", exclude_none=True),
         }
+        if self.masks is not None:
+            meaning["masks"] = self.masks.model_dump(mode="json")
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 
@@ -134,6 +160,8 @@ class Golden:
                 f"scores_{i}": found.scores,
                 f"labels_{i}": found.labels,
             }
+            if found.masks is not None:
+                arrays[f"masks_{i}"] = np.array([mask.counts for mask in found.masks], np.bytes_)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         return buffer.getvalue()
@@ -163,10 +191,27 @@ class Bundle:
             return Golden(
                 [arrays[f"image_{i}"] for i in range(count)],
                 [
-                    Detections(arrays[f"boxes_{i}"], arrays[f"scores_{i}"], arrays[f"labels_{i}"])
+                    replace(
+                        Detections(*(arrays[f"{name}_{i}"] for name in OUTPUTS)),
+                        masks=_golden_masks(arrays, i),
+                    )
                     for i in range(count)
                 ],
             )
+
+
+def outputs_of(model: onnx.ModelProto) -> tuple[tuple[str, ...], MaskScaling | None]:
+    """The outputs of a graph that goes into a bundle, and how its masks become pixels."""
+    names = tuple(value.name for value in model.graph.output)
+    return names, MaskScaling() if MASKS in names else None
+
+
+def _golden_masks(arrays: Any, i: int) -> tuple[Rle, ...] | None:
+    """Run lengths of masks of an image's size, which are text to :mod:`detr.masks`."""
+    if f"{MASKS}_{i}" not in arrays.files:
+        return None
+    height, width = arrays[f"image_{i}"].shape[:2]
+    return tuple(Rle((height, width), counts.decode()) for counts in arrays[f"{MASKS}_{i}"])
 
 
 def is_bundle(path: Path) -> bool:

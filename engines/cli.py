@@ -73,7 +73,7 @@ class Prediction(BaseModel):
     "YOLO txt; may be repeated; pictures by default.",
 )
 @click.option(
-    "--draw", type=click.Path(path_type=Path), help="Write the one image with boxes here."
+    "--draw", type=click.Path(path_type=Path), help="Write the one image with boxes and masks here."
 )
 @click.option(
     "--score",
@@ -198,7 +198,9 @@ def _check_draw(draw: Path, sources: Sequence[Source]) -> None:
 
 
 def _draw(draw: Path, answer: Answer, found: Detections, names: Sequence[str]) -> None:
-    drawn = draw_boxes(answer.frame.pixels, found.boxes, found.labels, names, found.scores)
+    drawn = draw_boxes(
+        answer.frame.pixels, found.boxes, found.labels, names, found.scores, found.masks
+    )
     buffer = io.BytesIO()
     Image.fromarray(drawn).save(buffer, "PNG" if draw.suffix.lower() == ".png" else "JPEG")
     write_atomic(draw, buffer.getvalue())

@@ -19,8 +19,8 @@ from detr import msda
 from detr.data.preprocess import Inputs
 from detr.types import FloatArray
 from engines.base import Engine, RawDetections
-from engines.bundle import OUTPUTS, Bundle
-from engines.ort_engine import open_session, session_options, with_outputs
+from engines.bundle import Bundle
+from engines.ort_engine import open_session, session_options, show_values
 from engines.split import Attention, Segment, last_uses, split
 
 
@@ -86,6 +86,7 @@ class NativeEngine(Engine):
             "attention": f"kernel {msda.instruction_set()}",
         }
         self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
+        self._outputs, self._scaling = bundle.info.outputs, bundle.info.masks
         self._threads = threads
         self._kept: dict[str, FloatArray] = {}
         self._steps = _load(onnx.load(str(bundle.model)), threads)
@@ -94,14 +95,15 @@ class NativeEngine(Engine):
         self, inputs: Inputs, names: Sequence[str]
     ) -> dict[str, npt.NDArray[Any]] | None:
         """Values within the graph, from pieces that hand them out; the kernel runs between them."""
-        shown = with_outputs(onnx.load(str(self.artifact)), names)
-        values = self._run(_load(shown, self._threads, keep=True), inputs)
-        made = [value.name for value in shown.graph.output][len(OUTPUTS) :]
-        return {name: values[name].numpy() for name in made}
+        model = onnx.load(str(self.artifact))
+        shown = show_values(model, names)
+        values = self._run(_load(model, self._threads, keep=True), inputs)
+        return {name: values[name].numpy() for name in shown}
 
     def _infer(self, inputs: Inputs) -> RawDetections:
         values = self._run(self._steps, inputs)
-        return RawDetections(*(values[name].numpy() for name in OUTPUTS))
+        found = [values[name].numpy() for name in self._outputs]
+        return RawDetections.of(found, inputs, self._scaling)
 
     def _run(self, steps: Sequence[_Step], inputs: Inputs) -> dict[str, ort.OrtValue]:
         """The values left over at the end."""

@@ -21,9 +21,9 @@ from detr import msda
 from detr.data.preprocess import Inputs
 from detr.errors import UserError
 from engines.base import Engine, RawDetections
-from engines.bundle import INPUTS, OUTPUTS, Bundle
+from engines.bundle import INPUTS, Bundle
 from engines.msda_function import DOMAIN, OP_TYPE
-from engines.ort_engine import with_outputs
+from engines.ort_engine import show_values
 
 
 class OpenVinoEngine(Engine):
@@ -50,6 +50,7 @@ class OpenVinoEngine(Engine):
         self.artifact = bundle.model
         self.on_gpu = device != "CPU"
         self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
+        self._outputs, self._scaling = bundle.info.outputs, bundle.info.masks
         self._core = openvino.Core()
         self._device, self._settings = device, _settings(device, threads)
         if device.split(".")[0] not in {
@@ -79,8 +80,8 @@ class OpenVinoEngine(Engine):
         self, inputs: Inputs, names: Sequence[str]
     ) -> dict[str, npt.NDArray[Any]] | None:
         """Values within the graph, from a graph that has them as results; fused less for it."""
-        model = with_outputs(onnx.load(str(self.artifact)), names)
-        shown = [value.name for value in model.graph.output][len(OUTPUTS) :]
+        model = onnx.load(str(self.artifact))
+        shown = show_values(model, names)
         request = self._compiled(self._read(model), len(inputs.images))
         found = request.infer(_feed(inputs), share_inputs=True)
         values = {name: found[name].copy() for name in shown}
@@ -109,7 +110,7 @@ class OpenVinoEngine(Engine):
 
     def _infer(self, inputs: Inputs) -> RawDetections:
         found = self._request(len(inputs.images)).infer(_feed(inputs), share_inputs=True)
-        return RawDetections(*(found[name] for name in OUTPUTS))
+        return RawDetections.of([found[name] for name in self._outputs], inputs, self._scaling)
 
 
 def _feed(inputs: Inputs) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from detr.data.preprocess import Inputs
 from detr.types import FloatArray
 from engines.base import Engine, RawDetections
-from engines.bundle import OUTPUTS, Bundle
+from engines.bundle import Bundle
 
 
 def session_options(threads: int | None, spinning: bool = True) -> ort.SessionOptions:
@@ -53,18 +53,22 @@ def open_session(
     )
 
 
-def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A graph with some of its values as further outputs.
+def show_values(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
+    """Makes some values of a graph further outputs.
 
     Args:
         model: A bundle's graph; changed.
         names: Values; those it does not make, or has as outputs already, are left out.
+
+    Returns:
+        The values that are outputs now.
     """
     made = {name for node in model.graph.node for name in node.output}
     infos = {value.name: value for value in model.graph.value_info}
-    shown = [name for name in dict.fromkeys(names) if name in made - set(OUTPUTS)]
+    made -= {value.name for value in model.graph.output}
+    shown = [name for name in dict.fromkeys(names) if name in made]
     model.graph.output.extend(infos.get(x, onnx.ValueInfoProto(name=x)) for x in shown)
-    return model
+    return shown
 
 
 class OrtEngine(Engine):
@@ -85,6 +89,7 @@ class OrtEngine(Engine):
             "attention": f"{bundle.info.lowering} body",
         }
         self.batch_size = None if bundle.info.batch == "dynamic" else bundle.info.batch
+        self._outputs, self._scaling = bundle.info.outputs, bundle.info.masks
         self._session = self._load(bundle.model, threads)
 
     def _load(self, model: Path | onnx.ModelProto, threads: int | None) -> ort.InferenceSession:
@@ -95,13 +100,14 @@ class OrtEngine(Engine):
         self, inputs: Inputs, names: Sequence[str]
     ) -> dict[str, npt.NDArray[Any]] | None:
         """Values within the graph, from a session that has them as outputs."""
-        model = with_outputs(onnx.load(str(self.artifact)), names)
-        shown = [value.name for value in model.graph.output][len(OUTPUTS) :]
+        model = onnx.load(str(self.artifact))
+        shown = show_values(model, names)
         session = self._load(model, None)
         return dict(zip(shown, session.run(shown, _feed(inputs)), strict=True))
 
     def _infer(self, inputs: Inputs) -> RawDetections:
-        return RawDetections(*self._session.run(list(OUTPUTS), _feed(inputs)))
+        found = self._session.run(list(self._outputs), _feed(inputs))
+        return RawDetections.of(found, inputs, self._scaling)
 
 
 def _feed(inputs: Inputs) -> dict[str, FloatArray]:

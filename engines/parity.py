@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from detr.config import Record
 
 # Share of detections below the threshold that may differ.
 _DOUBTFUL = 0.25
+# What a larger number makes narrower.
+_AT_LEAST = ("detections", "best", "mask_iou", "mask_iou_median")
 _SHARES = ("missing", "extra", "class_flips")
 
 
@@ -31,6 +39,17 @@ class Measured(Record):
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
 
+def without_none(plain: SerializerFunctionWrapHandler, model: Any) -> dict[str, Any]:
+    """What a model says, but for what it says nothing of: files of boxes alone stay as they were.
+
+    Args:
+        plain: Serializes it as ever.
+        model: With the figures of masks among its fields.
+    """
+    content: dict[str, Any] = plain(model)
+    return {key: value for key, value in content.items() if value is not None}
+
+
 class Budget(Measured):
     """How far apart two engines may be.
 
@@ -45,6 +64,9 @@ class Budget(Measured):
             box is seen here long before it is seen in the maximum.
         missing, extra, class_flips: Share of the reference's detections that may be gone, new or of
             another class.
+        mask_iou: Least IoU of a matched mask with the reference's, in pixels of the original image;
+            ``None``, as ``mask_iou_median``, where there are no masks to judge.
+        mask_iou_median: Least median of the same over all matches.
         ap: Largest difference of COCO AP, where the images have labels.
     """
 
@@ -59,14 +81,28 @@ class Budget(Measured):
     extra: Annotated[float, Field(ge=0, le=1)] = 0.0
     class_flips: Annotated[float, Field(ge=0, le=1)] = 0.0
     ap: Annotated[float, Field(ge=0, le=1)] = 0.0005
+    mask_iou: Annotated[float, Field(ge=0, le=1)] | None = 0.9
+    mask_iou_median: Annotated[float, Field(ge=0, le=1)] | None = 0.999
+
+    @model_serializer(mode="wrap")
+    def _without_masks(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_none(plain, self)
+
+    def of_boxes(self) -> Budget:
+        """What is said of masks left out, for a detector that finds none."""
+        return self.model_copy(update={"mask_iou": None, "mask_iou_median": None})
 
     def wider_than(self, usual: Budget) -> list[str]:
         """One line where this budget allows more than the usual one; empty where it does not."""
-        fields = {name: (getattr(self, name), getattr(usual, name)) for name in Budget.model_fields}
+        # Masks that are not judged may be anything.
+        fields = {
+            name: (getattr(self, name) or 0.0, getattr(usual, name) or 0.0)
+            for name in Budget.model_fields
+        }
         wider = [
             f"{name} {own:g} (usually {other:g})"
             for name, (own, other) in fields.items()
-            if (own < other if name in ("detections", "best") else own > other)
+            if (own < other if name in _AT_LEAST else own > other)
         ]
         return [f"by a budget wider than the usual one: {', '.join(wider)}"] if wider else []
 
@@ -80,6 +116,7 @@ class Budget(Measured):
             update={
                 "score": 1.0,
                 "box_px": float("inf"),
+                "mask_iou": None if self.mask_iou is None else 0.0,
                 **{name: max(getattr(self, name), _DOUBTFUL) for name in _SHARES},
             }
         )
@@ -100,6 +137,8 @@ class Parity(Measured):
         max_box_px, median_box_px: Coordinate difference of a matched box (the largest of its four),
             pixels of the original image.
         max_score, median_score: Score difference of a match.
+        min_mask_iou, median_mask_iou: IoU of a match's mask with the reference's, where the
+            reference has masks; two empty ones agree.
         worst_image: Index of the image with the largest deviation.
         deviating: Images on which something exceeds the budget by itself, worst first.
     """
@@ -118,6 +157,12 @@ class Parity(Measured):
     median_score: Figure = 0.0
     worst_image: int = 0
     deviating: tuple[int, ...] = ()
+    min_mask_iou: Figure | None = None
+    median_mask_iou: Figure | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_masks(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_none(plain, self)
 
     def violations(self, budget: Budget) -> list[str]:
         """What exceeds the budget, one phrase each; empty where nothing does."""
@@ -142,11 +187,20 @@ class Parity(Measured):
             for what, count, share in counts
             if count > share * expected
         ]
+        agreements = (
+            ("IoU of a mask", self.min_mask_iou, budget.mask_iou),
+            ("median IoU of masks", self.median_mask_iou, budget.mask_iou_median),
+        )
         # Written so that a NaN is over every budget.
-        return reasons + [
+        reasons += [
             f"{value:.4g} {what} (at most {most:g})"
             for what, value, most in differences
             if not value <= most
+        ]
+        return reasons + [
+            f"{value:.4g} {what} (at least {least:g})"
+            for what, value, least in agreements
+            if value is not None and least is not None and not value >= least
         ]
 
     def summary(self) -> str:
@@ -157,7 +211,13 @@ class Parity(Measured):
             f"boxes within {self.max_box_px:.2g} px (median {self.median_box_px:.2g}), "
             f"scores within {self.max_score:.2g} (median {self.median_score:.2g}), "
             f"{self.missing} missing, {self.extra} extra, {self.class_flips} class flips"
+            + self._masks()
         )
+
+    def _masks(self) -> str:
+        if self.min_mask_iou is None or self.median_mask_iou is None:
+            return ""
+        return f", mask IoU from {self.min_mask_iou:.4f} (median {self.median_mask_iou:.4f})"
 
 
 class Outcome(Measured):

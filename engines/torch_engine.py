@@ -12,7 +12,7 @@ from detr.data.preprocess import Inputs
 from detr.errors import UserError
 from detr.files import sha256
 from detr.model_info import AdoptedInfo
-from engines.base import Engine, RawDetections, RawMasks
+from engines.base import Engine, RawDetections
 from engines.bundle import Bundle
 
 
@@ -60,9 +60,7 @@ class TorchEngine(Engine):
                 torch.from_numpy(inputs.valid_sizes),
                 torch.from_numpy(inputs.original_sizes),
             )
-        boxes, scores, labels, *logits = (x.numpy() for x in outputs)
-        sizes = inputs.valid_sizes, inputs.original_sizes
-        return RawDetections(boxes, scores, labels, RawMasks(logits[0], *sizes) if logits else None)
+        return RawDetections.of([x.numpy() for x in outputs], inputs)
 
     @contextlib.contextmanager
     def _thread_count(self) -> Iterator[None]:

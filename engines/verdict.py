@@ -15,7 +15,8 @@ Reference = Literal["torch", "golden", "onnxruntime", "original"]
 
 # inputs: the network is fed something else; inputs-channels: in reverse channel order; batch: wrong
 # at another batch size only; not-finite: NaN or infinity among the detections; classes, boxes,
-# scores: this differs and the other two hardly do; missing: far more are gone than are new.
+# scores: this differs and the other two hardly do; masks: they alone differ;
+# missing: far more are gone than are new.
 Symptom = Literal[
     "inputs",
     "inputs-channels",
@@ -24,6 +25,7 @@ Symptom = Literal[
     "classes",
     "boxes",
     "scores",
+    "masks",
     "missing",
 ]
 # Whether the deviation begins within one layer, or perhaps in what feeds it.

@@ -30,6 +30,7 @@ from engines.bundle import (
     Source,
     is_bundle,
     open_bundle,
+    outputs_of,
 )
 from engines.external_weights import save_with_weights
 from engines.msda_function import Lowering
@@ -98,18 +99,12 @@ def export_bundle(
     Raises:
         RejectedExport: ONNX Runtime finds other things than torch. The bundle then lies beside
             ``out``, called ``NAME.rejected.bundle``, and what was at ``out`` still is.
-        UserError: ``output-exists`` where ``out`` is something other than a bundle,
-            ``export-masks`` for a detector with masks, or what loading the checkpoint and writing
-            the files raises.
+        UserError: ``output-exists`` where ``out`` is something other than a bundle, or
+            what loading the checkpoint and writing the files raises.
     """
     refuse_output(out)
     output_folder(out.parent)
     torch_engine = open_engine(checkpoint, "torch")
-    if torch_engine.detector.config.heads.masks is not None:
-        raise UserError(
-            "export-masks",
-            f"{checkpoint}: its detector finds masks (heads.masks), which bundles do not hold yet",
-        )
     size = canvas or torch_engine.info.preprocess.canvases[0]
     torch_engine = torch_engine.on_canvas(size)
     with progress(range(3), f"export {out.name}", 3) as bar:
@@ -162,6 +157,7 @@ def write_bundle(
         files = _write_model(precise.model, folder)
         write_atomic(folder / GOLDEN, golden.to_bytes())
         files[GOLDEN] = sha256(folder / GOLDEN)
+        outputs, masks = outputs_of(precise.model)
         draft = BundleInfo(
             model=reference.info,
             opset=opset,
@@ -170,6 +166,8 @@ def write_bundle(
             precision_report=precise.report,
             lowering=lowering,
             batch=batch,
+            outputs=outputs,
+            masks=masks,
             files=files,
             source=Source(
                 path=str(reference.artifact.resolve()), sha256=sha256(reference.artifact)

@@ -77,29 +77,34 @@ def small_preset() -> Callable[..., DetectorConfig]:
     those of :meth:`DetectorConfig.replace`.
     """
 
-    def make(family: str, backbone: dict[str, Any] | None = None, **changes: Any) -> DetectorConfig:
+    def make(family: str, backbone: Any = None, **changes: Any) -> DetectorConfig:
         from detr.presets import preset
 
         config = preset(f"{family}-r18", 3, pretrained=False)
         small: dict[str, Any] = {
             "width": 32,
             "attention_heads": 4,
-            "encoder.layers": 1,
+            "encoder.layers": min(1, config.encoder.layers),
             "encoder.ffn": 48,
             "queries.number": 12,
             "decoder.layers": 2,
             "decoder.ffn": 48,
             "detections": 20,
-            "backbone": {
-                "first_projection": False,
-                **({"name": "test_resnet"} if backbone is None else backbone),
-            },
         }
+        if backbone is None or isinstance(backbone, dict):
+            named = {"name": "test_resnet"} if backbone is None else backbone
+            small["backbone"] = {"first_projection": False, **named}
+        else:  # of another kind, which may need another neck
+            changes["backbone"] = backbone
         if config.encoder.sampling_points:
             small["encoder.points"] = 2
         if points := config.decoder.cross_attention.sampling_points:
             equal = isinstance(points, int)
             small["decoder.cross_attention.points"] = 2 if equal else (1, 2, 1)
+        if config.decoder.cross_attention.own_heads:
+            small["decoder.cross_attention.heads"] = 8
+        if hasattr(config.queries, "groups"):
+            small["queries.groups"] = 3
         if getattr(config.queries, "one_to_many", None) is not None:
             small["queries.one_to_many"] = {"queries": 12, "repeat": 3}
         if config.queries.noise is not None:

@@ -3,21 +3,27 @@
     python -m tools.elastic models runs/elastic --data kitti:DATA:val --out elastic.json \
       --alone e1-d1-q40-72x240 --alone e2-d2-q40-96x320
     python -m tools.elastic cost runs/elastic --rounds 3
+    python -m tools.elastic choice runs/elastic/fit/fit.json report/report.json
 
 ``models`` measures every model of the run, and trains those named after ``--alone`` for as many
-steps from the same first weights by the same recipe; the same command again goes on. ``cost`` times
-steps of the elastic training and of the largest model's own, in turns, in processor time.
+steps from the same first weights by the same recipe; the same command again goes on. ``cost``
+times steps of the elastic training and of the largest model's own, in turns, in processor time.
+``choice`` holds what ``distill fit`` kept against another measurement of the same bundles, by
+``bench run``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench.fit.model import Fit
+from bench.report.model import PerformanceBudget, Report
 from detr.data import open_dataset
 from detr.files import write_atomic
 from detr.models import load_model
@@ -109,6 +115,27 @@ def cost(run: Path, rounds: int) -> None:
     print(f"ratio {ratio:.2f}, {rounds} rounds of {STEPS} steps")
 
 
+def choice(fit: Path, report: Path) -> None:
+    """Prints what another measurement of all candidates would have kept, and how near its time is.
+
+    Raises:
+        SystemExit: With status 1 where the choice is another one or is no longer on the front.
+    """
+    kept = Fit.model_validate_json(fit.read_text())
+    again = Report.model_validate_json(report.read_text())
+    budget = PerformanceBudget(ms=kept.budget_ms)
+    within = [row for row in again.rows if not budget.misses(row)]
+    best = max(within, key=lambda row: (row.coco.ap, -row.latency.end_to_end.p90_ms), default=None)
+    front = [row.model for row in again.pareto()]
+    for row in again.rows:
+        if row.model == kept.kept:
+            p90 = row.latency.end_to_end.p90_ms
+            print(f"kept {row.model}: p90 {p90:.2f} ms, {p90 / kept.budget_ms:.3f} of the budget")
+    name = None if best is None else best.model
+    print(f"best of {len(again.rows)} by the report: {name}; its front: {', '.join(front)}")
+    sys.exit(0 if name is not None and name == kept.kept and name in front else 1)
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -121,11 +148,16 @@ def main() -> None:
     second = verbs.add_parser("cost")
     second.add_argument("run", type=Path)
     second.add_argument("--rounds", type=int, default=3)
+    third = verbs.add_parser("choice")
+    third.add_argument("fit", type=Path)
+    third.add_argument("report", type=Path)
     given = parser.parse_args()
     if given.verb == "models":
         models(given.run, given.data, given.out, given.alone)
-    else:
+    elif given.verb == "cost":
         cost(given.run, given.rounds)
+    else:
+        choice(given.fit, given.report)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ how far above the budget each of them is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +281,7 @@ class Fault:
         change: What it does to the graph.
         engine: What it does to the images, as an engine.
         sidecar: What it does to what the sidecar says of the model.
+        masks: What it does to what the sidecar says of masks.
         layer: Where the gate must say it begins, a prefix; empty where it cannot know.
         pitfall: The known mistake it must be told as; empty for whichever.
     """
@@ -288,6 +289,7 @@ class Fault:
     change: Change = identity
     engine: type[OrtEngine] = OrtEngine
     sidecar: Sidecar = as_it_is
+    masks: Mapping[str, Any] = field(default_factory=dict)
     layer: str = ""
     pitfall: str = ""
 
@@ -359,8 +361,10 @@ def faulty_verdict(
     fault.change(model)
     folder.mkdir(parents=True)
     onnx.save(model, str(folder / MODEL))
-    info = fault.sidecar(healthy.info.model)
-    bundle = Bundle(folder, healthy.info.model_copy(update={"model": info}))
+    changed: dict[str, Any] = {"model": fault.sidecar(healthy.info.model)}
+    if healthy.info.masks is not None:
+        changed["masks"] = healthy.info.masks.model_copy(update=dict(fault.masks))
+    bundle = Bundle(folder, healthy.info.model_copy(update=changed))
     engine = fault.engine(bundle, 1)
     return engine_verdicts(bundle, reference, [engine], samples, default_budget("fp32"))[0]
 

@@ -92,13 +92,15 @@ def fit(
     report = sweep(
         models, [engine], data, limit, iterations, commands, threads=threads, together=False
     )
-    report.title, report.budget = f"Candidates for {ms:g} ms", PerformanceBudget(ms=ms)
+    report.title, report.budget = f"Nothing for {ms:g} ms", PerformanceBudget(ms=ms)
 
     def again(row: ReportRow) -> float:
         timed = benchmark_timing([Path(row.artifact)], data, engine, threads, limit, iterations)
         return timed.rows[0].latency.end_to_end.p90_ms
 
     kept, second, late = choose(report, ms, again)
+    if kept is not None:
+        report.title = f"{kept.model}: the best of {len(report.rows)} for {ms:g} ms"
     front = {row.name for row in report.pareto()}
     found = [
         Candidate(

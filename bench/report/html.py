@@ -13,7 +13,7 @@ from markupsafe import Markup
 from bench.machine.clocks import Drift
 from bench.report.analysis import shown
 from bench.report.grid import depth, grid
-from bench.report.model import Report, ReportRow, percent
+from bench.report.model import MANY, Report, ReportRow, percent
 from detr.plot import Point, ap_over_latency
 
 # Told apart with every common color vision, on light and on dark ground.
@@ -67,16 +67,23 @@ def _clock(drift: Drift | None, which: Literal["cpu", "gpu"]) -> str:
 
 
 def _points(report: Report, colors: dict[str, str]) -> list[Point]:
+    """Of many artifacts, those that nobody beats have their names written out."""
     front = {row.name for row in report.pareto()}
+    names = {row.name: row.name for row in report.rows}
+    if report.grid:
+        # A depth says enough, unless something else was varied as well.
+        varied = any(len(rows) > 1 for rows in grid(report.rows).cells.values())
+        names = {row.name: row.model if varied else depth(row) for row in report.rows}
     return [
         Point(
-            name=depth(row) if report.grid else row.name,
+            name=names[row.name],
             ms=row.ms,
             low_ms=row.latency.end_to_end.min_ms,
             high_ms=row.latency.end_to_end.p90_ms,
             ap=row.coco.ap,
             color=colors[row.name],
             pareto=row.name in front,
+            label="" if len(report.rows) > MANY and row.name not in front else None,
         )
         for row in report.rows
     ]

@@ -48,7 +48,8 @@ def _grid(report: Report) -> list[str]:
             name,
             *(
                 ", ".join(
-                    f"{row.ms:.2f} ms (×{cells.base.ms / row.ms:.2f}), {percent(row.coco.ap)} AP"
+                    (f"{row.model}: " if len(cells.cells[name, one]) > 1 else "")
+                    + f"{row.ms:.2f} ms (×{cells.base.ms / row.ms:.2f}), {percent(row.coco.ap)} AP"
                     for row in cells.cells[name, one]
                 )
                 or "–"
@@ -65,7 +66,7 @@ def _grid(report: Report) -> list[str]:
 def _budget(report: Report) -> list[str]:
     if report.budget is None:
         return []
-    missed = report.misses()
+    missed = report.told_misses()
     return ["Budget missed: " + "; ".join(missed) if missed else "Budget held by every artifact."]
 
 
@@ -98,11 +99,12 @@ def _masks(report: Report) -> list[str]:
             row.name,
             *map(percent, (ap.ap, ap.ap50, ap.ap75, ap.ap_small, ap.ap_medium, ap.ap_large, ap.ar)),
             percent(row.coco.ap),
+            "–" if row.latency.masks is None else f"{row.latency.masks.p50_ms:.1f}",
         ]
         for row in report.rows if (ap := row.masks) is not None
     ]  # fmt: skip
     head = ["masks", "AP", "AP50", "AP75", "AP S", "AP M", "AP L", "AR", "AP of boxes"]
-    return [table(head, rows)] if rows else []
+    return [table([*head, "enlarging them, p50 ms"], rows)] if rows else []
 
 
 def _results(report: Report) -> str:

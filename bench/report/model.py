@@ -15,6 +15,9 @@ from bench.machine.environment import Environment
 from detr.metrics.coco_ap import CocoAp
 from detr.metrics.kitti_ap import KittiAp
 
+# From more artifacts on, the page tells of those that count and counts the others.
+MANY = 8
+
 
 class PerformanceBudget(BaseModel):
     """What an artifact must hold.
@@ -188,6 +191,8 @@ class Report(BaseModel):
     def verdict(self) -> list[str]:
         """One sentence per artifact other than the reference, the most accurate first.
 
+        Of many, those that nobody beats have one.
+
         The first also says how far above the same network, trained otherwise, it is. A report of a
         single artifact has one sentence about it.
         """
@@ -195,6 +200,9 @@ class Report(BaseModel):
         others = [row for row in self.rows if row is not base]
         if not others:
             return [f"{base.name}: {percent(base.coco.ap)} AP at {base.ms:.1f} ms"]
+        if len(self.rows) > MANY:
+            front = {row.name for row in self.pareto()}
+            others = [row for row in others if row.name in front] or others
         others = sorted(others, key=lambda row: -row.coco.ap)
         sentences = []
         for row in others:
@@ -241,6 +249,15 @@ class Report(BaseModel):
             return []
         found = {row.name: self.budget.misses(row) for row in self.rows}
         return [f"{name}: {', '.join(phrases)}" for name, phrases in found.items() if phrases]
+
+    def told_misses(self) -> list[str]:
+        """:meth:`misses` for reading: of many artifacts, how many miss, and who holds."""
+        missed = self.misses()
+        if len(self.rows) <= MANY or not missed:
+            return missed
+        assert self.budget is not None
+        held = [row.name for row in self.rows if not self.budget.misses(row)]
+        return [f"{len(missed)} of {len(self.rows)}; held by {', '.join(held) or 'none'}"]
 
     def pareto(self) -> list[ReportRow]:
         """The rows no other row beats in both AP and latency, fastest first."""
@@ -333,8 +350,9 @@ def _flat(row: ReportRow, data: str) -> dict[str, object]:
             result = getattr(kitti, level)
             record[f"kitti_{name}_{level}_ap11"] = result.ap11
             record[f"kitti_{name}_{level}_ap40"] = result.ap40
-    for part in ("engine", "end_to_end"):
-        for key, value in getattr(row.latency, part).model_dump().items():
+    for part in ("engine", "end_to_end", "masks"):
+        timing = getattr(row.latency, part)
+        for key, value in ({} if timing is None else timing.model_dump()).items():
             record[f"{part}_{key}"] = value
     clocks, gpu, drift = (
         row.environment.after, row.environment.after.accelerator, row.environment.drift

@@ -5,7 +5,14 @@ Torch-free on purpose: a bundle's sidecar carries a config to targets that have 
 
 from __future__ import annotations
 
-from detr.config.backbone import BackboneConfig, NeckConfig, PositionsConfig
+from detr.config.backbone import (
+    AnyBackboneConfig,
+    AnyNeckConfig,
+    BackboneConfig,
+    NeckConfig,
+    PositionsConfig,
+    ProjectorNeckConfig,
+)
 from detr.config.base import ClassMap, LayerStack, Positive, Record, Strict, Weight, Word, merged
 from detr.config.decoder import (
     ConditionalCrossAttentionConfig,
@@ -30,16 +37,19 @@ from detr.config.encoder import (
     HybridEncoderConfig,
 )
 from detr.config.heads import (
+    AnyBoxesConfig,
     BoxesConfig,
     ClassesConfig,
     HeadsConfig,
     MasksConfig,
+    ScaledBoxesConfig,
     SigmoidClassesConfig,
     SoftmaxClassesConfig,
 )
 from detr.config.queries import (
     AnchorQueriesConfig,
     ContrastiveDenoisingConfig,
+    GroupedQueriesConfig,
     LearnedQueriesConfig,
     MixedQueriesConfig,
     OneToManyConfig,
@@ -50,11 +60,16 @@ from detr.config.queries import (
     UnifiedDenoisingConfig,
     UnifiedQueriesConfig,
 )
+from detr.config.vit import AnyVitConfig, Dinov2BackboneConfig, VitBackboneConfig
 
 __all__ = [
     "MASK_STRIDE",
     "AnchorQueriesConfig",
+    "AnyBackboneConfig",
+    "AnyBoxesConfig",
     "AnyEncoderConfig",
+    "AnyNeckConfig",
+    "AnyVitConfig",
     "BackboneConfig",
     "BoxesConfig",
     "ClassMap",
@@ -69,9 +84,11 @@ __all__ = [
     "DenseEncoderConfig",
     "DetachedRefinementConfig",
     "DetectorConfig",
+    "Dinov2BackboneConfig",
     "DistributionRefinementConfig",
     "EncoderConfig",
     "GelanEncoderConfig",
+    "GroupedQueriesConfig",
     "HeadsConfig",
     "HybridEncoderConfig",
     "LayerStack",
@@ -86,10 +103,12 @@ __all__ = [
     "PlainDenoisingConfig",
     "PositionsConfig",
     "Positive",
+    "ProjectorNeckConfig",
     "QualityConfig",
     "QueriesConfig",
     "Record",
     "RefinementConfig",
+    "ScaledBoxesConfig",
     "SelectedQueriesConfig",
     "SigmoidClassesConfig",
     "SoftmaxClassesConfig",
@@ -97,6 +116,7 @@ __all__ = [
     "TwoStageQueriesConfig",
     "UnifiedDenoisingConfig",
     "UnifiedQueriesConfig",
+    "VitBackboneConfig",
     "Weight",
     "Word",
     "merged",

@@ -1,15 +1,21 @@
-"""Configs of what makes the maps: backbone and neck."""
+"""Configs of what makes the maps: backbone and neck.
+
+A further kind of neck is a class here, named in :data:`AnyNeckConfig`; vision transformers are in
+:mod:`detr.config.vit`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from detr.config.base import Strict, Word
+from detr.config.base import Part, Strict, Word, usual_kind
+from detr.config.vit import Dinov2BackboneConfig, VitBackboneConfig
 
 
-class BackboneConfig(Strict):
+class BackboneConfig(Part):
     """A timm ``features_only`` backbone.
 
     Attributes:
@@ -27,6 +33,7 @@ class BackboneConfig(Strict):
             as the identity, so weights of a ResNet without it mean what they meant.
     """
 
+    kind: Literal["timm"] = "timm"
     name: Word = "resnet50"
     strides: Annotated[tuple[int, ...], Field(min_length=1)] = (8, 16, 32)
     norm: Literal["frozen", "train"] = "train"
@@ -35,6 +42,11 @@ class BackboneConfig(Strict):
     map_norm: bool = False
     frozen_stages: Annotated[int, Field(ge=0, le=100)] = 0
     first_projection: bool = False
+
+    @property
+    def body(self) -> tuple[Any, ...]:
+        """What tells one network from another, whichever of its maps are taken."""
+        return self.kind, self.name, self.options
 
     @field_validator("options")
     @classmethod
@@ -50,7 +62,14 @@ class BackboneConfig(Strict):
         return strides
 
 
-class NeckConfig(Strict):
+AnyBackboneConfig = Annotated[
+    BackboneConfig | VitBackboneConfig | Dinov2BackboneConfig,
+    Field(discriminator="kind"),
+    usual_kind("timm"),
+]
+
+
+class NeckConfig(Part):
     """What brings the backbone's maps to one width and adds coarser levels.
 
     Attributes:
@@ -59,6 +78,10 @@ class NeckConfig(Strict):
         batch_norm: A batch norm after each convolution, in place of its bias (RT-DETR).
     """
 
+    of_maps: ClassVar[bool] = True
+    """Whether the leading levels are the backbone's maps, one each."""
+
+    kind: Literal["levels"] = "levels"
     levels: Annotated[int, Field(ge=1, le=8)] = 4
     group_norm: bool = True
     batch_norm: bool = False
@@ -70,6 +93,80 @@ class NeckConfig(Strict):
                 "batch_norm takes the place of the group norm: set group_norm to false"
             )
         return self
+
+    def strides(self, maps: tuple[int, ...]) -> tuple[int, ...]:
+        """Pixels per cell of each level, of those of the backbone's maps."""
+        further = range(1, self.levels - len(maps) + 1)
+        return (*maps, *(maps[-1] * 2**i for i in further))
+
+    def contradictions(self, maps: tuple[int, ...]) -> Iterator[str]:
+        """What does not fit the strides of the backbone's maps."""
+        if len(set(maps)) < len(maps):
+            yield (
+                f"neck: levels makes one of each map, and the backbone's {len(maps)} have one "
+                "stride: set neck.kind to projector"
+            )
+        if self.levels < len(maps):
+            yield f"neck.levels {self.levels} is less than the backbone's maps {len(maps)}"
+        if self.levels >= 5 and 4 not in maps:
+            yield f"neck.levels {self.levels} needs the stride-4 map: backbone.strides 4, 8, 16, 32"
+
+
+class ProjectorNeckConfig(Part):
+    """What makes levels of several maps of one stride (LW-DETR section 3.1's projector).
+
+    Each level resamples the maps, joins them and sends them through a C2f block.
+
+    Attributes:
+        scales: Cells of each level's side, in parts of a map's, finest first: 2, 1 or 0.5.
+        blocks: Pairs of convolutions in each C2f block.
+        expansion: Channels between, in parts of the width.
+        norm: After each convolution: over the batch (LW-DETR) or over a cell's channels (RF-DETR).
+        norm_eps: Added to variances; of the layer norms (RF-DETR's code 1e-6, transformers 1e-5).
+    """
+
+    of_maps: ClassVar[bool] = False
+    """See :class:`NeckConfig`."""
+
+    kind: Literal["projector"] = "projector"
+    scales: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0,)
+    blocks: Annotated[int, Field(ge=1, le=100)] = 3
+    expansion: Annotated[float, Field(gt=0, le=4)] = 0.5
+    norm: Literal["batch", "layer"] = "batch"
+    norm_eps: Annotated[float, Field(gt=0, lt=0.1)] = 1e-6
+
+    @field_validator("scales")
+    @classmethod
+    def _descending(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if strange := set(scales) - {2.0, 1.0, 0.5}:
+            raise ValueError(f"{min(strange)} is none of 2, 1 and 0.5")
+        if list(scales) != sorted(set(scales), reverse=True):
+            raise ValueError(f"{', '.join(map(str, scales))}: name each once, finest first")
+        return scales
+
+    @property
+    def levels(self) -> int:
+        """Number of feature levels V."""
+        return len(self.scales)
+
+    def strides(self, maps: tuple[int, ...]) -> tuple[int, ...]:
+        """Pixels per cell of each level, of those of the backbone's maps."""
+        return tuple(round(maps[-1] / scale) for scale in self.scales)
+
+    def contradictions(self, maps: tuple[int, ...]) -> Iterator[str]:
+        """What does not fit the strides of the backbone's maps."""
+        if len(set(maps)) > 1:
+            yield (
+                f"neck: projector joins maps of one stride, not of {', '.join(map(str, maps))}: "
+                "take a backbone of kind vit or dinov2, or one of backbone.strides"
+            )
+        if 2.0 in self.scales and maps[-1] % 2:
+            yield f"neck.scales: 2 of cells of {maps[-1]} pixels is no whole number of pixels"
+
+
+AnyNeckConfig = Annotated[
+    NeckConfig | ProjectorNeckConfig, Field(discriminator="kind"), usual_kind("levels")
+]
 
 
 class PositionsConfig(Strict):

@@ -117,6 +117,17 @@ class Part(Strict):
     kind: str
 
 
+def usual_kind(kind: str) -> BeforeValidator:
+    """For a part that once had one kind alone: without a ``kind`` it is still that one."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, Mapping) and "kind" not in value:
+            return {"kind": kind, **value}
+        return value
+
+    return BeforeValidator(named)
+
+
 class LayerStack(Strict):
     """Transformer layers of one kind.
 

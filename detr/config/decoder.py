@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from detr.config.base import LayerStack, Part, SamplingPoints, Strict
+from detr.config.base import LayerStack, Part, Positive, SamplingPoints, Strict
 from detr.points import Points
 
 
@@ -37,6 +37,11 @@ class AnyCrossAttentionConfig(Part):
         """Whether positions are rescaled by the content."""
         return False
 
+    @property
+    def own_heads(self) -> int | None:
+        """Its heads where they are not those of the other attentions."""
+        return None
+
 
 class DeformableCrossAttentionConfig(AnyCrossAttentionConfig):
     """Queries sample all levels around their references (Deformable DETR).
@@ -49,6 +54,7 @@ class DeformableCrossAttentionConfig(AnyCrossAttentionConfig):
             not trained (RT-DETRv2's discrete sampling).
         projections: Linear maps of what is sampled, before and after; without them heads sample
             channels of the memory itself (D-FINE).
+        heads: Heads M, where they are more or fewer than the detector's (LW-DETR).
     """
 
     single_level: ClassVar[bool] = False
@@ -59,6 +65,12 @@ class DeformableCrossAttentionConfig(AnyCrossAttentionConfig):
     scaled_positions: bool = False
     discrete: bool = False
     projections: bool = True
+    heads: Positive | None = None
+
+    @property
+    def own_heads(self) -> int | None:
+        """See the base class."""
+        return self.heads
 
     @property
     def sampling_points(self) -> Points:

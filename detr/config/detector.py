@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from detr.config.backbone import BackboneConfig, NeckConfig, PositionsConfig
+from detr.config.backbone import (
+    AnyBackboneConfig,
+    AnyNeckConfig,
+    BackboneConfig,
+    NeckConfig,
+    PositionsConfig,
+)
 from detr.config.base import Positive, Strict
 from detr.config.decoder import DecoderConfig
 from detr.config.encoder import DeformableEncoderConfig, EncoderConfig
@@ -52,8 +59,8 @@ class DetectorConfig(Strict):
     attention_heads: Positive = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mlp_activation: Literal["relu", "silu"] = "relu"
-    backbone: BackboneConfig = BackboneConfig()
-    neck: NeckConfig = NeckConfig()
+    backbone: AnyBackboneConfig = BackboneConfig()
+    neck: AnyNeckConfig = NeckConfig()
     positions: PositionsConfig = PositionsConfig()
     encoder: EncoderConfig = DeformableEncoderConfig()
     queries: QueriesConfig = LearnedQueriesConfig()
@@ -65,9 +72,7 @@ class DetectorConfig(Strict):
     @property
     def strides(self) -> tuple[int, ...]:
         """Pixels per cell of each level."""
-        strides = self.backbone.strides
-        further = range(1, self.neck.levels - len(strides) + 1)
-        return (*strides, *(strides[-1] * 2**i for i in further))
+        return self.neck.strides(self.backbone.strides)
 
     @property
     def mask_strides(self) -> tuple[int, ...]:
@@ -83,7 +88,13 @@ class DetectorConfig(Strict):
     @property
     def attention_sizes(self) -> tuple[int, int, Points]:
         """Heads, channels of a head, and points per level of every deformable attention."""
-        return self.attention_heads, self.width // self.attention_heads, self.sampling_points
+        heads = self.sampling_heads
+        return heads, self.width // heads, self.sampling_points
+
+    @property
+    def sampling_heads(self) -> int:
+        """Heads M of every deformable attention."""
+        return self.decoder.cross_attention.own_heads or self.attention_heads
 
     @property
     def sampling_points(self) -> Points:
@@ -106,6 +117,11 @@ class DetectorConfig(Strict):
                 yield f"{name} {width} is not a multiple of attention_heads {self.attention_heads}"
             if width % 4:
                 yield f"{name} {width} is not a multiple of 4 (2-D sine embedding)"
+        if self.width % self.sampling_heads:
+            yield (
+                f"width {self.width} is not a multiple of decoder.cross_attention.heads "
+                f"{self.sampling_heads}"
+            )
         yield from self._level_contradictions()
         queries, cross = self.queries, self.decoder.cross_attention
         refinement, classes = self.decoder.refinement, self.heads.classes
@@ -120,7 +136,7 @@ class DetectorConfig(Strict):
                 f"{cross.kind} never looks; set it to conditional or deformable, or take learned "
                 "queries with reference: center"
             )
-        if queries.has_boxes and not refinement.moves:
+        if queries.has_boxes and not refinement.moves and not queries.boxes_may_stay:
             yield (
                 f"queries: {queries.kind} start from boxes and need decoder.refinement: detach or "
                 "look_forward_twice"
@@ -130,6 +146,8 @@ class DetectorConfig(Strict):
                 f"decoder.refinement: {refinement.kind} needs decoder.cross_attention: deformable, "
                 "or queries: anchors"
             )
+        if refinement.distribution is not None and self.heads.boxes.kind != "offset":
+            yield f"decoder.refinement: {refinement.kind} needs heads.boxes: offset"
         if queries.learned_positions and not self.positions.normalized:
             yield (
                 f"queries: {queries.kind} have positions in parts of the image: set "
@@ -146,12 +164,21 @@ class DetectorConfig(Strict):
                 f"queries: {queries.kind} start from masks and need heads.masks; or set "
                 "queries.initial_boxes to predicted"
             )
+        if queries.in_groups and (self.heads.masks or refinement.distribution):
+            other = "heads.masks" if self.heads.masks else f"decoder.refinement: {refinement.kind}"
+            yield f"queries: {queries.kind} have several groups, and {other} has a loss for one"
         points = {self.encoder.sampling_points, cross.sampling_points} - {0}
         if len(points) > 1:
             ours, theirs = map(_told, (self.encoder.sampling_points, cross.sampling_points))
             yield (
                 f"encoder.points {ours} and decoder.cross_attention.points {theirs} differ: an "
                 "exported graph has one attention operator for both"
+            )
+        if self.encoder.sampling_points and self.sampling_heads != self.attention_heads:
+            yield (
+                f"decoder.cross_attention.heads {self.sampling_heads} and the encoder's "
+                f"{self.attention_heads} differ: an exported graph has one attention operator for "
+                "both"
             )
         if classes.no_object and (queries.from_proposals or queries.noise is not None):
             yield (
@@ -160,11 +187,15 @@ class DetectorConfig(Strict):
 
     def _level_contradictions(self) -> Iterator[str]:
         """What does not fit the number of levels."""
-        strides, levels = self.backbone.strides, self.neck.levels
-        if levels < len(strides):
-            yield f"neck.levels {levels} is less than the backbone's maps {len(strides)}"
-        if levels >= 5 and 4 not in strides:
-            yield f"neck.levels {levels} needs the stride-4 map: backbone.strides 4, 8, 16, 32"
+        levels = self.neck.levels
+        yield from self.neck.contradictions(self.backbone.strides)
+        if self.mask_strides and self.backbone.kind != "timm":
+            yield f"heads.masks: a backbone of kind {self.backbone.kind} has no map of stride 4"
+        if self.encoder.halves and any(b != 2 * a for a, b in pairwise(self.strides)):
+            yield (
+                f"encoder: {self.encoder.kind} needs levels that are half as fine each, not of "
+                f"strides {', '.join(map(str, self.strides))}"
+            )
         parts = {"encoder": self.encoder, "decoder.cross_attention": self.decoder.cross_attention}
         for place, part in parts.items():
             points = part.sampling_points

@@ -19,6 +19,8 @@ class AnyEncoderConfig(LayerStack, Part):
 
     single_level: ClassVar[bool] = False
     """Whether it works on one map only."""
+    halves: ClassVar[bool] = False
+    """Whether each level must be half as fine as the one before."""
 
     layers: Annotated[int, Field(ge=0, le=100)] = 6
 
@@ -91,7 +93,7 @@ class DeformableEncoderConfig(TokenEncoderConfig):
     @property
     def sampling_points(self) -> Points:
         """See the base class."""
-        return self.points
+        return self.points if self.layers else 0
 
 
 class DenseEncoderConfig(TokenEncoderConfig):
@@ -116,6 +118,8 @@ class AnyHybridEncoderConfig(AnyEncoderConfig):
         expansion: Channels of the blocks that fuse two maps, in parts of E.
         blocks: RepVGG blocks in each of their ways.
     """
+
+    halves: ClassVar[bool] = True
 
     layers: Annotated[int, Field(ge=0)] = 1
     activation: Literal["relu", "prelu", "gelu", "silu"] = "gelu"

@@ -1,4 +1,7 @@
-"""Configs of prediction heads. A further kind of class head is named in :data:`ClassesConfig`."""
+"""Configs of prediction heads.
+
+A further kind of class head is named in :data:`ClassesConfig`, of boxes in :data:`AnyBoxesConfig`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from detr.config.base import Strict
+from detr.config.base import Part, Strict, usual_kind
 
 
 class SigmoidClassesConfig(Strict):
@@ -29,7 +32,7 @@ class SoftmaxClassesConfig(Strict):
 ClassesConfig = Annotated[SigmoidClassesConfig | SoftmaxClassesConfig, Field(discriminator="kind")]
 
 
-class BoxesConfig(Strict):
+class BoxesConfig(Part):
     """Boxes as offsets from a reference, in logits.
 
     Attributes:
@@ -39,6 +42,23 @@ class BoxesConfig(Strict):
 
     kind: Literal["offset"] = "offset"
     logit_eps: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5
+
+
+class ScaledBoxesConfig(Part):
+    """Boxes as steps from a reference, in parts of its size (LW-DETR's ``bbox_reparam``).
+
+    A center moves by parts of the width and height, these are multiplied by an exponential.
+    """
+
+    logit_eps: ClassVar[float] = 1e-5
+    """Of what still has logits, such as denoising."""
+
+    kind: Literal["scaled"] = "scaled"
+
+
+AnyBoxesConfig = Annotated[
+    BoxesConfig | ScaledBoxesConfig, Field(discriminator="kind"), usual_kind("offset")
+]
 
 
 class MasksConfig(Strict):
@@ -69,5 +89,5 @@ class HeadsConfig(Strict):
     """
 
     classes: ClassesConfig = SigmoidClassesConfig()
-    boxes: BoxesConfig = BoxesConfig()
+    boxes: AnyBoxesConfig = BoxesConfig()
     masks: MasksConfig | None = None

@@ -93,6 +93,10 @@ class OwnQueriesConfig(Part):
     """Whether their references are boxes and not bare centers."""
     learned_positions: ClassVar[bool] = False
     """Whether they bring a position of their own, instead of one made from the reference."""
+    boxes_may_stay: ClassVar[bool] = False
+    """Whether their boxes may be the references of all layers alike."""
+    in_groups: ClassVar[bool] = False
+    """Whether training has further groups that each find all objects."""
     predict_first: ClassVar[bool] = False
     """Whether the decoder's heads already answer what enters its first layer, in training."""
 
@@ -255,6 +259,23 @@ class SelectedQueriesConfig(ProposedQueriesConfig):
         return self.denoising
 
 
+class GroupedQueriesConfig(ProposedQueriesConfig):
+    """LW-DETR's: boxes moved off the proposals, content learned, further groups in training.
+
+    Every group has contents, steps off its proposals and proposal heads of its own, and each is
+    matched with all objects (Group DETR, Chen et al. 2023). What answers is the first.
+
+    Attributes:
+        groups: Their number in training, the one that answers included.
+    """
+
+    boxes_may_stay: ClassVar[bool] = True
+    in_groups: ClassVar[bool] = True
+
+    kind: Literal["grouped"] = "grouped"
+    groups: Annotated[int, Field(ge=1, le=100)] = 13
+
+
 class UnifiedQueriesConfig(ProposedQueriesConfig):
     """Mask DINO's (section 3.3): content and anchors from tokens that the decoder's heads judge.
 
@@ -291,6 +312,7 @@ QueriesConfig = Annotated[
     | TwoStageQueriesConfig
     | MixedQueriesConfig
     | SelectedQueriesConfig
+    | GroupedQueriesConfig
     | UnifiedQueriesConfig,
     Field(discriminator="kind"),
 ]

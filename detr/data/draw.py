@@ -54,6 +54,23 @@ def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
+def masks_at(
+    masks: Sequence[Mask] | None, image: ImageArray, shown: ImageArray
+) -> list[Mask | None] | None:
+    """Masks of an image at the size at which it is shown; ``None`` without masks.
+
+    Args:
+        masks: In pixels of ``image``.
+        image: ``[h, w, 3]``.
+        shown: The same picture, ``[h', w', 3]``.
+    """
+    if masks is None:
+        return None
+    size = (shown.shape[0], shown.shape[1])
+    ratio = (size[0] / image.shape[0], size[1] / image.shape[1])
+    return [mask.moved(ratio, (0, 0), size) for mask in masks]
+
+
 def draw(
     image: ImageArray,
     boxes: npt.NDArray[np.floating],

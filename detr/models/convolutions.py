@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,8 @@ from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval
 
 M = TypeVar("M", bound=nn.Module)
+# What follows a convolution, by its channels.
+NormOf = Callable[[int], nn.Module]
 
 
 class Fusible(nn.Module, ABC):
@@ -35,7 +38,7 @@ class SiLU(nn.SiLU):
 
 
 class ConvNorm(Fusible):
-    """Convolution that keeps the map's size at stride 1, batch norm, SiLU.
+    """Convolution that keeps the map's size at stride 1, norm, SiLU.
 
     Args:
         inputs, outputs: Channels.
@@ -43,6 +46,7 @@ class ConvNorm(Fusible):
         stride: Of the convolution.
         activate: Whether SiLU follows.
         groups: Of the convolution.
+        norm: Makes the norm, usually over the batch.
     """
 
     def __init__(
@@ -53,12 +57,13 @@ class ConvNorm(Fusible):
         stride: int = 1,
         activate: bool = True,
         groups: int = 1,
+        norm: NormOf = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
             inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False
         )
-        self.norm: nn.Module = nn.BatchNorm2d(outputs)
+        self.norm = norm(outputs)
         self.activation = SiLU() if activate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,7 +72,7 @@ class ConvNorm(Fusible):
         return out
 
     def fuse(self) -> None:
-        """See the base class: the batch norm becomes part of the convolution."""
+        """See the base class: a batch norm becomes part of the convolution."""
         if isinstance(self.norm, nn.BatchNorm2d):
             self.conv = fuse_conv_bn_eval(self.conv, self.norm)
             self.norm = nn.Identity()
@@ -130,7 +135,35 @@ class CSPBlock(nn.Module):
         return out
 
 
-class GelanBlock(nn.Module):
+class LayersBeside(nn.Module):
+    """Ways one upon the other, whose results all lie beside the input's halves.
+
+    Args:
+        first: Makes the two halves of ``channels`` each.
+        ways: Each takes what the one before has made.
+        last: Joins all of it.
+        channels: Of a half.
+    """
+
+    def __init__(
+        self, first: ConvNorm, ways: Iterable[nn.Module], last: ConvNorm, channels: int
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.first = first
+        self.ways = nn.ModuleList(ways)
+        self.last = last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, inputs, H, W]`` to ``[B, outputs, H, W]``."""
+        seen = list(self.first(x).split(self.channels, 1))
+        for way in self.ways:
+            seen.append(way(seen[-1]))
+        out: Tensor = self.last(torch.cat(seen, 1))
+        return out
+
+
+class GelanBlock(LayersBeside):
     """Two CSP blocks, one upon the other, whose results all lie beside the input (GELAN).
 
     Wang et al. 2024, YOLOv9, figure 4, as D-FINE has it.
@@ -142,22 +175,33 @@ class GelanBlock(nn.Module):
     """
 
     def __init__(self, inputs: int, inner: int, outputs: int, blocks: int) -> None:
-        super().__init__()
-        self.channels = inputs // 2
-        self.first = ConvNorm(inputs, inputs, 1)
-        self.ways = nn.ModuleList(
+        channels = inputs // 2
+        first = ConvNorm(inputs, inputs, 1)
+        ways = [
             nn.Sequential(CSPBlock(before, inner, inner, blocks), ConvNorm(inner, inner, 3))
-            for before in (self.channels, inner)
-        )
-        self.last = ConvNorm(inputs + 2 * inner, outputs, 1)
+            for before in (channels, inner)
+        ]
+        super().__init__(first, ways, ConvNorm(inputs + 2 * inner, outputs, 1), channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, inputs, H, W]`` to ``[B, outputs, H, W]``."""
-        seen = list(self.first(x).split(self.channels, 1))
-        for way in self.ways:
-            seen.append(way(seen[-1]))
-        out: Tensor = self.last(torch.cat(seen, 1))
-        return out
+
+class C2fBlock(LayersBeside):
+    """Pairs of convolutions, one upon the other, whose results all lie beside each other (YOLOv8).
+
+    Args:
+        inputs, outputs: Channels.
+        inner: Channels of each way.
+        blocks: Number of pairs.
+        norm: After each convolution.
+    """
+
+    def __init__(self, inputs: int, inner: int, outputs: int, blocks: int, norm: NormOf) -> None:
+        first = ConvNorm(inputs, 2 * inner, 1, norm=norm)
+        ways = [
+            nn.Sequential(*(ConvNorm(inner, inner, 3, norm=norm) for _ in range(2)))
+            for _ in range(blocks)
+        ]
+        last = ConvNorm((2 + blocks) * inner, outputs, 1, norm=norm)
+        super().__init__(first, ways, last, inner)
 
 
 def separable_downsample(width: int) -> nn.Sequential:

@@ -148,7 +148,7 @@ class Decoder(nn.Module):
         position = self._positions(groups, course.references, source, memory)
         last = depth - 1
         for index in range(depth):
-            if index and source.position_follows_reference:
+            if index and source.position_follows_reference and self.config.refinement.moves:
                 position = self._positions(groups, course.references, source, memory)
             scaled = position
             if index and self.position_scale is not None:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detr.config import ClassesConfig, DetectorConfig, PartName
-from detr.models.backbones.neck import Neck
-from detr.models.backbones.timm import Backbone
+from detr.models.backbones.build import build_backbone, build_neck
 from detr.models.boxes import cxcywh_to_xyxy
 from detr.models.decoder import Decoder
 from detr.models.encoders.base import Encoder
@@ -20,7 +19,7 @@ from detr.models.heads.classes import best
 from detr.models.heads.masks import build_pixels, chosen_masks, mask_quality
 from detr.models.layers import MLP
 from detr.models.parts import modules_of, part_of
-from detr.models.protocol import EVERYTHING, Facts
+from detr.models.protocol import EVERYTHING, WITHOUT_MASKS, Facts
 from detr.models.queries.build import build_queries
 from detr.models.queries.denoising import PlainDenoiser, build_denoiser
 from detr.models.queries.sources import LearnedQueries
@@ -38,19 +37,18 @@ class Detector(nn.Module):
         config: The architecture.
         strides: Pixels per cell of each level.
         facts: What methods pair it with another detector by.
-        offers: As a teacher, it shows everything.
+        offers: As a teacher, it shows everything it has.
     """
-
-    offers = EVERYTHING
 
     def __init__(self, config: DetectorConfig, pretrained: bool = True) -> None:
         super().__init__()
         self.config = config
         self.strides = config.strides
-        self.backbone = Backbone(config.backbone, pretrained, config.mask_strides)
+        self.backbone = build_backbone(config.backbone, pretrained, config.mask_strides)
         channels = self.backbone.channels[len(config.mask_strides) :]
         self.facts = _facts(config, channels)
-        self.neck = Neck(config.neck, channels, config.map_width)
+        self.offers = EVERYTHING if self.facts.masks else WITHOUT_MASKS
+        self.neck = build_neck(config.neck, channels, config.map_width)
         self.encoder = build_encoder(config)
         self.source = build_queries(config)
         self.decoder = Decoder(config)
@@ -95,7 +93,7 @@ class Detector(nn.Module):
             images: ``[B, 3, H, W]``, normalized, padded at the right and bottom.
             valid_sizes: ``[B, 2]`` (height, width) of the image inside the canvas, pixels.
         """
-        every_map = self.backbone(images)
+        every_map = self.backbone(images, valid_sizes)
         features = every_map[len(self.config.mask_strides) :]
         maps = self.neck(features)
         shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in maps)
@@ -227,6 +225,8 @@ class Detector(nn.Module):
 def _facts(config: DetectorConfig, backbone_channels: tuple[int, ...]) -> Facts:
     """What a config says about the detector made of it."""
     queries = config.queries
+    # Methods pair maps of backbones by the levels that are made of them.
+    paired = config.neck.of_maps
     return Facts(
         family="DETR",
         num_classes=config.num_classes,
@@ -235,8 +235,8 @@ def _facts(config: DetectorConfig, backbone_channels: tuple[int, ...]) -> Facts:
         heads=config.attention_heads,
         attention=config.decoder.cross_attention.kind,
         strides=config.strides,
-        backbone_strides=config.backbone.strides,
-        backbone_channels=backbone_channels,
+        backbone_strides=config.backbone.strides if paired else (),
+        backbone_channels=backbone_channels if paired else (),
         encoder_layers=config.encoder.layers,
         decoder_layers=config.decoder.layers,
         num_queries=queries.total,
@@ -244,6 +244,7 @@ def _facts(config: DetectorConfig, backbone_channels: tuple[int, ...]) -> Facts:
         blank_content=queries.zero_content,
         scores=config.heads.classes.kind,
         edges=config.decoder.refinement.distribution is not None,
+        masks=config.heads.masks is not None,
     )
 
 

@@ -16,9 +16,11 @@ PARTS: tuple[PartName, ...] = get_args(PartName)
 _NAMES = {"source": "queries", "denoiser": "denoising", "pixels": "heads"}
 _HEADS = re.compile(r"decoder\.(?:class_heads|box_heads|mask_heads|refiner)\.")
 # Tensors with a row per class, and perhaps some more rows after them.
-CLASS_HEADS = re.compile(r"(?:decoder\.class_heads\.\d+|source\.proposals\.class_head)\.")
+CLASS_HEADS = re.compile(
+    r"(?:decoder\.class_heads\.\d+|source\.(?:further\.\d+\.)?proposals\.class_head)\."
+)
 BOX_HEADS = re.compile(
-    r"(?:decoder\.box_heads\.\d+|decoder\.refiner|source\.proposals\.box_head)\."
+    r"(?:decoder\.box_heads\.\d+|decoder\.refiner|source\.(?:further\.\d+\.)?proposals\.box_head)\."
 )
 LABELS = "denoiser.label_embedding.weight"
 

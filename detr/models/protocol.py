@@ -16,9 +16,13 @@ from torch import Tensor, nn
 from detr.models.structures import GroupOutput, Memory, QueryGroup
 
 # What a teacher can give: answers to its own queries, maps, those queries themselves (with hidden
-# states), answers to any queries, and attention.
-TeacherPart = Literal["predictions", "backbone", "neck", "memory", "queries", "decode", "attention"]
+# states), answers to any queries, attention, and masks beside the boxes of its answers.
+TeacherPart = Literal[
+    "predictions", "backbone", "neck", "memory", "queries", "decode", "attention", "masks"
+]
 EVERYTHING: frozenset[TeacherPart] = frozenset(get_args(TeacherPart))
+# What a detector of boxes gives at most.
+WITHOUT_MASKS: frozenset[TeacherPart] = EVERYTHING - {"masks"}
 
 AttentionKind = Literal["deformable", "dense", "conditional"]
 
@@ -48,6 +52,7 @@ class Facts:
         edges: Boxes are read off distributions of their edges.
         scores: Every class has a ``sigmoid`` of its own, or all share a ``softmax`` with a last
             logit for "no object".
+        masks: Answers have masks.
     """
 
     family: str
@@ -66,6 +71,7 @@ class Facts:
     blank_content: bool
     scores: Literal["sigmoid", "softmax"]
     edges: bool = False
+    masks: bool = False
 
 
 class ObjectDetector(Protocol):

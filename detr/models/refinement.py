@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from detr.config import DetectorConfig, DistributionRefinementConfig
 from detr.config.decoder import AnyRefinementConfig
 from detr.models.attention.cross import join, split
-from detr.models.boxes import lift
+from detr.models.heads.box_code import BoxCode, OffsetCode, box_code
 from detr.models.heads.boxes import box_head
 from detr.models.heads.distribution import EDGES, Quality, edge_places, moved_edges
 
@@ -79,23 +79,23 @@ class Refiner(nn.Module, ABC):
 
 
 class OffsetRefiner(Refiner):
-    """Boxes are offsets from the layer's references, in logits; these move or stay.
+    """Boxes lie where the layer's references and its head say; references move or stay.
 
     Args:
         config: The decoder's refinement.
-        eps: How near to 0 and 1 a reference may come before its logit is taken.
+        code: What the head's numbers mean.
     """
 
-    def __init__(self, config: AnyRefinementConfig, eps: float) -> None:
+    def __init__(self, config: AnyRefinementConfig, code: BoxCode) -> None:
         super().__init__()
-        self.moves, self.twice, self.eps = config.moves, config.looks_forward_twice, eps
+        self.moves, self.twice, self.code = config.moves, config.looks_forward_twice, code
 
     def step(self, course: Course, layer: Layer) -> Tensor | None:
         """See the base class."""
         running = layer.head(layer.hidden) if self.moves and not layer.last else None
         boxes = self._boxes(course, layer, running) if layer.answers else None
         if running is not None:
-            updated = (running + self._lifted(course.references)).sigmoid()
+            updated = self.code.boxes(self._base(course.references), running)
             # Look-forward-twice keeps the un-detached one for the loss boxes (DINO, section 3.5).
             course.attached = split(updated, course.sizes)
             course.references = split(updated.detach(), course.sizes)
@@ -108,13 +108,12 @@ class OffsetRefiner(Refiner):
         else:
             delta = layer.head(layer.normed)
         twice = self.twice and course.attached
-        base = self._lifted(course.attached if twice else course.references)
-        out: Tensor = (delta + base).sigmoid()
-        return out
+        base = self._base(course.attached if twice else course.references)
+        return self.code.boxes(base, delta)
 
-    def _lifted(self, references: list[Tensor]) -> Tensor:
-        """``[B, N, 4]`` logits of references."""
-        return join([lift(reference, self.eps) for reference in references])
+    def _base(self, references: list[Tensor]) -> Tensor:
+        """``[B, N, 4]`` what the head's numbers are added to."""
+        return join([self.code.base(reference) for reference in references])
 
 
 class DistributionRefiner(Refiner):
@@ -129,7 +128,8 @@ class DistributionRefiner(Refiner):
 
     def __init__(self, config: DetectorConfig, refinement: DistributionRefinementConfig) -> None:
         super().__init__()
-        self.eps, self.curvature = config.heads.boxes.logit_eps, refinement.curvature
+        self.code = OffsetCode(config.heads.boxes.logit_eps)
+        self.curvature = refinement.curvature
         self.initial = box_head(config.width)
         self.qualities = nn.ModuleList(
             Quality(refinement.quality) for _ in range(config.decoder.layers)
@@ -140,8 +140,8 @@ class DistributionRefiner(Refiner):
     def step(self, course: Course, layer: Layer) -> Tensor | None:
         """See the base class; boxes are at hand anyway."""
         if course.first is None:
-            base = join([lift(reference, self.eps) for reference in course.references])
-            course.first = (self.initial(layer.hidden) + base).sigmoid()
+            base = join([self.code.base(reference) for reference in course.references])
+            course.first = self.code.boxes(base, self.initial(layer.hidden))
         seen = layer.hidden if course.hidden is None else layer.hidden + course.hidden
         edges = layer.head(seen).unflatten(-1, (EDGES, -1))
         if edges.dtype in (torch.float16, torch.bfloat16):
@@ -171,7 +171,7 @@ def build_refiner(config: DetectorConfig) -> Refiner:
     refinement = config.decoder.refinement
     if refinement.distribution is not None:
         return DistributionRefiner(config, refinement.distribution)
-    return OffsetRefiner(refinement, config.heads.boxes.logit_eps)
+    return OffsetRefiner(refinement, box_code(config.heads.boxes))
 
 
 def edge_head(config: DetectorConfig, refinement: DistributionRefinementConfig) -> nn.Module:

@@ -61,7 +61,7 @@ def query_tables(detector: Detector) -> dict[str, nn.Embedding]:
     """A detector's tables of its queries, by name."""
     return {
         name: table
-        for name, table in detector.source.named_children()
+        for name, table in detector.source.named_modules()
         if isinstance(table, nn.Embedding)
     }
 
@@ -88,7 +88,9 @@ def within(detector: Detector, encoder: int, decoder: int, queries: int) -> Dete
     tables = query_tables(detector)
     for name, table in query_tables(smaller).items():
         if len(table.weight) < len(tables[name].weight):
-            setattr(smaller.source, name, FirstRows(tables[name], len(table.weight)))
+            owner, _, last = name.rpartition(".")
+            rows = FirstRows(tables[name], len(table.weight))
+            setattr(smaller.source.get_submodule(owner), last, rows)
             own.remove(f"source.{name}.weight")
     assert not own, own
     return smaller.keep_frozen(detector)

@@ -194,7 +194,7 @@ def _same_backbone(own: Mapping[str, Tensor], ours: DetectorConfig, source: Sour
 
     mine, theirs = tensors(own), tensors(source.tensors)
     a, b = ours.backbone, source.config.backbone
-    longer = (a.name, a.options) == (b.name, b.options) and mine.items() <= theirs.items()
+    longer = a.body == b.body and mine.items() <= theirs.items()
     return bool(mine) and (longer or mine == theirs)
 
 

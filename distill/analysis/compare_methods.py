@@ -23,8 +23,16 @@ from distill.recipe import Recipe
 BASELINE = "baseline"
 # The teacher's weights to start from and nothing else: what a method adds shows against this row.
 INHERITED = "inherit"
-METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-_HEADS = ("AP", "AP50", "AP75", "S", "M", "L")
+METRICS = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "S",
+    "ap_medium": "M",
+    "ap_large": "L",
+}
+# In the table only where a run has masks.
+MASK_METRICS = {"mask_ap": "mask AP", "mask_ap50": "mask AP50", "mask_ap75": "mask AP75"}
 
 
 class Cell(BaseModel):
@@ -60,7 +68,7 @@ class MethodComparison(BaseModel):
 
     def to_markdown(self) -> str:
         """The table, with mean and standard deviation over seeds in percent."""
-        head = ["method", *_HEADS, "s/step", "MB", "seeds"]
+        head = self._head()
         rows = [head, ["---"] * len(head), *self._rows()]
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         failed = [f"- {c.method}, seed {c.seed}: {c.error}" for c in self.cells if c.error]
@@ -78,7 +86,7 @@ class MethodComparison(BaseModel):
 
     def to_html(self) -> str:
         """The same as a page without outside resources."""
-        head = "".join(f"<th>{h}</th>" for h in ("method", *_HEADS, "s/step", "MB", "seeds"))
+        head = "".join(f"<th>{h}</th>" for h in self._head())
         body = "".join(
             "<tr>" + "".join(f"<td>{html.escape(v)}</td>" for v in row) + "</tr>"
             for row in self._rows()
@@ -98,12 +106,20 @@ class MethodComparison(BaseModel):
             f"{self.to_svg() or ''}</html>\n"
         )
 
+    def _metrics(self) -> dict[str, str]:
+        """Columns: names in :attr:`Cell.values` and what they are called."""
+        masks = any(name in cell.values for cell in self.cells for name in MASK_METRICS)
+        return METRICS | (MASK_METRICS if masks else {})
+
+    def _head(self) -> list[str]:
+        return ["method", *self._metrics().values(), "s/step", "MB", "seeds"]
+
     def _rows(self) -> list[list[str]]:
-        rows = []
+        rows, metrics = [], self._metrics()
         for method in dict.fromkeys(cell.method for cell in self.cells):
             cells = [c for c in self.cells if c.method == method]
             done = [c for c in cells if c.error is None]
-            values = [_mean_and_deviation([c.values.get(m) for c in done], 100) for m in METRICS]
+            values = [_mean_and_deviation([c.values.get(m) for c in done], 100) for m in metrics]
             rows.append(
                 [
                     method,
@@ -218,7 +234,7 @@ def _read_cell(method: str, seed: int, folder: Path, error: str | None) -> Cell:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     for row in rows:
-        cell.values |= {m: row[m] for m in METRICS if m in row}
+        cell.values |= {m: row[m] for m in METRICS | MASK_METRICS if m in row}
         if "ap" in row:
             cell.curve.append((row["step"], row["ap"]))
         cell.megabytes = row.get("peak_mb", cell.megabytes)

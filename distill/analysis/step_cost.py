@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-import numpy as np
 import torch
 from pydantic import BaseModel
 
 from detr.cli_support import emit, json_option, progress
-from detr.config import ClassMap, DetectorConfig
-from detr.data.dataset import Dataset, Labels
+from detr.config import DetectorConfig
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models import Detector, build_detector
 from detr.presets import preset
-from detr.types import ImageArray
+from distill.analysis.noise import Noise
 from distill.data.batches import Batches
 from distill.distributed import World, join
+from distill.losses.weights import LossWeights
 from distill.methods import METHODS, build_methods, find_method, parse_methods
 from distill.profiler import Clock, Part
 from distill.recipe import DataRecipe, DetectorRecipe, Recipe, load_recipe, shipped
@@ -37,52 +36,14 @@ from distill.training.loop import train_step
 from distill.training.optim import build_optimizer
 from distill.training.state import State
 
-# Objects per image of COCO, and its number of classes.
-OBJECTS, CLASSES = 7, 80
+# Of COCO.
+CLASSES = 80
 # The two steps others are compared with: labels alone, and a teacher that answers unheard.
 PLAIN, TAUGHT = "none", "teacher"
 # Largest share of a step that matching and losses may take, and that QSKD may add.
 SHARE = 0.1
 
 Options = dict[str, Any]
-
-
-class _Noise(Dataset):
-    """Images of noise with boxes of all sizes, without end."""
-
-    def __init__(self, size: tuple[int, int], classes: int) -> None:
-        self.spec, self.size = "noise", size
-        names = tuple(str(i) for i in range(classes))
-        self.classes = ClassMap(names=names, category_ids=tuple(range(1, classes + 1)))
-
-    def __len__(self) -> int:
-        return 1000
-
-    def image_id(self, i: int) -> int:
-        return i
-
-    def image_path(self, i: int) -> Path:
-        return Path(f"noise-{i}")
-
-    def image_size(self, i: int) -> tuple[int, int]:
-        return self.size
-
-    def labels(self, i: int) -> Labels:
-        rng = np.random.default_rng(i)
-        sides = rng.uniform(0.05, 0.4, (OBJECTS, 2))
-        corner = rng.uniform(0, 1 - sides)
-        scale = np.tile(self.size[::-1], 2)
-        boxes = np.concatenate((corner, corner + sides), 1) * scale
-        nothing = np.zeros((0, 4), dtype=np.float32)
-        return Labels(
-            boxes=boxes.astype(np.float32),
-            labels=rng.integers(0, len(self.classes), OBJECTS),
-            ignore=nothing,
-            ignore_labels=np.zeros(0, dtype=np.int64),
-        )
-
-    def image(self, i: int) -> ImageArray:
-        return np.random.default_rng(i).integers(0, 255, (*self.size, 3)).astype(np.uint8)
 
 
 class StepCost(BaseModel):
@@ -174,6 +135,7 @@ def time_steps(
     batch_size: int,
     turns: int,
     options: Mapping[str, Options] | None = None,
+    loss: LossWeights | None = None,
 ) -> list[StepCost]:
     """Times the steps of every method and of the plain student.
 
@@ -185,6 +147,7 @@ def time_steps(
         batch_size: Images.
         turns: Timed steps per method, after one that is not.
         options: Of methods by name; their defaults where there are none.
+        loss: Weights of the detection loss, and how many points of masks it looks at.
 
     Raises:
         UserError: What :func:`distill.methods.build_methods` raises.
@@ -198,7 +161,8 @@ def time_steps(
     states = {}
     for name in names:
         specs = [{part: dict((options or {}).get(part, {}))} for part in _parts(name)]
-        states[name] = _state(name, specs, ours, theirs, size, batch_size, world)
+        weights = loss or LossWeights()
+        states[name] = _state(name, specs, ours, theirs, size, batch_size, world, weights)
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in states}
     batch = states[PLAIN].batches.batch(0).to(world.device)
     steps = [name for _ in range(turns + 1) for name in states]
@@ -278,6 +242,7 @@ def _state(
     size: tuple[int, int],
     batch_size: int,
     world: World,
+    loss: LossWeights,
 ) -> State:
     """What a step of a method needs; all share the two networks, whose weights stay."""
     kinds = [kind.teacher for kind, _ in parse_methods(specs)]
@@ -289,12 +254,13 @@ def _state(
         detector=DetectorRecipe(**student.config.model_dump()),
         steps=10**6,
         batch_size=batch_size,
+        loss=loss,
     )
     methods = build_methods(specs, student, teacher if ema is None else ema.model, loss=recipe.loss)
     optimizer = build_optimizer(student, torch.nn.ModuleList(methods), recipe.optimizer)
     for group in optimizer.param_groups:
         group["base_lr"] = 0.0
-    data = _Noise(size, student.facts.num_classes)
+    data = Noise(size, student.facts.num_classes)
     return State(
         recipe=recipe,
         world=world,
@@ -306,7 +272,13 @@ def _state(
         scaler=torch.amp.GradScaler(world.device.type, enabled=False),
         ema=ema,
         batches=Batches(
-            data, recipe.input, recipe.augment, batch_size, recipe.seed, steps=recipe.steps
+            data,
+            recipe.input,
+            recipe.augment,
+            batch_size,
+            recipe.seed,
+            masks=student.facts.masks,
+            steps=recipe.steps,
         ),
         val=None,
     )
@@ -374,7 +346,8 @@ def command(
     options = {key: given for entry in entries for key, given in entry.items()}
     if threads is not None:
         torch.set_num_threads(threads)
-    rows = time_steps(ours, theirs, names, canvas, batch_size, turns, options)
+    loss = None if recipe is None else recipe.loss
+    rows = time_steps(ours, theirs, names, canvas, batch_size, turns, options, loss)
     device = join().device
     table = StepCosts(
         student=config,

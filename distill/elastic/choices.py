@@ -1,8 +1,8 @@
 """Which models one training is to hold, and which of them a step trains.
 
 Every step trains the largest and the smallest (the sandwich rule of Yu and Huang, Universally
-Slimmable Networks, ICCV 2019, section 3.2) and some drawn ones. What is drawn is a pure function of
-seed and step.
+Slimmable Networks, ICCV 2019, section 3.2) and some drawn ones, first of all a deep decoder on each
+shallow encoder's memory. What is drawn is a pure function of seed and step.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ElasticRecipe(Strict):
         encoder_layers, decoder_layers: Depths.
         queries: Numbers of queries.
         sizes: Canvases (height, width).
-        drawn: Models that a step trains besides the largest and the smallest.
+        drawn: Models that a step trains besides the largest and the smallest; see :func:`draws`.
     """
 
     encoder_layers: tuple[Positive, ...] = ()
@@ -127,6 +127,10 @@ class ElasticRecipe(Strict):
 def draws(choices: Sequence[Choice], count: int, seed: int, index: int) -> list[Draw]:
     """The models that a step trains: the largest, the smallest, and others, each once.
 
+    The others have a memory (an encoder depth on a canvas) that no deep decoder of the step reads
+    yet, as long as there is one, and the deepest decoder: its every layer answers, and its first
+    ones are the shallower decoders, while a memory teaches nothing to what does not read it.
+
     The largest learns from the teacher; of the others each learns from the teacher or from the
     largest, either with the same chance, so that over a training it learns from both and a step
     costs no more than with one.
@@ -139,9 +143,23 @@ def draws(choices: Sequence[Choice], count: int, seed: int, index: int) -> list[
     """
     rng = np.random.default_rng((seed, _DRAW, index))
     smallest, *between, largest = choices
-    others = rng.permutation(len(between))[:count]
+    left = [between[i] for i in rng.permutation(len(between))]
+    depth = largest.decoder_layers
+    read = {_memory(choice) for choice in (smallest, largest) if choice.decoder_layers == depth}
+    others: list[Choice] = []
+    while left and len(others) < count:
+        deep = (one for one in left if one.decoder_layers == depth)
+        choice = next((one for one in deep if _memory(one) not in read), left[0])
+        left.remove(choice)
+        read.add(_memory(choice))
+        others.append(choice)
     wanted: list[tuple[Role, Choice]] = [("smallest", smallest)]
-    wanted += [("drawn", between[i]) for i in sorted(others)]
+    wanted += [("drawn", choice) for choice in sorted(others, key=choices.index)]
     sources: tuple[Source, Source] = ("teacher", "largest")
     found = [Draw(role, choice, sources[rng.integers(2)]) for role, choice in wanted]
     return [Draw("largest", largest, "teacher"), *found]
+
+
+def _memory(choice: Choice) -> tuple[int, Size | None]:
+    """What a model's decoder reads."""
+    return choice.encoder_layers, choice.size

@@ -14,113 +14,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from detr.models import GroupOutput, Proposals, Target, cxcywh_to_xyxy
+from detr.models import GroupOutput, Proposals, Target
 from distill.losses.answers import answers
 from distill.losses.edges import localization_loss
-from distill.losses.masks import MaskPredictions, Points, mask_losses, proposed_masks
+from distill.losses.groups import group_count, group_losses
+from distill.losses.masks import Points, proposed_masks
 from distill.losses.matcher import match
 from distill.losses.matches import Matches
-from distill.losses.overlap import covered, giou
-from distill.losses.scores import OVERLAP_LOSSES, ScoreLoss, focal_loss, softmax_loss
-from distill.losses.targets import JoinedTargets, pair_iou
+from distill.losses.sets import set_losses, weighted
 from distill.losses.union import BoxPairs, OwnMatches
 from distill.losses.weights import LossWeights
-
-# A query this much inside an ignore region is not called background.
-IGNORED_SHARE = 0.5
-
-
-def box_losses(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed L1 and summed ``1 - GIoU`` of ``[M, 4]`` cx cy w h boxes, float32."""
-    boxes = boxes.float()
-    return (
-        (boxes - targets).abs().sum(),
-        (1 - giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))).sum(),
-    )
-
-
-def ignored(boxes: Tensor, targets: Sequence[Target]) -> Tensor:
-    """``[L, B, N]`` bool: which of the ``[L, B, N, 4]`` boxes lie in an ignore region."""
-    share = [
-        covered(cxcywh_to_xyxy(boxes[:, i].detach().float()), cxcywh_to_xyxy(target.ignore))
-        for i, target in enumerate(targets)
-    ]
-    return torch.stack(share, 1) >= IGNORED_SHARE
-
-
-def set_losses(
-    logits: Tensor,
-    boxes: Tensor,
-    targets: Sequence[Target],
-    matches: Matches,
-    normalizer: Tensor,
-    padding: Tensor | None = None,
-    no_object: float | None = None,
-    scores: ScoreLoss = "focal",
-    boxed: BoxPairs | None = None,
-    masks: MaskPredictions | None = None,
-) -> dict[str, Tensor]:
-    """Unweighted losses of ``[L, B, N]`` predictions whose assignment is known, summed over layers.
-
-    Args:
-        logits: ``[L, B, N, K]``.
-        boxes: ``[L, B, N, 4]`` cx cy w h.
-        targets: Ground truth per image.
-        matches: The assigned pairs; every other query should predict no class.
-        normalizer: Scalar every sum is divided by.
-        padding: ``[B, N]`` bool, queries without any loss.
-        no_object: Weight of the last logit, where it says "no object" (softmax); ``None`` for
-            sigmoid scores. A layer's class loss is then a weighted mean over its queries (DETR).
-        scores: What sigmoid scores learn, see :class:`LossWeights`.
-        boxed: The pairs whose boxes learn, if these are others.
-        masks: Of the same predictions, in a detector with masks.
-
-    Returns:
-        ``class``, ``l1`` and ``giou``, with masks ``mask`` and ``dice``, scalars.
-    """
-    truth = JoinedTargets.of(targets)
-    _, labels = truth.of_pairs(matches)
-    place = (matches.layer, matches.image, matches.query)
-
-    silent = torch.zeros(logits.shape[:-1], dtype=torch.bool, device=logits.device)
-    if any(len(target.ignore) for target in targets):
-        silent = ignored(boxes, targets)
-        silent[place] = False
-    if padding is not None:
-        silent = silent | padding
-    if no_object is None:
-        one_hot = torch.zeros_like(logits, dtype=torch.float32)
-        positives = (*place, labels)
-        one_hot[positives] = 1.0
-        if scores == "focal":
-            per_class = focal_loss(logits, one_hot)
-        else:
-            goal = torch.zeros_like(one_hot)
-            goal[positives] = pair_iou(boxes, matches, truth)
-            per_class = OVERLAP_LOSSES[scores](logits, goal, one_hot > 0)
-        per_class = per_class.masked_fill(silent[..., None], 0.0)
-        class_loss = per_class.sum() / normalizer
-    else:
-        class_loss = softmax_loss(logits, place, labels, silent, no_object)
-    boxed = boxed or BoxPairs(matches, normalizer)
-    parts = {"class": class_loss}
-    parts |= matched_losses(boxes, targets, boxed.matches, boxed.normalizer)
-    # A mask is learned by whom the object was given to, in its own layer.
-    return parts if masks is None else parts | mask_losses(masks, targets, matches, normalizer)
-
-
-def matched_losses(
-    boxes: Tensor,
-    targets: Sequence[Target],
-    matches: Matches,
-    normalizer: Tensor,
-    masks: MaskPredictions | None = None,
-) -> dict[str, Tensor]:
-    """Box and mask losses of :func:`set_losses`, which only the matched queries have."""
-    true_boxes, _ = JoinedTargets.of(targets).of_pairs(matches)
-    l1, overlap = box_losses(boxes[matches.layer, matches.image, matches.query], true_boxes)
-    parts = {"l1": l1 / normalizer, "giou": overlap / normalizer}
-    return parts if masks is None else parts | mask_losses(masks, targets, matches, normalizer)
 
 
 def denoising_matches(output: GroupOutput, targets: Sequence[Target]) -> Matches:
@@ -139,19 +42,6 @@ def denoising_matches(output: GroupOutput, targets: Sequence[Target]) -> Matches
     ]
     layer, image, group, box = torch.cat(tables).to(device, non_blocking=True).unbind(1)
     return Matches(layer, image, group * info.size + box, box)
-
-
-def weighted(
-    name: str, parts: Mapping[str, Tensor], weights: LossWeights, factor: float = 1.0
-) -> dict[str, Tensor]:
-    """``name/class``, ``name/l1``, ``name/giou``, ...: a set's losses with the recipe's weights."""
-    of_part = {"class": weights.focal, "l1": weights.l1, "giou": weights.giou}
-    of_part |= {"mask": weights.mask, "dice": weights.dice}
-    return {
-        f"{name}/{part}": factor * weight * parts[part]
-        for part, weight in of_part.items()
-        if part in parts
-    }
 
 
 def proposal_targets(
@@ -210,11 +100,13 @@ def detection_losses(
 ) -> dict[str, Tensor]:
     """Weighted losses of the own, one-to-many and denoising queries and of the proposals.
 
+    Where groups learn the same (:mod:`distill.losses.groups`), the own queries are one of them.
+
     A method with a loss of its own for the own queries asks :func:`side_losses` for the rest.
 
     Args:
-        outputs: Decoder outputs by role; ``own``, ``one_to_many`` and ``denoising`` are
-            looked at.
+        outputs: Decoder outputs by role; ``own``, ``groups``, ``one_to_many`` and ``denoising``
+            are looked at.
         targets: Ground truth per image.
         normalizer: Scalar, the number of ground-truth boxes (section 0.3's divisor).
         weights: The recipe's weights.
@@ -238,7 +130,7 @@ def detection_losses(
         boxes,
         targets,
         layers,
-        normalizer,
+        normalizer * group_count(outputs),
         no_object=weights.no_object if own.no_object else None,
         scores=weights.scores,
         boxed=None if matches is None else matches.boxed(len(boxes)),
@@ -300,10 +192,12 @@ def side_losses(
     losses: dict[str, Tensor] = {}
     if own.group.proposals is not None:
         known, boxed = (None, None) if matches is None else (matches.proposals, matches.boxed(1))
-        parts = proposal_losses(own, targets, normalizer, weights, points, known, boxed)
+        divisor = normalizer * group_count(outputs)
+        parts = proposal_losses(own, targets, divisor, weights, points, known, boxed)
         losses |= weighted("proposals", parts, weights, weights.proposals)
     if matches is not None:
         losses |= edge_losses("own", own, targets, matches, normalizer, weights)
+    losses |= group_losses(outputs, targets, normalizer * group_count(outputs), weights)
     losses |= one_to_many_losses(outputs, targets, normalizer, weights, generators)
 
     if (noisy := outputs.get("denoising")) is not None and noisy.group.denoising is not None:

@@ -25,7 +25,7 @@ from distill.losses.matches import Matches
 # the most uncertain of these; the others are anywhere.
 OVERSAMPLING, IMPORTANT = 3, 0.75
 # Pairs whose masks are computed at a time, which bounds memory.
-_CHUNK = 128
+CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class MaskPredictions:
     pixels: PixelMap
     points: Points
 
-    def logits(self, image: int, matches: Matches) -> Tensor:
-        """``[M, H_4, W_4]`` float32 of an image's pairs."""
-        told = self.queries[matches.layer, image, matches.query].float()
+    def logits(self, image: int, layer: Tensor, query: Tensor) -> Tensor:
+        """``[M, H_4, W_4]`` float32 of an image's queries, ``[M]`` each."""
+        told = self.queries[layer, image, query].float()
         return torch.einsum("mc,chw->mhw", told, self.pixels.embedding[image].float())
 
 
@@ -176,9 +176,9 @@ def mask_losses(
     for image, target in enumerate(targets):
         own = matches.where(matches.image == image)
         extents = _extents(masks, target, image)
-        for start in range(0, len(own.box), _CHUNK):
-            part = own.take(torch.arange(start, min(start + _CHUNK, len(own.box))).to(own.box))
-            logits = masks.logits(image, part)
+        for start in range(0, len(own.box), CHUNK):
+            part = own.take(torch.arange(start, min(start + CHUNK, len(own.box))).to(own.box))
+            logits = masks.logits(image, part.layer, part.query)
             places = uncertain_points(logits, extents[0], masks.points, image)
             goal = sampled_masks(_masks(target), part.box, places, extents[1])
             told = sampled(logits[:, None], places, extents[0])[:, 0]

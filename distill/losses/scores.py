@@ -11,11 +11,14 @@ from torch import Tensor
 from distill.distributed import mean_over_processes
 from distill.losses.costs import ALPHA, GAMMA
 
-ScoreLoss = Literal["focal", "varifocal", "matchability"]
+ScoreLoss = Literal["focal", "varifocal", "matchability", "iou_aware"]
 # Weight of the background in the varifocal loss; RT-DETR's configs and its paper's code.
 VARIFOCAL_ALPHA = 0.75
 # DEIM's configs.
 MATCHABILITY_GAMMA = 1.5
+# LW-DETR's code: the share of the score in what a positive learns, and the least that it learns.
+IOU_AWARE_ALPHA = 0.25
+IOU_AWARE_LEAST = 0.01
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float = ALPHA) -> Tensor:
@@ -67,7 +70,26 @@ def matchability_loss(logits: Tensor, goal: Tensor, positive: Tensor) -> Tensor:
     return torch.where(positive, 1.0, background) * cross_entropy
 
 
-OVERLAP_LOSSES = {"varifocal": varifocal_loss, "matchability": matchability_loss}
+def iou_aware_loss(logits: Tensor, goal: Tensor, positive: Tensor) -> Tensor:
+    """IoU-aware cross-entropy per element, alpha 0.25 and gamma 2, float32.
+
+    LW-DETR, equation 2 (after Cai et al. 2023, Align-DETR): positives learn a mean of their own
+    score and the IoU, the others weigh by a power of their score, with its gradient. Arguments as
+    :func:`varifocal_loss`.
+    """
+    logits = logits.float()
+    score = logits.sigmoid()
+    learned = score.detach() ** IOU_AWARE_ALPHA * goal ** (1 - IOU_AWARE_ALPHA)
+    learned = torch.where(positive, learned.clamp(min=IOU_AWARE_LEAST), 0.0)
+    background = torch.where(positive, 1 - learned, score**GAMMA)
+    return -learned * F.logsigmoid(logits) - background * F.logsigmoid(-logits)
+
+
+OVERLAP_LOSSES = {
+    "varifocal": varifocal_loss,
+    "matchability": matchability_loss,
+    "iou_aware": iou_aware_loss,
+}
 
 
 def softmax_loss(

@@ -17,8 +17,8 @@ class LossWeights(Strict):
     Attributes:
         focal: Of the class loss (1 for DINO, DETR and RT-DETR, 2 for Deformable DETR).
         scores: What sigmoid scores learn: ``focal`` loss towards 1 for a matched query,
-            ``varifocal`` towards the IoU of its box (RT-DETR), or ``matchability`` towards a power
-            of it (DEIM).
+            ``varifocal`` towards the IoU of its box (RT-DETR), ``matchability`` towards a power of
+            it (DEIM), or ``iou_aware`` towards a mean of it and the score itself (LW-DETR).
         l1, giou: Of the box losses.
         edges: Of the loss of edges' distributions (D-FINE's FGL, 0.15), where boxes are read off
             such.

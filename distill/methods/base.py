@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from detr.config import Strict
 from detr.data.preprocess import PreprocessConfig
 from detr.models import Detector, QueryGroup, Teacher, TeacherPart
-from detr.models.protocol import EVERYTHING
+from detr.models.protocol import WITHOUT_MASKS
 from distill.losses.weights import LossWeights
 from distill.methods.step import PairedGroup, Step
 
@@ -98,8 +98,8 @@ class Method(nn.Module, ABC, Generic[MethodOptions]):
 
     @classmethod
     def needs(cls, options: MethodOptions) -> frozenset[TeacherPart]:
-        """Which parts of its teacher the method reads with these options."""
-        return EVERYTHING
+        """Which parts of its teacher the method reads; without an answer, all but masks."""
+        return WITHOUT_MASKS
 
     @property
     def needs_teacher(self) -> bool:

@@ -27,12 +27,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from detr.config import Strict, Weight
+from detr.config import Weight
 from detr.models import GroupOutput, TeacherPart
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting, align, float32
+from distill.methods.parts.mask_pairs import MaskOptions, MaskPairs
 from distill.methods.parts.masks import scale_masks
-from distill.methods.parts.pairing import LayerMap, pair_decoders, pair_levels, split_levels
+from distill.methods.parts.pairing import (
+    LayerMap,
+    Pairs,
+    pair_decoders,
+    pair_levels,
+    split_levels,
+)
 from distill.methods.parts.points import (
     ForStudent,
     Scores,
@@ -47,7 +54,7 @@ from distill.methods.step import PairedGroup, Step
 _TINY = 1e-6
 
 
-class ClockDistillOptions(Strict):
+class ClockDistillOptions(MaskOptions):
     """Options of CLoCKDistill; the defaults are the complete method at the published values.
 
     Attributes:
@@ -69,6 +76,7 @@ class ClockDistillOptions(Strict):
         normalize: Divide by the sum of the confidences; else by the number of images, which is
             equation 9 for each image.
         class_weight, l1_weight, giou_weight: Lambdas of equation 9.
+        mask_weight: Of the masks of the same pairs, which no paper has: :class:`MaskOptions`.
         layer_map: Teacher decoder layer (from 0) for each student layer, null for none.
     """
 
@@ -112,7 +120,7 @@ class ClockDistill(Method[ClockDistillOptions]):
             needed.add("decode")
         if options.specific:
             needed.add("queries")
-        return frozenset(needed)
+        return options.mask_parts | needed
 
     def __init__(self, options: ClockDistillOptions, setting: Setting) -> None:
         super().__init__(options, setting)
@@ -124,10 +132,13 @@ class ClockDistill(Method[ClockDistillOptions]):
         self.roles = [
             part for part in ("target_aware", "general", "specific") if getattr(self.options, part)
         ]
+        self.layers: Pairs = ()
         if self.roles:
             check_same_kind(ours, theirs, self.name)
             self.layers = pair_decoders(ours, theirs, self.options.layer_map, self.name)
             self.for_student = ForStudent(ours, theirs)
+        off = None if self.roles else "target_aware: false with neither general nor specific"
+        self.masks = MaskPairs(options, setting, self.layers, self.name, off)
         if self.options.target_aware:
             self.target_aware = TargetAware(teacher, self.options.copies, self.options.jitter)
 
@@ -155,7 +166,7 @@ class ClockDistill(Method[ClockDistillOptions]):
         return groups
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """``memory`` (equation 5), ``class``, ``l1`` and ``giou`` (equation 9)."""
+        """``memory`` (eq. 5), ``class``, ``l1`` and ``giou`` (eq. 9) and perhaps ``mask``."""
         losses: dict[str, Tensor] = {}
         if self.options.memory == "masked":
             losses[f"{self.name}/memory"] = self._masked_memory(step)
@@ -219,11 +230,23 @@ class ClockDistill(Method[ClockDistillOptions]):
         def summed(terms: list[Tensor]) -> Tensor:
             return ((weights * torch.cat(terms, -1)).sum((1, 2)) / total).sum()
 
-        return {
+        losses = {
             f"{self.name}/class": divergence * summed([c.kl for c in compared]),
             f"{self.name}/l1": options.l1_weight * summed([c.l1 for c in compared]),
             f"{self.name}/giou": options.giou_weight * summed([c.giou for c in compared]),
         }
+        if self.masks.on:
+            apart = [
+                self.masks.of_same_queries(
+                    step,
+                    step.student_outputs[f"{self.name}/{part}"],
+                    self._answers(step, part),
+                    points.confidence,
+                )
+                for part, points in zip(self.roles, compared, strict=True)
+            ]
+            losses[f"{self.name}/mask"] = summed(apart)
+        return losses
 
     def _answers(self, step: Step, part: str) -> GroupOutput:
         """What the teacher said to the points."""

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from detr.config import Strict, Weight
+from detr.config import Weight
 from detr.errors import UserError
 from detr.models import (
     DenseAttention,
@@ -45,6 +45,7 @@ from distill.losses.matches import Matches
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.attended_cells import attended_cells, mean_heads, squared_distance
 from distill.methods.parts.attention_error import map_error
+from distill.methods.parts.mask_pairs import MaskOptions, MaskPairs, QueryPairs
 from distill.methods.parts.pairing import LayerMap, Pairs, pair_decoders
 from distill.methods.parts.points import ForStudent, check_same_kind, specific_points
 from distill.methods.parts.prediction_pairs import PairWeights, Predictions, distances, pair_costs
@@ -58,7 +59,7 @@ from distill.methods.step import PairedGroup, PerStep, Step
 _TINY = 1e-6
 
 
-class D3etrOptions(Strict):
+class D3etrOptions(MaskOptions):
     """Options of D3ETR; the defaults are the complete method at the published values.
 
     Attributes:
@@ -71,6 +72,7 @@ class D3etrOptions(Strict):
             ``last`` or ``all`` (table 6).
         prediction, self_attention, cross_attention: Switch the parts.
         class_weight, l1_weight, giou_weight: Of the prediction loss and its assignment.
+        mask_weight: Of the masks of the same pairs, which no paper has: :class:`MaskOptions`.
         class_mean: The cross-entropy is a mean over classes, else a sum.
         self_weight, cross_weight: Of the attention losses.
         renormalize: Scale the teacher's re-indexed self-attention rows back to one.
@@ -121,7 +123,7 @@ class D3etr(Method[D3etrOptions]):
             needed.add("queries")
         if options.self_attention or options.cross_attention:
             needed.add("attention")
-        return frozenset(needed)
+        return options.mask_parts | needed
 
     def __init__(self, options: D3etrOptions, setting: Setting) -> None:
         super().__init__(options, setting)
@@ -135,6 +137,10 @@ class D3etr(Method[D3etrOptions]):
             self.options.class_mean,
         )
         self.loss = setting.loss
+        off = None if options.prediction else "prediction: false"
+        if not (options.adaptive or options.fixed):
+            off = "adaptive: 0 with fixed: 0"
+        self.masks = MaskPairs(options, setting, self.layers, self.name, off)
         # Layers in which fixed groups keep the teacher's assignment.
         layers: dict[str, Pairs] = {"none": (), "last": self.layers[-1:], "all": self.layers}
         self.constrained = layers[options.constraint]
@@ -230,7 +236,10 @@ class D3etr(Method[D3etrOptions]):
         return replace(own, role=role, content=content, proposals=None)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """Per group ``class``, ``l1``, ``giou``, ``self``, ``cross`` and, off the own, ``gt_*``."""
+        """Per group ``class``, ``l1``, ``giou``, ``self``, ``cross`` and, off the own, ``gt_*``.
+
+        With ``mask_weight`` also ``mask``.
+        """
         losses: dict[str, Tensor] = {}
         teacher = step.teacher_outputs["own"]
         for role in (*self.adaptive_roles, *self.fixed_roles):
@@ -263,13 +272,17 @@ class D3etr(Method[D3etrOptions]):
         options = self.options
         parts: dict[str, list[Tensor]] = {}
         pairs = self._correspondence(student, teacher, by_index)
-        for (s, t), pair in zip(self.layers, pairs, strict=True):
+        for index, ((s, t), pair) in enumerate(zip(self.layers, pairs, strict=True)):
             if options.prediction:
                 ours = _taken(_predictions(student, [s]), pair[0])
                 theirs = _taken(_predictions(teacher, [t]), pair[1])
                 found = distances(ours, theirs, options.class_mean).weighted(self.weights)
                 for key, value in found.items():
                     parts.setdefault(key, []).append(value.mean())
+                if self.masks.on:
+                    queries = _query_pairs(index, pair, student.boxes[s])
+                    apart = self.masks.distances(step, student, teacher, queries)
+                    parts.setdefault("mask", []).append(apart.mean())
             if options.self_attention:
                 maps = (student.self_attention[s], teacher.self_attention[t])
                 error = self._self_error(*maps, pair)
@@ -351,6 +364,14 @@ def _taken(predictions: Predictions, queries: Tensor | None) -> Predictions:
         return predictions
     image = torch.arange(len(queries), device=queries.device)[:, None]
     return predictions[image, queries]
+
+
+def _query_pairs(layer: int, pair: Correspondence, boxes: Tensor) -> QueryPairs:
+    """Corresponding queries of a layer pair in a row; ``boxes`` are the student's."""
+    every = torch.arange(boxes.shape[1], device=boxes.device).expand(len(boxes), -1)
+    ours, theirs = (every if queries is None else queries for queries in pair)
+    image = torch.arange(len(ours), device=ours.device)[:, None].expand_as(ours).flatten()
+    return QueryPairs(torch.full_like(image, layer), image, ours.flatten(), theirs.flatten())
 
 
 def _map_rows(attention: Tensor, queries: Tensor | None) -> Tensor:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from detr.config import Strict, Weight
+from detr.config import Weight
 from detr.errors import UserError
 from detr.models import GroupOutput, Target, TeacherPart, cxcywh_to_xyxy
 from distill.distributed import mean_over_processes
@@ -34,6 +34,7 @@ from distill.losses.overlap import iou
 from distill.losses.targets import pad_targets
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.feature_pairs import FeaturePairs
+from distill.methods.parts.mask_pairs import MaskOptions, MaskPairs, QueryPairs
 from distill.methods.parts.pairing import LayerMap, pair_decoders
 from distill.methods.parts.points import ForStudent, check_same_kind, specific_points
 from distill.methods.parts.prediction_pairs import PairWeights, Predictions, distances, pair_costs
@@ -47,12 +48,13 @@ from distill.methods.step import PairedGroup, Step
 _LEAST = 0.01
 
 
-class DetrDistillOptions(Strict):
+class DetrDistillOptions(MaskOptions):
     """Options of DETRDistill; the defaults are the complete method.
 
     Attributes:
         logits, features, prior: Switch the three parts.
         class_weight, l1_weight, giou_weight: Of the logits distillation and its assignment.
+        mask_weight: Of the masks of the same pairs, which no paper has: :class:`MaskOptions`.
         feature_weight: Of the feature distillation.
         on: Which maps: ``neck`` (what enters the encoder) or ``memory`` (what leaves it).
         entries: Best (query, class) entries that make the mask.
@@ -94,7 +96,7 @@ class DetrDistill(Method[DetrDistillOptions]):
             needed.add(options.on)
         if options.features or options.prior:
             needed.add("queries")
-        return frozenset(needed)
+        return options.mask_parts | needed
 
     def __init__(self, options: DetrDistillOptions, setting: Setting) -> None:
         super().__init__(options, setting)
@@ -104,6 +106,8 @@ class DetrDistill(Method[DetrDistillOptions]):
             self.options.class_weight, self.options.l1_weight, self.options.giou_weight
         )
         self.loss = setting.loss
+        off = None if options.logits else "logits: false"
+        self.masks = MaskPairs(options, setting, self.layers, self.name, off)
         if self.options.features:
             # The mask compares queries, which have the memory's width, with cells of the map.
             if self.options.on == "neck" and theirs.neck_width != theirs.width:
@@ -127,7 +131,7 @@ class DetrDistill(Method[DetrDistillOptions]):
         return [PairedGroup(role, self.for_student(group), None)]
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """``class``, ``l1``, ``giou``; ``features``; ``prior_*``, a detection loss."""
+        """``class``, ``l1``, ``giou`` (``mask``); ``features``; ``prior_*``, a detection loss."""
         losses: dict[str, Tensor] = {}
         if self.options.logits:
             losses |= self._logits(step)
@@ -149,10 +153,14 @@ class DetrDistill(Method[DetrDistillOptions]):
             torch.cat([theirs.boxes[t] for _, t in self.layers]),
         ).detach()
         problem, row, column = assign(pair_costs(student, teacher, self.weights))
-        found = distances(student[problem, row], teacher[problem, column])
+        found = distances(student[problem, row], teacher[problem, column]).weighted(self.weights)
+        if self.masks.on:
+            images = len(step.targets)
+            pairs = QueryPairs(problem // images, problem % images, row, column)
+            found["mask"] = self.masks.distances(step, ours, theirs, pairs)
         # As many pairs in every image and layer.
         share = len(self.layers) / len(problem)
-        return {k: v.sum() * share for k, v in found.weighted(self.weights).items()}
+        return {k: v.sum() * share for k, v in found.items()}
 
     def _features(self, step: Step) -> Tensor:
         """Masked squared errors, see the head of the file."""

@@ -21,10 +21,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from detr.config import Strict, Weight
+from detr.config import Weight
 from detr.models import TeacherPart
 from distill.distributed import mean_over_processes
 from distill.methods.base import Method, Setting
+from distill.methods.parts.mask_pairs import MaskOptions, MaskPairs
 from distill.methods.parts.pairing import LayerMap, Pairs, pair_decoders
 from distill.methods.parts.points import (
     AnswerDistances,
@@ -41,7 +42,7 @@ _TINY = 1e-6
 _OFFICIAL_BATCH = 8
 
 
-class KdDetrOptions(Strict):
+class KdDetrOptions(MaskOptions):
     """Options of KD-DETR.
 
     Attributes:
@@ -55,6 +56,7 @@ class KdDetrOptions(Strict):
         class_sum: How the class term is summed, see the module.
         temperature: Of the class distributions.
         class_weight, l1_weight, giou_weight: Lambdas of the three terms.
+        mask_weight: Of the masks of the same pairs, which no paper has: :class:`MaskOptions`.
     """
 
     general: bool = True
@@ -87,7 +89,7 @@ class KdDetr(Method[KdDetrOptions]):
             needed.add("decode")
         if options.specific:
             needed.add("queries")
-        return frozenset(needed)
+        return options.mask_parts | needed
 
     def __init__(self, options: KdDetrOptions, setting: Setting) -> None:
         super().__init__(options, setting)
@@ -98,6 +100,8 @@ class KdDetr(Method[KdDetrOptions]):
         if self.options.layers == "paired":
             self.layers = pair_decoders(ours, theirs, self.options.layer_map, self.name)
         self.parts = [part for part in ("general", "specific") if getattr(self.options, part)]
+        off = None if self.parts else "general: false with specific: false"
+        self.masks = MaskPairs(options, setting, self.layers, self.name, off)
         self.for_student = ForStudent(ours, theirs)
 
     def groups(self, step: Step) -> list[PairedGroup]:
@@ -118,15 +122,14 @@ class KdDetr(Method[KdDetrOptions]):
         return groups
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """Per part ``class``, ``l1`` and ``giou``, summed over the student's layers."""
+        """Per part ``class``, ``l1``, ``giou`` and perhaps ``mask``, summed over layers."""
         options = self.options
         losses: dict[str, Tensor] = {}
         for part in self.parts:
             role = f"{self.name}/{part}"
             teacher = step.teacher_outputs["own" if part == "specific" else role]
-            compared = answer_distances(
-                step.student_outputs[role], teacher, self.layers, options.temperature
-            )
+            student = step.student_outputs[role]
+            compared = answer_distances(student, teacher, self.layers, options.temperature)
             weights = compared.confidence
             total = mean_over_processes(weights.sum((1, 2))).clamp(min=_TINY)
             # The released code takes the mean over the four coordinates, then weighs it with 5.
@@ -136,6 +139,9 @@ class KdDetr(Method[KdDetrOptions]):
             losses[f"{role}_class"] = options.class_weight * self._class(compared, total, classes)
             losses[f"{role}_l1"] = options.l1_weight * l1
             losses[f"{role}_giou"] = options.giou_weight * giou
+            if self.masks.on:
+                apart = self.masks.of_same_queries(step, student, teacher, weights)
+                losses[f"{role}_mask"] = ((weights * apart).sum((1, 2)) / total).sum()
         return losses
 
     def _class(self, compared: AnswerDistances, total: Tensor, classes: int) -> Tensor:

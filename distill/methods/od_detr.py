@@ -27,13 +27,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from detr.config import Strict
 from detr.models import GroupOutput, QueryGroup, cxcywh_to_xyxy
-from distill.losses.detection import side_losses, weighted
+from distill.losses.detection import side_losses
 from distill.losses.masks import Points, mask_losses, masks_of
 from distill.losses.matcher import match_costs
 from distill.losses.matches import Matches
 from distill.losses.overlap import giou
+from distill.losses.sets import weighted
 from distill.losses.targets import JoinedTargets, pair_iou
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.best_queries import (
@@ -42,6 +42,7 @@ from distill.methods.parts.best_queries import (
     original_matches,
     stages,
 )
+from distill.methods.parts.mask_pairs import MaskOptions, MaskPairs
 from distill.methods.parts.teacher_group import ground_truth_losses
 from distill.methods.parts.two_matchings import (
     Rules,
@@ -53,7 +54,7 @@ from distill.methods.step import PairedGroup, PerStep, Step
 Exponent = Annotated[float, Field(ge=0, le=100)]
 
 
-class OdDetrOptions(Strict):
+class OdDetrOptions(MaskOptions):
     """Options of OD-DETR; the defaults are the complete method at the published values.
 
     Attributes:
@@ -77,6 +78,7 @@ class OdDetrOptions(Strict):
         listen: Boxes follow the teacher's only where those are better ("Listen2stu").
         unmatched_boxes: Boxes of queries without an object follow, too (the naive rival).
         positions: Whose positions and anchors the prediction group has.
+        mask_weight: Of the masks of the same pairs, which no paper has: :class:`MaskOptions`.
         stop_update: The teacher stands still once the learning rate has dropped.
         auxiliary: Train the auxiliary group.
         auxiliary_queries: Queries per object and teacher layer.
@@ -132,6 +134,12 @@ class OdDetr(Method[OdDetrOptions]):
     def __init__(self, options: OdDetrOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         self.loss = setting.loss
+        off = None if options.prediction else "prediction: false"
+        if options.prediction and options.prediction_target == "ground_truth":
+            off = "prediction_target: ground_truth"
+        depth = range(setting.student.facts.decoder_layers)
+        pairs = tuple((i, i) for i in depth)
+        self.masks = MaskPairs(options, setting, pairs, self.name, off)
         self.costs = setting.loss.costs
         self.teacher_assignment = PerStep(self._assign_teacher)
         self.best_queries = PerStep(self._best_queries)
@@ -210,7 +218,10 @@ class OdDetr(Method[OdDetrOptions]):
         """``prediction_*`` (equations 5 and 6) and ``auxiliary_*``."""
         losses: dict[str, Tensor] = {}
         if self.options.prediction and self.options.prediction_target == "teacher":
-            losses |= self._named("prediction", self._prediction(step))
+            parts, weights = self._prediction(step)
+            losses |= self._named("prediction", parts)
+            if self.masks.on:
+                losses[f"{self.name}/prediction_mask"] = self._masks(step, weights)
         elif self.options.prediction:
             losses |= self._query_prior(step)
         if self.options.auxiliary:
@@ -235,8 +246,8 @@ class OdDetr(Method[OdDetrOptions]):
         per_box = self.options.auxiliary_queries
         return best_queries(step.teacher_outputs["own"], step.targets, costs, per_box)
 
-    def _prediction(self, step: Step) -> dict[str, Tensor]:
-        """Section 3.3 on all layers."""
+    def _prediction(self, step: Step) -> tuple[dict[str, Tensor], Tensor]:
+        """Section 3.3 on all layers, and what each query's box weighs, ``[L, B, N]``."""
         options = self.options
         student = step.student_outputs[f"{self.name}/prediction"]
         teacher = step.teacher_outputs["own"]
@@ -259,11 +270,19 @@ class OdDetr(Method[OdDetrOptions]):
         weights[place] = weight
         l1 = (boxes - their_boxes).abs().sum(-1)
         overlap = giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(their_boxes))
-        return {
+        parts = {
             "class": class_loss,
             "l1": (weights * l1).sum() / step.normalizer,
             "giou": (weights * (1 - overlap)).sum() / step.normalizer,
         }
+        return parts, weights
+
+    def _masks(self, step: Step, weights: Tensor) -> Tensor:
+        """Masks of the queries whose boxes follow the teacher's, weighed as these are."""
+        student = step.student_outputs[f"{self.name}/prediction"]
+        teacher = step.teacher_outputs["own"]
+        apart = self.masks.of_same_queries(step, student, teacher, weights)
+        return (weights * apart).sum() / step.normalizer
 
     def _query_prior(self, step: Step) -> dict[str, Tensor]:
         """DETRDistill's query-prior assignment, with this teacher."""

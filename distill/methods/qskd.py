@@ -28,11 +28,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from detr.config import Strict, Weight
-from detr.models import GroupOutput, Memory
+from detr.config import Weight
+from detr.models import GroupOutput, Memory, TeacherPart
+from detr.models.protocol import WITHOUT_MASKS
 from distill.distributed import mean_over_processes, shared_statistic
 from distill.methods.base import Method, Setting, align, float32
 from distill.methods.parts.attended_cells import attended_map
+from distill.methods.parts.mask_pairs import MaskOptions, MaskPairs, QueryPairs
 from distill.methods.parts.pairing import LayerMap, pair_decoders, pair_levels, split_levels
 from distill.methods.parts.prediction_pairs import PairWeights, Predictions, distances
 from distill.methods.parts.query_selection import (
@@ -50,7 +52,7 @@ _TINY = 1e-6
 _EPSILON = 1e-5
 
 
-class QskdOptions(Strict):
+class QskdOptions(MaskOptions):
     """Options of QSKD; the defaults are the complete method at the published values.
 
     Attributes:
@@ -70,6 +72,7 @@ class QskdOptions(Strict):
         layer_map: Teacher decoder layer (from 0) for each student layer, null for none.
         class_weight, l1_weight, giou_weight: Of LAPD and its assignment; those of the detection
             loss by default.
+        mask_weight: Of the masks of the same pairs, which no paper has: :class:`MaskOptions`.
     """
 
     features: bool = True
@@ -138,12 +141,19 @@ class Qskd(Method[QskdOptions]):
 
     name: ClassVar[str] = "qskd"
 
+    @classmethod
+    def needs(cls, options: QskdOptions) -> frozenset[TeacherPart]:
+        """Everything; masks where they are compared."""
+        return WITHOUT_MASKS | options.mask_parts
+
     def __init__(self, options: QskdOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         ours, theirs = setting.student.facts, setting.need_teacher().facts
         self.layers = pair_decoders(ours, theirs, self.options.layer_map, self.name)
         if self.options.layers == "last":
             self.layers = self.layers[-1:]
+        off = "predictions: off" if options.predictions == "off" else None
+        self.masks = MaskPairs(options, setting, self.layers, self.name, off)
         loss = setting.loss
 
         def weight(given: float | None, default: float) -> float:
@@ -181,7 +191,7 @@ class Qskd(Method[QskdOptions]):
         return self.options.features
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """``features`` (AGFD), and ``class``, ``l1`` and ``giou`` (LAPD)."""
+        """``features`` (AGFD), and ``class``, ``l1``, ``giou`` and perhaps ``mask`` (LAPD)."""
         losses: dict[str, Tensor] = {}
         if self.options.features:
             losses[f"{self.name}/features"] = self.options.feature_weight * self._features(step)
@@ -193,7 +203,7 @@ class Qskd(Method[QskdOptions]):
                 pairs = local_pairs(step.targets, student, teacher, self.alignment, theirs)
             else:
                 pairs = global_pairs(student, teacher, self.weights)
-            parts = self._paired(student, teacher, *pairs)
+            parts = self._paired(step, student, teacher, *pairs)
             for key, value in parts.items():
                 losses[f"{self.name}/{key}"] = self.options.prediction_weight * value
         return losses
@@ -241,15 +251,25 @@ class Qskd(Method[QskdOptions]):
         return self.adaptor.encode(memory.levels()).tokens
 
     def _paired(
-        self, student: Predictions, teacher: Predictions, rows: Tensor, columns: Tensor
+        self,
+        step: Step,
+        student: Predictions,
+        teacher: Predictions,
+        rows: Tensor,
+        columns: Tensor,
     ) -> dict[str, Tensor]:
         """Loss of the pairs: per layer divided by the layer's pairs, summed over layers."""
         layers, images, queries = student.boxes.shape[:3]
         layer = rows // (images * queries)
         counts = torch.bincount(layer, minlength=layers).to(torch.float32)
         share = 1 / mean_over_processes(counts).clamp(min=_TINY)
-        found = distances(flat(student)[rows], flat(teacher)[columns])
-        return {k: (v * share[layer]).sum() for k, v in found.weighted(self.weights).items()}
+        found = distances(flat(student)[rows], flat(teacher)[columns]).weighted(self.weights)
+        if self.masks.on:
+            image = rows // queries % images
+            pairs = QueryPairs(layer, image, rows % queries, columns % teacher.boxes.shape[2])
+            outputs = step.student_outputs["own"], step.teacher_outputs["own"]
+            found["mask"] = self.masks.distances(step, *outputs, pairs)
+        return {k: (v * share[layer]).sum() for k, v in found.items()}
 
 
 def _stacked(output: GroupOutput, layers: list[int]) -> Predictions:

@@ -30,19 +30,13 @@ from detr.config import Strict, Weight
 from detr.models import Target, cxcywh_to_xyxy
 from distill.losses.answers import Answers, answers
 from distill.losses.costs import ALPHA, GAMMA, MatchingCosts, pair_terms
-from distill.losses.detection import (
-    denoising_matches,
-    ignored,
-    matched_losses,
-    one_to_many_losses,
-    proposal_targets,
-    set_losses,
-    weighted,
-)
+from distill.losses.detection import denoising_matches, one_to_many_losses, proposal_targets
+from distill.losses.groups import group_count, group_losses
 from distill.losses.masks import MaskPredictions, Points, proposed_masks
 from distill.losses.matcher import match_costs
 from distill.losses.matches import Matches
 from distill.losses.overlap import giou, iou
+from distill.losses.sets import ignored, matched_losses, set_losses, weighted
 from distill.losses.targets import JoinedTargets, pad_targets, pair_iou
 from distill.losses.weights import LossWeights
 from distill.methods.base import Method, Setting, float32
@@ -233,7 +227,7 @@ class StableDino(Method[StableDinoOptions]):
         return {}
 
     def detection_losses(self, step: Step) -> dict[str, Tensor]:
-        """``own/...``, ``proposals/...``, ``denoising/...`` and the usual ``one_to_many/...``."""
+        """``own/...``, ``proposals/...``, ``denoising/...``; others as usual."""
         own, points = step.student_outputs["own"], Points(self.loss.mask_points, step.generators)
         losses = weighted(
             "own", self._matched(answers(own, points), step.targets, step), self.weights
@@ -256,6 +250,8 @@ class StableDino(Method[StableDinoOptions]):
                 self.options.target if stable else None,
             )
             losses |= weighted("denoising", parts, self.noisy_weights, self.loss.denoising)
+        shared = step.normalizer * group_count(step.student_outputs)
+        losses |= group_losses(step.student_outputs, step.targets, shared, self.loss)
         return losses | one_to_many_losses(
             step.student_outputs, step.targets, step.normalizer, self.loss, step.generators
         )

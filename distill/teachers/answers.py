@@ -18,10 +18,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from detr.config import DistributionRefinementConfig
 from detr.errors import UserError
 from detr.files import output_folder, write_atomic
 from detr.models import GroupOutput, Memory, QueryGroup, Teacher, TeacherPart
-from detr.models.structures import Denoising, DenseAttention, Proposals, SampledAttention
+from detr.models.structures import (
+    Denoising,
+    DenseAttention,
+    FirstBoxes,
+    PixelMap,
+    Proposals,
+    SampledAttention,
+)
 
 T = TypeVar("T")
 
@@ -33,6 +41,8 @@ _CLASSES: list[Any] = [
     Denoising,
     SampledAttention,
     DenseAttention,
+    PixelMap,
+    FirstBoxes,
 ]
 
 # Where a memory holds what methods may read.
@@ -40,6 +50,7 @@ _PARTS: dict[TeacherPart, tuple[str, ...]] = {
     "memory": ("tokens", "positions"),
     "backbone": ("features",),
     "neck": ("layers",),
+    "masks": ("pixels",),
 }
 
 
@@ -95,7 +106,7 @@ class StoredAnswers(nn.Module):
             memory = self._see()
             nothing = memory.tokens.new_empty(0)
             empty: dict[str, Any] = {"tokens": nothing, "positions": nothing}
-            return replace(memory, **empty, features=[], layers=[], answer=None)
+            return replace(memory, **empty, features=[], layers=[], answer=None, pixels=None)
 
         memory = self._kept(_hash(self._key, "outline"), outline)
         for part, names in _PARTS.items():
@@ -125,15 +136,15 @@ class StoredAnswers(nn.Module):
     ) -> list[GroupOutput]:
         """See :class:`detr.models.Teacher`."""
         self._check(memory)
-        key = _hash(self._key, groups, attention, sorted(self_attention))
+        masks = "masks" in self._needs
+        key = _hash(self._key, groups, attention, sorted(self_attention), masks)
 
         def ask() -> list[Any]:
             outputs = self.teacher.decode(self._see(), groups, attention, self_attention)
-            # Its queries are in the question already.
-            return [replace(output, group=None) for output in outputs]  # type: ignore[arg-type]
+            return [_bare(output, masks) for output in outputs]
 
         outputs = self._kept(key, ask)
-        return [replace(x, group=group) for x, group in zip(outputs, groups, strict=True)]
+        return [_whole(x, group, memory) for x, group in zip(outputs, groups, strict=True)]
 
     def class_contents(self) -> Tensor | None:
         """See :class:`detr.models.Teacher`."""
@@ -189,6 +200,26 @@ def _dense(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: _dense(getattr(value, f.name)) for f in fields(value)})
     return value
+
+
+def _bare(output: GroupOutput, masks: bool) -> Any:
+    """An answer without what is in the question or the memory, made of tensors and numbers."""
+    first: Any = output.first
+    if first is not None:
+        first = replace(first, refinement=first.refinement.model_dump())
+    told = output.masks if masks else []
+    bare: dict[str, Any] = {"group": None, "pixels": None, "first": first, "masks": told}
+    return replace(output, **bare)
+
+
+def _whole(bare: Any, group: QueryGroup, memory: Memory) -> GroupOutput:
+    """The answer that :func:`_bare` left something out of."""
+    first = bare.first
+    if first is not None:
+        refinement = DistributionRefinementConfig.model_validate(first.refinement)
+        first = replace(first, refinement=refinement)
+    whole: GroupOutput = replace(bare, group=group, pixels=memory.pixels, first=first)
+    return whole
 
 
 def _hash(*parts: Any) -> str:

@@ -19,6 +19,7 @@ from PIL import Image
 from detr.config import ClassMap
 from detr.data.draw import draw
 from detr.data.kitti_rows import UNKNOWN_3D
+from detr.data.outline import single_polygon
 from detr.errors import UserError
 from detr.files import output_error, output_folder
 from detr.metrics.coco_ap import to_results
@@ -212,6 +213,9 @@ class KittiResults(Output):
 class YoloLabels(Output):
     """``labels/NAME.txt``: class, center and size in shares of the image, confidence.
 
+    Of a model that finds masks: class, x and y of each corner of one polygon that fills the mask's
+    pixels, confidence. An empty mask has no polygon, and its detection no row.
+
     Args:
         folder: Where to.
         score: Detections below are left out.
@@ -226,10 +230,14 @@ class YoloLabels(Output):
         """See the base class."""
         height, width = frame.pixels.shape[:2]
         rows = []
-        for (x0, y0, x1, y1), score, label in _plain(found):
+        for k, ((x0, y0, x1, y1), score, label) in enumerate(_plain(found)):
             center = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height
-            share = *center, (x1 - x0) / width, (y1 - y0) / height
-            rows.append(f"{label} {' '.join(f'{v:.6f}' for v in share)} {score:.6f}\n")
+            share = [*center, (x1 - x0) / width, (y1 - y0) / height]
+            if found.masks is not None:
+                corners = single_polygon(found.masks[k], (height, width)) / (width, height)
+                share = corners.ravel().tolist()
+            if share:
+                rows.append(f"{label} {' '.join(f'{v:.6f}' for v in share)} {score:.6f}\n")
         path = self._folder / f"{frame.name}.txt"
         with _writing(path):
             path.write_text("".join(rows))

@@ -13,7 +13,7 @@ import numpy as np
 from detr.data.preprocess import Inputs
 from detr.errors import UserError
 from engines.base import Engine, RawDetections, filled
-from engines.bundle import INPUTS, OUTPUTS, Bundle
+from engines.bundle import INPUTS, Bundle
 from engines.evidence import trusted_artifact
 from engines.trt import rtx
 from engines.trt.backend import Backend, load
@@ -101,6 +101,7 @@ class TrtEngine(Engine):
     ) -> None:
         self.name = backend.name
         self.info = bundle.info.model
+        self._outputs, self._scaling = bundle.info.outputs, bundle.info.masks
         self.artifact = path
         self.versions = {backend.module: trt.__version__}
         self._trt, self._backend, self._device, self._rebuild = trt, backend, device, rebuild
@@ -189,12 +190,10 @@ class TrtEngine(Engine):
         else:
             self._enqueue(self._context, batch)
         self._device.wait()
-        boxes, scores, labels = (self._host[name][:count].copy() for name in OUTPUTS)
-        return RawDetections(
-            boxes.astype(np.float32, copy=False),
-            scores.astype(np.float32, copy=False),
-            labels.astype(np.int64, copy=False),
-        )
+        found = {name: self._host[name][:count].copy() for name in self._outputs}
+        types = {"labels": np.int64}
+        outputs = [x.astype(types.get(name, np.float32), copy=False) for name, x in found.items()]
+        return RawDetections.of(outputs, inputs, self._scaling)
 
     def _new_context(self) -> Any:
         if self._cache is None:
@@ -204,7 +203,7 @@ class TrtEngine(Engine):
     def _allocate(self) -> None:
         """Buffers for the largest batch; smaller ones use the front of them."""
         self._bind(self._context, self._most)
-        for name in (*INPUTS, *OUTPUTS):
+        for name in (*INPUTS, *self._outputs):
             shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
             dtype = self._trt.nptype(self._engine.get_tensor_dtype(name))
             self._host[name] = self._device.pinned(shape, dtype)
@@ -254,7 +253,7 @@ class TrtEngine(Engine):
         for name in INPUTS:
             self._device.upload(self._pointers[name], self._host[name][:batch])
         self._execute(context)
-        for name in OUTPUTS:
+        for name in self._outputs:
             self._device.download(self._host[name][:batch], self._pointers[name])
 
     def _execute(self, context: Any = None) -> None:

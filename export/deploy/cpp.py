@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from detr.errors import UserError
 from detr.files import write_atomic
-from engines.bundle import MODEL, Bundle
+from engines.bundle import MASKS, MODEL, Bundle
 from export.deploy.graph_alone import check_graph_alone
 
 _TEMPLATES = Path(__file__).with_name("cpp_sample")
-_PLAIN = ("image.hpp", "preprocess.hpp", "detector.hpp", "main.cpp", "dump_input.cpp")
+_PLAIN = ("image.hpp", "preprocess.hpp", "masks.hpp", "detector.hpp", "main.cpp", "dump_input.cpp")
 
 
 def write_sample(bundle: Bundle, out: Path, runtime: str) -> list[Path]:
@@ -54,6 +55,8 @@ def write_sample(bundle: Bundle, out: Path, runtime: str) -> list[Path]:
         "width": width,
         "short": info.preprocess.short or 0,
         "long": info.preprocess.long or 0,
+        "masks": bundle.info.masks,
+        "mask_cells": _mask_cells(bundle),
         "batch": 1 if bundle.info.batch == "dynamic" else bundle.info.batch,
         "mean": ", ".join(map(_float, info.preprocess.mean)),
         "std": ", ".join(map(_float, info.preprocess.std)),
@@ -68,6 +71,16 @@ def write_sample(bundle: Bundle, out: Path, runtime: str) -> list[Path]:
     for name, text in contents.items():
         write_atomic(out / name, text)
     return [out / name for name in contents]
+
+
+def _mask_cells(bundle: Bundle) -> tuple[int, int]:
+    """Height and width of the map of a mask; 1 x 1 in place of none."""
+    if bundle.info.masks is None:
+        return 1, 1
+    graph = onnx.load(str(bundle.model), load_external_data=False).graph
+    (output,) = (value for value in graph.output if value.name == MASKS)
+    height, width = (dim.dim_value for dim in output.type.tensor_type.shape.dim[2:])
+    return height, width
 
 
 def c_string(text: str) -> str:

@@ -24,7 +24,7 @@ from detr.files import output_error, output_folder, write_atomic
 from engines.bundle import MODEL, Bundle, BundleInfo
 from engines.external_weights import save_with_weights
 from engines.trt.lowering import lowered_model
-from export.deploy.graph_alone import check_graph_alone
+from export.deploy.graph_alone import check_boxes_alone, check_graph_alone
 
 CONFIG = "config_infer.txt"
 LABELS = "labels.txt"
@@ -64,9 +64,11 @@ def write_deepstream(
         score: Detections that score less are dropped.
 
     Raises:
-        UserError: ``deploy-nms``, or the folder is not writable or the disk is full.
+        UserError: ``deploy-nms``, ``deploy-masks``, or the folder is not writable or the disk is
+            full.
     """
     check_graph_alone(bundle, "nvinfer")
+    check_boxes_alone(bundle, "the parser for nvinfer")
     output_folder(out)
     if bundle.info.batch != "dynamic":
         batch = bundle.info.batch

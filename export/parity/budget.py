@@ -31,6 +31,8 @@ DEFAULTS = {
         extra=0.01,
         class_flips=0.005,
         ap=0.002,
+        mask_iou=0.8,
+        mask_iou_median=0.99,
     ),
     "int8": Budget(
         score=0.4,
@@ -41,6 +43,8 @@ DEFAULTS = {
         extra=0.02,
         class_flips=0.01,
         ap=0.01,
+        mask_iou=0.1,
+        mask_iou_median=0.95,
     ),
 }
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from detr.masks import overlap
 from detr.types import Detections
 from engines.parity import Budget, Parity
 
@@ -51,6 +52,8 @@ def compare_detections(
     order = [-index for _, index in worst_first]
     max_box_px, median_box_px = _largest_and_median([one.box_px for one in images])
     max_score, median_score = _largest_and_median([one.score for one in images])
+    apart = [1.0 - one.mask_iou for one in images if one.mask_iou is not None]
+    least_alike = _largest_and_median(apart) if apart else None
     return Parity(
         images=len(images),
         detections=above,
@@ -64,6 +67,8 @@ def compare_detections(
         median_box_px=median_box_px,
         max_score=max_score,
         median_score=median_score,
+        min_mask_iou=None if least_alike is None else 1.0 - least_alike[0],
+        median_mask_iou=None if least_alike is None else 1.0 - least_alike[1],
         worst_image=order[0] if order else 0,
         deviating=tuple(index for index in order if images[index].exceeds(budget)),
     )
@@ -76,7 +81,10 @@ def _largest_and_median(groups: Sequence[npt.NDArray[np.float64]]) -> tuple[floa
 
 @dataclass(frozen=True)
 class _Image:
-    """The comparison of one image; ``box_px`` and ``score`` have one entry per match."""
+    """The comparison of one image; arrays have one entry per match.
+
+    ``mask_iou`` is ``None`` where the reference has no masks.
+    """
 
     matched: int
     missing: int
@@ -85,11 +93,18 @@ class _Image:
     not_finite: int
     box_px: npt.NDArray[np.float64]
     score: npt.NDArray[np.float64]
+    mask_iou: npt.NDArray[np.float64] | None
+
+    @property
+    def _mask_gap(self) -> float:
+        """The largest part in which a mask differs."""
+        return 0.0 if self.mask_iou is None else 1.0 - float(self.mask_iou.min(initial=1.0))
 
     def deviation(self) -> float:
         """How bad it is, to sort by."""
         counted = self.missing + self.extra + self.class_flips + self.not_finite
-        return counted + float(self.box_px.max(initial=0.0) + self.score.max(initial=0.0))
+        values = float(self.box_px.max(initial=0.0) + self.score.max(initial=0.0))
+        return counted + values + self._mask_gap
 
     def exceeds(self, budget: Budget) -> bool:
         """Whether anything on this image is out of the ordinary."""
@@ -97,6 +112,7 @@ class _Image:
             self.missing + self.extra + self.class_flips + self.not_finite > 0
             or float(self.box_px.max(initial=0.0)) > budget.box_px
             or float(self.score.max(initial=0.0)) > budget.score
+            or self._mask_gap > 1.0 - (budget.mask_iou or 0.0)
         )
 
 
@@ -108,7 +124,7 @@ def _compare_image(expected: Detections, found: Detections, budget: Budget) -> _
     expected = expected.above(threshold - slack)
     finite = np.isfinite(found.scores) & np.isfinite(found.boxes).all(1)
     broken = int((~finite).sum())
-    found = Detections(found.boxes[finite], found.scores[finite], found.labels[finite])
+    found = found.take(np.flatnonzero(finite))
     found = found.above(threshold - slack)
 
     likeness = _likeness(expected.boxes, found.boxes)
@@ -133,6 +149,21 @@ def _compare_image(expected: Detections, found: Detections, budget: Budget) -> _
         not_finite=broken,
         box_px=gaps.max(1, initial=0.0),
         score=score_gap[rows, columns],
+        mask_iou=_mask_iou(expected.take(np.array(rows, np.int64)), found, columns),
+    )
+
+
+def _mask_iou(
+    expected: Detections, found: Detections, partners: Sequence[int]
+) -> npt.NDArray[np.float64] | None:
+    """IoU of each mask with its partner's; a mask that is not there is an empty one."""
+    if expected.masks is None:
+        return None
+    if found.masks is None:
+        empty = np.array([mask.area == 0 for mask in expected.masks])
+        return empty.astype(np.float64)
+    return np.array(
+        [overlap(one, found.masks[j]) for one, j in zip(expected.masks, partners, strict=True)]
     )
 
 

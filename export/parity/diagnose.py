@@ -25,6 +25,8 @@ LIST = Path(__file__).parent / "known_pitfalls.yaml"
 # Share of the detections that makes a symptom.
 _MANY = 0.2
 _EXACT = Budget()
+# Median IoU of masks that differ by roundings.
+_SAME_MASKS = 0.999
 # Normalized pixels further apart than rounding.
 _SAME_INPUT = 1e-4
 
@@ -47,6 +49,9 @@ def symptoms(parity: Parity) -> set[Symptom]:
         kinds.add("scores")
     if exact_scores and (not exact_boxes or (lost > _MANY and new > _MANY)):
         kinds.add("boxes")
+    exact_masks = parity.median_mask_iou is None or parity.median_mask_iou >= _SAME_MASKS
+    if exact_boxes and exact_scores and not exact_masks:
+        kinds.add("masks")
     return kinds
 
 

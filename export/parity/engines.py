@@ -305,4 +305,5 @@ def _drawable(found: Detections, classes: int) -> Detections:
     """What lies somewhere; a class there is not loses its name."""
     finite = np.isfinite(found.boxes).all(1)
     labels = np.where((found.labels >= 0) & (found.labels < classes), found.labels, -1)
-    return Detections(found.boxes[finite], found.scores[finite], labels[finite])
+    named = Detections(found.boxes, found.scores, labels, found.masks)
+    return named.take(np.flatnonzero(finite))

@@ -51,8 +51,8 @@ def gate_bundle(
         UserError: ``verify-torch`` where torch, the reference, is among the engines; what opening
             the data or an engine raises.
     """
-    usual = default_budget(bundle.info.precision)
-    budget = budget or usual
+    usual = _of_what_it_finds(bundle, default_budget(bundle.info.precision))
+    budget = _of_what_it_finds(bundle, budget or usual)
     golden = bundle.golden()
     reference, notes = _torch(bundle, threads)
     notes = [*notes, *budget.wider_than(usual)]
@@ -85,13 +85,18 @@ def gate_graph(bundle: Bundle, reference: Engine, samples: Samples) -> GateVerdi
         reference: The torch model.
         samples: Images with what it finds in them.
     """
-    budget = default_budget(bundle.info.precision)
+    budget = _of_what_it_finds(bundle, default_budget(bundle.info.precision))
     engines = [OrtEngine.name]
     if bundle.info.precision != "fp32":
         engines.append(HalfEngine.name)
     opened, verdicts = _open_all(bundle, engines, samples, budget)
     verdicts += engine_verdicts(bundle, reference, opened, samples, budget)
     return _with_evidence(bundle, opened, budget, verdicts)
+
+
+def _of_what_it_finds(bundle: Bundle, budget: Budget) -> Budget:
+    """A budget without what it says of masks, where the bundle finds boxes alone."""
+    return budget.of_boxes() if bundle.info.masks is None else budget
 
 
 def _with_evidence(

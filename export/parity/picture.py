@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from detr.data.draw import draw
+from detr.data.draw import draw, masks_at
 from detr.data.value_range import to_bytes
 from detr.types import Detections, ImageArray
 
@@ -27,7 +27,7 @@ def comparison_picture(
 
     Args:
         image: ``[h, w, 3]`` uint8 RGB.
-        reference: Title and boxes of the upper picture.
+        reference: Title and detections of the upper picture.
         candidate: Of the lower one.
         names: Class names.
     """
@@ -42,7 +42,10 @@ def comparison_picture(
         top = row * (size[1] + _TITLE)
         text = f"{title}: {len(detections)} found"
         pen.text((6, top + 3), text, fill="black", font=ImageFont.load_default(15))
-        drawn = draw(large, detections.boxes * scale, detections.labels, names, detections.scores)
+        drawn = draw(
+            large, detections.boxes * scale, detections.labels, names, detections.scores,
+            masks_at(detections.masks, image, large),
+        )  # fmt: skip
         sheet.paste(Image.fromarray(drawn), (0, top + _TITLE))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")

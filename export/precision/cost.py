@@ -16,7 +16,7 @@ from detr.data import Dataset
 from detr.data.preprocess import Inputs, preprocess
 from detr.model_info import BundledInfo
 from detr.types import Detections
-from engines.bundle import MODEL, Bundle, BundleInfo, Source
+from engines.bundle import MODEL, Bundle, BundleInfo, Source, outputs_of
 from engines.half_emulation import half_session
 from engines.msda_function import Lowering
 from engines.open import open_engine
@@ -98,11 +98,14 @@ def _times(
             folder = Path(scratch) / name
             folder.mkdir()
             onnx.save_model(model, str(folder / MODEL))
+            outputs, masks = outputs_of(model)
             draft = BundleInfo(
                 model=info,
                 opset=next(x.version for x in model.opset_import if not x.domain),
                 lowering=lowering,
                 batch=len(feeds[0].images),
+                outputs=outputs,
+                masks=masks,
                 files={},
                 source=Source(path="", sha256=""),
             )

@@ -8,7 +8,8 @@ A part is ``kind:module``, for example ``norm:encoder.layers.0.norm``:
 * ``geometry``: everything that follows from the image's size alone: valid ratios, sine positions,
   masks, default boxes
 * ``refinement``: box heads and the references they move, with their sine embedding
-* ``decode``: class heads, ranking and the boxes in pixels
+* ``masks``: what queries and pixels say of masks, which is multiplied
+* ``decode``: class heads, ranking, the boxes in pixels and the masks of what was ranked
 * ``module``: the rest: convolutions, projections, attention, feed-forward networks
 """
 
@@ -143,6 +144,8 @@ def _kind_by_module(scope: str) -> str:
     heads = bool({"box_heads", "box_head", "refiner"} & set(path))
     if heads or scope in ("decoder", "source", "source.proposals"):
         return "refinement"
+    if "mask_heads" in path or scope == "pixels.project":
+        return "masks"
     return "module"
 
 

@@ -11,7 +11,6 @@ from detr.data.preprocess import Inputs, preprocess
 from detr.model_info import BundledInfo
 from detr.types import Detections
 from engines.base import RawDetections
-from engines.bundle import OUTPUTS
 from engines.half_emulation import half_session
 from engines.msda_function import Lowering
 from engines.parity import Budget, Outcome
@@ -65,5 +64,5 @@ def half_comparator(
 
 def session_detections(session: ort.InferenceSession, inputs: Inputs) -> list[Detections]:
     """What a loaded graph finds in a prepared batch."""
-    raw = RawDetections(*session.run(list(OUTPUTS), vars(inputs)))
-    return [Detections(*one) for one in zip(raw.boxes, raw.scores, raw.labels, strict=True)]
+    raw = RawDetections.of(session.run(None, vars(inputs)), inputs)
+    return raw.detections(raw.enlarged())

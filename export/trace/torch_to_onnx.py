@@ -16,7 +16,7 @@ from onnx import ModelProto
 
 from detr.models import Detector
 from detr.models.convolutions import fused
-from engines.bundle import INPUTS, OUTPUTS
+from engines.bundle import INPUTS, MASKS, OUTPUTS
 from engines.msda_function import (
     DOMAIN,
     DOMAIN_VERSION,
@@ -74,7 +74,7 @@ def export_graph(
             dynamo=True,
             opset_version=18,
             input_names=list(INPUTS),
-            output_names=[*OUTPUTS, *(["masks"] if detector.config.heads.masks else [])],
+            output_names=[*OUTPUTS, *([MASKS] if detector.config.heads.masks else [])],
             dynamic_shapes=(axis, axis, axis) if dynamic else None,
             custom_translation_table={torch.ops.detr.ms_deform_attn.default: _translate},
             verbose=False,

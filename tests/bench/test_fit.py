@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,7 +13,8 @@ from click.testing import CliRunner
 
 from bench.cli import main
 from bench.fit.choose import candidates, choose
-from bench.fit.model import Fit
+from bench.fit.model import Candidate, Fit
+from bench.fit.picture import picture
 from bench.report.model import Report, ReportRow
 from detr.errors import UserError
 
@@ -48,6 +50,31 @@ def test_of_equals_the_faster_is_kept(report: Report) -> None:
     rows = [row(report, "slow", 0.4, 18.0), row(report, "fast", 0.4, 8.0)]
     kept, _, _ = choose(report.model_copy(update={"rows": rows}), 20.0, lambda _: 1.0)
     assert kept is not None and kept.name == "fast"
+
+
+def test_the_picture_names_the_front_and_tells_the_rest_by_hand(report: Report) -> None:
+    """The kept one lies on top, beaten ones keep their names for the mouse."""
+    found = [("e1-d1-96x320", 0.2, 10.0), ("e1-d2-96x320", 0.3, 12.0), ("e2-d1-96x320", 0.25, 13.0)]
+    rows = [
+        Candidate(
+            name=name, artifact=name, encoder_layers=1, decoder_layers=1, ap=ap,
+            min_ms=0.9 * ms, ms=ms, p90_ms=1.1 * ms, within=ms < 11, pareto=ap != 0.25,
+        )
+        for name, ap, ms in found
+    ]  # fmt: skip
+    fit = Fit(
+        data="x", engine="x", created="x", budget_ms=11.5, kept=found[0][0], kept_again_ms=11.0,
+        late={}, candidates=rows, skipped=[], commands=[],
+    )  # fmt: skip
+    svg = picture(fit)
+    ElementTree.fromstring(svg)
+    assert re.findall(r'class="label"[^>]*>([^<]*)<', svg) == ["e1-d2", "e1-d1"]
+    titles = re.findall(r"<title>([^:<]*): ", svg)
+    assert titles == ["e2-d1-96x320", "e1-d2-96x320", "e1-d1-96x320"]
+    assert ">budget 11.5 ms<" in svg
+    # The axis begins near the fastest, or a cluster would be unreadable.
+    places = [float(x) for x in re.findall(r'cx="([\d.]+)"', svg)]
+    assert min(places) < 400 < 700 < max(places)
 
 
 def test_a_folder_stands_for_its_bundles(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from bench.latency import measure_in_turns, measure_latency, summarize, turn_length
 from detr.data.preprocess import Inputs
+from detr.masks import Rle
 from detr.types import Detections
 from engines.base import Engine, RawDetections
 
@@ -49,6 +50,31 @@ def test_engine_only_and_end_to_end_are_apart() -> None:
     assert result.end_to_end.min_ms >= 7
     assert result.end_to_end.min_ms - result.engine.min_ms >= 1
     assert (result.count, result.warmup, result.batch, result.images) == (10, 1, 1, 3)
+
+
+class MasksEngine(SlowEngine):
+    """Sleeps another 3 ms over its masks."""
+
+    def _infer(self, inputs: Inputs) -> RawDetections:
+        raw = super()._infer(inputs)
+
+        class Raw(RawDetections):
+            def enlarged(self) -> list[tuple[Rle, ...]]:
+                time.sleep(0.003)
+                return [()]
+
+        return Raw(raw.boxes, raw.scores, raw.labels)
+
+    def finish(self, raw: RawDetections, masks: object = None) -> list[Detections]:
+        assert masks == [()], "enlarged a second time"
+        return super().finish(raw)
+
+
+def test_the_time_of_masks_is_a_part_of_it() -> None:
+    result = measure_latency(MasksEngine(), images(3), warmup=1, iterations=10)
+    assert result.masks is not None and result.masks.min_ms >= 3
+    assert result.end_to_end.min_ms >= 10
+    assert measure_latency(SlowEngine(), images(3), warmup=1, iterations=2).masks is None
 
 
 def test_images_rotate_through_warm_up_and_timing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import bench.run as bench_run
 from bench.report.html import render_html
 from bench.report.markdown import render_markdown
+from bench.report.model import Report
 from detr.data.convert import convert
 from detr.masks import of_box
 from detr.types import Detections, ImageArray
@@ -81,3 +83,18 @@ def test_labels_without_masks(
     report = bench_run.benchmark(models, f"kitti:{bright_cars}:val", iterations=1)
     assert report.rows[0].masks is None
     assert "masks are not scored" in capsys.readouterr().err
+
+
+def test_the_time_of_masks_is_told_apart(report: Report) -> None:
+    row = report.rows[1]
+    row.masks = row.coco
+    row.latency = row.latency.model_copy(update={"masks": row.latency.engine})
+    told = f"{row.latency.engine.p50_ms:.1f}"
+    text, page = render_markdown(report), render_html(report)
+    assert "enlarging them, p50 ms |" in text and f"| {told} |" in text
+    assert "bringing them to the image's size takes" in page
+    head, *lines = csv.reader(report.to_csv().splitlines())
+    column = head.index("masks_p50_ms")
+    assert [line[column] for line in lines] == ["", str(row.latency.engine.p50_ms), ""]
+    again = Report.model_validate_json(report.to_json()).rows[1].latency
+    assert again.masks == row.latency.masks

@@ -13,7 +13,7 @@ import pytest
 
 from bench.report.html import render_html
 from bench.report.markdown import render_markdown
-from bench.report.model import Report
+from bench.report.model import PerformanceBudget, Report
 from bench.report.write import write_report
 from detr.errors import UserError
 from detr.plot import Axis, Point, ap_over_latency, nice_step
@@ -196,6 +196,33 @@ def test_writes_four_files_or_says_why_not(report: Report, tmp_path: Path) -> No
 
 def point(name: str, ms: float, ap: float) -> Point:
     return Point(name, ms, ms * 0.9, ms * 1.2, ap, "#123456", True)
+
+
+def test_of_many_artifacts_those_that_count_are_told(report: Report) -> None:
+    like = report.rows[-1]
+    assert report.told_misses() == report.misses() == []
+    rows = []
+    for k in range(12):
+        ms = 10.0 + k
+        total = like.latency.end_to_end.model_copy(update={"p50_ms": ms, "p90_ms": 1.1 * ms})
+        latency = like.latency.model_copy(update={"end_to_end": total})
+        # Every second one is beaten by the one before it.
+        coco = like.coco.model_copy(update={"ap": 0.2 + 0.01 * (k if k % 2 == 0 else k - 3)})
+        update = {"name": f"m{k}", "model": f"m{k}", "latency": latency, "coco": coco}
+        rows.append(like.model_copy(update=update))
+    budget = PerformanceBudget(ms=13.0)
+    many = report.model_copy(
+        update={"rows": rows, "reference": "m0", "budget": budget, "grid": True}
+    )
+    assert [s.split(":")[0] for s in many.verdict()] == ["m10", "m8", "m6", "m4", "m2"]
+    assert many.told_misses() == ["10 of 12; held by m0, m1"] and len(many.misses()) == 10
+    page = render_html(many)
+    plot = page[page.index('<svg class="plot"') :]
+    labels = re.findall(r'class="label"[^>]*>([^<]*)<', plot[: plot.index("</svg>")])
+    assert sorted(labels) == sorted(["m0", "m2", "m4", "m6", "m8", "m10"])
+    for text in (page, render_markdown(many)):
+        assert "10 of 12; held by m0, m1" in text
+    assert "m7: 17.00 ms" in render_markdown(many)  # one depth, twelve models
 
 
 def test_plot_places_points_by_value() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from detr.config import Dinov2BackboneConfig, ProjectorNeckConfig, VitBackboneConfig
 from detr.errors import UserError
 from detr.models import Detector, Target, build_detector
 from detr.models.queries.proposals import ProposalHead
@@ -27,10 +28,24 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "mobilenetv4": {"name": "mobilenetv4_conv_small_035"},
     "hgnetv2": {"name": "hgnetv2_b0"},
 }
+VIT = {
+    "backbone": VitBackboneConfig(
+        width=24, heads=4, side=5, windows=2, windowed=(0, 2), taps=(1, 3), drop_path=0.1
+    ),
+    "neck": ProjectorNeckConfig(scales=(2.0, 0.5), blocks=1),
+}
+DINOV2 = {
+    "backbone": Dinov2BackboneConfig(
+        patch=8, width=24, heads=4, side=5, windows=2, windowed=(0, 1), taps=(1, 3)
+    ),
+    "neck": ProjectorNeckConfig(norm="layer", blocks=1),
+}
 # What no family's name says.
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "random anchors": ("dab-detr", {"queries.random_centers": True}),
     "fusion simple": ("dino", {"encoder.fusion": "simple"}),
+    "vit": ("lwdetr", VIT),
+    "dinov2": ("rfdetr", DINOV2),
     "fusion u": ("deformable-detr-refine", {"encoder.fusion": "u", "encoder.layers": 3}),
     **{name: ("deformable-detr", {"backbone": backbone}) for name, backbone in BACKBONES.items()},
 }

@@ -55,7 +55,16 @@ PRESETS = {
     "coco-stable-mask-dino-r50-12e": "stable-mask-dino-r50",
 }
 # Small detectors of our own, from random weights.
-OWN = {"demo-elastic", "demo-student", "demo-student-narrow", "demo-teacher", "kitti-small"}
+OWN = {
+    "demo-elastic",
+    "demo-mask-dino",
+    "demo-mask-student",
+    "demo-stable-mask-dino",
+    "demo-student",
+    "demo-student-narrow",
+    "demo-teacher",
+    "kitti-small",
+}
 # Stable-DINO's further baselines were trained with detrex, which freezes a ResNet's stem alone.
 DETREX = {"backbone.frozen_stages": 1}
 PORTS = {
@@ -75,6 +84,9 @@ def published(name: str) -> DetectorConfig:
             return preset(f"{deim}d-fine-{name.rpartition('-')[2]}", 1)
         if "-rtdetrv2-" in name:
             return preset(f"{deim}rtdetrv2-{name.rpartition('-')[2]}", 1)
+        for family in ("lwdetr", "rfdetr"):
+            if f"-{family}-" in name:
+                return preset(f"{family}-{name.rpartition('-')[2]}", 1)
         if "-rtdetr-" in name:
             return preset(f"rtdetr-{name.rpartition('-')[2]}", 1)
         family = next(f for f in (*FAMILIES, "conditional", "detr") if f"-{f}-" in name)
@@ -99,7 +111,11 @@ def test_a_recipe_trains_its_presets_detector(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(shipped()) - OWN))
 def test_images_have_the_papers_sizes(name: str) -> None:
     recipe = loaded(name)
-    if name.startswith(("coco-rtdetr-", "coco-dfine-", "coco-deim-")):
+    if name.startswith("coco-rfdetr-"):
+        side = {"nano": 384, "small": 512, "medium": 576, "large": 704}[name.split("-")[-1]]
+        assert recipe.input.size == (side, side) and recipe.input.short is None
+        return
+    if name.startswith(("coco-rtdetr-", "coco-dfine-", "coco-lwdetr-", "coco-deim-")):
         assert recipe.input.size == (640, 640) and recipe.input.short is None
         return
     if "mask-dino" in name:
@@ -179,6 +195,11 @@ def test_schedules_are_the_released_ones() -> None:
             epoch = 7392 if name.startswith("coco-") else 374
             if name.startswith("coco-rtdetr-"):  # images with objects, and no drop at all
                 assert recipe.steps == 72 * 7329 and recipe.optimizer.drops == (), name
+                continue
+            if name.startswith(("coco-lwdetr-", "coco-rfdetr-")):
+                seen = 117_266 // recipe.batch_size
+                epochs = 60 if "lwdetr" in name else 100
+                assert recipe.steps == epochs * seen and recipe.optimizer.drops == (), name
                 continue
             if name.startswith("coco-dfine-"):
                 seen = 117_266 // recipe.batch_size

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from detr.config import ClassMap, DetectorConfig
 from detr.data.preprocess import PreprocessConfig
 from detr.files import sha256
+from detr.mask_scaling import MaskScaling
 from detr.model_info import ModelInfo
 from detr.points import Points, sample_axes, unequal
 from detr.types import Detections
@@ -27,12 +28,15 @@ HEADS, CHANNELS, POINTS, QUERIES = 2, 4, 3, 5
 
 
 def toy_model(
-    batch: int | Literal["dynamic"], lowering: Lowering = "gridsample", points: Points = POINTS
+    batch: int | Literal["dynamic"],
+    lowering: Lowering = "gridsample",
+    points: Points = POINTS,
+    masks: bool = False,
 ) -> onnx.ModelProto:
     """Two attentions in a row over pooled pixels; boxes and scores follow from the second.
 
     The first attention's output moves the second's locations, and one value (the tokens) is used on
-    both sides of the cut.
+    both sides of the cut. With masks, queries are multiplied with pixels of stride 4.
     """
     generator = np.random.default_rng(3)
     width = HEADS * CHANNELS
@@ -71,7 +75,7 @@ def toy_model(
         helper.make_node("Sigmoid", ["box_raw"], ["box_unit"]),
         helper.make_node("Concat", ["original_sizes", "original_sizes"], ["scale_flat"], axis=1),
         helper.make_node("Unsqueeze", ["scale_flat", "one"], ["scale"]),
-        helper.make_node("Mul", ["box_unit", "scale"], ["boxes"]),
+        helper.make_node("Mul", ["box_ordered" if masks else "box_unit", "scale"], ["boxes"]),
         helper.make_node("ReduceSum", ["hidden", "last"], ["energy"], keepdims=0),
         helper.make_node("Sigmoid", ["energy"], ["scores_all"]),
         helper.make_node("Unsqueeze", ["valid_sizes", "one"], ["valid_3d"]),
@@ -87,6 +91,21 @@ def toy_model(
             to=TensorProto.INT64,
         ),
     ]
+    if masks:
+        nodes += [
+            helper.make_node("Conv", ["images", "small_patch"], ["pixel_map"], strides=[4, 4]),
+            helper.make_node("Reshape", ["pixel_map", "flat"], ["pixel_rows"]),
+            helper.make_node("MatMul", ["hidden", "pixel_rows"], ["masks_flat"]),
+            helper.make_node("Reshape", ["masks_flat", "mask_sizes"], ["masks"]),
+        ]
+        # What a mask is cut to has to have an area.
+        at = next(i for i, node in enumerate(nodes) if node.output[0] == "boxes")
+        nodes[at:at] = [
+            helper.make_node("Split", ["box_unit"], ["one_corner", "other_corner"], axis=2),
+            helper.make_node("Min", ["one_corner", "other_corner"], ["low_corner"]),
+            helper.make_node("Max", ["one_corner", "other_corner"], ["high_corner"]),
+            helper.make_node("Concat", ["low_corner", "high_corner"], ["box_ordered"], axis=2),
+        ]
     weights = [
         weight("patch", width, 3, 8, 8),
         weight("queries", 1, QUERIES, width),
@@ -102,6 +121,9 @@ def toy_model(
         ints("last", -1),
         numpy_helper.from_array(np.array(1e-3, np.float32), "tiny"),
     ]
+    cells = (SIZE[0] // 4, SIZE[1] // 4)
+    if masks:
+        weights += [weight("small_patch", width, 3, 4, 4), ints("mask_sizes", 0, 0, *cells)]
     first: int | str = "batch" if batch == "dynamic" else batch
 
     def value(name: str, *shape: int, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
@@ -115,6 +137,7 @@ def toy_model(
             value("boxes", QUERIES, 4),
             value("scores", QUERIES),
             value("labels", QUERIES, kind=TensorProto.INT64),
+            *([value("masks", QUERIES, *cells)] if masks else []),
         ],
         weights,
     )
@@ -132,12 +155,16 @@ def toy_bundle(tmp_path: Path) -> MakeBundle:
     """Writes a bundle around :func:`toy_model`, of whose batch size and points it is."""
 
     def make(
-        batch: int | Literal["dynamic"] = "dynamic", points: Points = POINTS, **changes: Any
+        batch: int | Literal["dynamic"] = "dynamic",
+        points: Points = POINTS,
+        masks: bool = False,
+        **changes: Any,
     ) -> Path:
         folder = tmp_path / "toy.bundle"
         folder.mkdir()
         onnx.save_model(
-            toy_model(batch, changes.get("lowering", "gridsample"), points), str(folder / MODEL)
+            toy_model(batch, changes.get("lowering", "gridsample"), points, masks),
+            str(folder / MODEL),
         )
         image = np.zeros((20, 30, 3), np.uint8)
         nothing = Detections(
@@ -153,6 +180,8 @@ def toy_bundle(tmp_path: Path) -> MakeBundle:
             opset=17,
             lowering="gridsample",
             batch=batch,
+            outputs=("boxes", "scores", "labels", *(["masks"] if masks else [])),
+            masks=MaskScaling() if masks else None,
             files={name: sha256(folder / name) for name in (MODEL, GOLDEN)},
             source=Source(path=str(tmp_path / "gone.safetensors"), sha256="0" * 64),
         ).model_copy(update=changes)

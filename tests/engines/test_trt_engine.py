@@ -70,6 +70,18 @@ def test_answers_and_keeps_the_batch(make: Make) -> None:
         assert raw.labels.dtype == np.int64 and (raw.labels == 3).all()
 
 
+def test_masks_are_a_further_output(make: Make, toy_bundle: MakeBundle) -> None:
+    toy_bundle(masks=True)
+    engine, _, _ = make(masks=True)
+    for count in (3, 1):
+        batch = inputs(count, seed=count)
+        raw = engine.run(batch)
+        assert raw.masks is not None and raw.masks.scaling.threshold == 0.5
+        wanted = batch.images.sum(1)[:, ::4, ::4]
+        np.testing.assert_allclose(raw.masks.logits[:, 2], wanted, rtol=1e-5)
+        np.testing.assert_array_equal(raw.masks.original_sizes, batch.original_sizes)
+
+
 def test_results_outlive_the_next_run(make: Make) -> None:
     engine, _, _ = make()
     first = engine.run(inputs(2, seed=1))

@@ -16,6 +16,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "scores": (-1, 5),
     "labels": (-1, 5),
 }
+MASKS = {"masks": (-1, 5, 8, 12)}
 
 
 class Error(int):
@@ -146,11 +147,11 @@ class Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.batch = shape[0]
-        assert shape[1:] == SHAPES[name][1:]
+        assert shape[1:] == self.runtime.shapes[name][1:]
         return self.runtime.least <= self.batch <= self.runtime.most
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (self.batch, *SHAPES[name][1:])
+        return (self.batch, *self.runtime.shapes[name][1:])
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert len(self.runtime.cuda.blocks[memory]) >= size >= Runtime.device_memory_size_v2
@@ -158,7 +159,7 @@ class Context:
 
     def set_tensor_address(self, name: str, pointer: int) -> bool:
         self.addresses[name] = pointer
-        return name in SHAPES
+        return name in self.runtime.shapes
 
     def is_stream_capturable(self, stream: int) -> bool:
         return self.capturable
@@ -171,7 +172,7 @@ class Context:
         return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert stream == 7 and set(self.addresses) == set(SHAPES)
+        assert stream == 7 and set(self.addresses) == set(self.runtime.shapes)
         assert (self.memory is not None) == isinstance(self.runtime.module, FakeRtx)
         if self.runtime.cuda.recording is not None and self.runtime.module.refuses_recording:
             return False
@@ -185,6 +186,8 @@ class Context:
             self.array("scores")[...] = self.array("images").sum((1, 2, 3))[:, None]
             self.array("boxes")[:, :, :2] = self.array("original_sizes")[:, None]
             self.array("labels")[...] = 3
+            if self.runtime.module.masks:
+                self.array("masks")[...] = self.array("images").sum(1)[:, None, ::4, ::4]
             if self.profiler is not None:
                 self.profiler.report_layer_time("conv", 2.0)
 
@@ -200,6 +203,7 @@ class Runtime:
     def __init__(self, module: Fake, logger: Any) -> None:
         self.cuda, self.logger, self.module = module.cuda, logger, module
         self.least, self.most = module.batch
+        self.shapes = {**SHAPES, **(MASKS if module.masks else {})}
         self.dtypes = {"labels": module.labels}
         self.fails = module.fails
         self.engine_host_code_allowed = False
@@ -213,11 +217,11 @@ class Runtime:
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         assert self.least != self.most, "a graph of a fixed batch may have no profile"
-        rest = SHAPES[name][1:]
+        rest = self.shapes[name][1:]
         return [(self.least, *rest), (self.least, *rest), (self.most, *rest)]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (self.least if self.least == self.most else -1, *SHAPES[name][1:])
+        return (self.least if self.least == self.most else -1, *self.shapes[name][1:])
 
     def get_tensor_dtype(self, name: str) -> Any:
         return self.dtypes.get(name, np.float32)
@@ -288,7 +292,7 @@ class Fake(types.ModuleType):
         self.__version__ = "10.16.1.11"
         self.cuda, self.batch = cuda, batch
         self.labels: Any = np.int64
-        self.fails = self.refuses_recording = False
+        self.fails = self.refuses_recording = self.masks = False
         self.loaded: list[bytes] = []
         self.caches: list[bytes] = []
 

@@ -49,6 +49,8 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "deformable-detr-refine": {"encoder.fusion": "simple"},
     "deformable-detr-shared": {"encoder.fusion": "u"},
 }
+# A light mask head on detectors whose families have none.
+WITH_MASKS = {f"{family} with masks": family for family in ("rtdetr", "d-fine")}
 # Static batches take half the time of dynamic ones.
 DYNAMIC = {"detr", "h-deformable-detr", "rtdetr"}
 
@@ -71,13 +73,17 @@ def agree(wanted: list[Detections], found: list[Detections]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("case", [*FAMILIES, *WITH_MASKS])
 def test_runtimes_agree(
-    family: str,
+    case: str,
     small_preset: Callable[..., DetectorConfig],
     build: Callable[[DetectorConfig], Detector],
 ) -> None:
-    detector = build(config_of(family, small_preset))
+    family = WITH_MASKS.get(case, case)
+    config = config_of(family, small_preset)
+    if case in WITH_MASKS:
+        config = config.replace(**{"heads.masks": {"width": 16, "channels": 16}})
+    detector = build(config)
     batch = "dynamic" if family in DYNAMIC else 2
     graph = export_graph(detector, SIZE, 17, batch, "gridsample")
     session = onnxruntime.InferenceSession(

@@ -32,7 +32,9 @@ pytest.importorskip("tensorrt_rtx")
 
 MakeCheckpoint = Callable[..., Path]
 MakeBundle = Callable[[Precision], Bundle]
-STUDENTS = ("dino", "deformable-two-stage", "rtdetr", "d-fine")
+STUDENTS = ("dino", "deformable-two-stage", "rtdetr", "d-fine", "dino-masks")
+# Convolutions behind an attention.
+BEHIND = ("encoder.", "pixels.narrow", "pixels.output", "pixels.project")
 RTX = BACKENDS["tensorrt-rtx"]
 
 
@@ -102,13 +104,14 @@ def test_a_student_is_built_for_two_architectures(
     assert path.stat().st_size > 100_000
 
     # What a Jetson's accelerator would get: every convolution, in every precision, and no token; of
-    # a hybrid encoder none, since all of its convolutions follow its attention.
+    # a hybrid encoder none, since all of its convolutions follow its attention; of a mask
+    # head the one that reads the backbone's map alone.
     model = lowered_model(bundle, "gather")
     kinds = {node.name: node.op_type for node in model.graph.node}
     accelerated = dla.front(model)
     assert len(set(accelerated)) == len(accelerated)
     assert {n for n in accelerated if kinds[n] == "Conv"} == {
-        n for n, kind in kinds.items() if kind == "Conv" and not n.startswith("encoder.")
+        n for n, kind in kinds.items() if kind == "Conv" and not n.startswith(BEHIND)
     }
     assert not any(name.startswith("attention") or kinds[name] == "MatMul" for name in accelerated)
 
@@ -128,3 +131,7 @@ def test_a_student_is_built_for_two_architectures(
     quantized = [layer for layer in layers if layer.kind == "QUANTIZE"]
     assert bool(quantized) == (precision == "int8")
     assert all(layer.outputs == ("INT8",) for layer in quantized)
+    if bundle.info.masks is not None:
+        # The product of queries and pixels is in FP32 in every precision.
+        products = [layer for layer in layers if layer.name.lower().startswith("/einsum")]
+        assert products and {layer.outputs[0] for layer in products} == {"FLOAT"}

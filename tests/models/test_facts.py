@@ -10,7 +10,7 @@ import torch
 
 from detr.config import DetectorConfig
 from detr.models import build_detector
-from detr.models.protocol import EVERYTHING
+from detr.models.protocol import WITHOUT_MASKS
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_facts_are_what_it_does(family: str, small_preset: Callable[..., Detecto
         maps: Any = {"attention": True, "self_attention": ["own"]}
         (output,) = detector.decode(memory, groups, **maps)
     (own,) = groups
-    assert detector.offers == EVERYTHING
+    assert detector.offers == WITHOUT_MASKS
     assert own.content.shape[1:] == (facts.num_queries, facts.width)
     assert memory.tokens.shape[-1] == facts.width
     assert len(memory.layers) == facts.encoder_layers + 1

@@ -17,11 +17,16 @@ from detr.config import (
     DenseEncoderConfig,
     DetachedRefinementConfig,
     DetectorConfig,
+    GroupedQueriesConfig,
+    HybridEncoderConfig,
     LearnedQueriesConfig,
+    MasksConfig,
     MixedQueriesConfig,
     PlainDenoisingConfig,
+    ProjectorNeckConfig,
     SoftmaxClassesConfig,
     TwoStageQueriesConfig,
+    VitBackboneConfig,
 )
 from detr.errors import UserError
 from detr.models import build_detector, parameters
@@ -70,11 +75,24 @@ RT_DETR = {
     "rtdetr-r50": (136, 42),
     "rtdetr-r101": (259, 76),
 }
+# LW-DETR's and RF-DETR's repositories, with the groups of training and outputs for COCO's 91 ids.
+VITS = {
+    "lwdetr-tiny": 12.1,
+    "lwdetr-small": 14.6,
+    "lwdetr-medium": 28.2,
+    "lwdetr-large": 46.8,
+    "lwdetr-xlarge": 118.0,
+    "rfdetr-nano": 30.5,
+    "rfdetr-small": 32.1,
+    "rfdetr-medium": 33.7,
+    "rfdetr-large": 33.9,
+}
 # OD-DETR on COCO: millions of parameters without and with sharing the decoder's layers (which it
 # prints as 406 and 347).
 OD_DETR = {"deformable-detr-refine-r50": 40.6, "deformable-detr-shared-r50": 34.7}
 
 
+VIT = VitBackboneConfig(taps=(2, 4, 6))
 C5 = {"neck.levels": 1, "backbone.strides": (32,), "encoder": DenseEncoderConfig()}
 CENTER = LearnedQueriesConfig(reference="center", learned_content=False)
 MOVED = {"decoder.refinement": DetachedRefinementConfig()}
@@ -113,6 +131,13 @@ def test_real_time_costs_are_the_published_ones(name):
     joined = 0.03 if name in D_FINE else 0.02
     assert 2 * found.gflops == pytest.approx(gflops, rel=joined, abs=0.5)
     assert found.parameters / 1e6 == pytest.approx(millions, abs=1)
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_vision_transformers_have_the_published_sizes(name):
+    with torch.device("meta"):
+        total = parameters(build_detector(preset(name, 91), pretrained=False))["total"]
+    assert total / 1e6 == pytest.approx(VITS[name], abs=0.06)
 
 
 @pytest.mark.slow
@@ -216,6 +241,40 @@ def test_an_unknown_name_suggests_its_neighbors():
             {"decoder.refinement": {"kind": "distribution", "bins": 4, "quality": {"top": 6}}},
             "quality.top 6 of the 5 places",
         ),
+        ({"backbone": VIT}, "the backbone's 3 have one stride: set neck.kind to projector"),
+        ({"neck": ProjectorNeckConfig()}, "projector joins maps of one stride, not of 8, 16, 32"),
+        (
+            {"backbone": VIT, "neck": ProjectorNeckConfig(), "heads.masks": MasksConfig()},
+            "a backbone of kind vit has no map of stride 4",
+        ),
+        (
+            {
+                "backbone": VIT,
+                "neck": ProjectorNeckConfig(scales=(2.0, 0.5)),
+                "encoder": HybridEncoderConfig(),
+            },
+            "hybrid needs levels that are half as fine each, not of strides 8, 32",
+        ),
+        ({"neck": {"kind": "projector", "scales": [0.5, 2]}}, "name each once, finest first"),
+        ({"neck": {"kind": "projector", "scales": [3]}}, "3.0 is none of 2, 1 and 0.5"),
+        ({"backbone": {"kind": "vit", "windowed": [12]}}, "there are blocks 0 to 11"),
+        ({"backbone": {"kind": "vit", "width": 100}}, "width 100 is not a multiple of heads 12"),
+        (
+            {"decoder.cross_attention.heads": 16},
+            "heads 16 and the encoder's 8 differ: an exported graph",
+        ),
+        (
+            {"encoder.layers": 0, "decoder.cross_attention.heads": 3},
+            "width 256 is not a multiple of decoder.cross_attention.heads 3",
+        ),
+        (
+            {**MOVED, "queries": GroupedQueriesConfig(), "heads.masks": MasksConfig()},
+            "grouped have several groups, and heads.masks has a loss for one",
+        ),
+        (
+            {"decoder.refinement.kind": "distribution", "heads.boxes.kind": "scaled"},
+            "distribution needs heads.boxes: offset",
+        ),
         ({"width": 260}, "width 260 is not a multiple of attention_heads 8"),
         ({"width": 30, "attention_heads": 2}, "width 30 is not a multiple of 4"),
         ({"backbone.strides": (16, 8)}, "finest first"),
@@ -249,7 +308,12 @@ def test_what_cannot_go_together_is_refused(changes, reason):
         ({"encoder.points": [True, 3]}, "encoder.points: True is no whole number from 1 to 64"),
         ({"encoder.points": []}, "encoder.points: no number of points"),
         ({"queries.number": 0}, "queries.number: Input should be greater than or equal to 1"),
-        ({"neck": 4}, "neck: expected a mapping"),
+        ({"neck": 4}, "neck: expected a mapping with a kind: levels, projector"),
+        (
+            {"backbone": {"kind": "vit", "name": "x"}},
+            "backbone.name: no such key; kind: vit has none, timm have",
+        ),
+        ({"neck": {"kind": "fpn"}}, "neck.kind: no such kind 'fpn'; there are levels, projector"),
     ],
 )
 def test_mistakes_within_a_kind_are_told_in_one_line(changes, line):

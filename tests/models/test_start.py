@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from detr.config import ClassMap, DetectorConfig
+from detr.config import ClassMap, DetectorConfig, ProjectorNeckConfig, VitBackboneConfig
 from detr.data import PreprocessConfig
 from detr.errors import UserError
 from detr.model_info import ModelInfo
 from detr.models import Detector, Target, build_detector, save_model
 from detr.models.start import start
+from detr.models.transfer import Source, transfer
 
 KNOWN = ("person", "car", "boat")
 KINDS: dict[str, dict[str, Any]] = {
     "dino": {"queries": {"kind": "mixed", "number": 5, "denoising": {"number": 4}}},
     "two_stage": {"queries": {"kind": "two_stage", "number": 5}},
+    "grouped": {"queries": {"kind": "grouped", "number": 5, "groups": 3}},
     "dn": {
         "queries": {"kind": "anchors", "number": 5, "denoising": {"groups": 2}},
         "decoder": {"cross_attention": {"kind": "deformable", "scaled_positions": True}},
@@ -85,6 +88,10 @@ def with_rows(kind: str) -> list[str]:
             "denoiser.label_embedding.weight",
         ],
         "two_stage": ["decoder.class_heads.0.weight"],
+        "grouped": [
+            "source.proposals.class_head.weight",
+            "source.further.1.proposals.class_head.bias",
+        ],
         "dn": ["decoder.class_heads.0.weight", "denoiser.label_embedding.weight"],
         "detr": ["decoder.class_heads.0.weight", "decoder.class_heads.0.bias"],
     }[kind]
@@ -203,3 +210,33 @@ def test_frozen_parts_stay_as_they_are() -> None:
     for name in statistics:
         assert torch.equal(model.state_dict()[name], before[name]), name
     assert model.decoder.layers[0].training and not model.decoder.class_heads[0].training
+
+
+def test_a_vision_transformer_is_taken_where_it_goes_on_beyond_the_last_map(
+    small_preset: Callable[..., DetectorConfig],
+) -> None:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"width": 24, "heads": 4, "side": 5, "windows": 2}
+    longer, shorter = (
+        build_detector(
+            small_preset(
+                "lwdetr",
+                backbone=VitBackboneConfig(**shape, taps=taps),
+                neck=ProjectorNeckConfig(blocks=1),
+            )
+        )
+        for taps in ((1, 3), (1, 2))
+    )
+    report = transfer(shorter, Source("start", longer.config, longer.state_dict()))
+    assert report.skipped == {} and any("blocks.2." in name for name in report.left)
+    for name, tensor in shorter.state_dict().items():
+        assert torch.equal(tensor, longer.state_dict()[name]), name
+    # Another grid of positions is another backbone.
+    other = small_preset(
+        "lwdetr",
+        backbone=VitBackboneConfig(**{**shape, "side": 6}, taps=(1, 3)),
+        neck=ProjectorNeckConfig(blocks=1),
+    )
+    report = transfer(build_detector(other), Source("start", longer.config, longer.state_dict()))
+    assert report.skipped["backbone.positions"] == "the start's backbone is another"
+    assert "decoder.norm.weight" in report.inherited

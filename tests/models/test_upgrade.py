@@ -28,8 +28,10 @@ DETECTORS: dict[str, dict[str, Any]] = json.loads((OLD / "detectors.json").read_
 LATER = {"dino-official-5scale", "stable-dino-5scale", "rtdetr", "rtdetrv2"} | {
     "rtdetrv2-discrete",
     "d-fine",
+    "lwdetr",
     "deim-d-fine",
     "deim-rtdetrv2",
+    "rfdetr",
     "mask-dino",
     "stable-mask-dino",
 }

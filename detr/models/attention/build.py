@@ -31,7 +31,7 @@ _KINDS: dict[type, _Kind] = {
     DeformableCrossAttentionConfig: _Kind(
         lambda config, cross, _: DeformableCrossAttention(
             config.width,
-            config.attention_heads,
+            config.sampling_heads,
             config.neck.levels,
             cross.points,
             cross.discrete,

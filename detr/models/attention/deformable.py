@@ -168,12 +168,14 @@ class GroupSpan:
         mask: ``[B or 1, 1, N, N_keys]`` bool, true where attention is allowed; ``None`` if
             everything is. Keys are the group's own followed by the seen group's.
         wanted: Whether somebody asked for the group's attention map.
+        blocks: Equal blocks that cannot see each other and that no mask tells apart.
     """
 
     own: KeyRange
     seen: KeyRange | None
     mask: Tensor | None
     wanted: bool = False
+    blocks: int = 1
 
 
 def group_spans(groups: list[QueryGroup], wanted: Collection[str] = ()) -> list[GroupSpan]:
@@ -202,15 +204,26 @@ def group_spans(groups: list[QueryGroup], wanted: Collection[str] = ()) -> list[
         if group.sees is not None and group.sees not in ranges:
             raise ValueError(f"group {group.role!r} sees {group.sees!r}, which is not in the call")
         seen = None if group.sees is None else by_role[group.sees]
+        # Blocks of queries that all count become a batch: no attention between them is computed.
+        apart = group.padding is None and seen is None and group.role not in wanted
+        _check_blocks(group)
         spans.append(
             GroupSpan(
                 own=ranges[group.role],
                 seen=None if group.sees is None else ranges[group.sees],
-                mask=_allowed(group, seen),
+                mask=None if apart else _allowed(group, seen),
                 wanted=group.role in wanted,
+                blocks=group.blocks if apart else 1,
             )
         )
     return spans
+
+
+def _check_blocks(group: QueryGroup) -> None:
+    """Raises ValueError where blocks do not divide a group."""
+    size = group.content.shape[1]
+    if size % group.blocks:
+        raise ValueError(f"group {group.role!r}: {size} queries in {group.blocks} equal blocks")
 
 
 def _allowed(group: QueryGroup, seen: QueryGroup | None) -> Tensor | None:
@@ -219,8 +232,6 @@ def _allowed(group: QueryGroup, seen: QueryGroup | None) -> Tensor | None:
     if group.blocks == 1 and not padded:
         return None
     size = group.content.shape[1]
-    if size % group.blocks:
-        raise ValueError(f"group {group.role!r}: {size} queries in {group.blocks} equal blocks")
     number = torch.arange(size, device=group.content.device)
     block = number // (size // group.blocks)
     allowed = (block[:, None] == block[None])[None, None]
@@ -291,7 +302,10 @@ class GroupedSelfAttention(nn.Module):
                 keys = torch.cat((keys, key[:, :, slice(*span.seen)]), 2)
                 values = torch.cat((values, value[:, :, slice(*span.seen)]), 2)
             queries = query[:, :, slice(*span.own)]
-            if span.wanted:
+            if span.blocks > 1:
+                maps.append(None)
+                parts.append(_apart(queries, keys, values, span.blocks, dropout))
+            elif span.wanted:
                 attention = _attention_map(queries, keys, span.mask)
                 maps.append(attention)
                 parts.append(functional.dropout(attention, dropout) @ values)
@@ -305,6 +319,16 @@ class GroupedSelfAttention(nn.Module):
         joined = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
         out: Tensor = self.output(joined.transpose(1, 2).flatten(2))
         return out, maps
+
+
+def _apart(queries: Tensor, keys: Tensor, values: Tensor, blocks: int, dropout: float) -> Tensor:
+    """Attention within each of some equal blocks, ``[B, M, N, D / M]`` to the same."""
+    query, key, value = (
+        torch.unflatten(x, 2, (blocks, -1)).transpose(1, 2).flatten(0, 1)
+        for x in (queries, keys, values)
+    )
+    found = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    return torch.unflatten(found, 0, (-1, blocks)).transpose(1, 2).flatten(2, 3)
 
 
 def _attention_map(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:

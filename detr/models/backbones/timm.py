@@ -15,10 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from detr.config import BackboneConfig
 from detr.errors import UserError
 from detr.models.backbones import resnet_vd, swin
+from detr.models.backbones.base import AnyBackbone
 from detr.models.tensors import match_tensors, read_tensors
 
 
-class Backbone(nn.Module):
+class Backbone(AnyBackbone):
     """Feature maps at the configured strides, finest first.
 
     Args:
@@ -40,7 +41,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.body = _create(config, (*finer, *config.strides))
-        self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
+        self.channels = tuple(self.body.feature_info.channels())
         # Some models' maps come with their channels last.
         self.channels_last = str(getattr(self.body, "output_fmt", None)).endswith("NHWC")
         # As exact as the model's own: 1e-6 in a ConvNeXt, 1e-5 in a Swin.
@@ -55,8 +56,8 @@ class Backbone(nn.Module):
             module.requires_grad_(False)
         self.train(self.training)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """``[B, 3, H, W]`` to ``[B, C_v, H_v, W_v]`` per stride."""
+    def forward(self, images: Tensor, valid_sizes: Tensor | None = None) -> list[Tensor]:
+        """See the base class; one map per stride."""
         features: list[Tensor] = self.body(images)
         if self.norms or self.channels_last:
             features = [self._finished(i, x) for i, x in enumerate(features)]

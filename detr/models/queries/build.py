@@ -8,12 +8,14 @@ from typing import Any
 from detr.config import (
     AnchorQueriesConfig,
     DetectorConfig,
+    GroupedQueriesConfig,
     LearnedQueriesConfig,
     MixedQueriesConfig,
     SelectedQueriesConfig,
     TwoStageQueriesConfig,
     UnifiedQueriesConfig,
 )
+from detr.models.queries.grouped import GroupedQueries
 from detr.models.queries.proposals import (
     MixedQueries,
     SelectedQueries,
@@ -28,6 +30,7 @@ _SOURCES: dict[type, Callable[[DetectorConfig, Any], QuerySource]] = {
     TwoStageQueriesConfig: TwoStageQueries,
     MixedQueriesConfig: MixedQueries,
     SelectedQueriesConfig: SelectedQueries,
+    GroupedQueriesConfig: GroupedQueries,
     UnifiedQueriesConfig: UnifiedQueries,
 }
 

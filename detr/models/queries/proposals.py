@@ -18,8 +18,9 @@ from detr.config import (
 )
 from detr.config.queries import ProposedQueriesConfig
 from detr.errors import UserError
-from detr.models.boxes import LOGIT_EPS, inverse_sigmoid
+from detr.models.boxes import LOGIT_EPS
 from detr.models.geometry import token_centers
+from detr.models.heads.box_code import BoxCode, box_code
 from detr.models.heads.boxes import box_head
 from detr.models.heads.classes import class_head
 from detr.models.heads.masks import boxes_of
@@ -29,24 +30,28 @@ from detr.models.queries.position import XYWH, YXWH, reference_embedding
 from detr.models.queries.sources import QuerySource
 from detr.models.structures import LevelShapes, Memory, Proposals, QueryGroup
 
-# Logit of the boxes of tokens that may not propose: sigmoid is exactly 1, and half precision
-# holds it, unlike infinity times zero.
-NO_PROPOSAL = 1e4
+# Score of tokens that may not propose, which half precision holds.
+_NEVER = -1e4
 
 
 class TokenChoice(nn.Module):
     """Which of the encoder's tokens become queries (Deformable DETR, appendix A.4).
 
     Args:
-        width: D.
+        config: The detector.
         queries: Of the detector.
         coarse_to_fine: See :func:`default_boxes`.
     """
 
     def __init__(
-        self, width: int, queries: ProposedQueriesConfig, coarse_to_fine: bool = False
+        self,
+        config: DetectorConfig,
+        queries: ProposedQueriesConfig,
+        coarse_to_fine: bool = False,
     ) -> None:
         super().__init__()
+        self.code: BoxCode = box_code(config.heads.boxes, LOGIT_EPS)
+        width = config.width
         self.everywhere = queries.proposal_tokens == "all"
         self.coarse_to_fine = coarse_to_fine
         self.project = nn.Linear(width, width)
@@ -91,14 +96,14 @@ class TokenChoice(nn.Module):
         logits, scores = judge(tokens)
         scores = scores.detach()
         if not self.everywhere:
-            scores = scores.masked_fill(~allowed[..., 0], -NO_PROPOSAL)
+            scores = scores.masked_fill(~allowed[..., 0], _NEVER)
         if indices is None:
             indices = scores.topk(count, dim=1).indices
 
         def chosen(x: Tensor) -> Tensor:
             return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
 
-        base = inverse_sigmoid(defaults).masked_fill(~allowed, NO_PROPOSAL)
+        base = self.code.base(defaults).masked_fill(~allowed, self.code.nowhere)
         return Chosen(indices, chosen(tokens), chosen(logits), chosen(base))
 
 
@@ -109,7 +114,7 @@ class Chosen(NamedTuple):
         indices: ``[B, N]`` which.
         tokens: ``[B, N, D]``.
         logits: ``[B, N, K]``.
-        base: ``[B, N, 4]`` logits of their default boxes.
+        base: ``[B, N, 4]`` their default boxes, in the terms of the box head.
     """
 
     indices: Tensor
@@ -131,7 +136,7 @@ class ProposalHead(TokenChoice):
     def __init__(
         self, config: DetectorConfig, queries: ProposedQueriesConfig, class_agnostic: bool
     ) -> None:
-        super().__init__(config.width, queries)
+        super().__init__(config, queries)
         self.class_agnostic = class_agnostic
         self.class_head = class_head(config)
         self.box_head = box_head(config.width)
@@ -141,7 +146,7 @@ class ProposalHead(TokenChoice):
         """See :meth:`TokenChoice.choose`."""
         found = self.choose(memory, count, indices, self._judge)
         # Only the chosen tokens go through the box head: the others' boxes are never read.
-        boxes = (self.box_head(found.tokens) + found.base).sigmoid()
+        boxes = self.code.boxes(found.base, self.box_head(found.tokens))
         return Proposals(found.logits, boxes, found.indices, found.tokens, self.class_agnostic)
 
     def _judge(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -286,7 +291,7 @@ class UnifiedQueries(AnchoredQueries):
     def __init__(self, config: DetectorConfig, queries: UnifiedQueriesConfig) -> None:
         super().__init__(config.width)
         self.number, self.initial_boxes = queries.number, queries.initial_boxes
-        self.proposals = TokenChoice(config.width, queries, queries.coarse_to_fine)
+        self.proposals = TokenChoice(config, queries, queries.coarse_to_fine)
         self.proposals.start()
         self.reference_mlp = inner_mlp(2 * config.width, config.width, config.width)
         self._heads: Heads | None = None
@@ -300,7 +305,7 @@ class UnifiedQueries(AnchoredQueries):
         heads = self._heads
         assert heads is not None
         found = self.proposals.choose(memory, self.number, indices, self._judge)
-        boxes = (heads.boxes(found.tokens) + found.base).sigmoid()
+        boxes = self.proposals.code.boxes(found.base, heads.boxes(found.tokens))
         logits, masks = heads.of(found.tokens)
         proposals = Proposals(logits, boxes, found.indices, found.tokens, masks=masks)
         anchors = boxes.detach()

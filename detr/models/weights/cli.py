@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 from pydantic import BaseModel
@@ -20,6 +21,7 @@ from detr.models.weights.classes import class_map, read_classes
 from detr.models.weights.hugging_face import read_folder
 from detr.models.weights.imported import Imported
 from detr.models.weights.licenses import LICENSES
+from detr.models.weights.mask_dino import InitialBoxes
 
 
 class ImportReport(BaseModel):
@@ -86,6 +88,12 @@ def weights() -> None:
 @click.option(
     "--deim", is_flag=True, help="A .pth of DEIM, whose decoder has SiLU in the place of ReLU."
 )
+@click.option(
+    "--initial-boxes",
+    type=click.Choice(get_args(InitialBoxes)),
+    help="Anchors of a .pth of Mask DINO: its INITIALIZE_BOX_TYPE, of which no is predicted.  "
+    "[default: the published configs']",
+)
 @json_option
 def import_(
     source: Path,
@@ -96,15 +104,16 @@ def import_(
     dc5: bool,
     discrete: bool,
     deim: bool,
+    initial_boxes: InitialBoxes | None,
     as_json: bool,
 ) -> None:
     """Read published weights into a checkpoint.
 
     SOURCE is a Hugging Face folder (config.json and weights) of DETR, Conditional DETR, DAB-DETR,
-    Deformable DETR, RT-DETR(v2) or D-FINE, or a .pth of the original DETR, Conditional-DETR,
-    DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR, DINO, Stable-DINO, RT-DETR(v2), D-FINE
-    or DEIM repository, or of most of these in detrex or mmdet. Pickles are read for their tensors
-    only; code in them never runs.
+    Deformable DETR, RT-DETR(v2), D-FINE, LW-DETR or RF-DETR, or a .pth of the original DETR,
+    Conditional-DETR, DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR, DINO, Stable-DINO,
+    MaskDINO, RT-DETR(v2), D-FINE, DEIM, LW-DETR or RF-DETR repository, or of most of these in
+    detrex or mmdet. Pickles are read for their tensors only; code in them never runs.
 
     Every published tensor is used or listed, and every tensor of ours is filled, or it is an error.
 
@@ -117,13 +126,14 @@ def import_(
             "--dc5": dc5,
             "--discrete": discrete,
             "--deim": deim,
+            "--initial-boxes": initial_boxes is not None,
         }
         for option, given in given_options.items():
             if given:
                 raise UserError("weights-option", f"{source}: {option} is for a .pth, not a folder")
         found = read_folder(source, canvas)
     else:
-        found = _read_file(source, canvas, ema, dc5, discrete, deim)
+        found = _read_file(source, canvas, ema, dc5, discrete, deim, initial_boxes)
     config = found.detector.config
     if found.without and classes is not None:
         raise UserError(
@@ -157,11 +167,12 @@ def _read_file(
     dilated: bool,
     discrete: bool,
     deim: bool,
+    initial_boxes: InitialBoxes | None,
 ) -> Imported:
     """The detector of a training's file."""
     checkpoint = read_checkpoint(source, averaged)
     found = original.convert(
-        checkpoint.tensors, str(source), checkpoint.options, dilated, discrete, deim
+        checkpoint.tensors, str(source), checkpoint.options, dilated, discrete, deim, initial_boxes
     )
     notes = (checkpoint.note, *found.notes) if checkpoint.note else found.notes
     if checkpoint.names and len(checkpoint.names) == len(found.names) and not found.without:

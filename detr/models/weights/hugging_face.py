@@ -13,7 +13,16 @@ from detr.config import ContrastiveDenoisingConfig, DetectorConfig
 from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models.state_dicts import unwrapped
-from detr.models.weights import conditional_detr, d_fine, dab_detr, deformable_detr, detr, rt_detr
+from detr.models.weights import (
+    conditional_detr,
+    d_fine,
+    dab_detr,
+    deformable_detr,
+    detr,
+    lw_detr,
+    rf_detr,
+    rt_detr,
+)
 from detr.models.weights.backbones import plain_rules, transformers_resnet_rules
 from detr.models.weights.folder import read_document, read_weights
 from detr.models.weights.image_format import PUBLISHED, read_image_format
@@ -33,6 +42,9 @@ class Family(NamedTuple):
             the rules know the backbone.
         preprocess: What its images went through in training.
         check: Raises UserError where tensors say otherwise than the config.
+        adapt: Changes tensors that are not laid out as ours, in place; says what was cut off, with
+            the reason.
+        licence: What is to be known of a detector's licence; empty where it is as usual.
     """
 
     config_of: Callable[[Mapping[str, Any], int, str], DetectorConfig]
@@ -40,6 +52,8 @@ class Family(NamedTuple):
     backbone: str | None
     preprocess: PreprocessConfig = PUBLISHED
     check: Callable[[DetectorConfig, Mapping[str, Tensor], str], None] | None = None
+    adapt: Callable[[dict[str, Tensor]], dict[str, str]] = lambda tensors: {}
+    licence: Callable[[DetectorConfig], str] = lambda config: ""
 
 
 FAMILIES = {
@@ -52,6 +66,15 @@ FAMILIES = {
     "rt_detr": Family(rt_detr.config_of, rt_detr.rules, None, rt_detr.INPUT),
     "rt_detr_v2": Family(rt_detr.config_of, rt_detr.rules, None, rt_detr.INPUT),
     "d_fine": Family(d_fine.config_of, d_fine.rules, None, d_fine.INPUT, d_fine.check),
+    "lw_detr": Family(lw_detr.config_of, lw_detr.rules, None, lw_detr.INPUT, adapt=lw_detr.adapt),
+    "rf_detr": Family(
+        rf_detr.config_of,
+        rf_detr.rules,
+        None,
+        rf_detr.INPUT,
+        adapt=rf_detr.adapt,
+        licence=rf_detr.licence,
+    ),
 }
 # The first class head, which all families call by one of these names.
 _CLASS_HEAD = re.compile(
@@ -105,10 +128,14 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
         for i, name in table.items()
         if i >= len(names)
     )
+    if told := family.licence(config):
+        notes += (told,)
     naming = family.rules(config)
     if family.backbone is not None:
         naming = (*naming, *_backbone_rules(published, family.backbone))
+    cut = family.adapt(tensors)
     renamed = rename(tensors, naming, place)
+    renamed.unused.update(cut)
     renamed.unused.update(drop_label_rows(renamed.tensors, config))
     if published.get("tie_word_embeddings", True):
         notes += _tie(config, renamed)

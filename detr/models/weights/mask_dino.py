@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ _PER_LEVEL = re.compile(
     r"(sampling_offsets|attention_weights)\."
 )
 _BOXES = {"no": "predicted", "bitmask": "bitmask", "mask2box": "mask2box"}
+InitialBoxes = Literal["predicted", "bitmask", "mask2box"]
 
 
 def options(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Checkpoints of the original repositories.
 
 Those of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR and DINO, of
-detrex's DINO, of Mask DINO (:mod:`mask_dino`), of RT-DETR (:mod:`original_rt_detr`) and of D-FINE
-(:mod:`original_d_fine`). The
-architecture is read off names and shapes (:mod:`original_config`). Names are put in the
-transformers library's terms first, whose tables then say where they go.
+detrex's DINO, of Mask DINO (:mod:`mask_dino`), of RT-DETR (:mod:`original_rt_detr`), of D-FINE
+(:mod:`original_d_fine`), of LW-DETR and RF-DETR (:mod:`original_lw_detr`). The architecture is read
+off names and shapes (:mod:`original_config`). Names are put in the transformers library's terms
+first, whose tables then say where they go.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from detr.models.weights import (
     mmdet,
     original_config,
     original_d_fine,
+    original_lw_detr,
     original_rt_detr,
 )
 from detr.models.weights.backbones import convnext_rules, plain_rules, swin_rules
@@ -209,6 +210,7 @@ def convert(
     dilated: bool = False,
     discrete: bool = False,
     deim: bool = False,
+    initial_boxes: mask_dino.InitialBoxes | None = None,
 ) -> Imported:
     """Our detector of an original checkpoint's state dict.
 
@@ -219,6 +221,8 @@ def convert(
         dilated: The backbone's last stage is (DC5); nothing in the tensors tells.
         discrete: Attention samples whole cells (RT-DETRv2, D-FINE); nothing in the tensors tells.
         deim: It is DEIM's D-FINE or RT-DETRv2; nothing in the tensors tells.
+        initial_boxes: Where Mask DINO's anchors come from; without it, what
+            :func:`mask_dino.options` takes.
 
     Raises:
         UserError: ``weights-family`` for another repository's, ``weights-config`` for a variant we
@@ -226,14 +230,19 @@ def convert(
             ``weights-copies-differ`` or ``checkpoint-mismatch``.
     """
     told = dict(options or {})
+    notes: tuple[str, ...] = ()
     told["dilation"] = dilated or bool(told.get("dilation"))
     tensors = unwrapped(tensors)
+    if initial_boxes is not None and mask_dino.MARK not in tensors:
+        raise UserError("weights-config", f"{place}: --initial-boxes is for Mask DINO")
     if original_d_fine.MARK in tensors:
         found = original_d_fine.convert(tensors, place, discrete, deim)
         return found._replace(family="deim") if deim else found
     if original_rt_detr.MARK in tensors:
         found = original_rt_detr.convert(tensors, place, discrete, deim)
         return found._replace(family="deim") if deim else found
+    if original_lw_detr.MARK in tensors and not discrete and not deim:
+        return original_lw_detr.convert(tensors, place, options)
     if discrete:
         raise UserError("weights-config", f"{place}: --discrete is for RT-DETRv2 and D-FINE")
     if deim:
@@ -244,6 +253,13 @@ def convert(
         tensors = mmdet.original_names(tensors)
     if mask_dino.MARK in tensors:
         told |= mask_dino.options(tensors, told)
+        if initial_boxes is not None:
+            told["initial_boxes"] = initial_boxes
+        elif "initialize_box_type" not in told:
+            notes = (
+                f"anchors are taken to be {told['initial_boxes']}, as in the published config; "
+                "no tensor tells (--initial-boxes)",
+            )
         tensors = mask_dino.original_names(tensors, place)
     by_detrex = detrex.MARK in tensors
     if by_detrex:
@@ -280,7 +296,7 @@ def convert(
     renamed.unused.update(surplus)
     names = tuple(f"class-{i}" for i in range(config.num_classes))
     whose = "detrex" if by_detrex else "mmdet" if by_mmdet else kind
-    return imported(config, renamed, names, place)._replace(family=whose)
+    return imported(config, renamed, names, place, notes)._replace(family=whose)
 
 
 def _translated(name: str, names: Sequence[tuple[str, str]]) -> str:

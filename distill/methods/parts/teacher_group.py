@@ -12,9 +12,9 @@ import torch
 
 from detr.models import GroupOutput, Target
 from distill.losses.costs import MatchingCosts
-from distill.losses.detection import set_losses
 from distill.losses.matcher import match
 from distill.losses.matches import Matches, join_matches
+from distill.losses.sets import set_losses
 from distill.losses.weights import LossWeights
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from detr.models import Target, cxcywh_to_xyxy
 from distill.losses.costs import GAMMA
-from distill.losses.detection import ignored
 from distill.losses.matches import Matches
 from distill.losses.overlap import giou
 from distill.losses.scores import focal_loss
+from distill.losses.sets import ignored
 from distill.losses.targets import JoinedTargets, pair_iou
 from distill.methods.base import float32
 

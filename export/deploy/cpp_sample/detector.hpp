@@ -12,6 +12,7 @@ struct Detections {
   std::vector<float> boxes;          // [N, 4] x0 y0 x1 y1 in pixels of the image as read
   std::vector<float> scores;         // [N], the best first
   std::vector<std::int64_t> labels;  // [N], positions in model_info::kClasses
+  std::vector<float> masks;  // logits [N, kMaskHeight, kMaskWidth], see masks.hpp; empty without
 };
 
 class Detector {

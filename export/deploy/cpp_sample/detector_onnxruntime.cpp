@@ -32,12 +32,18 @@ Detections Detector::operator()(const Input& input) {
       state_->tensor(original, {kBatch, 2}),
   };
   const char* in[] = {"images", "valid_sizes", "original_sizes"};
-  const char* out[] = {"boxes", "scores", "labels"};
+  const char* out[] = {"boxes", "scores", "labels", "masks"};
   const auto results =
-      state_->session.Run(Ort::RunOptions{nullptr}, in, inputs.data(), 3, out, 3);
+      state_->session.Run(Ort::RunOptions{nullptr}, in, inputs.data(), 3, out, kMasks ? 4 : 3);
   const std::size_t count = results[1].GetTensorTypeAndShapeInfo().GetShape().at(1);
   const float* boxes = results[0].GetTensorData<float>();
   const float* scores = results[1].GetTensorData<float>();
   const std::int64_t* labels = results[2].GetTensorData<std::int64_t>();
-  return {{boxes, boxes + 4 * count}, {scores, scores + count}, {labels, labels + count}};
+  Detections found{{boxes, boxes + 4 * count}, {scores, scores + count},
+                   {labels, labels + count}, {}};
+  if (kMasks) {
+    const float* masks = results[3].GetTensorData<float>();
+    found.masks.assign(masks, masks + count * kMaskHeight * kMaskWidth);
+  }
+  return found;
 }

@@ -108,10 +108,12 @@ Detections Detector::operator()(const Input& input) {
   s.bind("boxes", count(s.context->getTensorShape("boxes")) * sizeof(float));
   s.bind("scores", count(s.context->getTensorShape("scores")) * sizeof(float));
   s.bind("labels", count(s.context->getTensorShape("labels")) * sizeof(std::int64_t));
+  if (kMasks) s.bind("masks", count(s.context->getTensorShape("masks")) * sizeof(float));
   if (!s.context->enqueueV3(s.stream)) throw std::runtime_error("the engine did not run");
   Detections found;
   found.boxes = s.fetch<float>("boxes");
   found.scores = s.fetch<float>("scores");
   found.labels = s.fetch<std::int64_t>("labels");
+  if (kMasks) found.masks = s.fetch<float>("masks");
   return found;
 }

@@ -103,6 +103,23 @@ def test_one_table_of_all_cells_and_a_failure_costs_only_itself(
     assert "<td>30.0 ± 7.1</td>" in page and "loss-not-finite" in page and "http" not in page
 
 
+def test_masks_have_columns_where_there_are_any() -> None:
+    plain = Cell(method="baseline", seed=0, values={"ap": 0.25})
+    masked = Cell(method="qskd", seed=0, values={"ap": 0.5, "mask_ap": 0.4, "mask_ap50": 0.75})
+
+    def table(*cells: Cell) -> list[str]:
+        found = MethodComparison(recipe="r", data="d", steps=1, cells=list(cells))
+        assert ("<th>mask AP</th>" in found.to_html()) == (masked in cells)
+        return found.to_markdown().splitlines()[2:]
+
+    head, _, row = table(plain)
+    assert "mask" not in head and head.count("|") == row.count("|")
+    head, _, first, second = table(plain, masked)
+    assert "| L | mask AP | mask AP50 | mask AP75 | s/step |" in head
+    assert first.startswith("| baseline | 25.0 | - | - | - | - | - | - | - | - |")
+    assert second.startswith("| qskd | 50.0 | - | - | - | - | - | 40.0 | 75.0 | - |")
+
+
 def test_names_are_escaped() -> None:
     cell = Cell(method="a", seed=0, error="<script>")
     page = MethodComparison(recipe="r", data="<b>", steps=1, cells=[cell]).to_html()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,10 @@ import torch
 from click.testing import CliRunner
 
 from bench.cli import main
+from detr.config import DetectorConfig
 from detr.errors import UserError
-from distill.analysis.step_cost import step_costs
+from distill.analysis.step_cost import step_costs, time_steps
+from distill.losses.weights import LossWeights
 from distill.profiler import Clock, span, timed
 from distill.recipe import Recipe
 
@@ -82,6 +84,16 @@ def test_a_recipe_gives_its_methods_their_options(
     command = ["train-step", "--config", str(path), "--methods", "qskd+fitnet"]
     assert "seen" in CliRunner().invoke(main, command).stderr
     assert seen == {"none": [], "teacher": [], "qskd+fitnet": [qskd, {"fitnet": {}}]}
+
+
+def test_detectors_with_masks_are_timed(small_preset: Callable[..., DetectorConfig]) -> None:
+    """Noise has masks, too, and as many points are looked at as the recipe says."""
+    config = small_preset("mask-dino")
+    options = {"qskd": {"mask_weight": 5.0, "threshold": -0.9}}
+    loss = LossWeights(mask_points=16)
+    rows = time_steps(config, config, ["qskd"], (64, 128), 1, 1, options, loss)
+    assert [row.method for row in rows] == ["none", "teacher", "qskd"]
+    assert all(row.losses > 0 for row in rows)
 
 
 def test_rows_by_hand() -> None:

@@ -79,6 +79,34 @@ def test_draws_follow_from_seed_and_step_and_hold_both_ends() -> None:
     assert [d.role for d in draws(all_of_them[:2], 1, 7, 0)] == ["largest", "smallest"]
 
 
+def test_every_memory_has_a_deep_decoder_before_one_has_two() -> None:
+    lists = ElasticRecipe(encoder_layers=(1, 2, 3), decoder_layers=(1, 2), queries=(6, 12))
+    sizes = (SMALL, (64, 128))
+    choices = [
+        Choice(e, d, q, size)
+        for e in lists.encoder_layers
+        for d in lists.decoder_layers
+        for q in lists.queries
+        for size in sizes
+    ]
+    memories = {(e, size) for e in lists.encoder_layers for size in sizes}
+    seen: Counter[tuple[int, object]] = Counter()
+    for step in range(100):
+        found = [draw.choice for draw in draws(choices, 5, 7, step)]
+        deep = [x for x in found if x.decoder_layers == 2]
+        assert {(x.encoder_layers, x.size) for x in deep} == memories and len(deep) == 6
+        two = [draw.choice for draw in draws(choices, 2, 7, step) if draw.role == "drawn"]
+        assert [x.decoder_layers for x in two] == [2, 2]
+        assert len({(x.encoder_layers, x.size) for x in two} - {(3, (64, 128))}) == 2
+        seen.update((x.encoder_layers, x.size) for x in two)
+    assert len(seen) == 5 and min(seen.values()) > 20
+    # Where decoders have one depth, the smallest model reads its memory already.
+    one_depth = [Choice(e, 2, q, None) for e in (1, 2, 3) for q in (6, 12)]
+    for step in range(20):
+        (drawn,) = [x.choice for x in draws(one_depth, 1, 7, step) if x.role == "drawn"]
+        assert drawn.encoder_layers == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "part"),
     [

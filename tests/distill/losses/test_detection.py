@@ -9,15 +9,11 @@ import torch
 
 from detr.models import GroupOutput, Proposals, QueryGroup, Target
 from detr.models.structures import Denoising
-from distill.losses.detection import (
-    box_losses,
-    denoising_matches,
-    detection_losses,
-    set_losses,
-)
+from distill.losses.detection import denoising_matches, detection_losses
 from distill.losses.matches import Matches
 from distill.losses.overlap import covered, giou, iou
 from distill.losses.scores import focal_loss, varifocal_loss
+from distill.losses.sets import box_losses, set_losses
 from distill.losses.weights import LossWeights
 
 LN2 = math.log(2)

@@ -62,7 +62,7 @@ def test_names_options_and_docstrings() -> None:
         ([{"clokdistill": {}}], "method-unknown", "clockdistill"),
         ([{"zzz": {}}], "method-unknown", "kd_detr"),
         ([{"clockdistill": {"tempratur": 3}}], "method-option", "'temperature'"),
-        ([{"clockdistill": {"zzzzz": 3}}], "method-option", "there are memory, alpha"),
+        ([{"clockdistill": {"zzzzz": 3}}], "method-option", "there are mask_weight, memory, alpha"),
         ([{"clockdistill": {"memory": "soft"}}], "method-option", "methods.clockdistill.memory"),
         ([{"kd_detr": {"temperature": 0}}], "method-option", "methods.kd_detr.temperature"),
         ([{"kd_detr": {}}, {"kd_detr": {"general": False}}], "method-twice", "kd_detr"),

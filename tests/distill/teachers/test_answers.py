@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from detr.config import DetectorConfig
 from detr.errors import UserError
+from detr.models import GroupOutput, TeacherPart, build_detector
+from detr.models.protocol import EVERYTHING, WITHOUT_MASKS
 from distill.analysis.compare_methods import cell_recipe
 from distill.recipe import Recipe
 from distill.teachers import answers
@@ -120,3 +124,49 @@ def test_only_where_a_method_asks(tiny: Recipe, tmp_path: Path) -> None:
     for row in ("baseline", "inherit", "stable_dino"):
         assert cell_recipe(recipe, row, 0).teacher_answers is None
     assert recipe.without_teacher().teacher_answers is None
+
+
+@pytest.mark.parametrize("kind", ["masks", "masks unread", "edges"])
+def test_answers_of_every_kind_are_found_again(
+    kind: str, small_preset: Callable[..., DetectorConfig], tmp_path: Path
+) -> None:
+    config = small_preset("d-fine" if kind == "edges" else "mask-dino")
+    teacher = build_detector(config, pretrained=False).eval()
+    needs = EVERYTHING if kind == "masks" else WITHOUT_MASKS
+    images, valid = torch.randn(2, 3, 128, 128), torch.tensor([[128.0, 128.0], [100.0, 80.0]])
+    asked = False
+    say: list[str] = []
+
+    def answer(needs: frozenset[TeacherPart]) -> tuple[GroupOutput, bool]:
+        nonlocal asked
+        asked = False
+        stored = answers.StoredAnswers(teacher, "digest", tmp_path, needs, say.append)
+        with torch.no_grad():
+            memory = stored.encode(images, valid)
+            (output,) = stored.decode(memory, stored.queries(memory))
+        return output, asked
+
+    def encode(*given: Any, original: Any = teacher.encode) -> Any:
+        nonlocal asked
+        asked = True
+        return original(*given)
+
+    teacher.encode = encode  # type: ignore[method-assign]
+    with torch.no_grad():
+        memory = teacher.encode(images, valid)
+        (wanted,) = teacher.decode(memory, teacher.queries(memory))
+    first, again = answer(needs), answer(needs)
+    assert first[1] and not again[1] and not say
+    for found, _ in (first, again):
+        assert torch.equal(found.boxes[-1], wanted.boxes[-1])
+        if kind == "masks":
+            assert torch.equal(found.mask_logits(), wanted.mask_logits())
+        else:
+            assert found.masks == [] and found.pixels is None
+        if kind == "edges":
+            assert found.first is not None and wanted.first is not None
+            assert found.first.refinement == wanted.first.refinement
+            assert torch.equal(found.first.boxes, wanted.first.boxes)
+    if kind == "masks unread":
+        # Who needs masks does not find answers without.
+        assert torch.equal(answer(EVERYTHING)[0].mask_logits(), wanted.mask_logits())

@@ -86,6 +86,7 @@ def test_each_family_teaches(kind: str, folders: Any, tiny: Recipe, tmp_path: Pa
         ([{"detrdistill": {"on": "neck"}}], "neck"),
         (["d3etr"], "attention"),
         ([{"fitnet": {"on": "backbone"}}], "backbone"),
+        ([{"detrdistill": {"on": "memory", "mask_weight": 5}}], "masks"),
     ],
 )
 def test_what_it_cannot_teach_is_refused(

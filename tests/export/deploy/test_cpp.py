@@ -10,12 +10,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 from detr.config import ClassMap
 from detr.data.preprocess import PreprocessConfig, preprocess
 from detr.errors import UserError
+from detr.mask_scaling import MaskScaling, image_masks
+from detr.masks import Rle, overlap
 from detr.types import ImageArray
 from export.deploy.cpp import c_string, write_sample
 from export.deploy.triton import write_repository
@@ -28,15 +32,28 @@ CONFIG = PreprocessConfig(size=(60, 100), mean=(123.675, 116.28, 103.53), std=(5
 PAPERS = PreprocessConfig(short=50, long=90, size=(64, 96))
 
 
-def fake_bundle(path: Path, config: PreprocessConfig = CONFIG, nms: float | None = None) -> Any:
+def fake_bundle(
+    path: Path,
+    config: PreprocessConfig = CONFIG,
+    nms: float | None = None,
+    masks: MaskScaling | None = None,
+) -> Any:
     """As much of a bundle as the sample's sources are made of."""
     model = SimpleNamespace(
         preprocess=config,
         classes=ClassMap(names=CLASSES, category_ids=(1, 2, 3)),
         nms=nms,
     )
-    info = SimpleNamespace(model=model, batch="dynamic", files={"model.onnx": "ab" * 32})
-    return SimpleNamespace(path=path, info=info)
+    info = SimpleNamespace(
+        model=model, batch="dynamic", files={"model.onnx": "ab" * 32}, masks=masks
+    )
+    if masks is not None:
+        cells = [1, 4, *(-(-size // masks.stride) for size in config.size or ())]
+        value = helper.make_tensor_value_info("masks", TensorProto.FLOAT, cells)
+        graph = helper.make_graph([], "masks", [], [value])
+        path.mkdir()
+        onnx.save(helper.make_model(graph), str(path / "model.onnx"))
+    return SimpleNamespace(path=path, info=info, model=path / "model.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +162,62 @@ def test_names_survive_as_string_literals(compiler: str, tmp_path: Path) -> None
     assert "NvInfer.h" in (tmp_path / "CMakeLists.txt").read_text()
 
 
+MASK_PROGRAM = """
+#include <cstdio>
+#include <fstream>
+#include <vector>
+#include "masks.hpp"
+// Reads valid and original size, boxes and logits of four masks; prints their run lengths.
+int main(int, char** argv) {
+  std::ifstream file(argv[1], std::ios::binary);
+  const auto floats = [&file](std::size_t count) {
+    std::vector<float> data(count);
+    file.read(reinterpret_cast<char*>(data.data()), count * sizeof(float));
+    return data;
+  };
+  const auto sizes = floats(4), boxes = floats(16);
+  Input input;
+  input.valid_size = {sizes[0], sizes[1]};
+  input.original_size = {sizes[2], sizes[3]};
+  const std::size_t cells = std::size_t{1} * model_info::kMaskHeight * model_info::kMaskWidth;
+  const auto logits = floats(4 * cells);
+  for (int k = 0; k < 4; ++k) {
+    const Mask mask = enlarged(logits.data() + k * cells, boxes.data() + 4 * k, input);
+    std::puts(run_lengths(mask).c_str());
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "scaling", [MaskScaling(), MaskScaling(threshold=0.7, margin=0.0)], ids=["usual", "other"]
+)
+def test_masks_are_the_packages(compiler: str, tmp_path: Path, scaling: MaskScaling) -> None:
+    write_sample(fake_bundle(tmp_path / "x.bundle", masks=scaling), tmp_path, "onnxruntime")
+    (tmp_path / "masks.cpp").write_text(MASK_PROGRAM)
+    command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
+    subprocess.run(
+        [*command, str(tmp_path / "masks.cpp"), "-o", str(tmp_path / "masks")], check=True
+    )
+    generator = np.random.default_rng(3)
+    for size in ((75, 248), (33, 40), (60, 100)):
+        valid = preprocess([np.zeros((*size, 3), np.uint8)], CONFIG).valid_sizes
+        # Noise of a few cells, one that fills everything, and one that is empty.
+        logits = generator.normal(size=(4, 15, 25)).astype(np.float32)
+        logits[2], logits[3] = 9.0, -9.0
+        boxes = np.array(
+            [[0, 0, *size[::-1]], [3.2, 4.9, 21.5, 20], [-5, -5, 500, 500], [0, 0, 9, 9]],
+            np.float32,
+        )
+        parts = (valid, np.array(size, np.float32), boxes, logits)
+        (tmp_path / "in").write_bytes(b"".join(part.astype(np.float32).tobytes() for part in parts))
+        run = subprocess.run([tmp_path / "masks", tmp_path / "in"], capture_output=True, check=True)
+        inside = float(valid[0, 0]), float(valid[0, 1])
+        wanted = image_masks(logits, boxes, inside, size, scaling)
+        assert wanted[0].area and wanted[1].area and not wanted[3].area
+        assert run.stdout.decode().splitlines() == [mask.counts for mask in wanted]
+
+
 # Declarations as NVIDIA publishes them for TensorRT 10 and 11 and for CUDA, of what is called.
 TENSORRT_HEADER = """
 #pragma once
@@ -210,11 +283,13 @@ const char* cudaGetErrorString(cudaError_t error);
 """
 
 
+@pytest.mark.parametrize("masks", [False, True])
 def test_tensorrt_flavour_compiles_against_published_declarations(
-    compiler: str, tmp_path: Path
+    compiler: str, tmp_path: Path, masks: bool
 ) -> None:
     """TensorRT's own headers come with no wheel; that it runs is for a machine that has them."""
-    write_sample(fake_bundle(tmp_path / "x.bundle"), tmp_path, "tensorrt")
+    bundle = fake_bundle(tmp_path / "x.bundle", masks=MaskScaling() if masks else None)
+    write_sample(bundle, tmp_path, "tensorrt")
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / "NvInfer.h").write_text(TENSORRT_HEADER)
     (tmp_path / "include" / "cuda_runtime_api.h").write_text(CUDA_HEADER)
@@ -223,8 +298,9 @@ def test_tensorrt_flavour_compiles_against_published_declarations(
         subprocess.run([*command, f"-I{tmp_path / 'include'}", str(tmp_path / source)], check=True)
 
 
+@pytest.mark.parametrize("detector", ["dino-no-encoder", "dino-masks"])
 def test_sample_finds_what_onnx_runtime_finds(
-    compiler: str, checkpoint: Any, tmp_path: Path
+    compiler: str, checkpoint: Any, tmp_path: Path, detector: str
 ) -> None:
     """Needs ONNX Runtime's headers and library, which no wheel carries together."""
     root = Path(os.environ.get("ONNXRUNTIME_ROOT", "/usr"))
@@ -235,7 +311,7 @@ def test_sample_finds_what_onnx_runtime_finds(
     from engines import open_engine
     from export.bundle import export_bundle
 
-    bundle = export_bundle(checkpoint("dino-no-encoder"), tmp_path / "x.bundle", 17, 1)
+    bundle = export_bundle(checkpoint(detector), tmp_path / "x.bundle", 17, 1)
     write_sample(bundle, tmp_path, "onnxruntime")
     sources = [str(tmp_path / name) for name in ("main.cpp", "detector_onnxruntime.cpp")]
     command = [compiler, "-std=c++17", "-ffp-contract=off", *sources, f"-I{header.parent}"]
@@ -251,8 +327,11 @@ def test_sample_finds_what_onnx_runtime_finds(
     lines = [line.split() for line in run.stdout.splitlines()]
     np.testing.assert_allclose([float(x[0]) for x in lines], expected.scores, atol=2e-4)
     np.testing.assert_allclose(
-        [[float(v) for v in x[2:]] for x in lines], expected.boxes, atol=0.02
+        [[float(v) for v in x[2:6]] for x in lines], expected.boxes, atol=0.02
     )
+    if expected.masks is not None:
+        found = [Rle(mask.size, x[6]) for mask, x in zip(expected.masks, lines, strict=True)]
+        assert min(map(overlap, expected.masks, found)) > 0.99
     names = bundle.info.model.classes.names
     assert [x[1] for x in lines] == [names[k] for k in expected.labels.tolist()]
 

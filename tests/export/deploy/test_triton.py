@@ -129,6 +129,19 @@ def test_warm_up_is_the_golden_image_as_it_is_prepared(
 
 
 @pytest.mark.slow
+def test_masks_are_an_output_that_the_sidecar_explains(
+    masks_bundle: Bundle, tmp_path: Path
+) -> None:
+    made = write_repository(masks_bundle, tmp_path)
+    outputs = parse(made.folder / "config.pbtxt").output
+    assert (outputs[3].name, list(outputs[3].dims), outputs[3].data_type) == (
+        "masks", [20, 16, 24], 1,
+    )  # fmt: skip
+    told = json.loads((made.folder / "1/bundle.json").read_text())["masks"]
+    assert told == {"stride": 4, "enlarge": "bilinear", "threshold": 0.5, "margin": 0.25}
+
+
+@pytest.mark.slow
 def test_a_second_export_is_a_second_version(bundles: dict[str, Bundle], tmp_path: Path) -> None:
     assert write_repository(bundles["2"], tmp_path, name="road").version == 1
     assert write_repository(bundles["2"], tmp_path, name="road").version == 2

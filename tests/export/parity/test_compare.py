@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from detr.masks import of_box
 from detr.types import Detections
 from engines.parity import Budget
 from export.parity.compare import compare_detections
@@ -93,3 +94,47 @@ def test_boxes_without_area_match_by_place() -> None:
 def test_not_a_number_is_over_budget() -> None:
     broken = found((np.nan, 0, CAR[2]), VAN, TRAM)
     assert compare_detections([ALL], [broken]).violations(Budget(detections=1, missing=1.0))
+
+
+def masked(detections: Detections, by: float = 0.0, until: int = 3) -> Detections:
+    """With the pixels of each box as its mask, those of the first ones moved to the right."""
+    boxes = detections.boxes.tolist()
+    masks = tuple(
+        of_box((x0 + by * (k < until), y0, x1 + by * (k < until), y1)).rle((100, 100))
+        for k, (x0, y0, x1, y1) in enumerate(boxes)
+    )
+    return Detections(detections.boxes, detections.scores, detections.labels, masks)
+
+
+def test_masks_are_compared_by_the_pixels_they_share() -> None:
+    same = compare_detections([masked(ALL)], [masked(ALL)], FEW)
+    assert (same.min_mask_iou, same.median_mask_iou, same.violations(FEW)) == (1, 1, [])
+    # Of three masks the first is moved by a quarter of its width.
+    one = compare_detections([masked(ALL)], [masked(ALL, 10, 1)], FEW)
+    assert one.min_mask_iou == pytest.approx(30 / 50) and one.median_mask_iou == 1
+    assert one.violations(FEW) == ["0.6 IoU of a mask (at least 0.9)"]
+    assert one.deviating == (0,) and "mask IoU from 0.6000 (median 1.0000)" in one.summary()
+    every = compare_detections([masked(ALL)], [masked(ALL, 1)], FEW)
+    assert any("median IoU of masks" in reason for reason in every.violations(FEW))
+
+
+def test_masks_that_are_not_there_are_empty_ones() -> None:
+    missing = compare_detections([masked(ALL)], [ALL], FEW)
+    assert (missing.min_mask_iou, missing.median_mask_iou) == (0, 0)
+    assert len(missing.violations(FEW)) == 2
+    boxes = compare_detections([ALL], [masked(ALL)], FEW)
+    assert boxes.min_mask_iou is None and "mask" not in boxes.model_dump_json()
+    assert boxes.violations(FEW) == [] and "mask" not in boxes.summary()
+
+
+def test_masks_follow_their_detections_through_equal_scores() -> None:
+    a = masked(Detections(ALL.boxes, np.full(3, 0.5, np.float32), ALL.labels))
+    b = a.take(np.array([2, 0, 1]))
+    assert compare_detections([a], [b], FEW).min_mask_iou == 1
+
+
+def test_masks_that_are_not_judged_make_a_wider_budget() -> None:
+    silent = Budget(mask_iou=None)
+    assert "mask_iou 0 (usually 0.9)" in silent.wider_than(Budget())[0]
+    assert Budget().of_boxes().wider_than(Budget().of_boxes()) == []
+    assert "mask" not in Budget().of_boxes().model_dump_json()

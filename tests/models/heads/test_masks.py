@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from detr.config import DetectorConfig
 from detr.models import PixelMap, Target, build_detector
 from detr.models.extract import extract_layers
 from detr.models.heads.masks import boxes_of, mask_quality, within
-from detr.presets import preset
+from detr.presets import FAMILIES, preset
 
 MASKS = {"heads.masks": {"width": 16}}
 
@@ -54,7 +55,24 @@ def test_any_detector_can_have_masks(kind, make, batch):
         assert torch.equal(a, b)
     assert found[3].shape == (*found[1].shape, 24, 40)
     # The backbone's map of stride 4 is the pixels' alone.
-    assert masked.facts == plain.facts
+    assert masked.facts == replace(plain.facts, masks=True)
+    assert masked.offers - plain.offers == {"masks"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"mask-dino", "stable-mask-dino"}))
+def test_every_family_can_have_masks(family, small_preset):
+    """The encoder's finest map may have any stride and come from a hybrid encoder."""
+    torch.manual_seed(0)
+    config = small_preset(family)
+    plain = build_detector(config).eval()
+    masked = build_detector(config.replace(**MASKS)).eval()
+    masked.load_state_dict(plain.state_dict(), strict=False)
+    images, sizes = torch.randn(1, 3, 64, 96), torch.tensor([[50.0, 96.0]])
+    with torch.no_grad():
+        wanted, found = plain(images, sizes, sizes), masked(images, sizes, sizes)
+    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=False))
+    assert len(wanted) == 3 and found[3].shape == (*found[1].shape, 16, 24)
 
 
 def test_masks_are_those_of_the_queries_chosen(make, batch):

@@ -390,7 +390,9 @@ def test_names_of_the_library_s_model_without_heads(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--ema"], ["--no-ema"], ["--dc5"]], ids=lambda given: given[0]
+    "arguments",
+    [["--ema"], ["--no-ema"], ["--dc5"], ["--initial-boxes", "bitmask"]],
+    ids=lambda given: given[0],
 )
 def test_options_of_files_do_nothing_for_folders(arguments, folder, tmp_path):
     result = convert_cli(folder, "--out", tmp_path / "x.safetensors", *arguments)

@@ -10,9 +10,9 @@ import torch
 
 from detr.models import GroupOutput, QueryGroup, Target
 from distill.losses.costs import MatchingCosts
-from distill.losses.detection import set_losses
 from distill.losses.matcher import match, match_costs
 from distill.losses.matches import Matches
+from distill.losses.sets import set_losses
 from distill.methods.parts.best_queries import best_queries, original_matches, stages
 from distill.methods.parts.two_matchings import Rules, matching_losses, quality_focal_loss
 
