@@ -74,7 +74,7 @@ def small_preset() -> Callable[..., DetectorConfig]:
     """Builds the config of a family's detector, of a few thousand weights: ``make(family, ...)``.
 
     Everything is the family's own but width, depth and numbers of queries; further changes are
-    those of :meth:`DetectorConfig.replace`.
+    those of :meth:`DetectorConfig.replace`. A family without encoder layers stays without.
     """
 
     def make(family: str, backbone: Any = None, **changes: Any) -> DetectorConfig:
@@ -96,6 +96,8 @@ def small_preset() -> Callable[..., DetectorConfig]:
             small["backbone"] = {"first_projection": False, **named}
         else:  # of another kind, which may need another neck
             changes["backbone"] = backbone
+        if not config.encoder.layers:
+            changes.pop("encoder.layers", None)
         if config.encoder.sampling_points:
             small["encoder.points"] = 2
         if points := config.decoder.cross_attention.sampling_points:

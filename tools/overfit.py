@@ -23,13 +23,16 @@ from typing import Any
 from detr.config import (
     AnchorQueriesConfig,
     ContrastiveDenoisingConfig,
+    Dinov2BackboneConfig,
     GroupedQueriesConfig,
     MixedQueriesConfig,
     OneToManyConfig,
     PlainDenoisingConfig,
+    ProjectorNeckConfig,
     SelectedQueriesConfig,
     TwoStageQueriesConfig,
     UnifiedQueriesConfig,
+    VitBackboneConfig,
 )
 from detr.data.synth import generate
 from detr.model_info import read_model_info
@@ -41,6 +44,7 @@ SIZE = (64, 128)
 ENOUGH = 0.9
 # What a family's own training changes of the detection loss, and what it adds.
 _RT_DETR = {"scores": "varifocal"}
+_D_FINE: dict[str, Any] = {"edges": 0.15, "box_pairs": "union"}
 _LW_DETR = {"scores": "iou_aware"}
 # A map of 16 x 32 cells needs no 12,544 points.
 _MASK_DINO = {"focal": 4.0, "cost_class": 4.0, "mask_points": 256}
@@ -48,9 +52,28 @@ LOSSES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("rtdetr", "rtdetrv2", "rtdetrv2-discrete"), _RT_DETR),
     **dict.fromkeys(("mask-dino", "stable-mask-dino"), _MASK_DINO),
     **dict.fromkeys(("lwdetr", "rfdetr"), _LW_DETR),
-    "d-fine": {"scores": "varifocal", "edges": 0.15, "box_pairs": "union"},
+    "d-fine": {"scores": "varifocal", **_D_FINE},
+    "deim-d-fine": {"scores": "matchability", **_D_FINE},
+    "deim-rtdetrv2": {"scores": "matchability"},
 }
-METHODS: dict[str, list[str]] = {"d-fine": ["go_lsd"]}
+_VIT: dict[str, Any] = {
+    "patch": 8,
+    "width": 64,
+    "heads": 4,
+    "side": 8,
+    "windows": 2,
+    "windowed": (0, 2),
+    "taps": (2, 4),
+}
+# Families whose sizes have no ResNet.
+VITS: dict[str, dict[str, Any]] = {
+    "lwdetr": {"backbone": VitBackboneConfig(**_VIT), "neck": ProjectorNeckConfig(blocks=1)},
+    "rfdetr": {
+        "backbone": Dinov2BackboneConfig(**_VIT),
+        "neck": ProjectorNeckConfig(blocks=1, norm="layer"),
+    },
+}
+METHODS: dict[str, list[str]] = {"d-fine": ["go_lsd"], "deim-d-fine": ["go_lsd"]}
 
 
 def small(family: str, masks: bool = False) -> dict[str, Any]:
@@ -105,6 +128,7 @@ def small(family: str, masks: bool = False) -> dict[str, Any]:
         decoder=decoder,
         detections=48,
     )
+    changed = changed.replace(**VITS.get(family, {}))
     return {**changed.model_dump(), "num_classes": 0}
 
 

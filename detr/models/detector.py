@@ -184,7 +184,10 @@ class Detector(nn.Module):
 
     def encoder_like(self, layers: int) -> Encoder:
         """An encoder of that many new layers, otherwise shaped like this one."""
-        return build_encoder(self.config.replace(encoder=self.config.encoder.alone(layers)))
+        encoder = self.config.encoder
+        own = encoder.replace(**encoder.alone(layers))
+        # No part of a detector, so it need not fit a decoder.
+        return build_encoder(self.config.model_copy(update={"encoder": own}))
 
     def forward(
         self, images: Tensor, valid_sizes: Tensor, original_sizes: Tensor

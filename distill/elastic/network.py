@@ -107,6 +107,7 @@ class ElasticNetwork:
                 loss=self.recipe.loss,
                 steps=self.recipe.steps,
                 drops=self._drops,
+                preprocess=self.recipe.input,
             )
         except UserError as error:
             raise UserError(error.code, f"{error.message} (elastic: {name})") from error

@@ -12,16 +12,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from detr.config import Strict
+from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models import Detector, Teacher
 from distill.losses.weights import LossWeights
-from distill.methods.base import Method, Setting
+from distill.methods.base import IMAGENET, Method, Setting
 from distill.methods.clockdistill import ClockDistill
 from distill.methods.d3etr import D3etr
 from distill.methods.defeat import Defeat
 from distill.methods.detrdistill import DetrDistill
 from distill.methods.fgd import Fgd
 from distill.methods.fitnet import FitNet
+from distill.methods.foundation import FoundationTeacher
 from distill.methods.go_lsd import GoLsd, GoLsdTeacher
 from distill.methods.kd_detr import KdDetr
 from distill.methods.mgd import Mgd
@@ -39,6 +41,7 @@ METHODS: dict[str, type[Method[Any]]] = {
     DetrDistill.name: DetrDistill,
     FitNet.name: FitNet,
     Fgd.name: Fgd,
+    FoundationTeacher.name: FoundationTeacher,
     GoLsd.name: GoLsd,
     GoLsdTeacher.name: GoLsdTeacher,
     Mgd.name: Mgd,
@@ -70,6 +73,7 @@ def build_methods(
     loss: LossWeights | None = None,
     steps: int = 0,
     drops: Sequence[int] = (),
+    preprocess: PreprocessConfig = IMAGENET,
 ) -> list[Method[Any]]:
     """The methods of a recipe, with the modules they bring along on the student's device.
 
@@ -83,6 +87,7 @@ def build_methods(
         loss: Weights of the detection loss; the defaults otherwise.
         steps: Length of the run.
         drops: Steps at which the learning rate falls.
+        preprocess: How images are normalized.
 
     Raises:
         UserError: What :func:`parse_methods` raises, ``method-teacher`` where a method needs a
@@ -90,7 +95,8 @@ def build_methods(
             reads, or what a method raises for models it cannot pair.
     """
     parsed = parse_methods(specs)
-    setting = Setting(student, teacher, loss or LossWeights(), steps, tuple(sorted(drops)))
+    falls = tuple(sorted(drops))
+    setting = Setting(student, teacher, loss or LossWeights(), steps, falls, preprocess)
     device = next(student.parameters()).device
     methods = []
     for kind, options in parsed:

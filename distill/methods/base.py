@@ -24,12 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from detr.config import Strict
+from detr.data.preprocess import PreprocessConfig
 from detr.models import Detector, QueryGroup, Teacher, TeacherPart
 from detr.models.protocol import WITHOUT_MASKS
 from distill.losses.weights import LossWeights
 from distill.methods.step import PairedGroup, Step
 
 TeacherKind = Literal["none", "frozen", "ema"]
+# Normalized by ImageNet's mean and deviation; the size says nothing.
+IMAGENET = PreprocessConfig(size=(640, 640))
 MethodOptions = TypeVar("MethodOptions", bound=Strict)
 
 
@@ -43,6 +46,7 @@ class Setting:
         loss: Weights of the detection loss, for methods that train extra queries on ground truth.
         steps: Length of the run; 0 where nobody knows.
         drops: Steps at which the learning rate falls, ascending.
+        preprocess: How images were made; only their normalization counts.
     """
 
     student: Detector
@@ -50,6 +54,7 @@ class Setting:
     loss: LossWeights = field(default_factory=LossWeights)
     steps: int = 0
     drops: tuple[int, ...] = ()
+    preprocess: PreprocessConfig = IMAGENET
 
     def need_teacher(self) -> Teacher:
         """The teacher of a method that cannot do without (:func:`build_methods` has checked)."""

@@ -307,6 +307,7 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
             loss=recipe.loss,
             steps=recipe.steps,
             drops=drops,
+            preprocess=recipe.input,
         )
     else:
         elastic = ElasticNetwork(recipe, student.train(), model, drops)

@@ -132,6 +132,9 @@ def test_a_student_is_built_for_two_architectures(
     assert bool(quantized) == (precision == "int8")
     assert all(layer.outputs == ("INT8",) for layer in quantized)
     if bundle.info.masks is not None:
+        graph = onnx.load(str(bundle.model)).graph
+        integer = [node.name for node in graph.node if node.op_type == "DequantizeLinear"]
+        assert not [name for name in integer if "mask_heads" in name or "pixels.project" in name]
         # The product of queries and pixels is in FP32 in every precision.
         products = [layer for layer in layers if layer.name.lower().startswith("/einsum")]
         assert products and {layer.outputs[0] for layer in products} == {"FLOAT"}

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from detr.config import (
@@ -29,7 +30,9 @@ from detr.config import (
 from detr.models import Detector, Target, build_detector
 from distill.data.batches import Batch
 from distill.methods import Method, build_methods
+from distill.methods.foundation import FoundationOptions
 from distill.methods.step import Step
+from distill.teachers.foundation import Foundation, open_foundation
 from distill.training.forward import forward
 
 CLASSES = 3
@@ -122,7 +125,7 @@ def _step(
         ),
     )
     torch.manual_seed(seed)
-    batch = Batch(images, valid, list(targets), [Path("a.png")] * len(targets))
+    batch = Batch(images, valid, list(targets), [(Path("a.png"),)] * len(targets))
     return forward(state, batch, index)  # type: ignore[arg-type]
 
 
@@ -133,6 +136,22 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny vision transformer where a recipe names nothing else than the published one."""
+    usual = FoundationOptions()
+
+    def tiny(model: str, weights: str | None, place: str) -> Foundation:
+        if (model, weights) != (usual.model, usual.weights):
+            return open_foundation(model, weights, place)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(9)
+            body = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True)
+        return Foundation(body, lambda x: body.forward_features(x)[:, 1:], 16, 64)
+
+    monkeypatch.setattr("distill.methods.foundation.open_foundation", tiny)
 
 
 @pytest.fixture(scope="session")

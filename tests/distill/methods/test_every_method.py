@@ -24,6 +24,7 @@ ZERO: dict[str, tuple[str, ...]] = {
     "d3etr": ("own_l1", "own_giou", "own_self", "own_cross", "fixed1_l1", "fixed1_cross"),
     "detrdistill": ("l1", "giou", "features"),
     "fitnet": ("features",),
+    "foundation": (),  # its teacher is no detector
     # Its layers differ whoever the teacher is; the teacher's variant follows the last of them.
     "go_lsd": (),
     "go_lsd_teacher": (),

@@ -60,7 +60,7 @@ def test_names_options_and_docstrings() -> None:
     ("specs", "code", "words"),
     [
         ([{"clokdistill": {}}], "method-unknown", "clockdistill"),
-        ([{"unheard_of": {}}], "method-unknown", "kd_detr"),
+        ([{"zzz": {}}], "method-unknown", "kd_detr"),
         ([{"clockdistill": {"tempratur": 3}}], "method-option", "'temperature'"),
         ([{"clockdistill": {"zzzzz": 3}}], "method-option", "there are mask_weight, memory, alpha"),
         ([{"clockdistill": {"memory": "soft"}}], "method-option", "methods.clockdistill.memory"),

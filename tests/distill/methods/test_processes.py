@@ -28,6 +28,7 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("detrdistill", {}),
     ("defeat", {}),
     ("od_detr", {}),
+    ("foundation", {}),
     *(
         (name, {"mask_weight": 2.0})
         for name in ("clockdistill", "kd_detr", "qskd", "d3etr", "detrdistill", "od_detr")

@@ -38,8 +38,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-# GO-LSD compares distributions, which neither of the two has.
-WITH_TEACHER = [n for n in METHODS if n != "stable_dino" and not n.startswith("go_lsd")]
+# GO-LSD compares distributions, which neither of the two has; others ask no detector.
+WITH_TEACHER = [
+    n for n in METHODS if n not in ("stable_dino", "foundation") and not n.startswith("go_lsd")
+]
 
 
 @pytest.mark.slow

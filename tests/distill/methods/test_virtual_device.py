@@ -41,6 +41,7 @@ BUDGET: dict[str, dict[str, int]] = {
     "detrdistill": {"read": 6, "shape": 3},
     "fitnet": PLAIN,
     "fgd": PLAIN,
+    "foundation": PLAIN,
     # Layers' matches are counted one by one, and their union taken.
     "go_lsd": {"read": 7, "shape": 5},
     "go_lsd_teacher": {"read": 7, "shape": 4},
@@ -87,7 +88,9 @@ def batch_of(target: Callable[..., Target]) -> Batch:
         target([[0.3, 0.4, 0.2, 0.3], [0.7, 0.5, 0.4, 0.6]], [0, 2]),
         target([[0.5, 0.5, 0.5, 0.25]], [1]),
     ]
-    return Batch(images, torch.tensor([[64.0, 96.0], [40.0, 80.0]]), targets, [Path("a.png")] * 2)
+    return Batch(
+        images, torch.tensor([[64.0, 96.0], [40.0, 80.0]]), targets, [(Path("a.png"),)] * 2
+    )
 
 
 def waits_of(

@@ -9,9 +9,10 @@ import pytest
 
 from detr.sidecar import read_sidecar
 from engines.bundle import BundleInfo
+from engines.parity import Parity
 from engines.precision_report import PrecisionReport
 from engines.verdict import Deviation, Pitfall
-from export.parity.diagnose import diagnose, known_pitfalls
+from export.parity.diagnose import diagnose, known_pitfalls, symptoms
 from export.precision.half import DEFAULT_ISLAND
 
 SEARCHED = Path(__file__).parents[2] / "engines" / "format1" / "fp16-bundle.json"
@@ -46,3 +47,11 @@ def test_no_advice_speaks_of_an_island_of_its_own(pitfall: Pitfall) -> None:
     """No option sets an island, so only the search can be advised, by what the bundle has."""
     assert "island" not in pitfall.instead.lower()
     assert set(pitfall.island) <= set(DEFAULT_ISLAND)
+
+
+def test_masks_are_at_fault_where_they_alone_differ() -> None:
+    wrong = Parity(matched=20, min_mask_iou=0.2, median_mask_iou=0.8)
+    assert symptoms(wrong) == {"masks"}
+    assert symptoms(wrong.model_copy(update={"median_mask_iou": 1.0})) == set()
+    # Half precision: a detection has come, and every mask differs by a few pixels.
+    assert "masks" not in symptoms(wrong.model_copy(update={"extra": 1}))
