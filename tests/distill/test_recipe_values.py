@@ -36,6 +36,8 @@ from distill.training.accumulate import images_per_process
 from distill.training.optim import build_optimizer, rate, set_rate
 from tests.fuzzing import FUZZ as MANY
 
+# Families whose sizes have no ResNet.
+VITS = {"lwdetr": "vit", "rfdetr": "dinov2"}
 FUZZ = settings(MANY, max_examples=max(300, MANY.max_examples))
 WILD: list[Any] = [
     None, True, False, -1, 0, 1, 2, 3, 7, 16, 0.5, -0.5, 1.5, 1e-300, 1e-9, 1e308, -1e308,
@@ -86,6 +88,9 @@ def bases(small_preset: Callable[..., DetectorConfig]) -> list[Recipe]:
     for family in FAMILIES:
         detector = small_preset(family).model_dump()
         backbone = {"name": "test_resnet", "strides": detector["backbone"]["strides"]}
+        if family in VITS:
+            backbone = {"kind": VITS[family], "width": 24, "heads": 4, "side": 3, "taps": [1, 2]}
+            detector["neck"] = {"kind": "projector", "blocks": 1}
         found.append(
             Recipe.model_validate(
                 {
