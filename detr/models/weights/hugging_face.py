@@ -44,7 +44,7 @@ class Family(NamedTuple):
         check: Raises UserError where tensors say otherwise than the config.
         adapt: Changes tensors that are not laid out as ours, in place; says what was cut off, with
             the reason.
-        licence: What is to be known of a detector's licence; empty where it is as usual.
+        license_note: What is to be known of a detector's license; empty where it is as usual.
     """
 
     config_of: Callable[[Mapping[str, Any], int, str], DetectorConfig]
@@ -53,7 +53,7 @@ class Family(NamedTuple):
     preprocess: PreprocessConfig = PUBLISHED
     check: Callable[[DetectorConfig, Mapping[str, Tensor], str], None] | None = None
     adapt: Callable[[dict[str, Tensor]], dict[str, str]] = lambda tensors: {}
-    licence: Callable[[DetectorConfig], str] = lambda config: ""
+    license_note: Callable[[DetectorConfig], str] = lambda config: ""
 
 
 FAMILIES = {
@@ -73,7 +73,7 @@ FAMILIES = {
         None,
         rf_detr.INPUT,
         adapt=rf_detr.adapt,
-        licence=rf_detr.licence,
+        license_note=rf_detr.license_note,
     ),
 }
 # The first class head, which all families call by one of these names.
@@ -128,7 +128,7 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
         for i, name in table.items()
         if i >= len(names)
     )
-    if told := family.licence(config):
+    if told := family.license_note(config):
         notes += (told,)
     naming = family.rules(config)
     if family.backbone is not None:

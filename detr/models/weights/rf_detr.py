@@ -101,8 +101,8 @@ def adapt(tensors: dict[str, Tensor]) -> dict[str, str]:
     return {f"{_POSITIONS}[:, 0]": "added to the class token"}
 
 
-def licence(config: DetectorConfig) -> str:
-    """What is to be known of a detector's licence; empty where it is Apache 2.0.
+def license_note(config: DetectorConfig) -> str:
+    """What is to be known of a detector's license; empty where it is Apache 2.0.
 
     Roboflow's sizes XL and 2XL have the DINOv2 of width 768 and a decoder of width 512.
     """
