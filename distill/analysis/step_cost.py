@@ -93,6 +93,7 @@ class StepCosts(BaseModel):
         clock: ``processor`` or ``wall`` time.
         turns: Steps behind each median.
         rows: ``none``, ``teacher``, then one per method.
+        left_out: Of all methods those that these detectors cannot run, and why.
     """
 
     student: str
@@ -104,6 +105,7 @@ class StepCosts(BaseModel):
     clock: str
     turns: int
     rows: list[StepCost]
+    left_out: list[str] = []
 
     def text(self) -> str:
         """The table as Markdown, milliseconds and shares."""
@@ -124,6 +126,8 @@ class StepCosts(BaseModel):
             cells += [f"{100 * row.added:+.1f} %", f"{100 * row.matching_and_losses:.1f} %"]
             cells += ["yes" if row.cheap else "no"]
             lines.append("| " + " | ".join(cells) + " |")
+        if self.left_out:
+            lines += ["", *(f"left out: {reason}" for reason in self.left_out)]
         return "\n".join(lines)
 
 
@@ -136,6 +140,7 @@ def time_steps(
     turns: int,
     options: Mapping[str, Options] | None = None,
     loss: LossWeights | None = None,
+    left_out: list[str] | None = None,
 ) -> list[StepCost]:
     """Times the steps of every method and of the plain student.
 
@@ -148,9 +153,10 @@ def time_steps(
         turns: Timed steps per method, after one that is not.
         options: Of methods by name; their defaults where there are none.
         loss: Weights of the detection loss, and how many points of masks it looks at.
+        left_out: Takes the reason of every method that cannot be built, which then has no row.
 
     Raises:
-        UserError: What :func:`distill.methods.build_methods` raises.
+        UserError: What :func:`distill.methods.build_methods` raises, without ``left_out``.
     """
     prepare_cpu()
     world = join()
@@ -162,7 +168,12 @@ def time_steps(
     for name in names:
         specs = [{part: dict((options or {}).get(part, {}))} for part in _parts(name)]
         weights = loss or LossWeights()
-        states[name] = _state(name, specs, ours, theirs, size, batch_size, world, weights)
+        try:
+            states[name] = _state(name, specs, ours, theirs, size, batch_size, world, weights)
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out.append(error.message)
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in states}
     batch = states[PLAIN].batches.batch(0).to(world.device)
     steps = [name for _ in range(turns + 1) for name in states]
@@ -347,7 +358,10 @@ def command(
     if threads is not None:
         torch.set_num_threads(threads)
     loss = None if recipe is None else recipe.loss
-    rows = time_steps(ours, theirs, names, canvas, batch_size, turns, options, loss)
+    # Whoever asks for all asks for those there are for these detectors.
+    left_out: list[str] = []
+    missing = left_out if methods == "all" else None
+    rows = time_steps(ours, theirs, names, canvas, batch_size, turns, options, loss, missing)
     device = join().device
     table = StepCosts(
         student=config,
@@ -359,6 +373,7 @@ def command(
         clock="processor" if Clock(device).processor else "wall",
         turns=turns,
         rows=rows,
+        left_out=left_out,
     )
     emit(table, as_json, table.text())
 

@@ -96,6 +96,18 @@ def test_detectors_with_masks_are_timed(small_preset: Callable[..., DetectorConf
     assert all(row.losses > 0 for row in rows)
 
 
+def test_of_all_methods_those_are_timed_that_the_detectors_run(
+    small_preset: Callable[..., DetectorConfig],
+) -> None:
+    config = small_preset("dino")
+    left_out: list[str] = []
+    rows = time_steps(config, config, ["fitnet", "go_lsd"], (64, 128), 1, 1, left_out=left_out)
+    assert [row.method for row in rows] == ["none", "teacher", "fitnet"]
+    assert len(left_out) == 1 and "go_lsd" in left_out[0]
+    with pytest.raises(UserError, match="go_lsd"):
+        time_steps(config, config, ["go_lsd"], (64, 128), 1, 1)
+
+
 def test_rows_by_hand() -> None:
     plain = {"student": 1.0, "student_decoder": 0.5, "matching": 0.1, "losses": 0.1, "backward": 2}
     taught = plain | {"teacher": 1.0, "teacher_decoder": 0.3}
