@@ -102,7 +102,9 @@ def bases(small_preset: Callable[..., DetectorConfig]) -> list[Recipe]:
                     "batch_size": 2,
                     "teacher": "runs/x",
                     "inherit": True,
-                    "augment": {"multi_scale": True} if len(found) % 2 else {},
+                    "augment": {"multi_scale": True}
+                    if len(found) % 2
+                    else {"mosaic": {}, "mixup": {}},
                 }
             )
         )

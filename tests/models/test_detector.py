@@ -123,7 +123,7 @@ class _Features(nn.Module):
             for x, s in zip(maps, (8, 16, 32), strict=True)
         ]
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, images: torch.Tensor, valid: torch.Tensor) -> list[torch.Tensor]:
         return self.maps
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from detr.data.preprocess import Inputs
 from detr.errors import UserError
+from engines.bundle import OUTPUTS
 from engines.trt.backend import BACKENDS
 from engines.trt.cuda import CudaError, Device, compute_capability, runtime
 from engines.trt.engine import TrtEngine
@@ -146,7 +147,8 @@ def check(cudart: Any = None) -> str:
 def opened(cudart: Any) -> tuple[TrtEngine, TensorRt]:
     """A runner around the stand-in."""
     trt: Any = TensorRt(cudart)
-    bundle: Any = types.SimpleNamespace(info=types.SimpleNamespace(model=None))
+    info = types.SimpleNamespace(model=None, outputs=OUTPUTS, masks=None)
+    bundle: Any = types.SimpleNamespace(info=info)
     engine = TrtEngine(
         bundle, Path("stand-in"), b"", BACKENDS["tensorrt"], trt, Device(cudart), "REBUILD"
     )
