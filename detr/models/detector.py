@@ -236,6 +236,7 @@ def _facts(config: DetectorConfig, backbone_channels: tuple[int, ...]) -> Facts:
         width=config.width,
         neck_width=config.map_width,
         heads=config.attention_heads,
+        cross_heads=config.sampling_heads,
         attention=config.decoder.cross_attention.kind,
         strides=config.strides,
         backbone_strides=config.backbone.strides if paired else (),

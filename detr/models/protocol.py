@@ -36,7 +36,8 @@ class Facts:
         num_classes: Number of foreground classes K.
         width: Channels D of memory and queries.
         neck_width: Channels of the maps that the encoder takes.
-        heads: Of the decoder's attention; 0 where it does not hand out attention.
+        heads: Of the decoder's self-attention; 0 where it does not hand out attention.
+        cross_heads: Of its attention to the memory; likewise.
         attention: Of the decoder to the memory: sampled (``deformable``), over all cells
             (``dense``), or over all cells with content and place apart (``conditional``).
         strides: Pixels per cell of each level of the memory, finest first.
@@ -70,6 +71,7 @@ class Facts:
     query_start: Literal["points", "boxes"]
     blank_content: bool
     scores: Literal["sigmoid", "softmax"]
+    cross_heads: int = 0
     edges: bool = False
     masks: bool = False
 

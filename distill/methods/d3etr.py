@@ -180,15 +180,19 @@ class D3etr(Method[D3etrOptions]):
                 f"strides {list(ours.strides)} and the teacher {list(theirs.strides)}; set "
                 "cross_attention: false",
             )
-        each = self.options.self_attention or (
-            self.options.cross_attention and self.options.heads == "each"
-        )
-        if each and ours.heads != theirs.heads:
+        if self.options.self_attention and ours.heads != theirs.heads:
             raise UserError(
                 "method-heads",
-                f"methods.{self.name}: attention maps are compared per head, but the student has "
-                f"{ours.heads} heads and the teacher {theirs.heads}; set "
-                "self_attention: false and heads: mean",
+                f"methods.{self.name}: self-attention maps are compared per head, but the student "
+                f"has {ours.heads} heads and the teacher {theirs.heads}; set self_attention: false",
+            )
+        each = self.options.cross_attention and self.options.heads == "each"
+        if each and ours.cross_heads != theirs.cross_heads:
+            raise UserError(
+                "method-heads",
+                f"methods.{self.name}: cross-attention maps are compared per head, but the student "
+                f"has {ours.cross_heads} heads and the teacher {theirs.cross_heads}; set "
+                "heads: mean",
             )
         if self.options.matching == "index" and ours.num_queries > theirs.num_queries:
             raise UserError(

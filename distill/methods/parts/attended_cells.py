@@ -142,6 +142,7 @@ def squared_distance(first: Cells, second: Cells) -> Tensor:
     Equal to ``(dense(first) - dense(second)).square().sum()``, with dense maps of only as many
     queries at a time as stay in a CPU's cache.
     """
+    assert first.index.shape[:-1] == second.index.shape[:-1], "maps of other shapes"
     flat = (x.flatten(0, -2) for x in (first.value, second.value, first.index, second.index))
     distance: Tensor = _SquaredDistance.apply(*flat, first.size)
     return distance

@@ -194,7 +194,9 @@ def reached() -> Callable[..., set[str]]:
         before = copy.deepcopy(teacher.state_dict())
         tested = build_methods([{name: options}], student, teacher)[0]
         losses = tested.losses(_step(student, teacher, [tested]))
-        assert all(value.isfinite() for value in losses.values())
+        assert all(value.isfinite() for value in losses.values()), {
+            name: value for name, value in losses.items() if not value.isfinite()
+        }
         torch.stack(list(losses.values())).sum().backward()
         assert all(p.grad is None for p in teacher.parameters())
         torch.testing.assert_close(teacher.state_dict(), before)

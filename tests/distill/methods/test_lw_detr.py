@@ -40,6 +40,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "qskd": {"threshold": -0.9},
     "kd_detr": {"layers": "paired"},
     "detrdistill": {"on": "memory"},
+    # Attention to the memory has heads of its own number.
+    "d3etr": {"heads": "mean"},
 }
 # GO-LSD compares distributions, which neither of the two has; of the others no detector teaches.
 WITH_TEACHER = [
@@ -57,6 +59,15 @@ def test_every_method_with_a_teacher_teaches(
     student, teacher = build(seed=1, **ours).train(), build(seed=2, **theirs).eval()
     moved = reached(name, student, teacher, **OPTIONS.get(name, {}))
     assert any(parameter.startswith("backbone.") for parameter in moved), moved
+
+
+def test_attention_of_other_heads_is_not_compared_head_by_head(
+    build: Callable[..., Detector], method: Callable[..., Any]
+) -> None:
+    student, teacher = build(seed=1), build(seed=2, **LW_DETR)
+    with pytest.raises(UserError, match="4 heads and the teacher 8; set heads: mean") as caught:
+        method("d3etr", student, teacher)
+    assert caught.value.code == "method-heads"
 
 
 def test_maps_of_the_backbone_are_no_levels(
