@@ -83,7 +83,7 @@ class Row:
         preset, ap, before: See :class:`Published`.
         size: Height and width it was timed at.
         published: Whether ``ap`` is of this size.
-        parameters: Millions.
+        parameters: Millions, query groups of the training included.
         ms, least_ms: Median and least of a call on the clock.
         processor_ms, processor_least_ms: The same of the processors' time together.
     """
@@ -205,7 +205,7 @@ def main() -> None:
     machine = read_machine()
     document = {
         "command": f"python -m tools.which_detector --threads {options.threads} "
-        f"--rounds {options.rounds}",
+        f"--rounds {options.rounds}" + (f" --only {options.only}" if options.only else ""),
         "cpu": machine.cpu,
         "engine": engine,
         "threads": options.threads,
