@@ -109,6 +109,7 @@ def ap_over_latency(
     title_id: str = "plot",
     budget: float | None = None,
     from_zero: bool = True,
+    axes: tuple[str, str] = ("end-to-end latency", "COCO AP"),
 ) -> str:
     """SVG of the points, the front joined by a line, whiskers from lowest to highest.
 
@@ -117,6 +118,7 @@ def ap_over_latency(
         title_id: Prefix of the ids inside, for pages with several plots.
         budget: Milliseconds at which a line is drawn, where they are within the plot.
         from_zero: Whether a linear axis of latencies begins at zero, so that lengths are ratios.
+        axes: What is measured along x, in milliseconds, and along y.
     """
     x, y = _latency_axis(points, from_zero), _ap_axis(points)
     named = [p for p in points if p.text]
@@ -126,7 +128,7 @@ def ap_over_latency(
         f'aria-labelledby="{title_id}-title {title_id}-desc">',
         f'<title id="{title_id}-title">Average precision over latency</title>',
         f'<desc id="{title_id}-desc">{escape(described)}</desc>',
-        *_frame(x, y),
+        *_frame(x, y, axes),
         *_front(points, x, y),
     ]
     taken: list[tuple[float, float, float, float]] = [
@@ -177,7 +179,7 @@ def _ap_axis(points: Sequence[Point]) -> Axis:
     return Axis(low, high, _HEIGHT - _BOTTOM, _TOP)
 
 
-def _frame(x: Axis, y: Axis) -> list[str]:
+def _frame(x: Axis, y: Axis, axes: tuple[str, str]) -> list[str]:
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     parts = []
     for tick in y.ticks():
@@ -198,9 +200,9 @@ def _frame(x: Axis, y: Axis) -> list[str]:
     parts += [
         f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{right}"/>',
         f'<text class="axis-title" x="{(_LEFT + right) / 2}" y="{_HEIGHT - 10}" '
-        f'text-anchor="middle">end-to-end latency, ms (median{scale}) – left is faster</text>',
+        f'text-anchor="middle">{escape(axes[0])}, ms (median{scale}) – left is faster</text>',
         f'<text class="axis-title" transform="translate(16 {middle}) rotate(-90)" '
-        'text-anchor="middle">COCO AP – up is better</text>',
+        f'text-anchor="middle">{escape(axes[1])} – up is better</text>',
     ]
     return parts
 

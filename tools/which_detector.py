@@ -181,7 +181,8 @@ def picture(rows: list[Row]) -> str:
         )
         for row in rows
     ]
-    return standing_alone(ap_over_latency(points))
+    axes = ("processor time of a call", "COCO AP as published")
+    return standing_alone(ap_over_latency(points, axes=axes))
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ from distill.losses.linear_assignment import assign
 from distill.losses.matches import Matches
 from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.attended_cells import attended_cells, mean_heads, squared_distance
-from distill.methods.parts.attention_error import map_error
+from distill.methods.parts.attention_error import check_heads, map_error
 from distill.methods.parts.mask_pairs import MaskOptions, MaskPairs, QueryPairs
 from distill.methods.parts.pairing import LayerMap, Pairs, pair_decoders
 from distill.methods.parts.points import ForStudent, check_same_kind, specific_points
@@ -180,20 +180,10 @@ class D3etr(Method[D3etrOptions]):
                 f"strides {list(ours.strides)} and the teacher {list(theirs.strides)}; set "
                 "cross_attention: false",
             )
-        if self.options.self_attention and ours.heads != theirs.heads:
-            raise UserError(
-                "method-heads",
-                f"methods.{self.name}: self-attention maps are compared per head, but the student "
-                f"has {ours.heads} heads and the teacher {theirs.heads}; set self_attention: false",
-            )
-        each = self.options.cross_attention and self.options.heads == "each"
-        if each and ours.cross_heads != theirs.cross_heads:
-            raise UserError(
-                "method-heads",
-                f"methods.{self.name}: cross-attention maps are compared per head, but the student "
-                f"has {ours.cross_heads} heads and the teacher {theirs.cross_heads}; set "
-                "heads: mean",
-            )
+        if self.options.self_attention:
+            check_heads(self.name, "self", ours.heads, theirs.heads, "self_attention: false")
+        if self.options.cross_attention and self.options.heads == "each":
+            check_heads(self.name, "cross", ours.cross_heads, theirs.cross_heads, "heads: mean")
         if self.options.matching == "index" and ours.num_queries > theirs.num_queries:
             raise UserError(
                 "method-queries",

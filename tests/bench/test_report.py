@@ -227,6 +227,9 @@ def test_of_many_artifacts_those_that_count_are_told(report: Report) -> None:
 
 def test_plot_places_points_by_value() -> None:
     svg = ap_over_latency([point("a", 10, 0.2), point("b", 40, 0.6)])
+    assert "end-to-end latency, ms (median" in svg and "COCO AP – up" in svg
+    named = ap_over_latency([point("a", 10, 0.2)], axes=("processor time", "recall"))
+    assert "processor time, ms" in named and "recall – up" in named and "COCO" not in named
     circles = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)
     (ax, ay), (bx, by) = ((float(x), float(y)) for x, y in circles)
     assert ax < bx and ay > by

@@ -13,7 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detr.errors import UserError
+
 _TINY = 1e-6
+
+
+def check_heads(method: str, kind: str, ours: int, theirs: int, otherwise: str) -> None:
+    """Raises UserError ``method-heads`` where maps of other numbers of heads are compared per head.
+
+    Args:
+        method: Name of the asking method.
+        kind: Of attention, for the message.
+        ours: Heads of the student.
+        theirs: Heads of the teacher.
+        otherwise: The option that does without.
+    """
+    if ours != theirs:
+        raise UserError(
+            "method-heads",
+            f"methods.{method}: {kind}-attention maps are compared per head, but the student has "
+            f"{ours} heads and the teacher {theirs}; set {otherwise}",
+        )
 
 
 def map_error(
