@@ -45,8 +45,8 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _threads_stay() -> Iterator[None]:
-    """A test that asks for more threads does not leave them to those after it."""
+def _process_stays() -> Iterator[None]:
+    """A test that asks for threads, or trains, does not leave what that sets to those after it."""
     before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
     yield
     if "torch" in sys.modules:
@@ -54,6 +54,7 @@ def _threads_stay() -> Iterator[None]:
         wanted = int(os.environ["OMP_NUM_THREADS"]) if before is None else before
         if torch.get_num_threads() != wanted:
             torch.set_num_threads(wanted)
+        torch.set_flush_denormal(False)  # training flushes denormal numbers, for the whole process
 
 
 @pytest.fixture(scope="session")

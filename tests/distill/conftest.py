@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from detr.data.synth import generate
 from distill.recipe import Recipe
 
 SIZE = (64, 128)
-
-
-@pytest.fixture(autouse=True)
-def denormals() -> Iterator[None]:
-    """Training flushes denormal numbers for the whole process; other tests look at some."""
-    yield
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

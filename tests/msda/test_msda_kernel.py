@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -87,14 +88,19 @@ def test_half_values_lose_only_what_storing_them_loses(kind: str, channels: int)
         np.testing.assert_allclose(grad.astype(np.float64), expected, rtol=slack, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("flush", [False, True], ids=["denormals", "flushed"])
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
-def test_half_values_of_every_size_survive(kind: str) -> None:
-    """Zero, subnormal, largest and infinite values, read and written on every code path."""
+def test_half_values_of_every_size_survive(kind: str, flush: bool) -> None:
+    """Zero, subnormal, largest and infinite values, read and written on every code path.
+
+    Also where the process flushes denormal floats, as training makes it: these are no such.
+    """
     numbers = [0.0, -0.0, 2.0**-24, -(2.0**-20), 6e-5, 1.0, -3.14159, 60000.0, -65504.0, np.inf]
     values = np.array(numbers * 4, dtype=np.float32)[:36].reshape(1, 1, 1, 36)
     values = bfloat16(values) if kind == "bfloat16" else values.astype(np.float16)
     center = np.full((1, 1, 1, 1, 1, 2), 0.5, np.float32)
     one = np.ones((1, 1, 1, 1, 1), np.float32)
+    torch.set_flush_denormal(flush)
     out = msda.forward(values, ((1, 1),), center, one)
     np.testing.assert_array_equal(out.reshape(-1), values.reshape(-1))
 

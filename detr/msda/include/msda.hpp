@@ -90,13 +90,14 @@ MSDA_FUNCTION float widen(Half value) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
     return result;
 #else
-    // The ten mantissa bits move to float's place; the product with 2^112 mends the exponent bias
-    // and makes subnormal halves normal.
-    const unsigned magnitude = static_cast<unsigned>(value.bits & 0x7fffu) << 13;
+    // No subnormal float on the way: training tells the processor to take those for zero.
+    const unsigned magnitude = value.bits & 0x7fffu;
     const unsigned sign = static_cast<unsigned>(value.bits & 0x8000u) << 16;
-    const unsigned special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
-    const float scaled = bit_cast<float>(magnitude) * bit_cast<float>(0x77800000u);
-    return bit_cast<float>(bit_cast<unsigned>(scaled) | special | sign);
+    const unsigned special = magnitude >= 0x7c00u ? 0x38000000u : 0u;  // infinity and NaN
+    const unsigned normal = (magnitude << 13) + 0x38000000u + special;
+    const float subnormal = static_cast<float>(static_cast<int>(magnitude)) * 0x1p-24f;
+    return bit_cast<float>(
+        (magnitude < 0x0400u ? bit_cast<unsigned>(subnormal) : normal) | sign);
 #endif
 }
 
