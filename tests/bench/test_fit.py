@@ -17,6 +17,7 @@ from bench.fit.model import Candidate, Fit
 from bench.fit.picture import picture
 from bench.report.model import Report, ReportRow
 from detr.errors import UserError
+from tools.elastic import choice
 
 
 def row(report: Report, name: str, ap: float, p90: float) -> ReportRow:
@@ -50,6 +51,36 @@ def test_of_equals_the_faster_is_kept(report: Report) -> None:
     rows = [row(report, "slow", 0.4, 18.0), row(report, "fast", 0.4, 8.0)]
     kept, _, _ = choose(report.model_copy(update={"rows": rows}), 20.0, lambda _: 1.0)
     assert kept is not None and kept.name == "fast"
+
+
+def test_another_measurement_confirms_the_choice_or_not(
+    report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What docs/results.md says of a choice is what this tool says."""
+
+    def confirmed(kept: str, found: list[tuple[str, float, float]]) -> int:
+        fit = Fit(
+            data="x", engine="x", created="x", budget_ms=20.0, kept=kept, kept_again_ms=18.0,
+            late={}, candidates=[], skipped=[], commands=[],
+        )  # fmt: skip
+        again = report.model_copy(update={"rows": [row(report, *one) for one in found]})
+        (tmp_path / "fit.json").write_text(fit.model_dump_json())
+        (tmp_path / "report.json").write_text(again.model_dump_json())
+        with pytest.raises(SystemExit) as caught:
+            choice(tmp_path / "fit.json", tmp_path / "report.json")
+        assert isinstance(caught.value.code, int)
+        return caught.value.code
+
+    found = [("large", 0.5, 30.0), ("good", 0.4, 18.0), ("small", 0.3, 9.0)]
+    assert confirmed("good", found) == 0
+    told = capsys.readouterr().out
+    assert "kept good: p90 18.00 ms, 0.900 of the budget" in told
+    assert "best of 3 by the report: good; its front: " in told
+    assert confirmed("small", found) == 1
+    # Another is as good and faster; nothing holds the budget; the kept one was not measured.
+    assert confirmed("good", [*found, ("quick", 0.4, 8.0)]) == 1
+    assert confirmed("good", [("good", 0.4, 21.0)]) == 1
+    assert confirmed("good", found[:1]) == 1
 
 
 def test_the_picture_names_the_front_and_tells_the_rest_by_hand(report: Report) -> None:
