@@ -56,10 +56,12 @@ PRESETS = {
 }
 # Small detectors of our own, from random weights.
 OWN = {
+    "demo-dfine",
     "demo-elastic",
     "demo-mask-dino",
     "demo-mask-student",
     "demo-stable-mask-dino",
+    "demo-rtdetr",
     "demo-student",
     "demo-student-narrow",
     "demo-teacher",
