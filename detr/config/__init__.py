@@ -35,6 +35,7 @@ from detr.config.encoder import (
     EncoderConfig,
     GelanEncoderConfig,
     HybridEncoderConfig,
+    LiteEncoderConfig,
 )
 from detr.config.heads import (
     AnyBoxesConfig,
@@ -91,6 +92,7 @@ __all__ = [
     "GroupedQueriesConfig",
     "HeadsConfig",
     "HybridEncoderConfig",
+    "LiteEncoderConfig",
     "LayerStack",
     "LearnedQueriesConfig",
     "LookForwardTwiceConfig",

@@ -69,6 +69,13 @@ D_FINE = {
     "d-fine-l": (91, 31),
     "d-fine-x": (202, 62),
 }
+# DEIMv2's repository: side of the canvas, GFLOPs (of two operations each), parameters in millions.
+DEIMV2 = {
+    "deimv2-atto": (320, 0.8, 0.5),
+    "deimv2-femto": (416, 1.7, 1.0),
+    "deimv2-pico": (640, 5.2, 1.5),
+    "deimv2-n": (640, 6.8, 3.6),
+}
 RT_DETR = {
     "rtdetr-r18": (60, 20),
     "rtdetr-r34": (92, 31),
@@ -131,6 +138,15 @@ def test_real_time_costs_are_the_published_ones(name):
     joined = 0.03 if name in D_FINE else 0.02
     assert 2 * found.gflops == pytest.approx(gflops, rel=joined, abs=0.5)
     assert found.parameters / 1e6 == pytest.approx(millions, abs=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEIMV2)
+def test_deimv2s_costs_are_the_published_ones(name):
+    side, gflops, millions = DEIMV2[name]
+    found = describe(preset(name, 80), name, (side, side))
+    assert 2 * found.gflops == pytest.approx(gflops, rel=0.04, abs=0.05)
+    assert found.parameters / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 @pytest.mark.parametrize("name", VITS)

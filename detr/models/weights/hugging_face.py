@@ -18,6 +18,7 @@ from detr.models.weights import (
     d_fine,
     dab_detr,
     deformable_detr,
+    deimv2,
     detr,
     lw_detr,
     rf_detr,
@@ -66,6 +67,9 @@ FAMILIES = {
     "rt_detr": Family(rt_detr.config_of, rt_detr.rules, None, rt_detr.INPUT),
     "rt_detr_v2": Family(rt_detr.config_of, rt_detr.rules, None, rt_detr.INPUT),
     "d_fine": Family(d_fine.config_of, d_fine.rules, None, d_fine.INPUT, d_fine.check),
+    "deimv2": Family(
+        deimv2.config_of, deimv2.rules, None, deimv2.INPUT, deimv2.check, deimv2.adapt
+    ),
     "lw_detr": Family(lw_detr.config_of, lw_detr.rules, None, lw_detr.INPUT, adapt=lw_detr.adapt),
     "rf_detr": Family(
         rf_detr.config_of,
