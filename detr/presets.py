@@ -212,7 +212,8 @@ _LW_DETR = DetectorConfig(
 
 # DEIM's decoders and heads, on both.
 _SILU: dict[str, Any] = {"mlp_activation": "silu", "decoder": {"activation": "silu"}}
-# DEIMv2 as its code has it over large HGNetv2s, of which there are no weights; DEIMV2_SIZES has more.
+# DEIMv2 as its code has it over large HGNetv2s, of which there are no weights; DEIMV2_SIZES has
+# those that are published.
 _DEIMV2 = _D_FINE.replace(
     mlp_activation="silu",
     encoder={"join": "sum", "smooth": False},

@@ -85,8 +85,9 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Decoder layers with their class and box heads.
 
-    Heads: one shared pair, a pair per layer, or a class head per layer beside one box head. A last LayerNorm, where there is one, goes before
-    the heads, while the running reference is updated from the un-normed output.
+    Heads: one shared pair, a pair per layer, or a class head per layer beside one box head. A last
+    norm, where there is one, goes before the heads, while the running reference is updated from the
+    un-normed output.
     """
 
     def __init__(self, config: DetectorConfig) -> None:

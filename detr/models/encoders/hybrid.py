@@ -177,7 +177,7 @@ class GelanEncoder(HybridEncoder):
 
 
 class LiteEncoder(GelanEncoder):
-    """DEIMv2's smallest: means in place of attention and of strided convolutions (Huang et al. 2025).
+    """DEIMv2's smallest: means in place of attention and strided convolutions (Huang et al. 2025).
 
     A coarser map learns its mean over the image before it is enlarged; the released code's mean is
     over the canvas, which is the same where an image fills it.

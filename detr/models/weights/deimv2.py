@@ -47,7 +47,7 @@ _SMALL = {
 # What the library has before the judging of tokens, and the original has not.
 _ADDED = ("model.enc_output.0.weight", "model.enc_output.0.bias", "model.enc_output.1.weight")
 _ADDED_BIAS = "model.enc_output.1.bias"
-_UNCHANGED = "the identity, which only the transformers library has"
+_UNCHANGED = "untrained, of a norm that only the transformers library has"
 _SPLIT = re.compile(r"(model\.encoder\..+\.csp_rep[12]\.)conv1\.((?:conv|norm)\..+)")
 
 
@@ -127,11 +127,11 @@ def adapt(tensors: dict[str, Tensor]) -> dict[str, str]:
 def _as_d_fine(name: str) -> str:
     """A backbone's tensor as D-FINE's is called."""
     for theirs, ours in (
-        (r"model\.conv_encoder\.model\.", "model.backbone.model."),
-        (r"model\.conv_encoder\.encoder_input_proj\.(\d+)\.conv\.", r"model.encoder_input_proj.\1.0."),
-        (r"model\.conv_encoder\.encoder_input_proj\.(\d+)\.norm\.", r"model.encoder_input_proj.\1.1."),
-    ):  # fmt: skip
-        name = re.sub(f"^{theirs}", ours, name)
+        (r"model\.", "model.backbone.model."),
+        (r"encoder_input_proj\.(\d+)\.conv\.", r"model.encoder_input_proj.\1.0."),
+        (r"encoder_input_proj\.(\d+)\.norm\.", r"model.encoder_input_proj.\1.1."),
+    ):
+        name = re.sub(rf"^model\.conv_encoder\.{theirs}", ours, name)
     return name
 
 

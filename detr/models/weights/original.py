@@ -2,9 +2,9 @@
 
 Those of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR and DINO, of
 detrex's DINO, of Mask DINO (:mod:`mask_dino`), of RT-DETR (:mod:`original_rt_detr`), of D-FINE
-(:mod:`original_d_fine`), of DEIMv2 (:mod:`original_deimv2`), of LW-DETR and RF-DETR (:mod:`original_lw_detr`). The architecture is read
-off names and shapes (:mod:`original_config`). Names are put in the transformers library's terms
-first, whose tables then say where they go.
+(:mod:`original_d_fine`), of DEIMv2 (:mod:`original_deimv2`), of LW-DETR and RF-DETR
+(:mod:`original_lw_detr`). The architecture is read off names and shapes (:mod:`original_config`).
+Names are put in the transformers library's terms first, whose tables then say where they go.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ _BLOCKS = {
     "cv3.1": "csp_rep2.conv2",
     "cv4": "conv2",
 }
+_BLOCK = r"encoder\.((?:fpn|pan)_block(?:s\.\d)?)\.(cv[14]|cv[23]\.\d)\.(.+)"
 _STEPS = (
     (r"encoder\.down_sample([12])\.1\.", r"model.encoder.down_conv\1.conv."),
     (r"encoder\.down_sample([12])\.2\.", r"model.encoder.down_conv\1.norm."),
@@ -116,9 +117,7 @@ def _alike(tensors: Mapping[str, Tensor], heads: str) -> bool:
 
 def _translated(name: str) -> str:
     """A name in the transformers library's terms."""
-    if found := re.match(
-        r"encoder\.((?:fpn|pan)_block(?:s\.\d)?)\.(cv[14]|cv[23]\.\d)\.(.+)", name
-    ):
+    if found := re.match(_BLOCK, name):
         return f"model.encoder.{found[1]}.{_BLOCKS[found[2]]}.{found[3]}"
     for pattern, replacement in _STEPS:
         name, count = re.subn(f"^{pattern}", replacement, name)
