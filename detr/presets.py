@@ -51,7 +51,7 @@ from detr.real_time_sizes import (
     SMALL_HGNET,
     TRAINED,
 )
-from detr.vit_sizes import LW_DETR_SIZES, RF_DETR_SIZES
+from detr.vit_sizes import DEIMV2_VIT_SIZES, LW_DETR_SIZES, RF_DETR_SIZES
 
 # Short name to timm model and the tag of its ImageNet weights.
 BACKBONES: dict[str, tuple[str, str | None]] = {
@@ -289,7 +289,7 @@ _RESNETS: dict[str, dict[str, tuple[str, str | None]]] = {
     "deimv2": {**_VD, **SMALL_HGNET},
 }
 # Sizes whose backbone is their own, so that none of the others' takes its place.
-_WHOLE_SIZES = {"lwdetr": LW_DETR_SIZES, "rfdetr": RF_DETR_SIZES}
+_WHOLE_SIZES = {"lwdetr": LW_DETR_SIZES, "rfdetr": RF_DETR_SIZES, "deimv2": DEIMV2_VIT_SIZES}
 _SIZES = {
     **dict.fromkeys(_RT_DETRS, RT_DETR_SIZES),
     **dict.fromkeys(_D_FINES, D_FINE_SIZES),

@@ -61,7 +61,13 @@ from detr.config.queries import (
     UnifiedDenoisingConfig,
     UnifiedQueriesConfig,
 )
-from detr.config.vit import AnyVitConfig, Dinov2BackboneConfig, VitBackboneConfig
+from detr.config.vit import (
+    AnyVitConfig,
+    Dinov2BackboneConfig,
+    Dinov3BackboneConfig,
+    VitBackboneConfig,
+    WindowedVitConfig,
+)
 
 __all__ = [
     "MASK_STRIDE",
@@ -86,6 +92,7 @@ __all__ = [
     "DetachedRefinementConfig",
     "DetectorConfig",
     "Dinov2BackboneConfig",
+    "Dinov3BackboneConfig",
     "DistributionRefinementConfig",
     "EncoderConfig",
     "GelanEncoderConfig",
@@ -120,6 +127,7 @@ __all__ = [
     "UnifiedQueriesConfig",
     "VitBackboneConfig",
     "Weight",
+    "WindowedVitConfig",
     "Word",
     "merged",
 ]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from detr.config.base import Part, Strict, Word, usual_kind
-from detr.config.vit import Dinov2BackboneConfig, VitBackboneConfig
+from detr.config.vit import Dinov2BackboneConfig, Dinov3BackboneConfig, VitBackboneConfig
 
 
 class BackboneConfig(Part):
@@ -63,7 +63,7 @@ class BackboneConfig(Part):
 
 
 AnyBackboneConfig = Annotated[
-    BackboneConfig | VitBackboneConfig | Dinov2BackboneConfig,
+    BackboneConfig | VitBackboneConfig | Dinov2BackboneConfig | Dinov3BackboneConfig,
     Field(discriminator="kind"),
     usual_kind("timm"),
 ]

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detr.config import BackboneConfig, DetectorConfig
+from detr.config import BackboneConfig, DetectorConfig, Dinov3BackboneConfig
+from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
-from detr.models.weights import d_fine, rt_detr
+from detr.models.weights import d_fine, dinov3, lw_detr, rt_detr
 from detr.models.weights.renaming import Rule
 from detr.presets import FAMILIES
 
-INPUT = rt_detr.INPUT
 _WB = "(weight|bias)"
 _NORM = "(weight|bias|running_mean|running_var)"
 # Options of config.json that would make another architecture, and what they are in ours.
@@ -48,6 +48,7 @@ _SMALL = {
 _ADDED = ("model.enc_output.0.weight", "model.enc_output.0.bias", "model.enc_output.1.weight")
 _ADDED_BIAS = "model.enc_output.1.bias"
 _UNCHANGED = "untrained, of a norm that only the transformers library has"
+_CONVOLUTIONS = re.compile(r"model\.conv_encoder\.(?:model|encoder_input_proj)\.")
 _SPLIT = re.compile(r"(model\.encoder\..+\.csp_rep[12]\.)conv1\.((?:conv|norm)\..+)")
 
 
@@ -56,7 +57,7 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
 
     Raises:
         UserError: ``weights-config`` for an option we have no architecture for,
-            ``weights-backbone`` for another backbone than an HGNetv2.
+            ``weights-backbone`` for another backbone than an HGNetv2 or a DINOv3.
     """
     strides = tuple(int(stride) for stride in published.get("feat_strides", (8, 16, 32)))
     kinds = {"hybrid": "gelan", "lite": "lite"}
@@ -97,10 +98,14 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
     )
 
 
-def _backbone(published: Mapping[str, Any], strides: tuple[int, ...], place: str) -> BackboneConfig:
-    """The HGNetv2, of three stages in the smallest."""
+def _backbone(
+    published: Mapping[str, Any], strides: tuple[int, ...], place: str
+) -> BackboneConfig | Dinov3BackboneConfig:
+    """The DINOv3, or the HGNetv2, of three stages in the smallest."""
     inner = published.get("backbone_config") or {}
     blocks = [int(n) for n in inner.get("stage_num_blocks", ())]
+    if inner.get("model_type") == "dinov3_vit":
+        return dinov3.config_of(published, place)
     if inner.get("model_type") != "hgnet_v2" or len(blocks) != 3:
         return d_fine.backbone_of(published, strides, place)
     name = _SMALL.get((blocks[2], int(inner["stage_out_channels"][2])))
@@ -114,8 +119,9 @@ def _backbone(published: Mapping[str, Any], strides: tuple[int, ...], place: str
 
 def adapt(tensors: dict[str, Tensor]) -> dict[str, str]:
     """Puts the backbone under D-FINE's names and takes doubled convolutions apart, in place."""
+    dinov3.adapt(tensors)
     for name in list(tensors):
-        if name.startswith("model.conv_encoder."):
+        if _CONVOLUTIONS.match(name):
             tensors[_as_d_fine(name)] = tensors.pop(name)
         elif (found := _SPLIT.fullmatch(name)) and not name.endswith("num_batches_tracked"):
             shortcut, way = tensors.pop(name).chunk(2)
@@ -153,6 +159,21 @@ def check(config: DetectorConfig, tensors: Mapping[str, Tensor], place: str) -> 
             )
 
 
+def input_of(config: DetectorConfig) -> PreprocessConfig:
+    """What images went through: over a DINOv3, they are normalized as there."""
+    return lw_detr.INPUT if isinstance(config.backbone, Dinov3BackboneConfig) else rt_detr.INPUT
+
+
+def license_note(config: DetectorConfig) -> str:
+    """What is to be known of a detector's license; empty where it is Apache 2.0."""
+    if not isinstance(config.backbone, Dinov3BackboneConfig):
+        return ""
+    return (
+        "license: the backbone comes from Meta's DINOv3, or was distilled from it; its weights are "
+        "under the DINOv3 License, which binds whoever uses or passes them on"
+    )
+
+
 def rules(config: DetectorConfig) -> tuple[Rule, ...]:
     """Where the tensors go, the backbone's too."""
     layer = r"model\.decoder\.layers\.(\d+)\."
@@ -173,6 +194,7 @@ def rules(config: DetectorConfig) -> tuple[Rule, ...]:
         *_block_rules("fpn_block", "top_down.0", 0),
         *_block_rules("pan_block", "bottom_up.0", 0),
         *_lite_rules(),
+        *dinov3.rules(config),
         *d_fine.rules(config),
     )
 

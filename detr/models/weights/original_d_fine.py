@@ -21,6 +21,7 @@ from detr.models.weights.renaming import split_projections
 # A tensor that only this repository's checkpoints have.
 MARK = "decoder.decoder.layers.0.gateway.gate.weight"
 _FIRST = "decoder.decoder.layers.0"
+_STEM = "backbone.stem.stem1.conv.weight"
 _HEADS = 8  # in every published config; nothing in the tensors tells
 _LAYER = (
     (r"self_attn\.out_proj\.", "self_attn.o_proj."),
@@ -74,7 +75,7 @@ def convert(
             for a variant we have no architecture for, and what
             :func:`detr.models.weights.hugging_face.convert` raises.
     """
-    if "backbone.stem.stem1.conv.weight" not in tensors:
+    if _STEM not in tensors:
         raise UserError("weights-backbone", f"{place}: the backbone is no HGNetv2")
     if any(name.startswith("decoder.tgt_embed.") for name in tensors):
         raise UserError("weights-config", f"{place}: learn_query_content is not supported")
@@ -107,7 +108,7 @@ def published(tensors: Mapping[str, Tensor], block: str) -> dict[str, Any]:
         "id2label": {
             str(i): f"class-{i}" for i in range(len(tensors["decoder.dec_score_head.0.weight"]))
         },
-        "backbone_config": _backbone(tensors),
+        "backbone_config": _backbone(tensors) if _STEM in tensors else {},
         "freeze_backbone_batch_norms": "backbone.stem.stem1.bn.num_batches_tracked" not in tensors,
         "feat_strides": strides,
         "num_feature_levels": levels,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from detr.errors import UserError
-from detr.models.weights import hugging_face, original_d_fine
+from detr.models.weights import dinov3, hugging_face, original_d_fine
 from detr.models.weights.imported import Imported
 from detr.models.weights.original_rt_detr import depth
 from detr.models.weights.renaming import split_projections
@@ -64,12 +64,12 @@ def convert(tensors: Mapping[str, Tensor], place: str, discrete: bool = False) -
         discrete: It samples whole cells; nothing in the tensors tells.
 
     Raises:
-        UserError: ``weights-backbone`` for another backbone than an HGNetv2, ``weights-config``
-            for a variant we have no architecture for, and what
+        UserError: ``weights-backbone`` for another backbone than an HGNetv2 or a DINOv3,
+            ``weights-config`` for a variant we have no architecture for, and what
             :func:`detr.models.weights.hugging_face.convert` raises.
     """
-    if "backbone.stem.stem1.conv.weight" not in tensors:
-        raise UserError("weights-backbone", f"{place}: the backbone is no HGNetv2")
+    if dinov3.MARK not in tensors and "backbone.stem.stem1.conv.weight" not in tensors:
+        raise UserError("weights-backbone", f"{place}: the backbone is no HGNetv2 and no DINOv3")
     if any(name.startswith("decoder.tgt_embed.") for name in tensors):
         raise UserError("weights-config", f"{place}: learn_query_content is not supported")
     named: dict[str, Tensor] = {}
@@ -81,16 +81,20 @@ def convert(tensors: Mapping[str, Tensor], place: str, discrete: bool = False) -
             named[f"{layer}.up_proj.{found[2]}"] = value
         else:
             named[_translated(name)] = tensor
-    told = {**_published(tensors), "decoder_method": "discrete" if discrete else "default"}
+    named = dinov3.translated(named)
+    told = {**_published(tensors, place), "decoder_method": "discrete" if discrete else "default"}
     return hugging_face.convert(told, named, place)
 
 
-def _published(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _published(tensors: Mapping[str, Tensor], place: str) -> dict[str, Any]:
     """What the transformers library's ``config.json`` would say."""
     lite = _LITE in tensors
     block = "encoder.fpn_block" if lite else "encoder.fpn_blocks.0"
     layer = "decoder.decoder.layers.0"
     told = original_d_fine.published(tensors, block)
+    if dinov3.MARK in tensors:
+        told["backbone_config"] = dinov3.published_of(tensors, place)
+        told["spatial_tuning_adapter_inplanes"] = len(tensors[dinov3.MARK])
     if lite:
         told["feat_strides"] = told["feat_strides"][:1]
     return {
