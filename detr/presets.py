@@ -43,10 +43,18 @@ from detr.config import (
     UnifiedQueriesConfig,
 )
 from detr.errors import UserError
-from detr.vit_sizes import LW_DETR_SIZES, RF_DETR_SIZES
+from detr.real_time_sizes import (
+    D_FINE_SIZES,
+    DEIMV2_SIZES,
+    HGNET,
+    RT_DETR_SIZES,
+    SMALL_HGNET,
+    TRAINED,
+)
+from detr.vit_sizes import DEIMV2_VIT_SIZES, LW_DETR_SIZES, RF_DETR_SIZES
 
 # Short name to timm model and the tag of its ImageNet weights.
-BACKBONES = {
+BACKBONES: dict[str, tuple[str, str | None]] = {
     "r18": ("resnet18", "hub:resnet18.tv_in1k"),
     "r34": ("resnet34", "hub:resnet34.tv_in1k"),
     "r50": ("resnet50", "hub:resnet50.tv_in1k"),
@@ -70,20 +78,11 @@ BACKBONES = {
 }
 
 # ResNets whose stem is three small convolutions and whose shortcuts average before they narrow.
-_VD = {
+_VD: dict[str, tuple[str, str | None]] = {
     "r18": ("resnet18d", "hub:resnet18d.ra2_in1k"),
     "r34": ("resnet34d", "hub:resnet34d.ra2_in1k"),
     "r50": ("resnet50d", "hub:resnet50d.ra2_in1k"),
     "r101": ("resnet101d", "hub:resnet101d.ra2_in1k"),
-}
-
-# The sizes of D-FINE: HGNetv2 and its ImageNet weights before they are refined on small pictures.
-_HGNET = {
-    "n": ("hgnetv2_b0", "hub:hgnetv2_b0.ssld_stage1_in22k_in1k"),
-    "s": ("hgnetv2_b0", "hub:hgnetv2_b0.ssld_stage1_in22k_in1k"),
-    "m": ("hgnetv2_b2", "hub:hgnetv2_b2.ssld_stage1_in22k_in1k"),
-    "l": ("hgnetv2_b4", "hub:hgnetv2_b4.ssld_stage1_in22k_in1k"),
-    "x": ("hgnetv2_b5", "hub:hgnetv2_b5.ssld_stage1_in22k_in1k"),
 }
 
 _ON_EDGES = HeadsConfig(boxes=BoxesConfig(logit_eps=1e-3))
@@ -174,7 +173,7 @@ _MASK_DINO = DetectorConfig(
     ),
     heads=HeadsConfig(masks=MasksConfig(weigh_scores=True)),
 )
-# RT-DETR-R50; _RT_DETR_SIZES has the others.
+# RT-DETR-R50; RT_DETR_SIZES has the others.
 _RT_DETR = DetectorConfig(
     num_classes=1,
     neck=NeckConfig(levels=3, group_norm=False, batch_norm=True),
@@ -184,7 +183,7 @@ _RT_DETR = DetectorConfig(
     decoder=DecoderConfig(refinement=LookForwardTwiceConfig()),
     detections=300,
 )
-# D-FINE-L; _D_FINE_SIZES has the others.
+# D-FINE-L; D_FINE_SIZES has the others.
 _D_FINE = _RT_DETR.replace(
     encoder=GelanEncoderConfig(),
     queries={"position_limit": 10.0},
@@ -213,6 +212,14 @@ _LW_DETR = DetectorConfig(
 
 # DEIM's decoders and heads, on both.
 _SILU: dict[str, Any] = {"mlp_activation": "silu", "decoder": {"activation": "silu"}}
+# DEIMv2 as its code has it over large HGNetv2s, of which there are no weights; DEIMV2_SIZES has
+# those that are published.
+_DEIMV2 = _D_FINE.replace(
+    mlp_activation="silu",
+    encoder={"join": "sum", "smooth": False},
+    queries={"position_layers": 3, "positions_stay": True, "projected": False},
+    decoder={"activation": "swiglu", "norm": "rms"},
+)
 
 
 def _five_scales(config: DetectorConfig) -> DetectorConfig:
@@ -263,55 +270,33 @@ FAMILIES: dict[str, DetectorConfig] = {
     # ShihuaHuang95/DEIM, which trains all of the backbones.
     "deim-d-fine": _D_FINE.replace(**_SILU),
     "deim-rtdetrv2": _RT_DETR.replace(**_SILU, queries={"position_layers": 3}),
+    # Intellindust-AI-Lab/DEIMv2, over HGNetv2 and other backbones.
+    "deimv2": _DEIMV2,
     # roboflow/rf-detr: the same decoder over DINOv2.
     "rfdetr": _LW_DETR,
 }
 _D_FINES = {"d-fine", "deim-d-fine"}
+_OVER_HGNET = {*_D_FINES, "deimv2"}
 _RT_DETRS = {"rtdetr", "rtdetrv2", "rtdetrv2-discrete", "deim-rtdetrv2"}
 # Families of detrex, which freezes a ResNet's stem; the others' code freezes its first stage, too.
-_STEM_ONLY = {"dino", "dino-5scale", "stable-dino", "stable-dino-5scale"} | _RT_DETRS | _D_FINES
+_STEM_ONLY = {"dino", "dino-5scale", "stable-dino", "stable-dino-5scale"} | _RT_DETRS | _OVER_HGNET
 # Families whose code trains all of a ResNet.
 _NOTHING_FROZEN = {"mask-dino", "stable-mask-dino"}
 # Families over other ResNets than torchvision's, or over further backbones.
-_RESNETS = {
+_RESNETS: dict[str, dict[str, tuple[str, str | None]]] = {
     **{family: _VD for family in _RT_DETRS},
-    **{family: {**_VD, **_HGNET} for family in _D_FINES},
-}
-# What a family changes with its backbone. RT-DETR trains all of its small backbones.
-_SMALL_VD = {"norm": "train", "frozen_stages": 0, "first_projection": True}
-_SMALL_RT_DETR = {"backbone": _SMALL_VD, "encoder": {"expansion": 0.5}}
-_RT_DETR_SIZES: dict[str, dict[str, Any]] = {
-    "r18": {**_SMALL_RT_DETR, "decoder": {"layers": 3}},
-    "r34": {**_SMALL_RT_DETR, "decoder": {"layers": 4}},
-    "r101": {"encoder": {"width": 384, "ffn": 2048}},
-}
-_TRAINED = {"norm": "train", "frozen_stages": 0}
-_D_FINE_SIZES: dict[str, dict[str, Any]] = {
-    "n": {
-        "width": 128,
-        "backbone": {**_TRAINED, "strides": (16, 32)},
-        "neck": {"levels": 2},
-        "encoder": {"ffn": 512, "expansion": 0.34, "blocks": 2},
-        "decoder": {"layers": 3, "ffn": 512, "cross_attention": {"points": 6}},
-    },
-    "s": {
-        "backbone": _TRAINED,
-        "encoder": {"expansion": 0.5, "blocks": 1},
-        "decoder": {"layers": 3},
-    },
-    "m": {"backbone": _TRAINED, "encoder": {"blocks": 2}, "decoder": {"layers": 4}},
-    "x": {
-        "encoder": {"width": 384, "ffn": 2048},
-        "decoder": {"refinement": {"curvature": 8.0}},
-    },
-    "r18": {"backbone": _SMALL_VD},
-    "r34": {"backbone": _SMALL_VD},
+    **{family: {**_VD, **HGNET} for family in _D_FINES},
+    "deimv2": {**_VD, **SMALL_HGNET},
 }
 # Sizes whose backbone is their own, so that none of the others' takes its place.
-_WHOLE_SIZES = {"lwdetr": LW_DETR_SIZES, "rfdetr": RF_DETR_SIZES}
-_SIZES = {**dict.fromkeys(_RT_DETRS, _RT_DETR_SIZES), **dict.fromkeys(_D_FINES, _D_FINE_SIZES)}
+_WHOLE_SIZES = {"lwdetr": LW_DETR_SIZES, "rfdetr": RF_DETR_SIZES, "deimv2": DEIMV2_VIT_SIZES}
+_SIZES = {
+    **dict.fromkeys(_RT_DETRS, RT_DETR_SIZES),
+    **dict.fromkeys(_D_FINES, D_FINE_SIZES),
+    "deimv2": DEIMV2_SIZES,
+}
 # Families whose code trains the whole backbone, norms included.
-_ALL_TRAINED = {"deim-d-fine", "deim-rtdetrv2"}
+_ALL_TRAINED = {"deim-d-fine", "deim-rtdetrv2", "deimv2"}
 
 
 def _shorts(family: str) -> list[str]:
@@ -319,7 +304,7 @@ def _shorts(family: str) -> list[str]:
     return [*_backbones(family), *_WHOLE_SIZES.get(family, {})]
 
 
-def _backbones(family: str) -> dict[str, tuple[str, str]]:
+def _backbones(family: str) -> dict[str, tuple[str, str | None]]:
     """Short names of the backbones of a family."""
     return {**BACKBONES, **_RESNETS.get(family, {})}
 
@@ -374,4 +359,4 @@ def preset(name: str, num_classes: int, pretrained: bool = True) -> DetectorConf
         },
     )
     config = config.replace(**_SIZES.get(family, {}).get(short, {}))
-    return config.replace(backbone=_TRAINED) if family in _ALL_TRAINED else config
+    return config.replace(backbone=TRAINED) if family in _ALL_TRAINED else config

@@ -1,14 +1,19 @@
 """Sizes of the detectors over vision transformers: what each changes of its family's config.
 
-Constants are those of Atten4Vis/LW-DETR and roboflow/rf-detr; of the latter the sizes whose weights
-are under Apache 2.0 (XL and 2XL are not).
+Constants are those of Atten4Vis/LW-DETR, Intellindust-AI-Lab/DEIMv2 and roboflow/rf-detr; of the
+latter the sizes whose weights are under Apache 2.0 (XL and 2XL are not).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from detr.config import Dinov2BackboneConfig, ProjectorNeckConfig, VitBackboneConfig
+from detr.config import (
+    Dinov2BackboneConfig,
+    Dinov3BackboneConfig,
+    ProjectorNeckConfig,
+    VitBackboneConfig,
+)
 
 _LW_VIT = VitBackboneConfig(width=192, windowed=(0, 1, 3, 6, 7, 9), taps=(3, 5, 6, 10))
 _LW_DETR_LARGE: dict[str, Any] = {
@@ -52,4 +57,38 @@ RF_DETR_SIZES["base"] = {
         patch=14, windows=4, windowed=(0, 1, 3, 4, 6, 7, 9, 10), taps=(2, 5, 8, 11)
     ),
     "neck": _RF_NECK,
+}
+# Distilled from DINOv3: no registers, scales or last norm.
+_TINY = Dinov3BackboneConfig(
+    width=192,
+    heads=3,
+    taps=(4, 8, 12),
+    ffn=768,
+    registers=0,
+    first_scale=None,
+    final_norm=False,
+    norm_eps=1e-6,
+)
+DEIMV2_VIT_SIZES: dict[str, dict[str, Any]] = {
+    "s": {
+        "width": 192,
+        "backbone": _TINY,
+        "encoder": {"ffn": 512, "expansion": 0.34, "blocks": 2},
+        "decoder": {"layers": 4, "ffn": 256},
+    },
+    "m": {
+        "backbone": _TINY.replace(width=256, heads=4, ffn=1024),
+        "encoder": {"ffn": 512, "expansion": 0.67},
+        "decoder": {"layers": 4, "ffn": 256},
+    },
+    "l": {
+        "width": 224,
+        "backbone": Dinov3BackboneConfig(detail=32),
+        "encoder": {"ffn": 896},
+        "decoder": {"layers": 4, "ffn": 896},
+    },
+    "x": {
+        "backbone": Dinov3BackboneConfig(detail=64, activation="swiglu"),
+        "encoder": {"expansion": 1.25, "blocks": 4},
+    },
 }

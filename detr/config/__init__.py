@@ -35,6 +35,7 @@ from detr.config.encoder import (
     EncoderConfig,
     GelanEncoderConfig,
     HybridEncoderConfig,
+    LiteEncoderConfig,
 )
 from detr.config.heads import (
     AnyBoxesConfig,
@@ -60,7 +61,13 @@ from detr.config.queries import (
     UnifiedDenoisingConfig,
     UnifiedQueriesConfig,
 )
-from detr.config.vit import AnyVitConfig, Dinov2BackboneConfig, VitBackboneConfig
+from detr.config.vit import (
+    AnyVitConfig,
+    Dinov2BackboneConfig,
+    Dinov3BackboneConfig,
+    VitBackboneConfig,
+    WindowedVitConfig,
+)
 
 __all__ = [
     "MASK_STRIDE",
@@ -85,6 +92,7 @@ __all__ = [
     "DetachedRefinementConfig",
     "DetectorConfig",
     "Dinov2BackboneConfig",
+    "Dinov3BackboneConfig",
     "DistributionRefinementConfig",
     "EncoderConfig",
     "GelanEncoderConfig",
@@ -93,6 +101,7 @@ __all__ = [
     "HybridEncoderConfig",
     "LayerStack",
     "LearnedQueriesConfig",
+    "LiteEncoderConfig",
     "LookForwardTwiceConfig",
     "MasksConfig",
     "MixedQueriesConfig",
@@ -118,6 +127,7 @@ __all__ = [
     "UnifiedQueriesConfig",
     "VitBackboneConfig",
     "Weight",
+    "WindowedVitConfig",
     "Word",
     "merged",
 ]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from detr.config.base import Part, Strict, Word, usual_kind
-from detr.config.vit import Dinov2BackboneConfig, VitBackboneConfig
+from detr.config.vit import Dinov2BackboneConfig, Dinov3BackboneConfig, VitBackboneConfig
 
 
 class BackboneConfig(Part):
@@ -63,7 +63,7 @@ class BackboneConfig(Part):
 
 
 AnyBackboneConfig = Annotated[
-    BackboneConfig | VitBackboneConfig | Dinov2BackboneConfig,
+    BackboneConfig | VitBackboneConfig | Dinov2BackboneConfig | Dinov3BackboneConfig,
     Field(discriminator="kind"),
     usual_kind("timm"),
 ]
@@ -76,6 +76,8 @@ class NeckConfig(Part):
         levels: Number of feature levels V; levels beyond the backbone's maps are stride-2 convs.
         group_norm: A group norm after each convolution (Deformable DETR); DETR has none.
         batch_norm: A batch norm after each convolution, in place of its bias (RT-DETR).
+        pooled: Levels beyond the backbone's maps are means of 3 x 3 cells of the level before,
+            mixed by a 1x1 convolution and SiLU (DEIMv2's smallest).
     """
 
     of_maps: ClassVar[bool] = True
@@ -85,6 +87,7 @@ class NeckConfig(Part):
     levels: Annotated[int, Field(ge=1, le=8)] = 4
     group_norm: bool = True
     batch_norm: bool = False
+    pooled: bool = False
 
     @model_validator(mode="after")
     def _one_norm(self) -> NeckConfig:
@@ -92,6 +95,8 @@ class NeckConfig(Part):
             raise ValueError(
                 "batch_norm takes the place of the group norm: set group_norm to false"
             )
+        if self.pooled and not self.batch_norm:
+            raise ValueError("pooled levels have batch norms: set batch_norm to true")
         return self
 
     def strides(self, maps: tuple[int, ...]) -> tuple[int, ...]:

@@ -135,12 +135,13 @@ class LayerStack(Strict):
         layers: Their number.
         ffn: Hidden width of their feed-forward networks.
         activation: Within them; ``prelu`` learns one slope per network (DAB-DETR), RT-DETR's
-            encoder has ``gelu``, DEIM's decoder ``silu``.
+            encoder has ``gelu``, DEIM's decoder ``silu``, DEIMv2's ``swiglu``: SiLU of one linear
+            map times another.
     """
 
     layers: Annotated[int, Field(ge=1, le=100)] = 6
     ffn: Annotated[int, Field(ge=1, le=65536)] = 1024
-    activation: Literal["relu", "prelu", "gelu", "silu"] = "relu"
+    activation: Literal["relu", "prelu", "gelu", "silu", "swiglu"] = "relu"
 
 
 class ClassMap(Strict):

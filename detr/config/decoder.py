@@ -189,6 +189,8 @@ class DistributionRefinementConfig(AnyRefinementConfig):
         reach: How far the places go but for the two outermost, in sizes of the first box.
         curvature: How much nearer places are to each other at the middle; larger is flatter.
         quality: What the class logits learn from the distributions.
+        shared_boxes: One box head for all layers (DEIMv2's smallest); class heads are a layer's
+            own anyway.
     """
 
     kind: Literal["distribution"] = "distribution"
@@ -196,6 +198,7 @@ class DistributionRefinementConfig(AnyRefinementConfig):
     reach: Annotated[float, Field(gt=0, le=100)] = 0.5
     curvature: Annotated[float, Field(gt=0, le=1000)] = 4.0
     quality: QualityConfig = QualityConfig()
+    shared_boxes: bool = False
 
     @model_validator(mode="after")
     def _places_enough(self) -> DistributionRefinementConfig:
@@ -240,6 +243,8 @@ class DecoderConfig(LayerStack):
             teach. ``None`` for all.
         norm_twice: Classes and masks are read after that norm was applied once more, boxes are not
             (Mask DINO's code).
+        norm: What norms do to a query: ``layer`` takes its mean off and divides by the deviation,
+            ``rms`` divides by the root of its mean square alone (DEIMv2).
     """
 
     cross_attention: CrossAttentionConfig = DeformableCrossAttentionConfig()
@@ -249,6 +254,7 @@ class DecoderConfig(LayerStack):
     gated: bool = False
     evaluated_layers: Annotated[int, Field(ge=1)] | None = None
     norm_twice: bool = False
+    norm: Literal["layer", "rms"] = "layer"
 
     @model_validator(mode="after")
     def _alike(self) -> DecoderConfig:

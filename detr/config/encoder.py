@@ -122,7 +122,7 @@ class AnyHybridEncoderConfig(AnyEncoderConfig):
     halves: ClassVar[bool] = True
 
     layers: Annotated[int, Field(ge=0)] = 1
-    activation: Literal["relu", "prelu", "gelu", "silu"] = "gelu"
+    activation: Literal["relu", "prelu", "gelu", "silu", "swiglu"] = "gelu"
     width: Annotated[int, Field(ge=8, le=65536)] | None = None
     expansion: Annotated[float, Field(gt=0, le=4)] = 1.0
     blocks: Annotated[int, Field(ge=1, le=100)] = 3
@@ -142,13 +142,40 @@ class HybridEncoderConfig(AnyHybridEncoderConfig):
     kind: Literal["hybrid"] = "hybrid"
 
 
-class GelanEncoderConfig(AnyHybridEncoderConfig):
-    """The same with GELAN blocks of two ways each, and lighter steps between scales (D-FINE)."""
+class AnyGelanEncoderConfig(AnyHybridEncoderConfig):
+    """What encoders of GELAN blocks, of two ways each, have in common.
+
+    Attributes:
+        join: How a block sees two maps: ``beside`` each other, or as their ``sum`` (DEIMv2).
+        smooth: A 3x3 convolution ends each way of a block (DEIMv2 S to X: not).
+    """
+
+    join: Literal["beside", "sum"] = "beside"
+    smooth: bool = True
+
+
+class GelanEncoderConfig(AnyGelanEncoderConfig):
+    """The same with GELAN blocks, and lighter steps between scales (D-FINE)."""
 
     kind: Literal["gelan"] = "gelan"
 
 
+class LiteEncoderConfig(AnyGelanEncoderConfig):
+    """The same where coarser maps learn their means, and finer ones are narrowed by means (DEIMv2).
+
+    The smallest sizes have no attention beside it.
+    """
+
+    kind: Literal["lite"] = "lite"
+    layers: Annotated[int, Field(ge=0)] = 0
+    join: Literal["beside", "sum"] = "sum"
+
+
 EncoderConfig = Annotated[
-    DeformableEncoderConfig | DenseEncoderConfig | HybridEncoderConfig | GelanEncoderConfig,
+    DeformableEncoderConfig
+    | DenseEncoderConfig
+    | HybridEncoderConfig
+    | GelanEncoderConfig
+    | LiteEncoderConfig,
     Field(discriminator="kind"),
 ]

@@ -208,6 +208,11 @@ class ProposedQueriesConfig(OwnQueriesConfig):
 
     proposal_tokens: Literal["inside", "all"] = "inside"
 
+    @property
+    def projects_tokens(self) -> bool:
+        """Whether tokens are projected and normed before they are judged."""
+        return True
+
 
 class TwoStageQueriesConfig(ProposedQueriesConfig):
     """Position and content come from the proposals (Deformable DETR, two-stage).
@@ -245,13 +250,23 @@ class SelectedQueriesConfig(ProposedQueriesConfig):
         position_layers: Linear layers of the network that makes positions of boxes; two are twice
             as wide within (DEIM on RT-DETRv2: 3).
         position_limit: Largest size of a position's channels (D-FINE: 10), or ``None``.
+        positions_stay: Every layer has the positions of the anchors instead of those of the boxes
+            it starts from (DEIMv2).
+        projected: Tokens are projected and normed before they are judged (DEIMv2: not).
         denoising: Denoising queries in training, or ``None``.
     """
 
     kind: Literal["selected"] = "selected"
     position_layers: Literal[2, 3] = 2
     position_limit: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    positions_stay: bool = False
+    projected: bool = True
     denoising: ContrastiveDenoisingConfig | None = None
+
+    @property
+    def projects_tokens(self) -> bool:
+        """See the base class."""
+        return self.projected
 
     @property
     def noise(self) -> ContrastiveDenoisingConfig | None:

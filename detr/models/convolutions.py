@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval
 
+from detr.models.layers import NormOf
+
 M = TypeVar("M", bound=nn.Module)
-# What follows a convolution, by its channels.
-NormOf = Callable[[int], nn.Module]
 
 
 class Fusible(nn.Module, ABC):
@@ -169,19 +169,25 @@ class GelanBlock(LayersBeside):
     Wang et al. 2024, YOLOv9, figure 4, as D-FINE has it.
 
     Args:
-        inputs, outputs: Channels; those between a first and a last convolution are the inputs'.
+        inputs, outputs: Channels; a first convolution makes two halves of the outputs' each.
         inner: Channels of each CSP block.
         blocks: Number of RepVGG blocks in each.
+        smooth: Whether a 3x3 convolution ends each way.
     """
 
-    def __init__(self, inputs: int, inner: int, outputs: int, blocks: int) -> None:
-        channels = inputs // 2
-        first = ConvNorm(inputs, inputs, 1)
+    def __init__(
+        self, inputs: int, inner: int, outputs: int, blocks: int, smooth: bool = True
+    ) -> None:
+        first = ConvNorm(inputs, 2 * outputs, 1)
         ways = [
-            nn.Sequential(CSPBlock(before, inner, inner, blocks), ConvNorm(inner, inner, 3))
-            for before in (channels, inner)
+            nn.Sequential(
+                CSPBlock(before, inner, inner, blocks),
+                *([ConvNorm(inner, inner, 3)] if smooth else []),
+            )
+            for before in (outputs, inner)
         ]
-        super().__init__(first, ways, ConvNorm(inputs + 2 * inner, outputs, 1), channels)
+        last = ConvNorm(2 * outputs + 2 * inner, outputs, 1)
+        super().__init__(first, ways, last, outputs)
 
 
 class C2fBlock(LayersBeside):
@@ -214,6 +220,15 @@ def separable_downsample(width: int) -> nn.Sequential:
         ConvNorm(width, width, 1, activate=False),
         ConvNorm(width, width, 3, stride=2, activate=False, groups=width),
     )
+
+
+def pooled_downsample(width: int) -> nn.Sequential:
+    """Half the size: means of 3 x 3 cells, then channels are mixed (DEIMv2's LiteEncoder).
+
+    Args:
+        width: Channels.
+    """
+    return nn.Sequential(nn.AvgPool2d(3, stride=2, padding=1), ConvNorm(width, width, 1))
 
 
 def fused(module: M) -> M:

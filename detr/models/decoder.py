@@ -15,7 +15,7 @@ from detr.models.heads.boxes import box_head
 from detr.models.heads.classes import class_head
 from detr.models.heads.masks import mask_heads
 from detr.models.heads.shared import Heads
-from detr.models.layers import FeedForward, Gate, inner_mlp
+from detr.models.layers import FeedForward, Gate, inner_mlp, norm_of
 from detr.models.queries.sources import QuerySource
 from detr.models.refinement import Course, Layer, build_refiner, edge_head
 from detr.models.structures import (
@@ -40,21 +40,22 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: DetectorConfig, first: bool) -> None:
         super().__init__()
+        norm = norm_of(config.decoder)
         self.self_attention = GroupedSelfAttention(
             config.width,
             config.attention_heads,
             config.dropout,
             own_position=config.decoder.cross_attention.separates_positions,
         )
-        self.self_norm = nn.LayerNorm(config.width)
+        self.self_norm = norm(config.width)
         self.cross_attention = build_cross_attention(config, first)
         self.gate: Gate | None = None
         if config.decoder.gated:
-            self.gate = Gate(config.width)
+            self.gate = Gate(config.width, norm)
         else:
-            self.cross_norm = nn.LayerNorm(config.width)
+            self.cross_norm = norm(config.width)
         self.dropout = nn.Dropout(config.dropout)
-        self.ffn = FeedForward(config.width, config.decoder, config.dropout)
+        self.ffn = FeedForward(config.width, config.decoder, config.dropout, norm)
 
     def forward(
         self,
@@ -84,8 +85,9 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Decoder layers with their class and box heads.
 
-    Heads: one shared pair or a pair per layer. A last LayerNorm, where there is one, goes before
-    the heads, while the running reference is updated from the un-normed output.
+    Heads: one shared pair, a pair per layer, or a class head per layer beside one box head. A last
+    norm, where there is one, goes before the heads, while the running reference is updated from the
+    un-normed output.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -94,7 +96,7 @@ class Decoder(nn.Module):
         self.classes = config.heads.classes
         decoder, width = config.decoder, config.width
         self.layers = nn.ModuleList(DecoderLayer(config, i == 0) for i in range(decoder.own_layers))
-        self.norm = nn.LayerNorm(width) if decoder.final_norm else None
+        self.norm = norm_of(decoder)(width) if decoder.final_norm else None
         self.spatial = build_places(config)
         scaled = decoder.cross_attention.scales_positions
         self.position_scale = inner_mlp(width, width, width) if scaled else None
@@ -207,8 +209,9 @@ class Decoder(nn.Module):
 def _box_heads(config: DetectorConfig) -> list[nn.Module]:
     """One shared box head or one per layer, with the first values each starts from."""
     decoder, queries = config.decoder, config.queries
-    if decoder.refinement.distribution is not None:
-        return [edge_head(config, decoder.refinement.distribution) for _ in range(decoder.layers)]
+    if (edges := decoder.refinement.distribution) is not None:
+        count = 1 if edges.shared_boxes else decoder.layers
+        return [edge_head(config, edges) for _ in range(count)]
     # Where no proposal says how large, the first boxes are small ones (Deformable DETR); but a
     # shared head would shrink them in every layer that moves them.
     small_start = (

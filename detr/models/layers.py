@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detr.config import LayerStack
+from detr.config import DecoderConfig, LayerStack
+
+# Makes the norm of so many channels.
+NormOf = Callable[[int], nn.Module]
 
 
 class MLP(nn.Module):
@@ -51,12 +54,13 @@ class Gate(nn.Module):
 
     Args:
         width: Model width D.
+        norm: Of the sum.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: NormOf = nn.LayerNorm) -> None:
         super().__init__()
         self.weigh = nn.Linear(2 * width, 2 * width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = norm(width)
         nn.init.zeros_(self.weigh.weight)
         nn.init.zeros_(self.weigh.bias)
 
@@ -80,12 +84,53 @@ class InnerReLU(nn.ReLU):
         return functional.relu(input, inplace=not torch.is_grad_enabled())
 
 
+class SwiGLU(nn.Module):
+    """SiLU of the first half of the channels times the second (Shazeer 2020, GLU Variants)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., 2 C]`` to ``[..., C]``."""
+        gate, value = x.chunk(2, -1)
+        return functional.silu(gate) * value
+
+
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": InnerReLU,
     "prelu": nn.PReLU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
+    "swiglu": SwiGLU,
 }
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root of the mean square and scales (Zhang and Sennrich 2019).
+
+    Written out: exporters know no such operator in the opsets that every engine runs. Squares are
+    float32's, since in half precision those of more than 256 are infinite.
+
+    Args:
+        width: Channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., width]`` to the same."""
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + _RMS_EPS)
+        return normed.to(x.dtype) * self.weight
+
+
+# Of DEIMv2's norms.
+_RMS_EPS = 1e-6
+_NORMS: dict[str, NormOf] = {"layer": nn.LayerNorm, "rms": RMSNorm}
+
+
+def norm_of(decoder: DecoderConfig) -> NormOf:
+    """What makes a decoder's norms."""
+    return _NORMS[decoder.norm]
 
 
 class FeedForward(nn.Module):
@@ -95,14 +140,18 @@ class FeedForward(nn.Module):
         width: Model width D.
         stack: The layers it belongs to.
         dropout: Of both linear layers' outputs.
+        norm: Of the sum.
     """
 
-    def __init__(self, width: int, stack: LayerStack, dropout: float) -> None:
+    def __init__(
+        self, width: int, stack: LayerStack, dropout: float, norm: NormOf = nn.LayerNorm
+    ) -> None:
         super().__init__()
-        self.expand = nn.Linear(width, stack.ffn)
+        halves = 2 if stack.activation == "swiglu" else 1
+        self.expand = nn.Linear(width, halves * stack.ffn)
         self.activation = _ACTIVATIONS[stack.activation]()
         self.contract = nn.Linear(stack.ffn, width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = norm(width)
         self.dropout = nn.Dropout(dropout)
         nn.init.xavier_uniform_(self.expand.weight)
         nn.init.xavier_uniform_(self.contract.weight)

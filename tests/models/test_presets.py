@@ -17,6 +17,7 @@ from detr.config import (
     DenseEncoderConfig,
     DetachedRefinementConfig,
     DetectorConfig,
+    Dinov3BackboneConfig,
     GroupedQueriesConfig,
     HybridEncoderConfig,
     LearnedQueriesConfig,
@@ -68,6 +69,18 @@ D_FINE = {
     "d-fine-m": (57, 19),
     "d-fine-l": (91, 31),
     "d-fine-x": (202, 62),
+}
+# DEIMv2's repository: side of the canvas, GFLOPs (of two operations each), parameters in millions.
+DEIMV2 = {
+    "deimv2-atto": (320, 0.8, 0.5),
+    "deimv2-femto": (416, 1.7, 1.0),
+    "deimv2-pico": (640, 5.2, 1.5),
+    "deimv2-n": (640, 6.8, 3.6),
+    # Without the products of the transformer's attention, which the repository's counter leaves out.
+    "deimv2-s": (640, 25.6, 9.7),
+    "deimv2-m": (640, 52.2, 18.1),
+    "deimv2-l": (640, 96.7, 32.2),
+    "deimv2-x": (640, 151.6, 50.3),
 }
 RT_DETR = {
     "rtdetr-r18": (60, 20),
@@ -131,6 +144,21 @@ def test_real_time_costs_are_the_published_ones(name):
     joined = 0.03 if name in D_FINE else 0.02
     assert 2 * found.gflops == pytest.approx(gflops, rel=joined, abs=0.5)
     assert found.parameters / 1e6 == pytest.approx(millions, abs=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEIMV2)
+def test_deimv2s_costs_are_the_published_ones(name):
+    side, gflops, millions = DEIMV2[name]
+    config = preset(name, 80)
+    found = describe(config, name, (side, side))
+    products = 0.0
+    if isinstance(config.backbone, Dinov3BackboneConfig):
+        tokens = (side // 16) ** 2 + 1 + config.backbone.registers
+        products = 4 * config.backbone.depth * config.backbone.width * tokens**2 / 1e9
+    assert 2 * found.gflops - products == pytest.approx(gflops, rel=0.04, abs=0.05)
+    # The repository counts after RepVGG blocks were joined.
+    assert found.parameters / 1e6 == pytest.approx(millions, rel=0.02, abs=0.05)
 
 
 @pytest.mark.parametrize("name", VITS)

@@ -32,6 +32,7 @@ LATER = {"dino-official-5scale", "stable-dino-5scale", "rtdetr", "rtdetrv2"} | {
     "deim-d-fine",
     "deim-rtdetrv2",
     "rfdetr",
+    "deimv2",
     "mask-dino",
     "stable-mask-dino",
 }

@@ -10,11 +10,13 @@ from torch import nn
 from detr.config import (
     AnyBackboneConfig,
     AnyNeckConfig,
-    AnyVitConfig,
+    BackboneConfig,
+    Dinov3BackboneConfig,
     NeckConfig,
     ProjectorNeckConfig,
 )
 from detr.models.backbones.base import AnyBackbone
+from detr.models.backbones.dinov3 import Dinov3
 from detr.models.backbones.neck import Neck
 from detr.models.backbones.projector import Projector
 from detr.models.backbones.timm import Backbone
@@ -39,9 +41,9 @@ def build_backbone(
     Raises:
         UserError: What :class:`detr.models.backbones.timm.Backbone` raises.
     """
-    if isinstance(config, AnyVitConfig):
-        return VisionTransformer(config)
-    return Backbone(config, pretrained, finer)
+    if isinstance(config, BackboneConfig):
+        return Backbone(config, pretrained, finer)
+    return Dinov3(config) if isinstance(config, Dinov3BackboneConfig) else VisionTransformer(config)
 
 
 def build_neck(config: AnyNeckConfig, channels: Sequence[int], width: int) -> nn.Module:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from detr.config import NeckConfig
+from detr.models.convolutions import pooled_downsample
 
 
 def norm_groups(width: int) -> int:
@@ -43,7 +44,8 @@ class Neck(nn.Module):
         super().__init__()
         bias = not config.batch_norm
         convs: list[nn.Conv2d] = [nn.Conv2d(c, width, 1, bias=bias) for c in channels]
-        for extra in range(config.levels - len(channels)):
+        further = config.levels - len(channels)
+        for extra in range(0 if config.pooled else further):
             inputs = channels[-1] if extra == 0 else width
             convs.append(nn.Conv2d(inputs, width, 3, stride=2, padding=1, bias=bias))
         for conv in convs if config.group_norm else ():
@@ -52,6 +54,9 @@ class Neck(nn.Module):
             nn.init.zeros_(conv.bias)
         self.projections = nn.ModuleList(
             nn.Sequential(conv, *_norms(config, width)) for conv in convs
+        )
+        self.pooled = nn.ModuleList(
+            pooled_downsample(width) for _ in range(further if config.pooled else 0)
         )
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
@@ -63,4 +68,6 @@ class Neck(nn.Module):
             else:
                 source = features[-1] if i == len(features) else levels[-1]
             levels.append(projection(source))
+        for step in self.pooled:
+            levels.append(step(levels[-1]))
         return levels

@@ -10,7 +10,8 @@ from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 from detr.config import ProjectorNeckConfig
-from detr.models.convolutions import C2fBlock, ConvNorm, NormOf
+from detr.models.convolutions import C2fBlock, ConvNorm
+from detr.models.layers import NormOf
 
 # Maps with more channels are narrowed before they are enlarged.
 _WIDE = 512

@@ -14,9 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from detr.config import BackboneConfig
 from detr.errors import UserError
-from detr.models.backbones import resnet_vd, swin
+from detr.models.backbones import hgnet, resnet_vd, swin
 from detr.models.backbones.base import AnyBackbone
 from detr.models.tensors import match_tensors, read_tensors
+
+hgnet.register()
 
 
 class Backbone(AnyBackbone):

@@ -10,64 +10,17 @@ Legend: C channels, H x W cells of the canvas, R windows in a row or column, T t
 from __future__ import annotations
 
 import torch
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detr.config import AnyVitConfig
-from detr.models.attention.deformable import split_heads
+from detr.config import WindowedVitConfig
 from detr.models.backbones.base import AnyBackbone
 from detr.models.backbones.bicubic import bicubic_weights
+from detr.models.backbones.vit_block import Block, start_linears
 from detr.models.geometry import constant, padding_mask, valid_ratios
 
 # The layer norms' in both.
 _EPS = 1e-6
-
-
-class Block(nn.Module):
-    """Pre-norm block with scaled branches.
-
-    Args:
-        config: The backbone.
-        number: From 0.
-    """
-
-    def __init__(self, config: AnyVitConfig, number: int) -> None:
-        super().__init__()
-        width, self.heads = config.width, config.heads
-        self.windowed = number in config.windowed
-        self.norm = nn.LayerNorm(width, _EPS)
-        # LW-DETR's keys have no bias; one would add the same to all logits of a query.
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
-        self.scale = nn.Parameter(torch.full((width,), config.first_scale))
-        self.ffn_norm = nn.LayerNorm(width, _EPS)
-        self.expand = nn.Linear(width, 4 * width)
-        self.contract = nn.Linear(4 * width, width)
-        self.ffn_scale = nn.Parameter(torch.full((width,), config.first_scale))
-        share = number / max(1, config.depth - 1)
-        self.skip = DropPath(config.drop_path * share)
-
-    def forward(self, tokens: Tensor, allowed: Tensor) -> Tensor:
-        """``[B * R * R, T, C]`` to the same.
-
-        Args:
-            tokens: Window by window.
-            allowed: ``[B * R * R, 1, 1, T]`` bool, for a block without windows
-                ``[B, 1, 1, R * R * T]``: which tokens may be looked at.
-        """
-        seen = self.norm(tokens)
-        if not self.windowed:
-            seen = seen.reshape(allowed.shape[0], -1, seen.shape[-1])
-        query, key, value = (
-            split_heads(x, self.heads) for x in self.query_key_value(seen).chunk(3, -1)
-        )
-        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
-        update = self.output(found.transpose(1, 2).flatten(2)).reshape(tokens.shape)
-        tokens = tokens + self.skip(self.scale * update)
-        hidden = functional.gelu(self.expand(self.ffn_norm(tokens)))
-        out: Tensor = tokens + self.skip(self.ffn_scale * self.contract(hidden))
-        return out
 
 
 class VisionTransformer(AnyBackbone):
@@ -79,7 +32,7 @@ class VisionTransformer(AnyBackbone):
     height for its width) and look at the padding of an image.
     """
 
-    def __init__(self, config: AnyVitConfig) -> None:
+    def __init__(self, config: WindowedVitConfig) -> None:
         super().__init__()
         self.config = config
         self.channels = (config.width,) * len(config.taps)
@@ -92,11 +45,20 @@ class VisionTransformer(AnyBackbone):
             self.class_token = nn.Parameter(torch.empty(config.width))
             nn.init.trunc_normal_(self.class_token, std=0.02)
             self.final_norm = nn.LayerNorm(config.width, _EPS)
-        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        self.blocks = nn.ModuleList(self._block(i) for i in range(config.depth))
+        start_linears(self)
+
+    def _block(self, number: int) -> Block:
+        """A new block; ``number`` counts from 0."""
+        config = self.config
+        return Block(
+            config,
+            number,
+            ffn=4 * config.width,
+            first_scale=config.first_scale,
+            eps=_EPS,
+            windowed=number in config.windowed,
+        )
 
     def forward(self, images: Tensor, valid_sizes: Tensor) -> list[Tensor]:
         """See the base class."""

@@ -11,9 +11,10 @@ from detr.config import (
     DetectorConfig,
     GelanEncoderConfig,
     HybridEncoderConfig,
+    LiteEncoderConfig,
 )
 from detr.models.encoders.base import Encoder
-from detr.models.encoders.hybrid import GelanEncoder, HybridEncoder
+from detr.models.encoders.hybrid import GelanEncoder, HybridEncoder, LiteEncoder
 from detr.models.encoders.tokens import DeformableEncoder, DenseEncoder
 
 _ENCODERS: dict[type, Callable[[DetectorConfig, Any], Encoder]] = {
@@ -21,6 +22,7 @@ _ENCODERS: dict[type, Callable[[DetectorConfig, Any], Encoder]] = {
     DenseEncoderConfig: DenseEncoder,
     HybridEncoderConfig: HybridEncoder,
     GelanEncoderConfig: GelanEncoder,
+    LiteEncoderConfig: LiteEncoder,
 }
 
 

@@ -10,9 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detr.config import DetectorConfig
-from detr.config.encoder import AnyHybridEncoderConfig
+from detr.config.encoder import AnyGelanEncoderConfig, AnyHybridEncoderConfig
 from detr.models.attention.deformable import token_span
-from detr.models.convolutions import ConvNorm, CSPBlock, GelanBlock, separable_downsample
+from detr.models.convolutions import (
+    ConvNorm,
+    CSPBlock,
+    GelanBlock,
+    pooled_downsample,
+    separable_downsample,
+)
 from detr.models.encoders.base import Encoder
 from detr.models.encoders.tokens import DenseEncoderLayer
 from detr.models.queries.position import token_positions
@@ -52,7 +58,7 @@ class HybridEncoder(Encoder):
 
     @staticmethod
     def _fusion(width: int, encoder: AnyHybridEncoderConfig) -> nn.Module:
-        """What makes one map, ``[B, width, H, W]``, of two that lie beside each other."""
+        """What makes one map, ``[B, width, H, W]``, of two that were joined."""
         inner = round(width * encoder.expansion)
         return CSPBlock(2 * width, inner, width, encoder.blocks)
 
@@ -77,7 +83,7 @@ class HybridEncoder(Encoder):
         shapes, ratios, padding = levels.shapes, levels.valid_ratios, levels.padding
         layers = self._attend(levels)
         coarsest = torch.unflatten(layers[-1].transpose(1, 2), 2, shapes[-1])
-        fused = self._fuse([*levels.maps[:-1], coarsest])
+        fused = self._fuse(Levels([*levels.maps[:-1], coarsest], padding, ratios))
         maps = [project(x) for project, x in zip(self.projections, fused, strict=True)]
         tokens = Levels(maps, padding, ratios).tokens()
         positions = torch.cat(token_positions(self.positions, ratios, shapes, self.outer), 1)
@@ -103,28 +109,46 @@ class HybridEncoder(Encoder):
             outputs.append(layer(outputs[-1], positions, span, padding, shapes))
         return outputs
 
-    def _fuse(self, maps: list[Tensor]) -> list[Tensor]:
+    def _fuse(self, levels: Levels) -> list[Tensor]:
         """Maps ``[B, E, H_v, W_v]`` that have seen each other, finest first."""
+        maps = levels.maps
         inner = [maps[-1]]
         steps = zip(self.lateral, self.top_down, reversed(maps[:-1]), strict=True)
-        for lateral, fuse, finer in steps:
-            inner[0] = lateral(inner[0])
+        for step, (lateral, fuse, finer) in enumerate(steps):
+            inner[0] = lateral(self._informed(inner[0], levels, len(maps) - 1 - step))
             enlarged = functional.interpolate(inner[0], scale_factor=2.0, mode="nearest")
-            inner.insert(0, fuse(torch.cat((_fitted(enlarged, finer), finer), 1)))
+            inner.insert(0, fuse(self._joined(_fitted(enlarged, finer), finer)))
         outer = inner[:1]
         for downsample, fuse, coarser in zip(
             self.downsample, self.bottom_up, inner[1:], strict=True
         ):
             narrowed = _fitted(downsample(outer[-1]), coarser)
-            outer.append(fuse(torch.cat((narrowed, coarser), 1)))
+            outer.append(fuse(self._joined(narrowed, coarser)))
         return outer
+
+    def _informed(self, x: Tensor, levels: Levels, index: int) -> Tensor:
+        """A map of level ``index`` as its lateral convolution sees it."""
+        return x
+
+    def _joined(self, resampled: Tensor, own: Tensor) -> Tensor:
+        """Two maps of one size as a fusing block sees them."""
+        return torch.cat((resampled, own), 1)
 
 
 class GelanEncoder(HybridEncoder):
     """D-FINE's: GELAN blocks, and nothing where nothing need be done (Peng et al. 2024, section 4).
 
-    GELAN's ways have half the channels that an expansion of 1 gives a CSP block.
+    GELAN's ways have half the channels that an expansion of 1 gives a CSP block. DEIMv2 adds maps
+    where D-FINE lays them beside each other.
     """
+
+    def __init__(self, config: DetectorConfig, encoder: AnyGelanEncoderConfig) -> None:
+        super().__init__(config, encoder)
+        self.adds = encoder.join == "sum"
+
+    def _joined(self, resampled: Tensor, own: Tensor) -> Tensor:
+        """See the base class."""
+        return resampled + own if self.adds else super()._joined(resampled, own)
 
     @staticmethod
     def _lateral(width: int) -> nn.Module:
@@ -134,8 +158,10 @@ class GelanEncoder(HybridEncoder):
     @staticmethod
     def _fusion(width: int, encoder: AnyHybridEncoderConfig) -> nn.Module:
         """See the base class."""
+        assert isinstance(encoder, AnyGelanEncoderConfig)
         inner = int(width * encoder.expansion / 2)
-        return GelanBlock(2 * width, inner, width, encoder.blocks)
+        inputs = width if encoder.join == "sum" else 2 * width
+        return GelanBlock(inputs, inner, width, encoder.blocks, encoder.smooth)
 
     @staticmethod
     def _downsample(width: int) -> nn.Module:
@@ -148,6 +174,32 @@ class GelanEncoder(HybridEncoder):
         if width == outer:
             return nn.Identity()
         return ConvNorm(width, outer, 1, activate=False)
+
+
+class LiteEncoder(GelanEncoder):
+    """DEIMv2's smallest: means in place of attention and strided convolutions (Huang et al. 2025).
+
+    A coarser map learns its mean over the image before it is enlarged; the released code's mean is
+    over the canvas, which is the same where an image fills it.
+    """
+
+    @staticmethod
+    def _lateral(width: int) -> nn.Module:
+        """See the base class."""
+        return ConvNorm(width, width, 1)
+
+    @staticmethod
+    def _downsample(width: int) -> nn.Module:
+        """See the base class."""
+        return pooled_downsample(width)
+
+    def _informed(self, x: Tensor, levels: Levels, index: int) -> Tensor:
+        """See the base class."""
+        sizes = [height * width for height, width in levels.shapes]
+        inside = ~levels.padding.split(sizes, 1)[index]
+        shares = (inside / inside.sum(1, keepdim=True)).to(x.dtype)
+        mean = torch.einsum("bcs,bs->bc", x.flatten(2), shares)
+        return x + mean[..., None, None]
 
 
 def _fitted(x: Tensor, like: Tensor) -> Tensor:

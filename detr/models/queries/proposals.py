@@ -54,13 +54,16 @@ class TokenChoice(nn.Module):
         width = config.width
         self.everywhere = queries.proposal_tokens == "all"
         self.coarse_to_fine = coarse_to_fine
-        self.project = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width)
+        self.projects = queries.projects_tokens
+        if self.projects:
+            self.project = nn.Linear(width, width)
+            self.norm = nn.LayerNorm(width)
 
     def start(self) -> None:
         """First values of the projection."""
-        nn.init.xavier_uniform_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
+        if self.projects:
+            nn.init.xavier_uniform_(self.project.weight)
+            nn.init.zeros_(self.project.bias)
 
     def choose(
         self,
@@ -92,7 +95,9 @@ class TokenChoice(nn.Module):
             )
         defaults, allowed = default_boxes(memory.valid_ratios, memory.shapes, self.coarse_to_fine)
         allowed = allowed & ~memory.padding[..., None]
-        tokens = self.norm(self.project(memory.tokens.masked_fill(~allowed, 0.0)))
+        tokens = memory.tokens.masked_fill(~allowed, 0.0)
+        if self.projects:
+            tokens = self.norm(self.project(tokens))
         logits, scores = judge(tokens)
         scores = scores.detach()
         if not self.everywhere:
@@ -328,10 +333,9 @@ class SelectedQueries(QuerySource):
     Positions are an MLP of the boxes themselves, without a sine code.
     """
 
-    position_follows_reference = True
-
     def __init__(self, config: DetectorConfig, queries: SelectedQueriesConfig) -> None:
         super().__init__()
+        self.position_follows_reference = not queries.positions_stay
         self.number, self.limit = queries.number, queries.position_limit
         self.proposals = ProposalHead(config, queries, class_agnostic=False)
         width, layers = config.width, queries.position_layers

@@ -62,30 +62,42 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
         "eval_idx": layers - 1 if published.get("eval_idx") == layers - 1 else -1,
     }
     rt_detr.check_options(published, wanted, place)
+    activation = published.get(rt_detr.ACTIVATION, "relu")
+    return FAMILIES["d-fine"].replace(
+        num_classes=num_classes,
+        mlp_activation=activation,
+        backbone=backbone_of(published, tuple(strides), place),
+        neck={"levels": len(strides)},
+        **{"decoder.activation": activation},
+        **sizes(published, place),
+    )
+
+
+def sizes(published: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """What a ``config.json`` of this kind changes of its family, besides backbone and levels.
+
+    Raises:
+        UserError: ``weights-config`` for an option we have no architecture for.
+    """
     points = published.get("decoder_n_points", 4)
     width = published.get("d_model", 256)
     inner = published.get("encoder_hidden_dim", 256)
-    return FAMILIES["d-fine"].replace(
-        num_classes=num_classes,
-        width=width,
-        mlp_activation=published.get(rt_detr.ACTIVATION, "relu"),
-        attention_heads=rt_detr.attention_heads(published, place),
-        dropout=published.get("dropout", 0.0),
-        backbone=_backbone(published, tuple(strides), place),
-        neck={"levels": len(strides)},
-        positions={"temperature": published.get("positional_encoding_temperature", 10000)},
-        encoder={
+    return {
+        "width": width,
+        "attention_heads": rt_detr.attention_heads(published, place),
+        "dropout": published.get("dropout", 0.0),
+        "positions": {"temperature": published.get("positional_encoding_temperature", 10000)},
+        "encoder": {
             "layers": published.get("encoder_layers", 1),
             "ffn": published.get("encoder_ffn_dim", 1024),
             "width": None if inner == width else inner,
             "expansion": published.get("hidden_expansion", 1.0),
             "blocks": round(3 * published.get("depth_mult", 1.0)),
         },
-        queries={"number": published.get("num_queries", 300)},
-        decoder={
-            "layers": layers,
+        "queries": {"number": published.get("num_queries", 300)},
+        "decoder": {
+            "layers": published.get("decoder_layers", 6),
             "ffn": published.get("decoder_ffn_dim", 1024),
-            "activation": published.get(rt_detr.ACTIVATION, "relu"),
             "cross_attention": {
                 "points": points if isinstance(points, int) else joined_points(points),
                 "discrete": rt_detr.samples_cells(published, place),
@@ -100,11 +112,17 @@ def config_of(published: Mapping[str, Any], num_classes: int, place: str) -> Det
                 },
             },
         },
-    )
+    }
 
 
-def _backbone(published: Mapping[str, Any], strides: tuple[int, ...], place: str) -> BackboneConfig:
-    """The HGNetv2; published ones keep the statistics that training froze."""
+def backbone_of(
+    published: Mapping[str, Any], strides: tuple[int, ...], place: str
+) -> BackboneConfig:
+    """The HGNetv2; published ones keep the statistics that training froze.
+
+    Raises:
+        UserError: ``weights-backbone`` for another.
+    """
     inner = published.get("backbone_config") or {}
     channels = tuple(int(n) for n in inner.get("stage_mid_channels", (48, 96, 192, 384)))
     blocks = tuple(int(n) for n in inner.get("stage_num_blocks", (1, 1, 3, 1)))

@@ -18,6 +18,7 @@ from detr.models.weights import (
     d_fine,
     dab_detr,
     deformable_detr,
+    deimv2,
     detr,
     lw_detr,
     rf_detr,
@@ -40,7 +41,7 @@ class Family(NamedTuple):
         rules: Where its tensors go, the backbone's aside.
         backbone: Regular expression of what precedes the backbone's tensor names; ``None`` where
             the rules know the backbone.
-        preprocess: What its images went through in training.
+        preprocess: What a detector's images went through in training.
         check: Raises UserError where tensors say otherwise than the config.
         adapt: Changes tensors that are not laid out as ours, in place; says what was cut off, with
             the reason.
@@ -50,10 +51,20 @@ class Family(NamedTuple):
     config_of: Callable[[Mapping[str, Any], int, str], DetectorConfig]
     rules: Callable[[DetectorConfig], tuple[Rule, ...]]
     backbone: str | None
-    preprocess: PreprocessConfig = PUBLISHED
+    preprocess: Callable[[DetectorConfig], PreprocessConfig] = lambda config: PUBLISHED
     check: Callable[[DetectorConfig, Mapping[str, Tensor], str], None] | None = None
     adapt: Callable[[dict[str, Tensor]], dict[str, str]] = lambda tensors: {}
     license_note: Callable[[DetectorConfig], str] = lambda config: ""
+
+
+def _real_time(config: DetectorConfig) -> PreprocessConfig:
+    """Of RT-DETR and D-FINE."""
+    return rt_detr.INPUT
+
+
+def _lw_detr(config: DetectorConfig) -> PreprocessConfig:
+    """Of LW-DETR and RF-DETR."""
+    return lw_detr.INPUT
 
 
 FAMILIES = {
@@ -63,15 +74,24 @@ FAMILIES = {
     "deformable_detr": Family(
         deformable_detr.config_of, deformable_detr.rules, deformable_detr.BACKBONE
     ),
-    "rt_detr": Family(rt_detr.config_of, rt_detr.rules, None, rt_detr.INPUT),
-    "rt_detr_v2": Family(rt_detr.config_of, rt_detr.rules, None, rt_detr.INPUT),
-    "d_fine": Family(d_fine.config_of, d_fine.rules, None, d_fine.INPUT, d_fine.check),
-    "lw_detr": Family(lw_detr.config_of, lw_detr.rules, None, lw_detr.INPUT, adapt=lw_detr.adapt),
+    "rt_detr": Family(rt_detr.config_of, rt_detr.rules, None, _real_time),
+    "rt_detr_v2": Family(rt_detr.config_of, rt_detr.rules, None, _real_time),
+    "d_fine": Family(d_fine.config_of, d_fine.rules, None, _real_time, d_fine.check),
+    "deimv2": Family(
+        deimv2.config_of,
+        deimv2.rules,
+        None,
+        deimv2.input_of,
+        deimv2.check,
+        deimv2.adapt,
+        deimv2.license_note,
+    ),
+    "lw_detr": Family(lw_detr.config_of, lw_detr.rules, None, _lw_detr, adapt=lw_detr.adapt),
     "rf_detr": Family(
         rf_detr.config_of,
         rf_detr.rules,
         None,
-        rf_detr.INPUT,
+        _lw_detr,
         adapt=rf_detr.adapt,
         license_note=rf_detr.license_note,
     ),
@@ -95,9 +115,8 @@ def read_folder(folder: Path, canvas: tuple[int, int] | None = None) -> Imported
             :func:`convert` raises.
     """
     published = read_document(folder / "config.json")
-    usual = family_of(published, str(folder)).preprocess
     found = convert(published, read_weights(folder), str(folder))
-    return found._replace(preprocess=read_image_format(folder, canvas, usual))
+    return found._replace(preprocess=read_image_format(folder, canvas, found.preprocess))
 
 
 def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: str) -> Imported:
@@ -141,7 +160,7 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
         notes += _tie(config, renamed)
     found = imported(config, renamed, names, place, notes)
     kind = next(name for name, one in FAMILIES.items() if one is family)
-    return found._replace(preprocess=family.preprocess, family=kind)
+    return found._replace(preprocess=family.preprocess(config), family=kind)
 
 
 def drop_label_rows(tensors: dict[str, Tensor], config: DetectorConfig) -> dict[str, str]:

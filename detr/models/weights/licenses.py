@@ -46,6 +46,11 @@ LICENSES = {
     "rt_detr_v2": License("lyuwenyu/RT-DETR"),
     "d_fine": License("Peterande/D-FINE"),
     "deim": License("ShihuaHuang95/DEIM"),
+    "deimv2": License(
+        "Intellindust-AI-Lab/DEIMv2",
+        but="the backbones of S, M, L and X come from Meta's DINOv3, whose weights are under the "
+        "DINOv3 License",
+    ),
     "lw_detr": License("Atten4Vis/LW-DETR"),
     "rf_detr": License(
         "roboflow/rf-detr", but="XLarge and 2XLarge under the Platform Model License 1.0"

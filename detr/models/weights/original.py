@@ -2,9 +2,9 @@
 
 Those of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR and DINO, of
 detrex's DINO, of Mask DINO (:mod:`mask_dino`), of RT-DETR (:mod:`original_rt_detr`), of D-FINE
-(:mod:`original_d_fine`), of LW-DETR and RF-DETR (:mod:`original_lw_detr`). The architecture is read
-off names and shapes (:mod:`original_config`). Names are put in the transformers library's terms
-first, whose tables then say where they go.
+(:mod:`original_d_fine`), of DEIMv2 (:mod:`original_deimv2`), of LW-DETR and RF-DETR
+(:mod:`original_lw_detr`). The architecture is read off names and shapes (:mod:`original_config`).
+Names are put in the transformers library's terms first, whose tables then say where they go.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from detr.models.weights import (
     mmdet,
     original_config,
     original_d_fine,
+    original_deimv2,
     original_lw_detr,
     original_rt_detr,
 )
@@ -235,6 +236,10 @@ def convert(
     tensors = unwrapped(tensors)
     if initial_boxes is not None and mask_dino.MARK not in tensors:
         raise UserError("weights-config", f"{place}: --initial-boxes is for Mask DINO")
+    if original_deimv2.MARK in tensors:
+        if deim:
+            raise UserError("weights-config", f"{place}: --deim is for RT-DETRv2 and D-FINE")
+        return original_deimv2.convert(tensors, place, discrete)
     if original_d_fine.MARK in tensors:
         found = original_d_fine.convert(tensors, place, discrete, deim)
         return found._replace(family="deim") if deim else found

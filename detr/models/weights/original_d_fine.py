@@ -7,7 +7,7 @@ transformers library's terms, whose table then says where they go.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +20,8 @@ from detr.models.weights.renaming import split_projections
 
 # A tensor that only this repository's checkpoints have.
 MARK = "decoder.decoder.layers.0.gateway.gate.weight"
+_FIRST = "decoder.decoder.layers.0"
+_STEM = "backbone.stem.stem1.conv.weight"
 _HEADS = 8  # in every published config; nothing in the tensors tells
 _LAYER = (
     (r"self_attn\.out_proj\.", "self_attn.o_proj."),
@@ -73,33 +75,40 @@ def convert(
             for a variant we have no architecture for, and what
             :func:`detr.models.weights.hugging_face.convert` raises.
     """
-    if "backbone.stem.stem1.conv.weight" not in tensors:
+    if _STEM not in tensors:
         raise UserError("weights-backbone", f"{place}: the backbone is no HGNetv2")
     if any(name.startswith("decoder.tgt_embed.") for name in tensors):
         raise UserError("weights-config", f"{place}: learn_query_content is not supported")
-    named = {_translated(name): x for name, x in split_projections(tensors).items()}
-    published = _published(tensors)
-    published["decoder_method"] = "discrete" if discrete else "default"
-    published[rt_detr.ACTIVATION] = "silu" if deim else "relu"
-    return hugging_face.convert(published, named, place)
+    named = {translated(name): x for name, x in split_projections(tensors).items()}
+    told = {
+        **published(tensors, "encoder.fpn_blocks.0"),
+        "model_type": "d_fine",
+        "decoder_ffn_dim": len(tensors[f"{_FIRST}.linear1.weight"]),
+        "decoder_method": "discrete" if discrete else "default",
+        rt_detr.ACTIVATION: "silu" if deim else "relu",
+    }
+    return hugging_face.convert(told, named, place)
 
 
-def _published(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the transformers library's ``config.json`` would say."""
-    block = "encoder.fpn_blocks.0"
-    inner = len(tensors["encoder.lateral_convs.0.conv.weight"])
-    ways = len(tensors[f"{block}.cv2.0.conv1.conv.weight"])
-    layer = "decoder.decoder.layers.0"
+def published(tensors: Mapping[str, Tensor], block: str) -> dict[str, Any]:
+    """What the transformers library's ``config.json`` would say, the decoder's layers aside.
+
+    Args:
+        tensors: The state dict.
+        block: The first block that fuses two maps.
+    """
+    inner = len(tensors[f"{block}.cv4.conv.weight"])
+    ways = len(tensors[f"{block}.cv2.0.bottlenecks.0.conv1.conv.weight"])
     quality = tensors["decoder.decoder.lqe_layers.0.reg_conf.layers.0.weight"]
-    levels = depth(tensors, "encoder.fpn_blocks") + 1
+    points = _points(tensors[f"{_FIRST}.cross_attn.num_points_scale"].tolist())
+    levels = len(points)
     strides = [8, 16, 32, 64][:levels] if levels > 2 else [16, 32][-levels:]
     ffn = "encoder.encoder.0.layers.0.linear1.weight"
     return {
-        "model_type": "d_fine",
         "id2label": {
             str(i): f"class-{i}" for i in range(len(tensors["decoder.dec_score_head.0.weight"]))
         },
-        "backbone_config": _backbone(tensors),
+        "backbone_config": _backbone(tensors) if _STEM in tensors else {},
         "freeze_backbone_batch_norms": "backbone.stem.stem1.bn.num_batches_tracked" not in tensors,
         "feat_strides": strides,
         "num_feature_levels": levels,
@@ -109,12 +118,11 @@ def _published(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "encoder_layers": depth(tensors, "encoder.encoder.0.layers"),
         "hidden_expansion": 2 * ways / inner,
         "depth_mult": depth(tensors, f"{block}.cv2.0.bottlenecks") / 3,
-        "d_model": len(tensors[f"{layer}.norm1.weight"]),
+        "d_model": len(tensors[f"{_FIRST}.self_attn.out_proj.bias"]),
         "encoder_attention_heads": _HEADS,
         "decoder_attention_heads": _HEADS,
-        "decoder_ffn_dim": len(tensors[f"{layer}.linear1.weight"]),
         "decoder_layers": depth(tensors, "decoder.dec_score_head"),
-        "decoder_n_points": _points(tensors[f"{layer}.cross_attn.num_points_scale"].tolist()),
+        "decoder_n_points": points,
         "max_num_bins": len(tensors["decoder.dec_bbox_head.0.layers.2.bias"]) // 4 - 1,
         "up": float(tensors["decoder.up"]),
         "reg_scale": float(tensors["decoder.reg_scale"]),
@@ -126,17 +134,23 @@ def _published(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the config would say of the HGNetv2."""
-    stages = [f"backbone.stages.{i}.blocks" for i in range(4)]
+    stages = [f"backbone.stages.{i}.blocks" for i in range(depth(tensors, "backbone.stages"))]
     # A light block's convolution is made of two.
     plain, light = ".0.layers.0.conv.weight", ".0.layers.0.conv1.conv.weight"
     first = [tensors[s + (plain if s + plain in tensors else light)] for s in stages]
     return {
         "model_type": "hgnet_v2",
         "stage_mid_channels": [len(x) for x in first],
+        "stage_out_channels": [len(tensors[_aggregated(tensors, s)]) for s in stages],
         "stage_num_blocks": [depth(tensors, s) for s in stages],
         "stage_numb_of_layers": [depth(tensors, f"{s}.0.layers") for s in stages],
         "use_learnable_affine_block": "backbone.stem.stem1.lab.scale" in tensors,
     }
+
+
+def _aggregated(tensors: Mapping[str, Tensor], stage: str) -> str:
+    """Weight of the last convolution of a stage's first block."""
+    return f"{stage}.0.aggregation.{depth(tensors, f'{stage}.0.aggregation') - 1}.conv.weight"
 
 
 def _points(shares: list[float]) -> list[int]:
@@ -147,8 +161,13 @@ def _points(shares: list[float]) -> list[int]:
     return counts
 
 
-def _translated(name: str) -> str:
-    """A name in the transformers library's terms."""
+def translated(name: str, layer: Sequence[tuple[str, str]] = _LAYER) -> str:
+    """A name in the transformers library's terms.
+
+    Args:
+        name: Of the repository.
+        layer: Substitutions within a transformer layer.
+    """
     found = re.fullmatch(r"backbone\.(stem|stages)\.(.+)\.(conv|bn|lab)\.(\w+)", name)
     if found is not None:
         place = {"stem": "embedder", "stages": "encoder.stages"}[found[1]]
@@ -158,5 +177,5 @@ def _translated(name: str) -> str:
     for pattern, replacement in _NAMES:
         changed, count = re.subn(f"^{pattern}", replacement, name)
         if count:
-            return in_layer(changed, _LAYER)
+            return in_layer(changed, layer)
     return name

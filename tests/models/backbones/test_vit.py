@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detr.config import AnyVitConfig, Dinov2BackboneConfig, VitBackboneConfig
+from detr.config import Dinov2BackboneConfig, VitBackboneConfig, WindowedVitConfig
 from detr.models.backbones.bicubic import bicubic_weights
 from detr.models.backbones.vit import VisionTransformer
 
@@ -25,7 +25,7 @@ SHAPE: dict[str, Any] = {
 KINDS = {"vit": VitBackboneConfig(**SHAPE), "dinov2": Dinov2BackboneConfig(**SHAPE)}
 
 
-def backbone(config: AnyVitConfig) -> VisionTransformer:
+def backbone(config: WindowedVitConfig) -> VisionTransformer:
     """Evaluated, with weights that tell places and channels apart."""
     torch.manual_seed(0)
     made = VisionTransformer(config).eval()
