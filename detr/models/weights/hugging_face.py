@@ -27,6 +27,7 @@ from detr.models.weights.backbones import plain_rules, transformers_resnet_rules
 from detr.models.weights.folder import read_document, read_weights
 from detr.models.weights.image_format import PUBLISHED, read_image_format
 from detr.models.weights.imported import Imported, imported
+from detr.models.weights.lw_detr_names import library_names
 from detr.models.weights.renaming import Renamed, Rule, rename
 
 _LABELS = "denoiser.label_embedding.weight"
@@ -40,8 +41,9 @@ class Family(NamedTuple):
         rules: Where its tensors go, the backbone's aside.
         backbone: Regular expression of what precedes the backbone's tensor names; ``None`` where
             the rules know the backbone.
-        preprocess: What its images went through in training.
+        preprocess: What a detector's images went through in training, by our config.
         check: Raises UserError where tensors say otherwise than the config.
+        library_names: Tensors under the library's names, where files have other ones.
         adapt: Changes tensors that are not laid out as ours, in place; says what was cut off, with
             the reason.
         license_note: What is to be known of a detector's license; empty where it is as usual.
@@ -50,8 +52,9 @@ class Family(NamedTuple):
     config_of: Callable[[Mapping[str, Any], int, str], DetectorConfig]
     rules: Callable[[DetectorConfig], tuple[Rule, ...]]
     backbone: str | None
-    preprocess: PreprocessConfig = PUBLISHED
+    preprocess: Callable[[DetectorConfig], PreprocessConfig] = lambda config: PUBLISHED
     check: Callable[[DetectorConfig, Mapping[str, Tensor], str], None] | None = None
+    library_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
     adapt: Callable[[dict[str, Tensor]], dict[str, str]] = lambda tensors: {}
     license_note: Callable[[DetectorConfig], str] = lambda config: ""
 
@@ -63,15 +66,25 @@ FAMILIES = {
     "deformable_detr": Family(
         deformable_detr.config_of, deformable_detr.rules, deformable_detr.BACKBONE
     ),
-    "rt_detr": Family(rt_detr.config_of, rt_detr.rules, None, rt_detr.INPUT),
-    "rt_detr_v2": Family(rt_detr.config_of, rt_detr.rules, None, rt_detr.INPUT),
-    "d_fine": Family(d_fine.config_of, d_fine.rules, None, d_fine.INPUT, d_fine.check),
-    "lw_detr": Family(lw_detr.config_of, lw_detr.rules, None, lw_detr.INPUT, adapt=lw_detr.adapt),
+    "rt_detr": Family(rt_detr.config_of, rt_detr.rules, None, lambda config: rt_detr.INPUT),
+    "rt_detr_v2": Family(rt_detr.config_of, rt_detr.rules, None, lambda config: rt_detr.INPUT),
+    "d_fine": Family(
+        d_fine.config_of, d_fine.rules, None, lambda config: d_fine.INPUT, d_fine.check
+    ),
+    "lw_detr": Family(
+        lw_detr.config_of,
+        lw_detr.rules,
+        None,
+        lambda config: lw_detr.INPUT,
+        library_names=library_names,
+        adapt=lw_detr.adapt,
+    ),
     "rf_detr": Family(
         rf_detr.config_of,
         rf_detr.rules,
         None,
-        rf_detr.INPUT,
+        rf_detr.preprocess,
+        library_names=library_names,
         adapt=rf_detr.adapt,
         license_note=rf_detr.license_note,
     ),
@@ -95,9 +108,8 @@ def read_folder(folder: Path, canvas: tuple[int, int] | None = None) -> Imported
             :func:`convert` raises.
     """
     published = read_document(folder / "config.json")
-    usual = family_of(published, str(folder)).preprocess
     found = convert(published, read_weights(folder), str(folder))
-    return found._replace(preprocess=read_image_format(folder, canvas, usual))
+    return found._replace(preprocess=read_image_format(folder, canvas, found.preprocess))
 
 
 def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: str) -> Imported:
@@ -115,7 +127,7 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
     """
     family = family_of(published, place)
     table = _class_table(published, place)
-    tensors = _complete_names(tensors)
+    tensors = _complete_names(family.library_names(unwrapped(tensors)))
     config = family.config_of(published, max(table, default=-1) + 1 or 1, place)
     outputs = _class_outputs(tensors)
     if outputs is not None:
@@ -141,7 +153,7 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
         notes += _tie(config, renamed)
     found = imported(config, renamed, names, place, notes)
     kind = next(name for name, one in FAMILIES.items() if one is family)
-    return found._replace(preprocess=family.preprocess, family=kind)
+    return found._replace(preprocess=family.preprocess(config), family=kind)
 
 
 def drop_label_rows(tensors: dict[str, Tensor], config: DetectorConfig) -> dict[str, str]:
@@ -203,9 +215,8 @@ def _class_table(published: Mapping[str, Any], place: str) -> dict[int, str]:
 
 def _complete_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names as of a whole detector; the library's model without heads lacks the prefix."""
-    named = unwrapped(tensors)
-    whole = any(name.startswith("model.") or _CLASS_HEAD.fullmatch(name) for name in named)
-    return named if whole else {f"model.{name}": x for name, x in named.items()}
+    whole = any(name.startswith("model.") or _CLASS_HEAD.fullmatch(name) for name in tensors)
+    return dict(tensors) if whole else {f"model.{name}": x for name, x in tensors.items()}
 
 
 def _class_outputs(tensors: Mapping[str, Tensor]) -> int | None:
