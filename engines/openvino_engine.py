@@ -23,6 +23,7 @@ from detr.errors import UserError
 from engines.base import Engine, RawDetections
 from engines.bundle import INPUTS, Bundle
 from engines.msda_function import DOMAIN, OP_TYPE
+from engines.openvino_integers import IN_FLOAT, quantized, sums_saturate
 from engines.ort_engine import show_values
 
 
@@ -69,7 +70,11 @@ class OpenVinoEngine(Engine):
         else:
             attention = f"{bundle.info.lowering} body"
         self.versions = {"openvino": openvino.get_version(), "attention": attention}
-        self._graph = [self._read(onnx.load(str(bundle.model)))]
+        model = onnx.load(str(bundle.model))
+        if device == "CPU" and quantized(model) and sums_saturate():
+            self._settings |= IN_FLOAT
+            self.versions["integers"] = "in float32, since sums of 8-bit products saturate here"
+        self._graph = [self._read(model)]
         self._requests: dict[int, Any] = {}
         # Operators go last: OpenVINO's halves of them may still ask for ours.
         weakref.finalize(self, _clear, self._requests, self._graph, operators)

@@ -28,6 +28,9 @@ def session_options(threads: int | None, spinning: bool = True) -> ort.SessionOp
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
+    # Otherwise signed activations become unsigned ones, whose products with signed weights saturate
+    # in 16 bits on processors without VNNI.
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

@@ -1,10 +1,12 @@
-"""Builds DINO ResNet-18 with TensorRT-RTX for GPUs that are not here: size, memory, layers.
+"""Builds presets with TensorRT-RTX for GPUs that are not here: size, memory, layers.
 
-    python -m tools.trt_builds [--layers 6 6] [--keep FOLDER] [--out docs/measured/trt-builds.json]
+    python -m tools.trt_builds rtdetr-r18 d-fine-s --out docs/measured/trt-builds.json
 
 Random weights, batch 1, every precision, for SM 86, for SM 89 and for both in one engine. Nothing
-runs: what is told is the builder's own account of memory and of the engine's layers. The file is
-written after each build, so one that is stopped leaves those before it.
+runs: what is told is the builder's own account of memory and of the engine's layers. It stops where
+an engine does not hold every attention of the graph, a graph not one for every decoder layer that
+answers and every encoder layer that samples, or a norm is not in float32. The file is written after
+each detector and keeps the others' entries.
 """
 
 from __future__ import annotations
@@ -14,26 +16,87 @@ import json
 import platform
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
+
+from detr.cli_support import progress
+from detr.config import DetectorConfig
+from detr.data.cli import parse_size
 from detr.files import write_atomic
-from engines.bundle import open_bundle
+from engines.bundle import Bundle, Precision, open_bundle
+from engines.msda_function import is_attention
+from engines.torch_engine import TorchEngine
 from engines.trt.backend import BACKENDS, load
 from engines.trt.build import BuildOptions, build_engine
-from export.bundle import export_bundle
+from engines.trt.layers import LayerReport
+from export.bundle import write_bundle
+from export.golden import drawn_images
 from export.precision.apply import PrecisionRequest
-from tools.whole_model import bundles
+from export.trace.torch_to_onnx import export_graph
+from tools.random_weights import save_random
 
 TARGETS = ((86,), (89,), (86, 89))
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+RTX = BACKENDS["tensorrt-rtx"]
 
 
-def build(path: Path, targets: tuple[int, ...]) -> dict[str, Any]:
-    """One build: MiB, layers and processor seconds."""
+def bundles(name: str, size: tuple[int, int], folder: Path) -> Iterator[Bundle]:
+    """A preset in every precision, ungated, for random weights' scores nearly tie."""
+    save_random(name, size, folder / "model.safetensors")
+    engine = TorchEngine(folder / "model.safetensors")
+    graph = export_graph(engine.detector, size, 17, 1, "gridsample")
+    drawn = drawn_images(size)
+    for precision in PRECISIONS:
+        out = folder / f"{precision}.bundle"
+        calibration = drawn if precision == "int8" else ()
+        with progress(range(3), f"export {out.name}", 3) as bar:
+            request = PrecisionRequest(precision, calibration=calibration)
+            write_bundle(graph, engine, out, 17, 1, "gridsample", drawn, request, False, bar)
+        yield open_bundle(out)
+
+
+def attentions(bundle: Bundle) -> int:
+    """Attention nodes of a graph.
+
+    Raises:
+        AssertionError: They are not as many as the layers that need one.
+    """
+    found = sum(map(is_attention, onnx.load(str(bundle.model)).graph.node))
+    wanted = sampling_layers(bundle.info.model.detector)
+    assert found == wanted, f"{bundle.path}: {found} attentions in {wanted} layers"
+    return found
+
+
+def sampling_layers(config: DetectorConfig) -> int:
+    """Layers of a detector's exported graph that sample."""
+    decoder = config.decoder
+    inside = config.encoder.layers if config.encoder.sampling_points else 0
+    return inside + (decoder.answering_layers if decoder.cross_attention.samples else 0)
+
+
+def check_layers(report: LayerReport, count: int) -> None:
+    """Looks for every attention and for the types of norms in what the builder was given.
+
+    Raises:
+        AssertionError: Something is missing.
+    """
+    # Four corners are looked up for each attention, by layers named after it.
+    corners = [layer for layer in report.layers if "/gathernd" in layer.name]
+    assert len(corners) == 4 * count, f"{len(corners)} corners of {count} attentions"
+    norms = Counter(x.outputs[0] for x in report.layers if x.kind == "NORMALIZATION")
+    assert set(norms) <= {"FLOAT"}, f"norms in {norms}"
+
+
+def build(bundle: Bundle, targets: tuple[int, ...], count: int) -> dict[str, Any]:
+    """One build: MiB, layers and seconds."""
     begin = time.process_time()
-    options = BuildOptions(compute_capabilities=targets)
-    built = build_engine(open_bundle(path), BACKENDS["tensorrt-rtx"], options)
+    built = build_engine(bundle, RTX, BuildOptions(compute_capabilities=targets))
+    spent = time.process_time() - begin
+    check_layers(built.layers, count)
     made = built.build
     memory = made.memory_bytes
     return {
@@ -46,43 +109,46 @@ def build(path: Path, targets: tuple[int, ...]) -> dict[str, Any]:
         "engine_layers": built.layers.count,
         "engine_layer_types": built.layers.types,
         "network_layers": len(built.layers.layers),
-        "processor_seconds": round(time.process_time() - begin, 1),
+        "network_layer_types": dict(
+            Counter((x.outputs or ("none",))[0] for x in built.layers.layers).most_common()
+        ),
+        "seconds": made.seconds,
+        "processor_seconds": round(spent, 1),
+    }
+
+
+def measure(name: str, size: tuple[int, int], targets: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    """Every build of one detector."""
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for bundle in bundles(name, size, Path(scratch)):
+            count = attentions(bundle)
+            for some in targets:
+                rows.append(build(bundle, some, count))
+                print(name, json.dumps(rows[-1]), flush=True)
+    return {
+        "command": f"python -m tools.trt_builds {name} --size {size[0]}x{size[1]}",
+        "tensorrt_rtx": load(RTX).__version__,
+        "machine": platform.machine(),
+        "attentions": count,
+        "builds": rows,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--layers", type=int, nargs=2, default=[6, 6])
-    parser.add_argument(
-        "--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="in this order"
-    )
-    parser.add_argument("--keep", type=Path, help="folder of bundles to take, or to keep them in")
-    parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("presets", nargs="+")
+    parser.add_argument("--size", default="640x640", help="canvas")
+    parser.add_argument("--out", type=Path, help="JSON to write into")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = options.keep or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = dict(bundles(folder, *options.layers))
-        paths["fp16"] = folder / "fp16.bundle"
-        if "fp16" in options.precisions and not paths["fp16"].exists():
-            request = PrecisionRequest("fp16")
-            weights = folder / "model.safetensors"
-            export_bundle(weights, paths["fp16"], 17, 1, request=request, gate=False)
-        rows: list[dict[str, Any]] = []
-        encoder, decoder = options.layers
-        told = {
-            "command": f"python -m tools.trt_builds --layers {encoder} {decoder}",
-            "model": "DINO ResNet-18, FFN 2048, 900 queries, 402x1333, batch 1, random weights",
-            "tensorrt_rtx": load(BACKENDS["tensorrt-rtx"]).__version__,
-            "machine": platform.machine(),
-            "builds": rows,
-        }
-        for precision in options.precisions:
-            for targets in TARGETS:
-                rows.append(build(paths[precision], targets))
-                print(json.dumps(rows[-1]), flush=True)
-                if options.out is not None:
-                    write_atomic(options.out, json.dumps(told, indent=1) + "\n")
+    told: dict[str, Any] = {}
+    if options.out is not None and options.out.exists():
+        told = json.loads(options.out.read_text())
+    size = parse_size(options.size)
+    for name in options.presets:
+        told[f"{name} {size[0]}x{size[1]}"] = measure(name, size, TARGETS)
+        if options.out is not None:
+            write_atomic(options.out, json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

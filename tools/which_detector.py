@@ -22,18 +22,12 @@ import torch
 
 from bench.machine.environment import read_machine
 from detr.cli_support import progress
-from detr.config import ClassMap
-from detr.data import PreprocessConfig
 from detr.data.cli import parse_size
-from detr.model_info import ModelInfo
-from detr.models import build_detector, save_model
 from detr.plot import Point, ap_over_latency, standing_alone
-from detr.presets import preset
 from engines import Engine, open_engine
 from export.bundle import export_bundle
+from tools.random_weights import save_random
 from tools.turns import Seconds, in_turns
-
-CLASSES = 80
 
 
 @dataclass(frozen=True)
@@ -102,17 +96,8 @@ class Row:
 
 def bundle(name: str, size: tuple[int, int], folder: Path) -> tuple[Path, float]:
     """An ungated bundle of a preset with random weights, and its parameters in millions."""
-    torch.manual_seed(0)
-    config = preset(name, CLASSES, pretrained=False)
-    detector = build_detector(config, pretrained=False).eval()
-    names = tuple(f"class{i}" for i in range(CLASSES))
-    info = ModelInfo(
-        detector=config,
-        classes=ClassMap(names=names, category_ids=tuple(range(1, CLASSES + 1))),
-        preprocess=PreprocessConfig(size=size),
-    )
     folder.mkdir()
-    save_model(folder / "model.safetensors", detector, info)
+    detector = save_random(name, size, folder / "model.safetensors")
     path = export_bundle(folder / "model.safetensors", folder / "model.bundle", gate=False).path
     return path, sum(x.numel() for x in detector.parameters()) / 1e6
 

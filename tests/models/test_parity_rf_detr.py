@@ -7,14 +7,18 @@ wide canvas its windows are strips from everywhere. What is right there, the dir
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
-from detr.models.weights.hugging_face import convert
+from detr.models.weights import rf_detr
+from detr.models.weights.hugging_face import convert, read_folder
+from detr.presets import preset
 from tests.models.test_parity_lw_detr import (
     check_every_layer,
     library,
@@ -154,3 +158,20 @@ def test_another_architecture_is_refused(option: str, value: Any, code: str) -> 
     with pytest.raises(UserError, match="test: ") as caught:
         convert(published, {}, "test")
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("size", "side"),
+    [("nano", 384), ("small", 512), ("medium", 576), ("large", 704), ("base", 560)],
+)
+def test_a_size_is_fed_what_it_was_trained_on(size: str, side: int) -> None:
+    assert rf_detr.preprocess(preset(f"rfdetr-{size}", 3)).size == (side, side)
+
+
+def test_a_folder_without_a_size_is_fed_what_its_positions_say(tmp_path: Path) -> None:
+    library("rf_detr", TINY).save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists()
+    imported = read_folder(tmp_path)
+    assert imported.preprocess.size == (DINO["image_size"], DINO["image_size"])
+    assert imported.preprocess.mean == PreprocessConfig(size=(48, 48)).mean
+    assert read_folder(tmp_path, (64, 96)).preprocess.size == (64, 96)

@@ -28,6 +28,7 @@ from detr.models.weights.backbones import plain_rules, transformers_resnet_rules
 from detr.models.weights.folder import read_document, read_weights
 from detr.models.weights.image_format import PUBLISHED, read_image_format
 from detr.models.weights.imported import Imported, imported
+from detr.models.weights.lw_detr_names import library_names
 from detr.models.weights.renaming import Renamed, Rule, rename
 
 _LABELS = "denoiser.label_embedding.weight"
@@ -41,8 +42,9 @@ class Family(NamedTuple):
         rules: Where its tensors go, the backbone's aside.
         backbone: Regular expression of what precedes the backbone's tensor names; ``None`` where
             the rules know the backbone.
-        preprocess: What a detector's images went through in training.
+        preprocess: What a detector's images went through in training, by our config.
         check: Raises UserError where tensors say otherwise than the config.
+        library_names: Tensors under the library's names, where files have other ones.
         adapt: Changes tensors that are not laid out as ours, in place; says what was cut off, with
             the reason.
         license_note: What is to be known of a detector's license; empty where it is as usual.
@@ -53,18 +55,14 @@ class Family(NamedTuple):
     backbone: str | None
     preprocess: Callable[[DetectorConfig], PreprocessConfig] = lambda config: PUBLISHED
     check: Callable[[DetectorConfig, Mapping[str, Tensor], str], None] | None = None
+    library_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
     adapt: Callable[[dict[str, Tensor]], dict[str, str]] = lambda tensors: {}
     license_note: Callable[[DetectorConfig], str] = lambda config: ""
 
 
 def _real_time(config: DetectorConfig) -> PreprocessConfig:
-    """Of RT-DETR and D-FINE."""
+    """Of RT-DETR and D-FINE, whatever the config."""
     return rt_detr.INPUT
-
-
-def _lw_detr(config: DetectorConfig) -> PreprocessConfig:
-    """Of LW-DETR and RF-DETR."""
-    return lw_detr.INPUT
 
 
 FAMILIES = {
@@ -83,15 +81,23 @@ FAMILIES = {
         None,
         deimv2.input_of,
         deimv2.check,
-        deimv2.adapt,
-        deimv2.license_note,
+        adapt=deimv2.adapt,
+        license_note=deimv2.license_note,
     ),
-    "lw_detr": Family(lw_detr.config_of, lw_detr.rules, None, _lw_detr, adapt=lw_detr.adapt),
+    "lw_detr": Family(
+        lw_detr.config_of,
+        lw_detr.rules,
+        None,
+        lambda config: lw_detr.INPUT,
+        library_names=library_names,
+        adapt=lw_detr.adapt,
+    ),
     "rf_detr": Family(
         rf_detr.config_of,
         rf_detr.rules,
         None,
-        _lw_detr,
+        rf_detr.preprocess,
+        library_names=library_names,
         adapt=rf_detr.adapt,
         license_note=rf_detr.license_note,
     ),
@@ -134,7 +140,7 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
     """
     family = family_of(published, place)
     table = _class_table(published, place)
-    tensors = _complete_names(tensors)
+    tensors = _complete_names(family.library_names(unwrapped(tensors)))
     config = family.config_of(published, max(table, default=-1) + 1 or 1, place)
     outputs = _class_outputs(tensors)
     if outputs is not None:
@@ -222,9 +228,8 @@ def _class_table(published: Mapping[str, Any], place: str) -> dict[int, str]:
 
 def _complete_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names as of a whole detector; the library's model without heads lacks the prefix."""
-    named = unwrapped(tensors)
-    whole = any(name.startswith("model.") or _CLASS_HEAD.fullmatch(name) for name in named)
-    return named if whole else {f"model.{name}": x for name, x in named.items()}
+    whole = any(name.startswith("model.") or _CLASS_HEAD.fullmatch(name) for name in tensors)
+    return dict(tensors) if whole else {f"model.{name}": x for name, x in tensors.items()}
 
 
 def _class_outputs(tensors: Mapping[str, Tensor]) -> int | None:

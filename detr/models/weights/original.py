@@ -23,6 +23,7 @@ from detr.models.weights import (
     deformable_detr,
     detr,
     detrex,
+    lw_detr_names,
     mask_dino,
     mmdet,
     original_config,
@@ -246,7 +247,7 @@ def convert(
     if original_rt_detr.MARK in tensors:
         found = original_rt_detr.convert(tensors, place, discrete, deim)
         return found._replace(family="deim") if deim else found
-    if original_lw_detr.MARK in tensors and not discrete and not deim:
+    if lw_detr_names.MARK in tensors and not discrete and not deim:
         return original_lw_detr.convert(tensors, place, options)
     if discrete:
         raise UserError("weights-config", f"{place}: --discrete is for RT-DETRv2 and D-FINE")

@@ -1,29 +1,25 @@
 """Checkpoints of the LW-DETR and RF-DETR repositories.
 
-As :mod:`original_rt_detr`: the architecture is read off names and shapes, and names are put in the
-transformers library's terms, whose tables then say where they go. What no tensor tells – which
-blocks have windows, how many, and where maps are taken – the training's options do, where the file
+As :mod:`original_rt_detr`: the architecture is read off names and shapes, and said in the words of
+the transformers library; :mod:`lw_detr_names` has the names. What no tensor tells – which blocks
+have windows, how many, and where maps are taken – the training's options do, where the file
 has them; otherwise it is that of the published size with as many blocks or such patches.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models.weights import hugging_face
 from detr.models.weights.imported import Imported
+from detr.models.weights.lw_detr_names import MARK
 from detr.models.weights.original_rt_detr import depth
-from detr.models.weights.renaming import split_projections
 
-# A tensor that only these repositories' checkpoints have.
-MARK = "backbone.0.projector.stages.0.0.cv1.conv.weight"
 _PLAIN = "backbone.0.encoder.pos_embed"
 _DINO = "backbone.0.encoder.encoder.embeddings.position_embeddings"
 # Channels of an attention head in both, of a deformable one, and of their ViTs' and DINOv2s'.
@@ -37,47 +33,6 @@ _DINOS = {
     (20, 35): (1, (3, 6, 9, 12)),
     (20, 44): (2, (3, 6, 9, 12)),
 }
-# Canvas of the sizes whose positions are those of DINOv2.
-_DINO_CANVAS = 560
-_BLOCK = r"backbone\.0\.encoder\.blocks\.(\d+)\."
-_LAYER = r"backbone\.0\.encoder\.encoder\.encoder\.layer\.(\d+)\."
-_VIT = "model.backbone.backbone."
-_HERE = _VIT + r"encoder.layer.\1."
-_SCALE = r"model.backbone.projector.scale_layers.\1."
-_STAGE = r"backbone\.0\.projector\.stages\.(\d+)\."
-_DECODER = r"transformer\.decoder\.layers\.(\d+)\."
-_NAMES: Sequence[tuple[str, str]] = (
-    (r"backbone\.0\.encoder\.pos_embed", f"{_VIT}embeddings.position_embeddings"),
-    (r"backbone\.0\.encoder\.patch_embed\.proj\.", f"{_VIT}embeddings.projection."),
-    (rf"{_BLOCK}norm1\.", _HERE + "layernorm_before."),
-    (rf"{_BLOCK}norm2\.", _HERE + "layernorm_after."),
-    (rf"{_BLOCK}mlp\.", _HERE + "intermediate."),
-    (rf"{_BLOCK}attn\.proj\.", _HERE + "attention.o_proj."),
-    (rf"{_BLOCK}attn\.([qkv])_bias", _HERE + r"attention.\2_proj.bias"),
-    (rf"{_BLOCK}attn\.", _HERE + "attention."),
-    (_BLOCK, _HERE),
-    (rf"{_LAYER}attention\.attention\.query\.", _HERE + "attention.q_proj."),
-    (rf"{_LAYER}attention\.attention\.key\.", _HERE + "attention.k_proj."),
-    (rf"{_LAYER}attention\.attention\.value\.", _HERE + "attention.v_proj."),
-    (rf"{_LAYER}attention\.output\.dense\.", _HERE + "attention.o_proj."),
-    (_LAYER, _HERE),
-    (r"backbone\.0\.encoder\.encoder\.", _VIT),
-    (rf"{_STAGE}0\.cv([12])\.", _SCALE + r"projector_layer.conv\2."),
-    (rf"{_STAGE}0\.m\.(\d+)\.cv([12])\.", _SCALE + r"projector_layer.bottlenecks.\2.conv\3."),
-    (rf"{_STAGE}1\.", _SCALE + "layer_norm."),
-    (
-        r"backbone\.0\.projector\.stages_sampling\.(\d+)\.(\d+)\.",
-        _SCALE + r"sampling_layers.\2.layers.",
-    ),
-    (rf"{_DECODER}norm1\.", r"model.decoder.layers.\1.self_attn_layer_norm."),
-    (rf"{_DECODER}norm2\.", r"model.decoder.layers.\1.cross_attn_layer_norm."),
-    (rf"{_DECODER}norm3\.", r"model.decoder.layers.\1.layer_norm."),
-    (rf"{_DECODER}linear([12])\.", r"model.decoder.layers.\1.mlp.fc\2."),
-    (r"transformer\.decoder\.norm\.", "model.decoder.layernorm."),
-    (r"transformer\.", "model."),
-    (r"refpoint_embed\.", "model.reference_point_embed."),
-    (r"query_feat\.", "model.query_feat."),
-)
 
 
 def convert(
@@ -104,32 +59,7 @@ def convert(
         backbone = _dino(tensors, told, place)
     else:
         raise UserError("weights-backbone", f"{place}: the backbone is no ViT and no DINOv2")
-    named: dict[str, Tensor] = {}
-    for name, tensor in split_projections(tensors).items():
-        if joined := re.fullmatch(rf"{_BLOCK}attn\.qkv\.(weight|bias)", name):
-            here = f"{_VIT}encoder.layer.{joined[1]}.attention."
-            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
-                named[f"{here}{letter}_proj.{joined[2]}"] = part
-        else:
-            named[_translated(name)] = tensor
-    found = hugging_face.convert(_published(tensors, backbone), named, place)
-    if _DINO in tensors:
-        patch, size = backbone["patch_size"], backbone["image_size"]
-        side = _DINO_CANVAS if patch == 14 else size
-        canvas = PreprocessConfig(size=(side, side))
-        found = found._replace(preprocess=canvas)
-    return found
-
-
-def _translated(name: str) -> str:
-    """A name in the transformers library's terms."""
-    for pattern, replacement in _NAMES:
-        changed, count = re.subn(f"^{pattern}", replacement, name)
-        if count:
-            name = changed
-            break
-    # Norms after convolutions.
-    return re.sub(r"^(model\.backbone\.projector\..+)\.bn\.", r"\1.norm.", name)
+    return hugging_face.convert(_published(tensors, backbone), tensors, place)
 
 
 def _vit(tensors: Mapping[str, Tensor], told: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from detr.config import DetectorConfig, Dinov2BackboneConfig
+from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models.weights import lw_detr
 from detr.models.weights.renaming import Rule
 from detr.models.weights.rt_detr import check_options
 
-# ImageNet's mean and deviation; the canvas is the largest of the Apache-licensed sizes'.
-INPUT = lw_detr.INPUT
+# Canvas of the sizes whose positions are those of DINOv2, which was trained on another.
+_DINO_PATCH, _DINO_CANVAS = 14, 560
 _WB = "(weight|bias)"
 _VIT = "model.backbone.backbone."
 _BLOCKS = r"model\.backbone\.backbone\.encoder\.layer\."
@@ -99,6 +100,19 @@ def adapt(tensors: dict[str, Tensor]) -> dict[str, str]:
     tensors[_CLASS] = (tensors[_CLASS] + positions[:, :1])[0, 0]
     tensors[_POSITIONS] = lw_detr.grid_of(positions)
     return {f"{_POSITIONS}[:, 0]": "added to the class token"}
+
+
+def preprocess(config: DetectorConfig) -> PreprocessConfig:
+    """What a detector's images went through in training.
+
+    Every size was trained on a canvas of its own, which has a cell for each of its positions, but
+    for the sizes that keep DINOv2's positions and stretch them.
+    """
+    backbone = config.backbone
+    assert isinstance(backbone, Dinov2BackboneConfig)
+    stretched = backbone.patch == _DINO_PATCH
+    side = _DINO_CANVAS if stretched else backbone.side * backbone.patch
+    return PreprocessConfig(size=(side, side), mean=lw_detr.INPUT.mean, std=lw_detr.INPUT.std)
 
 
 def license_note(config: DetectorConfig) -> str:

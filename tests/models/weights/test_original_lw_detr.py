@@ -121,7 +121,8 @@ def test_a_file_is_read_as_the_librarys_folder(case: str, tmp_path: Path) -> Non
     kind, options = CASES[case]
     model = library(kind, options)
     state = {name: x.clone() for name, x in model.state_dict().items()}
-    wanted = hugging_face.convert(model.config.to_dict(), dict(state), "folder").detector
+    folder = hugging_face.convert(model.config.to_dict(), dict(state), "folder")
+    wanted = folder.detector
     tensors = as_original(state, kind)
     found = convert(tensors, "file")
     assert found.detector.config == wanted.config
@@ -131,6 +132,7 @@ def test_a_file_is_read_as_the_librarys_folder(case: str, tmp_path: Path) -> Non
     assert not found.notes
     # The published files' size: RF-DETR's is as large as it has positions.
     assert found.preprocess.size == ((96, 96) if kind == "rf_detr" else (640, 640))
+    assert folder.preprocess == found.preprocess
 
     # What the training's options tell comes before what sizes do.
     numbers, taps = ([0, 3, 5], (1, 4, 6)) if kind == "lw_detr" else ([1, 4, 9, 12], (1, 4, 9, 12))
