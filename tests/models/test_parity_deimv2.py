@@ -2,8 +2,8 @@
 
 The library's port norms tokens before it judges them, makes positions anew in every layer and has
 ReLU in its heads, none of which the original code has (whose answers test_parity_original.py
-holds). Over a gated DINOv3 it has GELU where that has SiLU. Put right in these, it answers as ours
-does, in every decoder layer.
+holds). Over a gated DINOv3 it has GELU where that has SiLU, and over a distilled one a last norm
+that it has not. Put right in these, it answers as ours does, in every decoder layer.
 """
 
 from __future__ import annotations
@@ -136,6 +136,9 @@ def put_right(model: Any) -> Any:
             module.act = nn.SiLU()
         elif type(module).__name__ == "DINOv3ViTGatedMLP":
             module.act_fn = nn.SiLU()
+    backbone = getattr(model.model.conv_encoder, "backbone", None)
+    if backbone is not None and not backbone.config.apply_layernorm:
+        backbone.norm = nn.Identity()
     model.model.enc_output = nn.Identity()
     model.model.decoder.query_pos_head = First(model.model.decoder.query_pos_head)
     model.model.decoder.training = True
