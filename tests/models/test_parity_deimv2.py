@@ -2,7 +2,8 @@
 
 The library's port norms tokens before it judges them, makes positions anew in every layer and has
 ReLU in its heads, none of which the original code has (whose answers test_parity_original.py
-holds). Put right in these, it answers as ours does, in every decoder layer.
+holds). Over a gated DINOv3 it has GELU where that has SiLU, and over a distilled one a last norm
+that it has not. Put right in these, it answers as ours does, in every decoder layer.
 """
 
 from __future__ import annotations
@@ -49,7 +50,33 @@ LITE = {
     "share_bbox_head": True,
     "backbone_config": FEMTO,
 }
+DINOV3 = {
+    "model_type": "dinov3_vit",
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 4,
+    "intermediate_size": 48,
+    "out_indices": [1, 2, 4],
+    "num_register_tokens": 2,
+}
+OVER_DINOV3 = {
+    **HYBRID,
+    "encoder_in_channels": [32, 32, 32],
+    "encoder_has_trailing_conv": False,
+    "spatial_tuning_adapter_inplanes": 8,
+    "backbone_config": DINOV3,
+}
 CASES: dict[str, dict[str, Any]] = {
+    "dinov3": OVER_DINOV3,
+    "gated dinov3": {
+        **OVER_DINOV3,
+        "backbone_config": {
+            **DINOV3,
+            "use_gated_mlp": True,
+            "apply_layernorm": False,
+            "num_register_tokens": 0,
+        },
+    },
     "hybrid": HYBRID,
     "without last convolutions": {**HYBRID, "encoder_has_trailing_conv": False},
     "lite": LITE,
@@ -71,15 +98,22 @@ class First(nn.Module):
         self.said = None
 
 
+def named_tensors(model: Any) -> list[tuple[str, Tensor]]:
+    """With buffers that no file has."""
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
 def published(case: str) -> Any:
     """The library's detector from random weights, with what its conversion leaves of the norm."""
     config = transformers.CONFIG_MAPPING["deimv2"](**CASES[case])
     model: Any = transformers.AutoModelForObjectDetection.from_config(config).eval()
-    fixed = ("decoder.up", "decoder.reg_scale", "num_points_scale")
-    kept = {n: x.clone() for n, x in model.state_dict().items() if n.endswith(fixed)}
+    fixed = ("decoder.up", "decoder.reg_scale", "num_points_scale", "inv_freq")
+    kept = {n: x.clone() for n, x in named_tensors(model) if n.endswith(fixed)}
     randomize(model)
-    model.load_state_dict(kept, strict=False)
     with torch.no_grad():
+        for name, x in named_tensors(model):
+            if name in kept:
+                x.copy_(kept[name])
         for name, x in model.model.conv_encoder.named_parameters():
             if name.endswith("lab.scale"):
                 x.add_(1.0)
@@ -100,6 +134,11 @@ def put_right(model: Any) -> Any:
     for name, module in model.named_modules():
         if type(module).__name__ == "Deimv2MLP" and ".encoder." not in name:
             module.act = nn.SiLU()
+        elif type(module).__name__ == "DINOv3ViTGatedMLP":
+            module.act_fn = nn.SiLU()
+    backbone = getattr(model.model.conv_encoder, "backbone", None)
+    if backbone is not None and not backbone.config.apply_layernorm:
+        backbone.norm = nn.Identity()
     model.model.enc_output = nn.Identity()
     model.model.decoder.query_pos_head = First(model.model.decoder.query_pos_head)
     model.model.decoder.training = True
@@ -112,6 +151,7 @@ def test_every_layer_answers_alike(case: str) -> None:
     state = {name: x.clone() for name, x in model.state_dict().items()}
     imported = convert(model.config.to_dict(), state, "test")
     told = {why for why in imported.unused.values() if not why.startswith("a copy of ")}
+    told -= {"of the backbone's pretraining", "of a norm that its maps do not go through"}
     assert told == {
         "counts training steps",
         "rows that no label ever reads",
@@ -146,6 +186,28 @@ def test_a_saved_folder_is_read(tmp_path) -> None:
     found = read_folder(tmp_path, (320, 320))
     assert found.detector.config.backbone.name == "hgnetv2_femto"
     assert found.family == "deimv2" and found.preprocess.std == (255.0,) * 3
+
+
+def test_a_dinov3_has_its_images_and_its_license() -> None:
+    model = published("dinov3")
+    found = convert(model.config.to_dict(), dict(model.state_dict()), "test")
+    assert found.preprocess.mean != (0.0,) * 3
+    assert any("DINOv3 License" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "code"),
+    [
+        ("rope_theta", 10.0, "weights-config"),
+        ("num_attention_heads", 4, "weights-config"),
+        ("out_indices", [2, 4], "weights-config"),
+    ],
+)
+def test_another_dinov3_is_refused(option: str, value: Any, code: str) -> None:
+    document = {**OVER_DINOV3, "backbone_config": {**DINOV3, option: value}}
+    with pytest.raises(UserError, match="test: ") as caught:
+        convert({"model_type": "deimv2", **document}, {}, "test")
+    assert caught.value.code == code
 
 
 def test_a_trained_norm_is_another_network() -> None:

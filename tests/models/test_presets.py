@@ -76,7 +76,7 @@ DEIMV2 = {
     "deimv2-femto": (416, 1.7, 1.0),
     "deimv2-pico": (640, 5.2, 1.5),
     "deimv2-n": (640, 6.8, 3.6),
-    # Without the products of the transformer's attention, which the repository's counter leaves out.
+    # Without the products of the transformer's attention, which its counter leaves out.
     "deimv2-s": (640, 25.6, 9.7),
     "deimv2-m": (640, 52.2, 18.1),
     "deimv2-l": (640, 96.7, 32.2),

@@ -1,8 +1,10 @@
 """DEIMv2 as the transformers library publishes it, read as the network of the original repository.
 
 The library's port (5.23) computes otherwise than what its weights were trained as: a norm of tokens
-before they are judged, positions made anew in every layer, ReLU in the heads. Converted files have
-an identity in the norm's place; one in which it was trained is another network and refused.
+before they are judged, positions made anew in every layer, ReLU in the heads; over DINOv3 also a
+norm of the last map, GELU for SiLU, and no bias of keys, in those sizes that have it otherwise.
+Converted files have an identity in the norm's place; one in which it was trained is another network
+and refused.
 """
 
 from __future__ import annotations

@@ -72,13 +72,19 @@ def config_of(published: Mapping[str, Any], place: str) -> Dinov3BackboneConfig:
     """
     inner = published["backbone_config"]
     check_options(inner, _PLAIN, place)
+    width, heads = inner.get("hidden_size", 384), inner.get("num_attention_heads", 6)
+    if width != _HEAD * heads:
+        raise UserError(
+            "weights-config",
+            f"{place}: {heads} heads of {width} channels, not {_HEAD} in each",
+        )
     taps = taps_of(inner, place)
     if len(taps) != 3:
         raise UserError("weights-config", f"{place}: maps after blocks {list(taps)}, not three")
     return Dinov3BackboneConfig(
         patch=inner.get("patch_size", 16),
-        width=inner.get("hidden_size", 384),
-        heads=inner.get("num_attention_heads", 6),
+        width=width,
+        heads=heads,
         taps=taps,
         drop_path=inner.get("drop_path_rate", 0.0),
         ffn=inner.get("intermediate_size", 1536),
@@ -177,7 +183,11 @@ def rules(config: DetectorConfig) -> list[Rule]:
         Rule(rf"{here}embeddings\.register_tokens", "backbone.first_tokens#1"),
         Rule(rf"{here}embeddings\.patch_embeddings\.{_WB}", r"backbone.embed.\1"),
         Rule(rf"{here}rope_embed\.periods", "backbone.periods"),
-        Rule(rf"{here}norm\.{_WB}", r"backbone.final_norm.\1"),
+        Rule(
+            rf"{here}norm\.{_WB}",
+            r"backbone.final_norm.\1" if backbone.final_norm else None,
+            "of a norm that its maps do not go through",
+        ),
         *attention,
         Rule(rf"{layer}attention\.o_proj\.{_WB}", ours + r"output.\2"),
         Rule(rf"{layer}norm1\.{_WB}", ours + r"norm.\2"),
