@@ -144,7 +144,8 @@ def _decide(network: Network, full: set[int]) -> list[bool]:
     """Which nodes are half precision.
 
     A node that only moves data adds nothing by being in float32, except on the way from a float32
-    result to a float32 reader, which would otherwise be rounded in between.
+    result to a float32 reader, which would otherwise be rounded in between, and where it ranks a
+    float32 result: rounded scores tie by the hundred, and ties go by place.
     """
     movers = {i for i, node in enumerate(network.nodes) if node.op_type in MOVERS and i not in full}
     comes_full = {value.name for value in network.graph.input}
@@ -152,7 +153,14 @@ def _decide(network: Network, full: set[int]) -> list[bool]:
         data = [x for x in network.float_inputs(node) if x not in network.constants]
         if index in full or (index in movers and (not data or any(x in comes_full for x in data))):
             comes_full.update(node.output)
-    wanted_full = {value.name for value in network.graph.output}
+    ranked = {
+        x
+        for i in movers
+        if network.nodes[i].op_type == "TopK"
+        for x in network.nodes[i].output
+        if x in comes_full
+    }
+    wanted_full = {value.name for value in network.graph.output} | ranked
     for index in reversed(range(len(network.nodes))):
         node = network.nodes[index]
         if index in full or (index in movers and any(x in wanted_full for x in node.output)):

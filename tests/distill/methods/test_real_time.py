@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from detr.config import (
     ContrastiveDenoisingConfig,
+    Dinov2BackboneConfig,
     GroupedQueriesConfig,
     HybridEncoderConfig,
     NoRefinementConfig,
@@ -19,9 +21,13 @@ from detr.config import (
     SelectedQueriesConfig,
     VitBackboneConfig,
 )
+from detr.data.preprocess import PreprocessConfig
 from detr.errors import UserError
 from detr.models import Detector
 from distill.methods import METHODS
+from distill.teachers.chosen_classes import ChosenClasses
+from distill.teachers.transformers import load
+from tests.distill.teachers import hugging_face_models
 
 RT_DETR: dict[str, Any] = {
     "neck": {"levels": 3, "group_norm": False, "batch_norm": True},
@@ -41,7 +47,18 @@ LW_DETR: dict[str, Any] = {
     "decoder.cross_attention.heads": 8,
     "heads.boxes": ScaledBoxesConfig(),
 }
-FAMILIES: dict[str, dict[str, Any]] = {"rt-detr": RT_DETR, "lw-detr": LW_DETR}
+RF_DETR: dict[str, Any] = {
+    **LW_DETR,
+    "backbone": Dinov2BackboneConfig(
+        patch=16, width=24, heads=4, side=5, windows=2, windowed=(0, 1), taps=(1, 3)
+    ),
+    "neck": ProjectorNeckConfig(scales=(2.0, 1.0, 0.5), blocks=1, norm="layer"),
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "rt-detr": RT_DETR,
+    "lw-detr": LW_DETR,
+    "rf-detr": RF_DETR,
+}
 # Under which everything a method has takes part in a step this small.
 OPTIONS: dict[str, dict[str, Any]] = {
     "qskd": {"threshold": -0.9},
@@ -75,6 +92,37 @@ def test_every_method_with_a_teacher_teaches(
     assert any(parameter.startswith("backbone.") for parameter in moved), moved
 
 
+# What a detector of the transformers library can teach, which is never asked queries.
+OUTSIDE: dict[str, dict[str, Any]] = {
+    "clockdistill": {"target_aware": False, "general": False},
+    "kd_detr": {"general": False},
+    "d3etr": {"self_attention": False, "cross_attention": False},
+    "detrdistill": {"on": "memory"},
+    "fitnet": {},
+    "mgd": {},
+    "fgd": {},
+    "defeat": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lw_detr", "rf_detr"])
+@pytest.mark.parametrize("family", ["lw-detr", "rf-detr"])
+def test_the_librarys_detectors_teach_ours(
+    kind: str,
+    family: str,
+    build: Callable[..., Detector],
+    reached: Callable[..., set[str]],
+    tmp_path: Path,
+) -> None:
+    outside = load(hugging_face_models.write(kind, tmp_path), PreprocessConfig(size=(64, 96)))
+    teacher = ChosenClasses(outside, range(3), 20).eval()
+    for name, options in OUTSIDE.items():
+        student = build(seed=1, **FAMILIES[family]).train()
+        moved = reached(name, student, teacher, **options)
+        assert any(parameter.startswith("backbone.") for parameter in moved), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stable_dino_trains_one_alone(
@@ -87,7 +135,7 @@ def test_stable_dino_trains_one_alone(
     tested = method("stable_dino", student, None)
     losses = tested.detection_losses(take_step(student, None, [tested]))
     grouped = {"groups/class", "groups_proposals/giou"} <= losses.keys()
-    assert grouped == (family == "lw-detr")
+    assert grouped == (family != "rt-detr")
     torch.stack(list(losses.values())).sum().backward()
     grads = [p.grad for n, p in student.named_parameters() if n.startswith("backbone.")]
     assert all(grad is None or grad.isfinite().all() for grad in grads)
