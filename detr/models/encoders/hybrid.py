@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from detr.config import DetectorConfig
 from detr.config.encoder import AnyHybridEncoderConfig
 from detr.models.attention.deformable import token_span
-from detr.models.convolutions import ConvNorm, CSPBlock, GelanBlock, separable_downsample
+from detr.models.convolutions import (
+    ConvNorm,
+    CSPBlock,
+    GelanBlock,
+    fitted,
+    separable_downsample,
+)
 from detr.models.encoders.base import Encoder
 from detr.models.encoders.tokens import DenseEncoderLayer
 from detr.models.queries.position import token_positions
@@ -44,6 +49,8 @@ class HybridEncoder(Encoder):
         self.projections = nn.ModuleList(
             self._projection(width, config.width) for _ in range(steps + 1)
         )
+        # Only training reads what lies between the layers.
+        self.keeps_layers = True
 
     @staticmethod
     def _lateral(width: int) -> nn.Module:
@@ -52,9 +59,9 @@ class HybridEncoder(Encoder):
 
     @staticmethod
     def _fusion(width: int, encoder: AnyHybridEncoderConfig) -> nn.Module:
-        """What makes one map, ``[B, width, H, W]``, of two that lie beside each other."""
+        """What makes one map, ``[B, width, H, W]``, of two."""
         inner = round(width * encoder.expansion)
-        return CSPBlock(2 * width, inner, width, encoder.blocks)
+        return CSPBlock(2 * width, inner, width, encoder.blocks, of_two=True)
 
     @staticmethod
     def _downsample(width: int) -> nn.Module:
@@ -81,14 +88,12 @@ class HybridEncoder(Encoder):
         maps = [project(x) for project, x in zip(self.projections, fused, strict=True)]
         tokens = Levels(maps, padding, ratios).tokens()
         positions = torch.cat(token_positions(self.positions, ratios, shapes, self.outer), 1)
-        finer = levels.tokens()[:, : -layers[0].shape[1]]
+        kept = []
+        if self.keeps_layers:
+            finer = levels.tokens()[:, : -layers[0].shape[1]]
+            kept = [torch.cat((finer, x), 1) for x in layers]
         return Memory(
-            tokens,
-            shapes,
-            padding,
-            ratios,
-            positions.expand(tokens.shape[0], -1, -1),
-            layers=[torch.cat((finer, x), 1) for x in layers],
+            tokens, shapes, padding, ratios, positions.expand(len(tokens), -1, -1), layers=kept
         )
 
     def _attend(self, levels: Levels) -> list[Tensor]:
@@ -109,14 +114,12 @@ class HybridEncoder(Encoder):
         steps = zip(self.lateral, self.top_down, reversed(maps[:-1]), strict=True)
         for lateral, fuse, finer in steps:
             inner[0] = lateral(inner[0])
-            enlarged = functional.interpolate(inner[0], scale_factor=2.0, mode="nearest")
-            inner.insert(0, fuse(torch.cat((_fitted(enlarged, finer), finer), 1)))
+            inner.insert(0, fuse(inner[0], finer))
         outer = inner[:1]
         for downsample, fuse, coarser in zip(
             self.downsample, self.bottom_up, inner[1:], strict=True
         ):
-            narrowed = _fitted(downsample(outer[-1]), coarser)
-            outer.append(fuse(torch.cat((narrowed, coarser), 1)))
+            outer.append(fuse(fitted(downsample(outer[-1]), coarser), coarser))
         return outer
 
 
@@ -148,17 +151,3 @@ class GelanEncoder(HybridEncoder):
         if width == outer:
             return nn.Identity()
         return ConvNorm(width, outer, 1, activate=False)
-
-
-def _fitted(x: Tensor, like: Tensor) -> Tensor:
-    """A map at the size of another, from which an odd edge makes it differ by a cell.
-
-    It is cut, or its edge repeated where the backbone has dropped a cell.
-    """
-    if x.shape[-2:] == like.shape[-2:]:
-        return x
-    height, width = like.shape[-2:]
-    down, right = max(0, height - x.shape[-2]), max(0, width - x.shape[-1])
-    if down or right:
-        x = functional.pad(x, (0, right, 0, down), mode="replicate")
-    return x[..., :height, :width]

@@ -25,7 +25,7 @@ from detr.models.heads.boxes import box_head
 from detr.models.heads.classes import class_head
 from detr.models.heads.masks import boxes_of
 from detr.models.heads.shared import Heads
-from detr.models.layers import MLP, inner_mlp
+from detr.models.layers import MLP, TokenLinear, inner_mlp
 from detr.models.queries.position import XYWH, YXWH, reference_embedding
 from detr.models.queries.sources import QuerySource
 from detr.models.structures import LevelShapes, Memory, Proposals, QueryGroup
@@ -54,7 +54,7 @@ class TokenChoice(nn.Module):
         width = config.width
         self.everywhere = queries.proposal_tokens == "all"
         self.coarse_to_fine = coarse_to_fine
-        self.project = nn.Linear(width, width)
+        self.project = TokenLinear(width)
         self.norm = nn.LayerNorm(width)
 
     def start(self) -> None:
@@ -92,7 +92,9 @@ class TokenChoice(nn.Module):
             )
         defaults, allowed = default_boxes(memory.valid_ratios, memory.shapes, self.coarse_to_fine)
         allowed = allowed & ~memory.padding[..., None]
-        tokens = self.norm(self.project(memory.tokens.masked_fill(~allowed, 0.0)))
+        # As if those not allowed were zero before.
+        projected = self.project(memory.tokens, memory.shapes)
+        tokens = self.norm(torch.where(allowed, projected, self.project.bias))
         logits, scores = judge(tokens)
         scores = scores.detach()
         if not self.everywhere:
