@@ -24,7 +24,7 @@ from detr.models import Target
 from detr.models.weights.hugging_face import convert
 from distill.losses.detection import detection_losses
 from distill.losses.weights import LossWeights
-from distill.training.cpu import prepare_cpu
+from distill.training.cpu import prepare_cpu, trained_format
 from tools.turns import in_turns
 
 BOXES = torch.tensor([[0.3, 0.4, 0.2, 0.2], [0.7, 0.6, 0.3, 0.5], [0.5, 0.5, 0.1, 0.1]])
@@ -82,7 +82,7 @@ def contenders(family: str, size: tuple[int, int]) -> dict[str, dict[str, Run]]:
     theirs = published().eval()
     ours = convert(theirs.config.to_dict(), theirs.state_dict(), "random weights").detector
     # As training places it.
-    ours = ours.eval().to(memory_format=torch.channels_last)
+    ours = ours.eval().to(memory_format=trained_format(torch.device("cpu")))
     images = torch.randn(1, 3, *size)
     valid = torch.tensor([[float(size[0]), float(size[1])]])
     mask = torch.ones(1, *size, dtype=torch.int64)

@@ -1,15 +1,13 @@
 """Convolution blocks of hybrid encoders, which training keeps in parts and inference joins.
 
 Whatever can be joined has a method ``fuse``, which changes the module in place and leaves what it
-computes in evaluation mode, up to rounding; :func:`fused` calls them all.
+computes in evaluation mode, up to rounding; :func:`detr.models.fusing.fused` calls them all.
 """
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +15,6 @@ from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval
 
 from detr.models.layers import NormOf
-
-M = TypeVar("M", bound=nn.Module)
 
 
 class Fusible(nn.Module, ABC):
@@ -78,6 +74,93 @@ class ConvNorm(Fusible):
             self.norm = nn.Identity()
 
 
+class ConvNormOfTwo(Fusible):
+    """1x1 convolution over two maps that lie beside each other, norm, SiLU.
+
+    They are never laid there: each goes through its channels of the kernel, and the results are
+    added. A first map of half the size is enlarged afterwards, which changes no value, so that its
+    part of the convolution sees a quarter of the cells.
+
+    Args:
+        inputs: Channels of both maps together; each has half of them.
+        outputs: Channels.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(outputs)
+        self.activation = SiLU()
+        # The first map's, once fused; ``conv`` is then the second's.
+        self.first: nn.Conv2d | None = None
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """``[B, inputs / 2, ...]`` of size H, W or half of it, and of size H, W.
+
+        Returns:
+            ``[B, outputs, H, W]``.
+        """
+        if self.first is None:
+            left, right = self.conv.weight.chunk(2, 1)
+            first, second = functional.conv2d(first, left), functional.conv2d(second, right)
+        else:
+            first, second = self.first(first), self.conv(second)
+        out: Tensor = self.activation(self.norm(second + enlarged(first, second)))
+        return out
+
+    @torch.no_grad()
+    def fuse(self) -> None:
+        """See the base class; each map also gets a convolution of its own."""
+        assert isinstance(self.norm, nn.BatchNorm2d)
+        joined = fuse_conv_bn_eval(self.conv, self.norm)
+        left, right = joined.weight.chunk(2, 1)
+        self.first = pointwise(left, None)
+        self.conv = pointwise(right, joined.bias)
+        self.norm = nn.Identity()
+
+
+class ConvNormOfSum(ConvNorm):
+    """The same convolution, norm and SiLU over the sum of two maps."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """``[B, inputs, ...]`` of size H, W or half of it, and of size H, W."""
+        return super().forward(second + enlarged(first, second))
+
+
+def pointwise(kernel: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    """A 1x1 convolution of given weights ``[outputs, inputs, 1, 1]`` and ``[outputs]``."""
+    outputs, inputs = kernel.shape[:2]
+    conv = nn.Conv2d(inputs, outputs, 1, bias=bias is not None)
+    conv.weight = nn.Parameter(kernel.detach().clone())
+    conv.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+    return conv
+
+
+def enlarged(x: Tensor, like: Tensor) -> Tensor:
+    """A map of half the size at the size of another; one that has it stays as it is.
+
+    At an odd edge the two differ by a cell: it is cut, or repeated where the finer map's backbone
+    has dropped a cell of the coarser one's.
+    """
+    if x.shape[-2:] == like.shape[-2:]:
+        return x
+    return fitted(functional.interpolate(x, scale_factor=2.0, mode="nearest"), like)
+
+
+def fitted(x: Tensor, like: Tensor) -> Tensor:
+    """A map at the size of another, from which an odd edge makes it differ by a cell.
+
+    It is cut, or its edge repeated where the backbone has dropped a cell.
+    """
+    if x.shape[-2:] == like.shape[-2:]:
+        return x
+    height, width = like.shape[-2:]
+    down, right = max(0, height - x.shape[-2]), max(0, width - x.shape[-1])
+    if down or right:
+        x = functional.pad(x, (0, right, 0, down), mode="replicate")
+    return x[..., :height, :width]
+
+
 class RepVGGBlock(Fusible):
     """3x3 and 1x1 convolution of one map, added (Ding et al. 2021, RepVGG, without its identity).
 
@@ -120,18 +203,22 @@ class CSPBlock(nn.Module):
         inputs, outputs: Channels.
         inner: Channels between.
         blocks: Number of RepVGG blocks.
+        of_two: Whether the input are two maps, which together have its channels.
     """
 
-    def __init__(self, inputs: int, inner: int, outputs: int, blocks: int) -> None:
+    def __init__(
+        self, inputs: int, inner: int, outputs: int, blocks: int, of_two: bool = False
+    ) -> None:
         super().__init__()
-        self.way = ConvNorm(inputs, inner, 1)
-        self.shortcut = ConvNorm(inputs, inner, 1)
+        self.way, self.shortcut = (
+            ConvNormOfTwo(inputs, inner) if of_two else ConvNorm(inputs, inner, 1) for _ in range(2)
+        )
         self.blocks = nn.Sequential(*(RepVGGBlock(inner) for _ in range(blocks)))
         self.output = ConvNorm(inner, outputs, 1) if inner != outputs else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, inputs, H, W]`` to ``[B, outputs, H, W]``."""
-        out: Tensor = self.output(self.blocks(self.way(x)) + self.shortcut(x))
+    def forward(self, *maps: Tensor) -> Tensor:
+        """``[B, inputs, H, W]``, or :class:`ConvNormOfTwo`'s, to ``[B, outputs, H, W]``."""
+        out: Tensor = self.output(self.blocks(self.way(*maps)) + self.shortcut(*maps))
         return out
 
 
@@ -146,7 +233,7 @@ class LayersBeside(nn.Module):
     """
 
     def __init__(
-        self, first: ConvNorm, ways: Iterable[nn.Module], last: ConvNorm, channels: int
+        self, first: nn.Module, ways: Iterable[nn.Module], last: ConvNorm, channels: int
     ) -> None:
         super().__init__()
         self.channels = channels
@@ -154,9 +241,9 @@ class LayersBeside(nn.Module):
         self.ways = nn.ModuleList(ways)
         self.last = last
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, inputs, H, W]`` to ``[B, outputs, H, W]``."""
-        seen = list(self.first(x).split(self.channels, 1))
+    def forward(self, *maps: Tensor) -> Tensor:
+        """What the first convolution takes to ``[B, outputs, H, W]``."""
+        seen = list(self.first(*maps).split(self.channels, 1))
         for way in self.ways:
             seen.append(way(seen[-1]))
         out: Tensor = self.last(torch.cat(seen, 1))
@@ -166,28 +253,27 @@ class LayersBeside(nn.Module):
 class GelanBlock(LayersBeside):
     """Two CSP blocks, one upon the other, whose results all lie beside the input (GELAN).
 
-    Wang et al. 2024, YOLOv9, figure 4, as D-FINE has it.
+    Wang et al. 2024, YOLOv9, figure 4, as D-FINE has it. The input are two maps
+    (:class:`ConvNormOfTwo`, :class:`ConvNormOfSum`).
 
     Args:
-        inputs, outputs: Channels; a first convolution makes two halves of the outputs' each.
+        width: Channels of each map, and of the result.
         inner: Channels of each CSP block.
         blocks: Number of RepVGG blocks in each.
+        adds: The two maps are added, where they otherwise lie beside each other.
         smooth: Whether a 3x3 convolution ends each way.
     """
 
-    def __init__(
-        self, inputs: int, inner: int, outputs: int, blocks: int, smooth: bool = True
-    ) -> None:
-        first = ConvNorm(inputs, 2 * outputs, 1)
+    def __init__(self, width: int, inner: int, blocks: int, adds: bool, smooth: bool) -> None:
+        first = ConvNormOfSum(width, 2 * width, 1) if adds else ConvNormOfTwo(2 * width, 2 * width)
         ways = [
             nn.Sequential(
                 CSPBlock(before, inner, inner, blocks),
                 *([ConvNorm(inner, inner, 3)] if smooth else []),
             )
-            for before in (outputs, inner)
+            for before in (width, inner)
         ]
-        last = ConvNorm(2 * outputs + 2 * inner, outputs, 1)
-        super().__init__(first, ways, last, outputs)
+        super().__init__(first, ways, ConvNorm(2 * width + 2 * inner, width, 1), width)
 
 
 class C2fBlock(LayersBeside):
@@ -229,14 +315,3 @@ def pooled_downsample(width: int) -> nn.Sequential:
         width: Channels.
     """
     return nn.Sequential(nn.AvgPool2d(3, stride=2, padding=1), ConvNorm(width, width, 1))
-
-
-def fused(module: M) -> M:
-    """A copy of a module in which everything :class:`Fusible` is fused; itself without any."""
-    if not any(isinstance(inner, Fusible) for inner in module.modules()):
-        return module
-    copied = copy.deepcopy(module)
-    for inner in list(copied.modules()):
-        if isinstance(inner, Fusible):
-            inner.fuse()
-    return copied

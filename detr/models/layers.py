@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -13,6 +13,35 @@ from detr.config import DecoderConfig, LayerStack
 
 # Makes the norm of so many channels.
 NormOf = Callable[[int], nn.Module]
+
+
+class TokenLinear(nn.Linear):
+    """Linear map of an encoder's tokens, which may be another one on each level.
+
+    Args:
+        width: Model width D.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width)
+        self.levels: nn.ModuleList | None = None
+
+    def forward(self, input: Tensor, shapes: Sequence[tuple[int, int]] = ()) -> Tensor:
+        """``[B, S, E]`` to ``[B, S, D]``; ``shapes`` (height, width) of the levels."""
+        if self.levels is None:
+            return super().forward(input)
+        parts = input.split([height * width for height, width in shapes], 1)
+        return torch.cat([level(x) for level, x in zip(self.levels, parts, strict=True)], 1)
+
+    @torch.no_grad()
+    def follow(self, maps: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Takes in a linear map of each level, weights ``[D, E]`` and ``[D]``, that went before."""
+        self.levels = nn.ModuleList()
+        for weight, bias in maps:
+            level = nn.Linear(weight.shape[1], self.out_features)
+            level.weight = nn.Parameter(self.weight @ weight)
+            level.bias = nn.Parameter(self.bias + self.weight @ bias)
+            self.levels.append(level)
 
 
 class MLP(nn.Module):

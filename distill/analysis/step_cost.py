@@ -30,7 +30,7 @@ from distill.methods import METHODS, build_methods, find_method, parse_methods
 from distill.profiler import Clock, Part
 from distill.recipe import DataRecipe, DetectorRecipe, Recipe, load_recipe, shipped
 from distill.teachers.open import freeze
-from distill.training.cpu import prepare_cpu
+from distill.training.cpu import prepare_cpu, trained_format
 from distill.training.ema import Ema
 from distill.training.loop import train_step
 from distill.training.optim import build_optimizer
@@ -161,7 +161,7 @@ def time_steps(
     prepare_cpu()
     world = join()
     torch.manual_seed(0)
-    ours = _built(student, world).train()
+    ours = _built(student, world).to(memory_format=trained_format(world.device)).train()
     theirs = freeze(_built(teacher, world))
     names = (PLAIN, TAUGHT, *methods)
     states = {}

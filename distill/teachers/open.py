@@ -53,7 +53,8 @@ def open_teacher(recipe: Recipe, classes: ClassMap, device: torch.device) -> Ope
     Args:
         recipe: With a teacher.
         classes: Of the training data.
-        device: Where the teacher goes; its convolutions become channels-last, as the student's.
+        device: Where the teacher goes; its convolutions become channels-last, which is fastest
+            without gradients.
 
     Raises:
         UserError: What :func:`load_teacher`, :func:`distill.teachers.transformers.load` and

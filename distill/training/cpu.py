@@ -1,4 +1,4 @@
-"""How torch uses an ordinary processor: threads, and memory that stays with the process."""
+"""How torch uses an ordinary processor: memory that stays with the process, layout of maps."""
 
 from __future__ import annotations
 
@@ -26,3 +26,14 @@ def prepare_cpu() -> None:
             libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     # Activations that decay to denormal numbers would slow every operation they meet.
     torch.set_flush_denormal(True)
+
+
+def trained_format(device: torch.device) -> torch.memory_format:
+    """The layout of weights and maps in which convolutions are trained fastest.
+
+    Channels-last on a GPU, for its tensor cores, and on a CPU, where it is a third faster with
+    AVX-512. With AVX2 oneDNN has no kernel for gradients of weights in it, and takes up to five
+    times as long without one.
+    """
+    without = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return torch.contiguous_format if without else torch.channels_last

@@ -8,6 +8,7 @@ nodes behind values that agree, leaves a handful of nodes, and they have names.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -89,15 +90,20 @@ def boundaries(graph: onnx.GraphProto) -> list[Boundary]:
 def torch_values(engine: TorchEngine, inputs: Inputs, ends: Sequence[Boundary]) -> dict[str, Array]:
     """What the torch modules end with, by the name the value has in the graph.
 
-    A module that was called another number of times than the graph shows is left out.
+    A module that was called another number of times than the graph shows is left out. The modules
+    are those the graph was traced from, some of which end with other values than in training.
     """
+    from detr.models.fusing import fused
+
+    traced = copy.copy(engine)
+    traced.detector = fused(engine.detector)
     recorded: dict[str, list[Array]] = {boundary.module: [] for boundary in ends}
     handles = []
-    for name, module in engine.detector.named_modules():
+    for name, module in traced.detector.named_modules():
         if name in recorded:
             handles.append(module.register_forward_hook(_recorder(recorded[name])))
     try:
-        engine.run(inputs)
+        traced.run(inputs)
     finally:
         for handle in handles:
             handle.remove()

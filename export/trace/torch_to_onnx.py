@@ -15,7 +15,7 @@ import torch
 from onnx import ModelProto
 
 from detr.models import Detector
-from detr.models.convolutions import fused
+from detr.models.fusing import fused
 from engines.bundle import INPUTS, MASKS, OUTPUTS
 from engines.msda_function import (
     DOMAIN,

@@ -14,6 +14,7 @@ from torch.nn import functional
 from detr.models.attention.cross import CrossAttention, Place, Places
 from detr.models.attention.ms_deform_attn import ms_deform_attn
 from detr.models.geometry import SamplingFrame, join_frames, sampling_frame, whole_cells
+from detr.models.layers import TokenLinear
 from detr.models.structures import (
     Attention,
     LevelShapes,
@@ -51,7 +52,7 @@ class DeformableAttention(nn.Module):
         samples = sum(level_points(points, levels))
         self.sampling_offsets = nn.Linear(width, heads * samples * 2)
         self.attention_weights = nn.Linear(width, heads * samples)
-        self.value_proj = nn.Linear(width, width) if projections else nn.Identity()
+        self.value_proj = TokenLinear(width) if projections else None
         self.output_proj = nn.Linear(width, width) if projections else nn.Identity()
         self._reset()
         if discrete:
@@ -97,7 +98,7 @@ class DeformableAttention(nn.Module):
             Output ``[B, N, D]``, locations ``[B, N, M, V, P, 2]`` and weights ``[B, N, M, V, P]``;
             ``[B, N, M, K, 2]`` and ``[B, N, M, K]`` where the levels' numbers of points differ.
         """
-        value = self.value_proj(tokens)
+        value = tokens if self.value_proj is None else self.value_proj(tokens, shapes)
         # In place where no gradient is kept, as :class:`detr.models.layers.InnerReLU`.
         keep = torch.is_grad_enabled() or value is tokens
         fill = value.masked_fill if keep else value.masked_fill_

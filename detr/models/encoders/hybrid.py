@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from detr.config import DetectorConfig
 from detr.config.encoder import AnyGelanEncoderConfig, AnyHybridEncoderConfig
@@ -16,6 +15,7 @@ from detr.models.convolutions import (
     ConvNorm,
     CSPBlock,
     GelanBlock,
+    fitted,
     pooled_downsample,
     separable_downsample,
 )
@@ -50,6 +50,8 @@ class HybridEncoder(Encoder):
         self.projections = nn.ModuleList(
             self._projection(width, config.width) for _ in range(steps + 1)
         )
+        # Only training reads what lies between the layers.
+        self.keeps_layers = True
 
     @staticmethod
     def _lateral(width: int) -> nn.Module:
@@ -58,9 +60,9 @@ class HybridEncoder(Encoder):
 
     @staticmethod
     def _fusion(width: int, encoder: AnyHybridEncoderConfig) -> nn.Module:
-        """What makes one map, ``[B, width, H, W]``, of two that were joined."""
+        """What makes one map, ``[B, width, H, W]``, of two."""
         inner = round(width * encoder.expansion)
-        return CSPBlock(2 * width, inner, width, encoder.blocks)
+        return CSPBlock(2 * width, inner, width, encoder.blocks, of_two=True)
 
     @staticmethod
     def _downsample(width: int) -> nn.Module:
@@ -87,14 +89,12 @@ class HybridEncoder(Encoder):
         maps = [project(x) for project, x in zip(self.projections, fused, strict=True)]
         tokens = Levels(maps, padding, ratios).tokens()
         positions = torch.cat(token_positions(self.positions, ratios, shapes, self.outer), 1)
-        finer = levels.tokens()[:, : -layers[0].shape[1]]
+        kept = []
+        if self.keeps_layers:
+            finer = levels.tokens()[:, : -layers[0].shape[1]]
+            kept = [torch.cat((finer, x), 1) for x in layers]
         return Memory(
-            tokens,
-            shapes,
-            padding,
-            ratios,
-            positions.expand(tokens.shape[0], -1, -1),
-            layers=[torch.cat((finer, x), 1) for x in layers],
+            tokens, shapes, padding, ratios, positions.expand(len(tokens), -1, -1), layers=kept
         )
 
     def _attend(self, levels: Levels) -> list[Tensor]:
@@ -116,23 +116,17 @@ class HybridEncoder(Encoder):
         steps = zip(self.lateral, self.top_down, reversed(maps[:-1]), strict=True)
         for step, (lateral, fuse, finer) in enumerate(steps):
             inner[0] = lateral(self._informed(inner[0], levels, len(maps) - 1 - step))
-            enlarged = functional.interpolate(inner[0], scale_factor=2.0, mode="nearest")
-            inner.insert(0, fuse(self._joined(_fitted(enlarged, finer), finer)))
+            inner.insert(0, fuse(inner[0], finer))
         outer = inner[:1]
         for downsample, fuse, coarser in zip(
             self.downsample, self.bottom_up, inner[1:], strict=True
         ):
-            narrowed = _fitted(downsample(outer[-1]), coarser)
-            outer.append(fuse(self._joined(narrowed, coarser)))
+            outer.append(fuse(fitted(downsample(outer[-1]), coarser), coarser))
         return outer
 
     def _informed(self, x: Tensor, levels: Levels, index: int) -> Tensor:
         """A map of level ``index`` as its lateral convolution sees it."""
         return x
-
-    def _joined(self, resampled: Tensor, own: Tensor) -> Tensor:
-        """Two maps of one size as a fusing block sees them."""
-        return torch.cat((resampled, own), 1)
 
 
 class GelanEncoder(HybridEncoder):
@@ -141,14 +135,6 @@ class GelanEncoder(HybridEncoder):
     GELAN's ways have half the channels that an expansion of 1 gives a CSP block. DEIMv2 adds maps
     where D-FINE lays them beside each other.
     """
-
-    def __init__(self, config: DetectorConfig, encoder: AnyGelanEncoderConfig) -> None:
-        super().__init__(config, encoder)
-        self.adds = encoder.join == "sum"
-
-    def _joined(self, resampled: Tensor, own: Tensor) -> Tensor:
-        """See the base class."""
-        return resampled + own if self.adds else super()._joined(resampled, own)
 
     @staticmethod
     def _lateral(width: int) -> nn.Module:
@@ -160,8 +146,7 @@ class GelanEncoder(HybridEncoder):
         """See the base class."""
         assert isinstance(encoder, AnyGelanEncoderConfig)
         inner = int(width * encoder.expansion / 2)
-        inputs = width if encoder.join == "sum" else 2 * width
-        return GelanBlock(inputs, inner, width, encoder.blocks, encoder.smooth)
+        return GelanBlock(width, inner, encoder.blocks, encoder.join == "sum", encoder.smooth)
 
     @staticmethod
     def _downsample(width: int) -> nn.Module:
@@ -200,17 +185,3 @@ class LiteEncoder(GelanEncoder):
         shares = (inside / inside.sum(1, keepdim=True)).to(x.dtype)
         mean = torch.einsum("bcs,bs->bc", x.flatten(2), shares)
         return x + mean[..., None, None]
-
-
-def _fitted(x: Tensor, like: Tensor) -> Tensor:
-    """A map at the size of another, from which an odd edge makes it differ by a cell.
-
-    It is cut, or its edge repeated where the backbone has dropped a cell.
-    """
-    if x.shape[-2:] == like.shape[-2:]:
-        return x
-    height, width = like.shape[-2:]
-    down, right = max(0, height - x.shape[-2]), max(0, width - x.shape[-1])
-    if down or right:
-        x = functional.pad(x, (0, right, 0, down), mode="replicate")
-    return x[..., :height, :width]

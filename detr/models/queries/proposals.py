@@ -25,7 +25,7 @@ from detr.models.heads.boxes import box_head
 from detr.models.heads.classes import class_head
 from detr.models.heads.masks import boxes_of
 from detr.models.heads.shared import Heads
-from detr.models.layers import MLP, inner_mlp
+from detr.models.layers import MLP, TokenLinear, inner_mlp
 from detr.models.queries.position import XYWH, YXWH, reference_embedding
 from detr.models.queries.sources import QuerySource
 from detr.models.structures import LevelShapes, Memory, Proposals, QueryGroup
@@ -56,7 +56,7 @@ class TokenChoice(nn.Module):
         self.coarse_to_fine = coarse_to_fine
         self.projects = queries.projects_tokens
         if self.projects:
-            self.project = nn.Linear(width, width)
+            self.project = TokenLinear(width)
             self.norm = nn.LayerNorm(width)
 
     def start(self) -> None:
@@ -95,9 +95,12 @@ class TokenChoice(nn.Module):
             )
         defaults, allowed = default_boxes(memory.valid_ratios, memory.shapes, self.coarse_to_fine)
         allowed = allowed & ~memory.padding[..., None]
-        tokens = memory.tokens.masked_fill(~allowed, 0.0)
         if self.projects:
-            tokens = self.norm(self.project(tokens))
+            # As if those not allowed were zero before.
+            projected = self.project(memory.tokens, memory.shapes)
+            tokens = self.norm(torch.where(allowed, projected, self.project.bias))
+        else:
+            tokens = memory.tokens.masked_fill(~allowed, 0.0)
         logits, scores = judge(tokens)
         scores = scores.detach()
         if not self.everywhere:

@@ -54,3 +54,17 @@ def test_the_layer_is_named(bundle: Bundle, name: str, monkeypatch: pytest.Monke
     assert found is not None and len(calls) == 3
     assert found.layer.startswith("decoder.layers.0"), found.text()
     assert "MSDeformAttn" in found.operators
+
+
+@pytest.mark.slow
+def test_a_fused_graph_is_compared_with_fused_modules(
+    checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    """Unfused, the first convolution of an RT-DETR's RepVGG block would already differ."""
+    export_bundle(checkpoint("rtdetr"), tmp_path / "x.bundle", gate=False)
+    bundle = open_bundle(tmp_path / "x.bundle")
+    reference = TorchEngine(Path(bundle.info.source.path))
+    image = drawn_images(bundle.info.model.preprocess.canvases[0])[1]
+    healthy = first_deviation(bundle, reference, open_engine(bundle.path, "openvino"), image)
+    assert healthy is not None and healthy.compared > 20 and healthy.before < 1e-4
+    assert healthy.layer in ("", "decode"), healthy.text()

@@ -11,9 +11,10 @@ import torch
 
 from detr.config import DetectorConfig
 from detr.models import build_detector
-from detr.models.convolutions import RepVGGBlock, fused
+from detr.models.convolutions import RepVGGBlock
 from detr.models.encoders.hybrid import HybridEncoder
 from detr.models.extract import extract_layers
+from detr.models.fusing import fused
 from detr.models.queries.position import cell_positions
 from detr.models.structures import Levels
 
