@@ -53,7 +53,8 @@ LOSSES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("mask-dino", "stable-mask-dino"), _MASK_DINO),
     **dict.fromkeys(("lwdetr", "rfdetr"), _LW_DETR),
     "d-fine": {"scores": "varifocal", **_D_FINE},
-    **dict.fromkeys(("deim-d-fine", "deimv2"), {"scores": "matchability", **_D_FINE}),
+    "deim-d-fine": {"scores": "matchability", **_D_FINE},
+    "deimv2": {"scores": "matchability", **_D_FINE},
     "deim-rtdetrv2": {"scores": "matchability"},
 }
 _VIT: dict[str, Any] = {
@@ -73,7 +74,11 @@ VITS: dict[str, dict[str, Any]] = {
         "neck": ProjectorNeckConfig(blocks=1, norm="layer"),
     },
 }
-METHODS = dict.fromkeys(("d-fine", "deim-d-fine", "deimv2"), ["go_lsd"])
+METHODS: dict[str, list[str]] = {
+    "d-fine": ["go_lsd"],
+    "deim-d-fine": ["go_lsd"],
+    "deimv2": ["go_lsd"],
+}
 
 
 def small(family: str, masks: bool = False) -> dict[str, Any]:
