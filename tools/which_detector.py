@@ -54,7 +54,8 @@ class Published:
 
 
 # Of the README files of lyuwenyu/RT-DETR, Peterande/D-FINE, Intellindust-AI-Lab/DEIMv2,
-# Atten4Vis/LW-DETR, roboflow/rf-detr and detrex, and of QSKD's table 1 (DINO-R18). LARGE is the canvas of "short 800, long 1333".
+# Atten4Vis/LW-DETR, roboflow/rf-detr and detrex, and of QSKD's table 1 (DINO-R18). LARGE is the
+# canvas of "short 800, long 1333".
 SQUARE, LARGE = (640, 640), (800, 1344)
 DETECTORS = (
     Published("d-fine-n", 42.8, SQUARE),
