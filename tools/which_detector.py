@@ -47,14 +47,20 @@ class Published:
     before: str = ""
 
 
-# Of the README files of lyuwenyu/RT-DETR, Peterande/D-FINE, Atten4Vis/LW-DETR, roboflow/rf-detr and
-# detrex, and of QSKD's table 1 (DINO-R18). LARGE is the canvas of "short 800, long 1333".
+# Of the README files of lyuwenyu/RT-DETR, Peterande/D-FINE, Intellindust-AI-Lab/DEIMv2,
+# Atten4Vis/LW-DETR, roboflow/rf-detr and detrex, and of QSKD's table 1 (DINO-R18). LARGE is the
+# canvas of "short 800, long 1333".
 SQUARE, LARGE = (640, 640), (800, 1344)
 DETECTORS = (
     Published("d-fine-n", 42.8, SQUARE),
     Published("d-fine-s", 48.5, SQUARE),
     Published("d-fine-m", 52.3, SQUARE),
     Published("d-fine-l", 54.0, SQUARE),
+    Published("deimv2-atto", 23.8, (320, 320)),
+    Published("deimv2-femto", 31.0, (416, 416)),
+    Published("deimv2-pico", 38.5, SQUARE),
+    Published("deimv2-n", 43.0, SQUARE),
+    Published("deimv2-s", 50.9, SQUARE, "DINOv3"),
     Published("rtdetr-r18", 46.5, SQUARE),
     Published("rtdetr-r34", 48.9, SQUARE),
     Published("rtdetr-r50", 53.1, SQUARE),
@@ -149,6 +155,7 @@ def picture(rows: list[Row]) -> str:
 
     colors = {
         "d-fine": "#2f6fb5",
+        "deimv2": "#1f8f9c",
         "rtdetr": "#2a8c55",
         "dino": "#c4483d",
         "lwdetr": "#8a5aa8",

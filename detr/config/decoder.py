@@ -286,5 +286,11 @@ class DecoderConfig(LayerStack):
 
     @property
     def own_heads(self) -> int:
-        """Number of pairs of class and box heads."""
+        """Number of class heads, and of box heads unless :attr:`own_box_heads` says otherwise."""
         return self.layers if self.refinement.heads_per_layer else 1
+
+    @property
+    def own_box_heads(self) -> int:
+        """Number of box heads, which may be one where each layer has a class head."""
+        edges = self.refinement.distribution
+        return 1 if edges is not None and edges.shared_boxes else self.own_heads

@@ -210,8 +210,7 @@ def _box_heads(config: DetectorConfig) -> list[nn.Module]:
     """One shared box head or one per layer, with the first values each starts from."""
     decoder, queries = config.decoder, config.queries
     if (edges := decoder.refinement.distribution) is not None:
-        count = 1 if edges.shared_boxes else decoder.layers
-        return [edge_head(config, edges) for _ in range(count)]
+        return [edge_head(config, edges) for _ in range(decoder.own_box_heads)]
     # Where no proposal says how large, the first boxes are small ones (Deformable DETR); but a
     # shared head would shrink them in every layer that moves them.
     small_start = (

@@ -142,8 +142,9 @@ def transfer(
     layers = maps["decoder.layers"]
     here, there = ours.decoder, theirs.decoder
     maps["decoder.layers"] = _shared_map(layers, here.own_layers, there.own_layers)
-    for heads in ("class_heads", "box_heads", "mask_heads", "refiner.qualities"):
+    for heads in ("class_heads", "mask_heads", "refiner.qualities"):
         maps[f"decoder.{heads}"] = _shared_map(layers, here.own_heads, there.own_heads)
+    maps["decoder.box_heads"] = _shared_map(layers, here.own_box_heads, there.own_box_heads)
     if columns is None and ours.num_classes == theirs.num_classes:
         columns = range(ours.num_classes)
     columns = [None] * ours.num_classes if columns is None else columns

@@ -11,6 +11,8 @@ from distill.recipe import OptimizerRecipe
 
 # Deformable DETR trains these more slowly (its section 1.5 note 3).
 _SLOW = ("sampling_offsets", "reference_points")
+# Of a backbone, what no pretraining has seen (DEIMv2's adapter).
+_NEW = "backbone.adapter."
 
 
 def build_optimizer(
@@ -27,7 +29,8 @@ def build_optimizer(
     for name, parameter in named:
         if not parameter.requires_grad:
             continue
-        lr = recipe.backbone_lr if name.startswith("backbone.") else recipe.lr
+        pretrained = name.startswith("backbone.") and not name.startswith(_NEW)
+        lr = recipe.backbone_lr if pretrained else recipe.lr
         if any(part in name for part in _SLOW):
             lr *= recipe.offsets_lr_factor
         # Norms and biases have one dimension; pulling them to zero regularises nothing.

@@ -86,7 +86,7 @@ def published(name: str) -> DetectorConfig:
             return preset(f"{deim}d-fine-{name.rpartition('-')[2]}", 1)
         if "-rtdetrv2-" in name:
             return preset(f"{deim}rtdetrv2-{name.rpartition('-')[2]}", 1)
-        for family in ("lwdetr", "rfdetr"):
+        for family in ("lwdetr", "rfdetr", "deimv2"):
             if f"-{family}-" in name:
                 return preset(f"{family}-{name.rpartition('-')[2]}", 1)
         if "-rtdetr-" in name:
@@ -117,7 +117,11 @@ def test_images_have_the_papers_sizes(name: str) -> None:
         side = {"nano": 384, "small": 512, "medium": 576, "large": 704}[name.split("-")[-1]]
         assert recipe.input.size == (side, side) and recipe.input.short is None
         return
-    if name.startswith(("coco-rtdetr-", "coco-dfine-", "coco-lwdetr-", "coco-deim-")):
+    if name.startswith(("coco-rtdetr-", "coco-dfine-", "coco-lwdetr-", "coco-deim")):
+        small = {"coco-deimv2-atto": 320, "coco-deimv2-femto": 416}
+        if name in small:
+            assert recipe.input.size == (small[name],) * 2 and recipe.input.short is None
+            return
         assert recipe.input.size == (640, 640) and recipe.input.short is None
         return
     if "mask-dino" in name:
@@ -159,19 +163,32 @@ DEIM = {
     "rtdetrv2-r50": (4, 34, 58, 60),
     "rtdetrv2-r101": (4, 34, 58, 60),
 }
+DEIM = {f"deim-{name}": epochs for name, epochs in DEIM.items()}
+# DEIMv2's likewise, of which the smallest have no mixup.
+SMALLEST = dict.fromkeys(("deimv2-atto", "deimv2-femto", "deimv2-pico"), (4, 250, 468, 500))
+DEIM |= SMALLEST | {
+    "deimv2-n": (4, 78, None, 160),
+    "deimv2-s": (4, 64, 120, 132),
+    "deimv2-m": (4, 49, 90, 102),
+    "deimv2-l": (4, 34, 60, 68),
+    "deimv2-x": (4, 29, 50, 58),
+}
 
 
 @pytest.mark.parametrize("name", sorted(DEIM))
 def test_deims_schedule_is_the_released_one(name: str) -> None:
     first, flat, end, epochs = DEIM[name]
-    recipe = loaded(f"coco-deim-{name}")
+    recipe = loaded(f"coco-{name}")
     seen = 117_266 // recipe.batch_size
     assert recipe.steps == epochs * seen and recipe.optimizer.drops == ()
     assert recipe.loss.scores == "matchability"
-    for composed in (recipe.augment.mosaic, recipe.augment.mixup):
-        assert composed is not None and composed.probability == 0.5
+    small = name in SMALLEST
+    assert (recipe.augment.mixup is None) == small
+    for composed in (recipe.augment.mosaic, recipe.augment.mixup)[: 1 if small else 2]:
+        assert composed is not None and composed.probability == (0.3 if small else 0.5)
         assert composed.between == pytest.approx((first / epochs, flat / epochs), abs=1e-4)
-    assert (recipe.optimizer.warmup_steps, recipe.optimizer.warmup_power) == (2000, 2)
+    warmup = recipe.optimizer.warmup_steps, recipe.optimizer.warmup_power
+    assert warmup == (4000 if small else 2000, 2)
     if end is None:
         assert recipe.optimizer.cosine is None
         return
@@ -184,7 +201,7 @@ def test_schedules_are_the_released_ones() -> None:
     """Drop after 11 of 12, 20 of 24, 30 of 36 and 40 of 50 epochs, whatever line asks for them."""
     drops = {12: 11, 24: 20, 36: 30, 50: 40, 500: 400}
     for name, path in shipped().items():
-        if name in OWN or "-deim-" in name:
+        if name in OWN or "-deim" in name:
             continue
         lines = [
             x for x in path.read_text().splitlines() if x.startswith("# ") and ": --set steps=" in x

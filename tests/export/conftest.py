@@ -17,11 +17,13 @@ from detr.config import (
     DeformableEncoderConfig,
     DetectorConfig,
     Dinov2BackboneConfig,
+    Dinov3BackboneConfig,
     DistributionRefinementConfig,
     GelanEncoderConfig,
     GroupedQueriesConfig,
     HybridEncoderConfig,
     LearnedQueriesConfig,
+    LiteEncoderConfig,
     LookForwardTwiceConfig,
     MixedQueriesConfig,
     NeckConfig,
@@ -47,7 +49,7 @@ RT_DETR = {
     "queries": SelectedQueriesConfig(number=12, proposal_tokens="all"),
     "decoder.refinement": LookForwardTwiceConfig(),
 }
-D_FINE = {
+D_FINE: dict[str, Any] = {
     **RT_DETR,
     "encoder": GelanEncoderConfig(ffn=48, expansion=0.5, blocks=1),
     "queries": SelectedQueriesConfig(number=12, proposal_tokens="all", position_limit=10),
@@ -57,6 +59,25 @@ D_FINE = {
         "evaluated_layers": 2,
         "cross_attention": {"points": (1, 3, 2), "projections": False},
         "refinement": DistributionRefinementConfig(bins=8),
+    },
+}
+DEIMV2 = {
+    **D_FINE,
+    "mlp_activation": "silu",
+    "encoder": GelanEncoderConfig(ffn=48, expansion=0.5, blocks=1, join="sum", smooth=False),
+    "queries": SelectedQueriesConfig(
+        number=12,
+        proposal_tokens="all",
+        position_limit=10,
+        position_layers=3,
+        positions_stay=True,
+        projected=False,
+    ),
+    "decoder": {
+        **D_FINE["decoder"],
+        "ffn": 24,
+        "activation": "swiglu",
+        "norm": "rms",
     },
 }
 LW_DETR = {
@@ -97,6 +118,24 @@ DETECTORS: dict[str, dict[str, Any]] = {
     },
     "rtdetr": RT_DETR,
     "d-fine": D_FINE,
+    "deimv2": {
+        **DEIMV2,
+        "backbone": Dinov3BackboneConfig(
+            width=24, heads=3, taps=(1, 2, 3), ffn=32, registers=2, detail=4, first_scale=0.5
+        ),
+    },
+    "deimv2-lite": {
+        **DEIMV2,
+        "neck": NeckConfig(levels=2, group_norm=False, batch_norm=True, pooled=True),
+        "backbone.strides": (16,),
+        "encoder": LiteEncoderConfig(expansion=0.5, blocks=1),
+        "decoder": {
+            **DEIMV2["decoder"],
+            "cross_attention": {"points": (3, 2), "projections": False},
+            "refinement": DistributionRefinementConfig(bins=8, shared_boxes=True),
+            "gated": False,
+        },
+    },
     "rtdetr-discrete": {**RT_DETR, "decoder.cross_attention.discrete": True},
     "rtdetr-unequal": {**RT_DETR, "decoder.cross_attention.points": [1, 3, 2]},
 }

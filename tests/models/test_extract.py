@@ -58,6 +58,16 @@ def test_what_a_distribution_adds_to_the_scores_goes_with_its_layer(make):
             assert torch.equal(x, theirs[name])
 
 
+def test_one_box_head_goes_with_every_layer(make):
+    refinement = {"kind": "distribution", "bins": 8, "shared_boxes": True}
+    teacher = make("refine", decoder={"layers": 3, "refinement": refinement})
+    student = extract_layers(teacher, None, [1, 2])
+    theirs, ours = teacher.state_dict(), student.state_dict()
+    boxes = {name for name in ours if name.startswith("decoder.box_heads.")}
+    assert boxes and boxes == {n for n in theirs if n.startswith("decoder.box_heads.")}
+    assert all(torch.equal(ours[name], theirs[name]) for name in boxes)
+
+
 def test_layers_and_their_heads_are_the_named_ones(make, batch):
     teacher = make("dino", **{"encoder.layers": 3, "decoder.layers": 3})
     student = extract_layers(teacher, [1], [0, 2])

@@ -110,10 +110,10 @@ def import_(
     """Read published weights into a checkpoint.
 
     SOURCE is a Hugging Face folder (config.json and weights) of DETR, Conditional DETR, DAB-DETR,
-    Deformable DETR, RT-DETR(v2), D-FINE, LW-DETR or RF-DETR, or a .pth of the original DETR,
-    Conditional-DETR, DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR, DINO, Stable-DINO,
-    MaskDINO, RT-DETR(v2), D-FINE, DEIM, LW-DETR or RF-DETR repository, or of most of these in
-    detrex or mmdet. Pickles are read for their tensors only; code in them never runs.
+    Deformable DETR, RT-DETR(v2), D-FINE, DEIMv2, LW-DETR or RF-DETR, or a .pth of the original
+    DETR, Conditional-DETR, DAB-DETR, Deformable-DETR, DN-DETR, H-Deformable-DETR, DINO,
+    Stable-DINO, MaskDINO, RT-DETR(v2), D-FINE, DEIM(v2), LW-DETR or RF-DETR repository, or of most
+    of these in detrex or mmdet. Pickles are read for their tensors only; code in them never runs.
 
     Every published tensor is used or listed, and every tensor of ours is filled, or it is an error.
 

@@ -243,9 +243,14 @@ def _tie(config: DetectorConfig, renamed: Renamed) -> tuple[str, ...]:
     Only if it left out all of them: one that is missing among others is a damaged file.
     """
     notes: list[str] = []
-    for kind, last in (("class_heads", "class_head"), ("box_heads", "box_head")):
+    decoder = config.decoder
+    kinds = (
+        ("class_heads", "class_head", decoder.own_heads),
+        ("box_heads", "box_head", decoder.own_box_heads),
+    )
+    for kind, last, count in kinds:
         first = f"decoder.{kind}.0."
-        targets = [f"decoder.{kind}.{i}." for i in range(1, config.decoder.own_heads)]
+        targets = [f"decoder.{kind}.{i}." for i in range(1, count)]
         if config.queries.from_proposals:
             targets.append(f"source.proposals.{last}.")
         held = {n.removeprefix(first): x for n, x in renamed.tensors.items() if n.startswith(first)}

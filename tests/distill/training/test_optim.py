@@ -8,6 +8,8 @@ import pytest
 from pydantic import ValidationError
 from torch import nn
 
+from detr.config import Dinov3BackboneConfig
+from detr.models.backbones.dinov3 import Dinov3
 from distill.recipe import OptimizerRecipe
 from distill.training.optim import build_optimizer, rate
 
@@ -52,3 +54,17 @@ def test_drops_and_cosine_multiply() -> None:
 def test_a_cosine_that_ends_before_it_begins_is_refused() -> None:
     with pytest.raises(ValidationError, match="no less than"):
         OptimizerRecipe(cosine=(0.5, 0.5))
+
+
+def test_what_no_pretraining_has_seen_learns_at_the_main_rate() -> None:
+    config = Dinov3BackboneConfig(width=24, heads=3, taps=(1, 2, 3), ffn=8, detail=4)
+    model = nn.ModuleDict({"backbone": Dinov3(config), "neck": nn.Linear(2, 2)})
+    recipe = OptimizerRecipe(lr=1e-3, backbone_lr=1e-5)
+    found = {
+        id(p): group["lr"]
+        for group in build_optimizer(model, None, recipe).param_groups
+        for p in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        slow = name.startswith("backbone.") and "adapter" not in name
+        assert found[id(parameter)] == (1e-5 if slow else 1e-3), name
