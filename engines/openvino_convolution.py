@@ -231,7 +231,7 @@ def _operator() -> Any:
     """The operator's class; made here because its base comes with openvino."""
     import openvino
 
-    class Convolution3x3(openvino.Op):  # type: ignore[name-defined, misc]
+    class Convolution3x3(openvino.Op):  # type: ignore[misc]
         """A convolution of maps ``[B, H, W, C]``, see :class:`detr.winograd.Convolution`."""
 
         def __init__(
