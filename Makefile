@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-KERNEL := $(shell find detr/msda distill/losses/native -name '*.hpp' -o -name '*.cpp')
+KERNEL := $(shell find detr/msda detr/winograd distill/losses/native -name '*.hpp' -o -name '*.cpp')
 
 .PHONY: install bindings demo check test fuzz lint lock gpu-check gpu-carry clean
 .DELETE_ON_ERROR:

@@ -1,4 +1,4 @@
-"""OpenVINO: its dense layers around our attention kernel, or around the body in the file.
+"""OpenVINO: its dense layers around our kernels, or around the attention's body in the file.
 
 OpenVINO's ONNX reader lets a Python class stand for an operator it does not know. The class hands
 the tensors' own memory to the kernel of :mod:`detr.msda`, so an attention costs what the kernel
@@ -17,12 +17,13 @@ import numpy.typing as npt
 import onnx
 import onnx.inliner
 
-from detr import msda
+from detr import msda, winograd
 from detr.data.preprocess import Inputs
 from detr.errors import UserError
 from engines.base import Engine, RawDetections
 from engines.bundle import INPUTS, Bundle
 from engines.msda_function import DOMAIN, OP_TYPE
+from engines.openvino_convolution import conversion, exchange, pays
 from engines.openvino_integers import IN_FLOAT, quantized, sums_saturate
 from engines.ort_engine import show_values
 
@@ -74,7 +75,13 @@ class OpenVinoEngine(Engine):
         if device == "CPU" and quantized(model) and sums_saturate():
             self._settings |= IN_FLOAT
             self.versions["integers"] = "in float32, since sums of 8-bit products saturate here"
+        self._convolutions: list[winograd.Convolution] | None = None
+        if device == "CPU" and pays():
+            self._convolutions = []
+            self._core.add_extension(conversion(self._convolutions, operators, threads))
         self._graph = [self._read(model)]
+        if self._convolutions:
+            self.versions["convolutions"] = "winograd avx2"
         self._requests: dict[int, Any] = {}
         # Operators go last: OpenVINO's halves of them may still ask for ours.
         weakref.finalize(self, _clear, self._requests, self._graph, operators)
@@ -101,6 +108,8 @@ class OpenVinoEngine(Engine):
         else:
             # The reader knows no functions of a model's own.
             model = onnx.inliner.inline_local_functions(model)
+        if self._convolutions is not None:
+            self._convolutions[:] = exchange(model)
         return self._core.read_model(model.SerializeToString())
 
     def _request(self, batch: int) -> Any:

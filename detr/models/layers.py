@@ -30,7 +30,7 @@ class TokenLinear(nn.Linear):
         """``[B, S, E]`` to ``[B, S, D]``; ``shapes`` (height, width) of the levels."""
         if self.levels is None:
             return super().forward(input)
-        parts = input.split([height * width for height, width in shapes], 1)
+        parts = torch.split(input, [height * width for height, width in shapes], 1)
         return torch.cat([level(x) for level, x in zip(self.levels, parts, strict=True)], 1)
 
     @torch.no_grad()

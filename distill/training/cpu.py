@@ -33,7 +33,7 @@ def trained_format(device: torch.device) -> torch.memory_format:
 
     Channels-last on a GPU, for its tensor cores, and on a CPU, where it is a third faster with
     AVX-512. With AVX2 oneDNN has no kernel for gradients of weights in it, and takes up to five
-    times as long without one.
+    times as long.
     """
     without = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
     return torch.contiguous_format if without else torch.channels_last
