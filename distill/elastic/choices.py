@@ -133,10 +133,10 @@ def draws(choices: Sequence[Choice], count: int, seed: int, index: int) -> list[
     yet, as long as there is one, and the deepest decoder: its every layer answers, and its first
     ones are the shallower decoders, while a memory teaches nothing to what does not read it.
 
-    The largest counts twice as much as each of the others, since it shares all its weights with
-    them and what suits an encoder cut short does not suit the whole one. It learns from the
-    teacher, and so do the drawn ones; the smallest, whom a teacher's answers are farthest from,
-    learns from the teacher or from the largest, either with the same chance.
+    The largest counts as much as all others together: they share its weights, and what suits an
+    encoder cut short does not suit the whole one. It learns from the teacher; of the others each
+    learns from the teacher or from the largest, either with the same chance, so that over a
+    training it learns from both and a step costs no more than with one.
 
     Args:
         choices: All, from the smallest to the largest; at least two.
@@ -158,12 +158,10 @@ def draws(choices: Sequence[Choice], count: int, seed: int, index: int) -> list[
         others.append(choice)
     wanted: list[tuple[Role, Choice]] = [("smallest", smallest)]
     wanted += [("drawn", choice) for choice in sorted(others, key=choices.index)]
-    weight = 1 / (2 + len(wanted))
-    found = [Draw("largest", largest, "teacher", 2 * weight)]
-    for role, choice in wanted:
-        source: Source = "largest" if role == "smallest" and rng.integers(2) else "teacher"
-        found.append(Draw(role, choice, source, weight))
-    return found
+    sources: tuple[Source, Source] = ("teacher", "largest")
+    weight = 0.5 / len(wanted)
+    found = [Draw(role, choice, sources[rng.integers(2)], weight) for role, choice in wanted]
+    return [Draw("largest", largest, "teacher", 0.5), *found]
 
 
 def _memory(choice: Choice) -> tuple[int, Size | None]:

@@ -2,7 +2,7 @@
 
 Backbone and encoder run once for a canvas, as deep as the deepest model there needs; the output of
 a layer is the memory of the model that ends with it. Decoder and losses are each model's own, and
-the loss is a mean over the models in which the largest counts twice (see
+the loss is a mean over the models in which the largest counts for half (see
 :func:`~distill.elastic.choices.draws`).
 """
 

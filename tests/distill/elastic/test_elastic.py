@@ -70,12 +70,11 @@ def test_draws_follow_from_seed_and_step_and_hold_both_ends() -> None:
         assert [d.role for d in found] == ["largest", "smallest", "drawn", "drawn"]
         assert (found[0].choice, found[1].choice) == (all_of_them[-1], all_of_them[0])
         assert found[0].source == "teacher" and len({d.choice for d in found}) == 4
-        assert [d.weight for d in found] == [0.4, 0.2, 0.2, 0.2]
+        assert [d.weight for d in found] == [0.5, *[pytest.approx(0.5 / 3)] * 3]
         seen.update(d.choice for d in found[2:])
-        assert [d.source for d in found[2:]] == ["teacher", "teacher"]
-        sources[found[1].source] += 1
+        sources.update(d.source for d in found[1:])
     assert set(seen) == set(all_of_them[1:-1]) and min(seen.values()) > 100
-    assert abs(sources["teacher"] - sources["largest"]) < 90 and sum(sources.values()) == 300
+    assert abs(sources["teacher"] - sources["largest"]) < 150
     assert draws(all_of_them, 2, 8, 0) != draws(all_of_them, 2, 7, 0)
     assert len(draws(all_of_them, 99, 7, 0)) == len(all_of_them)
     assert [d.role for d in draws(all_of_them[:2], 1, 7, 0)] == ["largest", "smallest"]
