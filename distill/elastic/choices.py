@@ -56,13 +56,11 @@ class Draw:
         role: Why.
         choice: Which.
         source: Whom it learns from, besides the labels.
-        weight: Its part of the step's loss; those of a step sum to 1.
     """
 
     role: Role
     choice: Choice
     source: Source
-    weight: float
 
 
 class ElasticRecipe(Strict):
@@ -133,10 +131,9 @@ def draws(choices: Sequence[Choice], count: int, seed: int, index: int) -> list[
     yet, as long as there is one, and the deepest decoder: its every layer answers, and its first
     ones are the shallower decoders, while a memory teaches nothing to what does not read it.
 
-    The largest counts as much as all others together: they share its weights, and what suits an
-    encoder cut short does not suit the whole one. It learns from the teacher; of the others each
-    learns from the teacher or from the largest, either with the same chance, so that over a
-    training it learns from both and a step costs no more than with one.
+    The largest learns from the teacher; of the others each learns from the teacher or from the
+    largest, either with the same chance, so that over a training it learns from both and a step
+    costs no more than with one.
 
     Args:
         choices: All, from the smallest to the largest; at least two.
@@ -159,9 +156,8 @@ def draws(choices: Sequence[Choice], count: int, seed: int, index: int) -> list[
     wanted: list[tuple[Role, Choice]] = [("smallest", smallest)]
     wanted += [("drawn", choice) for choice in sorted(others, key=choices.index)]
     sources: tuple[Source, Source] = ("teacher", "largest")
-    weight = 0.5 / len(wanted)
-    found = [Draw(role, choice, sources[rng.integers(2)], weight) for role, choice in wanted]
-    return [Draw("largest", largest, "teacher", 0.5), *found]
+    found = [Draw(role, choice, sources[rng.integers(2)]) for role, choice in wanted]
+    return [Draw("largest", largest, "teacher"), *found]
 
 
 def _memory(choice: Choice) -> tuple[int, Size | None]:

@@ -8,7 +8,7 @@ is shared where it is alike.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from detr.errors import UserError
@@ -126,7 +126,7 @@ class ElasticNetwork:
         for draw in draws(self.choices, count, seed, index):
             member = self._members[_shape(draw.choice)]
             source: Source = draw.source if draw.source in member.methods else "teacher"
-            used = replace(draw, source=source)
+            used = Draw(draw.role, draw.choice, source)
             found.append(Trained(used, member.detector, member.methods[source]))
         return found
 

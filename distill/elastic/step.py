@@ -2,8 +2,7 @@
 
 Backbone and encoder run once for a canvas, as deep as the deepest model there needs; the output of
 a layer is the memory of the model that ends with it. Decoder and losses are each model's own, and
-the loss is a mean over the models in which the largest counts for half (see
-:func:`~distill.elastic.choices.draws`).
+the loss is the mean over the models.
 """
 
 from __future__ import annotations
@@ -38,11 +37,13 @@ def passes(state: State, network: ElasticNetwork, batch: Batch, index: int) -> l
     for size in dict.fromkeys(model.draw.choice.size for model in everyone):
         images = batch if size is None else batch.smaller.get(size, batch)
         models = [model for model in everyone if model.draw.choice.size == size]
-        found.append(Pass(images, _look(state, network, models, index)))
+        found.append(Pass(images, _look(state, network, models, len(everyone), index)))
     return found
 
 
-def _look(state: State, network: ElasticNetwork, models: Sequence[Trained], index: int) -> Look:
+def _look(
+    state: State, network: ElasticNetwork, models: Sequence[Trained], total: int, index: int
+) -> Look:
     """What looks at the images of one canvas, or at a part of them."""
 
     def look_at(batch: Batch, share: Share) -> tuple[list[Answered], dict[str, Tensor]]:
@@ -51,7 +52,7 @@ def _look(state: State, network: ElasticNetwork, models: Sequence[Trained], inde
         with span("losses"):
             for model, one in zip(models, answered, strict=True):
                 terms = losses_of(one.step, model.methods, state.recipe.loss).values()
-                loss = torch.stack(list(terms)).sum() * model.draw.weight
+                loss = torch.stack(list(terms)).sum() / total
                 role = model.draw.role
                 losses[role] = losses[role] + loss if role in losses else loss
         return answered, losses
