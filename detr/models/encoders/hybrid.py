@@ -181,7 +181,7 @@ class LiteEncoder(GelanEncoder):
     def _informed(self, x: Tensor, levels: Levels, index: int) -> Tensor:
         """See the base class."""
         sizes = [height * width for height, width in levels.shapes]
-        inside = ~levels.padding.split(sizes, 1)[index]
+        inside = ~torch.split(levels.padding, sizes, 1)[index]
         shares = (inside / inside.sum(1, keepdim=True)).to(x.dtype)
         mean = torch.einsum("bcs,bs->bc", x.flatten(2), shares)
         return x + mean[..., None, None]
