@@ -1,4 +1,4 @@
-"""DINO, Deformable DETR, RT-DETR and D-FINE students become TensorRT-RTX engines, without a GPU.
+"""Students of six families become TensorRT-RTX engines, without a GPU.
 
 Real exports and real builds in every precision, for two GPU architectures; that the engines answer
 rightly is for a machine with such a GPU (``make gpu-check``).
@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
+from detr.config import AnyVitConfig
 from engines.bundle import Bundle, Precision
 from engines.evidence import trusted_artifact
 from engines.msda_function import is_attention
@@ -32,7 +33,7 @@ pytest.importorskip("tensorrt_rtx")
 
 MakeCheckpoint = Callable[..., Path]
 MakeBundle = Callable[[Precision], Bundle]
-STUDENTS = ("dino", "deformable-two-stage", "rtdetr", "d-fine", "dino-masks")
+STUDENTS = ("dino", "deformable-two-stage", "rtdetr", "d-fine", "lwdetr", "rfdetr", "dino-masks")
 # Convolutions behind an attention.
 BEHIND = ("encoder.", "pixels.narrow", "pixels.output", "pixels.project")
 RTX = BACKENDS["tensorrt-rtx"]
@@ -109,9 +110,12 @@ def test_a_student_is_built_for_two_architectures(
     model = lowered_model(bundle, "gather")
     kinds = {node.name: node.op_type for node in model.graph.node}
     accelerated = dla.front(model)
+    # All of a vision transformer's maps follow attention.
+    transformer = isinstance(bundle.info.model.detector.backbone, AnyVitConfig)
+    behind = (*BEHIND, "neck.") if transformer else BEHIND
     assert len(set(accelerated)) == len(accelerated)
     assert {n for n in accelerated if kinds[n] == "Conv"} == {
-        n for n, kind in kinds.items() if kind == "Conv" and not n.startswith(BEHIND)
+        n for n, kind in kinds.items() if kind == "Conv" and not n.startswith(behind)
     }
     assert not any(name.startswith("attention") or kinds[name] == "MatMul" for name in accelerated)
 

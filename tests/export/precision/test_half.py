@@ -366,25 +366,18 @@ def test_indices_that_pass_through_floats_stay_exact() -> None:
 
 def test_single_scores_are_ranked_as_they_are() -> None:
     """Rounded to half precision all of these tie, and the first of them would win."""
-    model = small_graph(
-        [
-            helper.make_node(
-                "MatMul", ["images", "w"], ["logits"], "source.proposals.class_head/MatMul_0"
-            ),
-            helper.make_node(
-                "TopK", ["logits", "k"], ["values", "indices"], "source.proposals/TopK_0"
-            ),
-            helper.make_node("Cast", ["indices"], ["boxes"], "source/Cast_0", to=SINGLE),
-        ],
-        {"images": [2, 8], "logits": [2, 8], "values": [2, 8], "indices": [2, 8], "boxes": [2, 8]},
-        constant("w", np.eye(8)),
-        numpy_helper.from_array(np.array([8], np.int64), "k"),
-    )
+    nodes = [
+        helper.make_node("MatMul", ["images", "w"], ["logits"], "a.class_head/MatMul_0"),
+        helper.make_node("TopK", ["logits", "k"], ["best", "index"], "a/TopK_0"),
+        helper.make_node("Cast", ["index"], ["boxes"], "a/Cast_0", to=SINGLE),
+    ]
+    names = ("images", "logits", "best", "index", "boxes")
+    eight = numpy_helper.from_array(np.array([8]), "k")
+    model = small_graph(nodes, {x: [2, 8] for x in names}, constant("w", np.eye(8)), eight)
     ranks = np.stack([np.random.default_rng(i).permutation(8) for i in range(2)])
     images = (1 - 1e-5 * ranks).astype(np.float32)
     for island, right in ((("decode",), True), ((), False)):
-        typed = to_half(model, island).model
-        (found,) = half_session(typed).run(None, {"images": images})
+        (found,) = half_session(to_half(model, island).model).run(None, {"images": images})
         assert np.array_equal(found, np.argsort(ranks, 1)) == right
 
 
