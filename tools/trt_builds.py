@@ -27,6 +27,7 @@ from detr.cli_support import progress
 from detr.config import DetectorConfig
 from detr.data.cli import parse_size
 from detr.files import write_atomic
+from detr.model_info import ModelInfo
 from engines.bundle import Bundle, Precision, open_bundle
 from engines.msda_function import is_attention
 from engines.torch_engine import TorchEngine
@@ -66,7 +67,9 @@ def attentions(bundle: Bundle) -> int:
         AssertionError: They are not as many as the layers that need one.
     """
     found = sum(map(is_attention, onnx.load(str(bundle.model)).graph.node))
-    wanted = sampling_layers(bundle.info.model.detector)
+    info = bundle.info.model
+    assert isinstance(info, ModelInfo)  # it was exported from a checkpoint
+    wanted = sampling_layers(info.detector)
     assert found == wanted, f"{bundle.path}: {found} attentions in {wanted} layers"
     return found
 

@@ -17,7 +17,7 @@ MEASURED = Path(__file__).parents[2] / "docs" / "measured" / "trained-gate.json"
 
 @pytest.mark.slow
 def test_nothing_is_lost(tmp_path: Path) -> None:
-    rows = list(judged("rfdetr", 120, tmp_path))
+    rows = list(judged("rfdetr", 300, tmp_path))
     assert [(row["precision"], row["engine"]) for row in rows] == [
         (precision, engine) for precision in PRECISIONS for engine in ENGINES
     ]

@@ -55,7 +55,7 @@ class Family(NamedTuple):
     backbone: str | None
     preprocess: Callable[[DetectorConfig], PreprocessConfig] = lambda config: PUBLISHED
     check: Callable[[DetectorConfig, Mapping[str, Tensor], str], None] | None = None
-    library_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+    library_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = lambda x: dict(x)
     adapt: Callable[[dict[str, Tensor]], dict[str, str]] = lambda tensors: {}
     license_note: Callable[[DetectorConfig], str] = lambda config: ""
 
