@@ -119,14 +119,6 @@ class ConvNormOfTwo(Fusible):
         self.norm = nn.Identity()
 
 
-class ConvNormOfSum(ConvNorm):
-    """The same convolution, norm and SiLU over the sum of two maps."""
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """``[B, inputs, ...]`` of size H, W or half of it, and of size H, W."""
-        return super().forward(second + enlarged(first, second))
-
-
 def pointwise(kernel: Tensor, bias: Tensor | None) -> nn.Conv2d:
     """A 1x1 convolution of given weights ``[outputs, inputs, 1, 1]`` and ``[outputs]``."""
     outputs, inputs = kernel.shape[:2]
@@ -253,8 +245,8 @@ class LayersBeside(nn.Module):
 class GelanBlock(LayersBeside):
     """Two CSP blocks, one upon the other, whose results all lie beside the input (GELAN).
 
-    Wang et al. 2024, YOLOv9, figure 4, as D-FINE has it. The input are two maps
-    (:class:`ConvNormOfTwo`, :class:`ConvNormOfSum`).
+    Wang et al. 2024, YOLOv9, figure 4, as D-FINE has it. The input are two maps, the first of the
+    second's size or half of it.
 
     Args:
         width: Channels of each map, and of the result.
@@ -265,7 +257,7 @@ class GelanBlock(LayersBeside):
     """
 
     def __init__(self, width: int, inner: int, blocks: int, adds: bool, smooth: bool) -> None:
-        first = ConvNormOfSum(width, 2 * width, 1) if adds else ConvNormOfTwo(2 * width, 2 * width)
+        first = ConvNorm(width, 2 * width, 1) if adds else ConvNormOfTwo(2 * width, 2 * width)
         ways = [
             nn.Sequential(
                 CSPBlock(before, inner, inner, blocks),
@@ -274,6 +266,14 @@ class GelanBlock(LayersBeside):
             for before in (width, inner)
         ]
         super().__init__(first, ways, ConvNorm(2 * width + 2 * inner, width, 1), width)
+        self.adds = adds
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """``[B, width, ...]`` of each map to ``[B, width, H, W]``."""
+        if self.adds:
+            first, second = maps
+            maps = (second + enlarged(first, second),)
+        return super().forward(*maps)
 
 
 class C2fBlock(LayersBeside):
