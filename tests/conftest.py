@@ -40,6 +40,8 @@ def pytest_configure() -> None:
         missing.append("the compiled kernel detr.msda._native")
     if find_spec("distill.losses._assignment") is None:
         missing.append("the compiled solver distill.losses._assignment")
+    if platform.machine() == "x86_64" and find_spec("detr.winograd._native") is None:
+        missing.append("the compiled convolutions detr.winograd._native")
     if missing:
         raise pytest.UsageError(f"not installed: {', '.join(missing)}; run make install")
 
