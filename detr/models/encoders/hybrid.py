@@ -93,9 +93,9 @@ class HybridEncoder(Encoder):
         if self.keeps_layers:
             finer = levels.tokens()[:, : -layers[0].shape[1]]
             kept = [torch.cat((finer, x), 1) for x in layers]
-        return Memory(
-            tokens, shapes, padding, ratios, positions.expand(len(tokens), -1, -1), layers=kept
-        )
+        # Not len(tokens), which is a constant of a traced graph.
+        positions = positions.expand(tokens.shape[0], -1, -1)
+        return Memory(tokens, shapes, padding, ratios, positions, layers=kept)
 
     def _attend(self, levels: Levels) -> list[Tensor]:
         """Tokens ``[B, H * W, E]`` of the coarsest map, before and after each layer."""
