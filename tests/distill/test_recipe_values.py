@@ -108,6 +108,11 @@ def bases(small_preset: Callable[..., DetectorConfig]) -> list[Recipe]:
                 }
             )
         )
+    deimv2 = next(base for base in found if base.name == "deimv2").model_dump()
+    dinov3 = {"kind": "dinov3", "width": 24, "heads": 3, "taps": [1, 2, 3], "ffn": 8, "detail": 4}
+    lite = {**deimv2["detector"]["encoder"], "kind": "lite", "layers": 0}
+    for part in ({"backbone": dinov3}, {"encoder": lite}):
+        found.append(Recipe.model_validate({**deimv2, "detector": {**deimv2["detector"], **part}}))
     return [*found, found[0].model_copy(update={"elastic": ElasticRecipe(drawn=2)})]
 
 

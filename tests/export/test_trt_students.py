@@ -6,6 +6,7 @@ rightly is for a machine with such a GPU (``make gpu-check``).
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ MakeBundle = Callable[[Precision], Bundle]
 STUDENTS = ("dino", "deformable-two-stage", "rtdetr", "d-fine", "lwdetr", "rfdetr", "dino-masks")
 # Convolutions behind an attention.
 BEHIND = ("encoder.", "pixels.narrow", "pixels.output", "pixels.project")
+# Of an encoder's, those that read a map of the backbone's.
+FINER = re.compile(r"encoder\.top_down\.\d+\.(way|shortcut|first)\.conv/")
 RTX = BACKENDS["tensorrt-rtx"]
 
 
@@ -91,7 +94,11 @@ def test_a_student_is_built_for_two_architectures(
         # By rank and not by box: which of two nearly equal queries of random weights comes first,
         # the processor's rounding decides. Boxes are judged where weights are trained.
         for one, other in zip(expected, found, strict=True):
-            assert np.abs(np.sort(one.scores) - np.sort(other.scores)).max() < 0.02
+            ranks = [np.sort(x.scores[x.scores > 0])[::-1] for x in (one, other)]
+            # A mask of which rounding leaves no pixel has the score 0.
+            fewest, most = sorted(len(scores) for scores in ranks)
+            assert most - fewest <= 2
+            assert np.abs(ranks[0][:fewest] - ranks[1][:fewest]).max() < 0.02
     options = BuildOptions(compute_capabilities=(86, 89))
     refuse_known_bad(bundle, RTX, options)
     built = build_engine(bundle, RTX, options)
@@ -105,7 +112,7 @@ def test_a_student_is_built_for_two_architectures(
     assert path.stat().st_size > 100_000
 
     # What a Jetson's accelerator would get: every convolution, in every precision, and no token; of
-    # a hybrid encoder none, since all of its convolutions follow its attention; of a mask
+    # a hybrid encoder those that read a finer map, since all others follow its attention; of a mask
     # head the one that reads the backbone's map alone.
     model = lowered_model(bundle, "gather")
     kinds = {node.name: node.op_type for node in model.graph.node}
@@ -115,7 +122,9 @@ def test_a_student_is_built_for_two_architectures(
     behind = (*BEHIND, "neck.") if transformer else BEHIND
     assert len(set(accelerated)) == len(accelerated)
     assert {n for n in accelerated if kinds[n] == "Conv"} == {
-        n for n, kind in kinds.items() if kind == "Conv" and not n.startswith(behind)
+        name
+        for name, kind in kinds.items()
+        if kind == "Conv" and (FINER.match(name) or not name.startswith(behind))
     }
     assert not any(name.startswith("attention") or kinds[name] == "MatMul" for name in accelerated)
 
