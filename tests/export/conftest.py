@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,8 +38,11 @@ from detr.config import (
 from detr.data.preprocess import PreprocessConfig
 from detr.model_info import ModelInfo
 from detr.models import Detector, build_detector, save_model
+from engines import open_engine
 from engines.bundle import Bundle
+from engines.parity import Budget
 from export.bundle import export_bundle
+from export.parity.compare import compare_detections
 
 SIZE = (64, 96)
 DINO = {"queries": MixedQueriesConfig(number=12), "decoder.final_norm": True}
@@ -218,6 +222,27 @@ def checkpoint(
         return path
 
     return make
+
+
+@pytest.fixture
+def engines_agree() -> Callable[[Bundle], None]:
+    """Holds that every engine on a CPU finds in whole, wide and high images what torch finds."""
+
+    def hold(bundle: Bundle) -> None:
+        generator = np.random.default_rng(5)
+        sizes = [SIZE, (33, 200), (90, 60), (128, 192)]
+        images = [generator.integers(0, 255, (*size, 3)).astype(np.uint8) for size in sizes]
+        wanted = [found for image in images for found in open_engine(bundle.path, "torch")([image])]
+        # Random weights are timid: what counts is each image's best dozen.
+        threshold = min(float(one.scores[11]) for one in wanted)
+        budget = Budget(threshold=threshold, box_px=0.02, score=1e-5)
+        for engine in ("onnxruntime", "native", "openvino"):
+            found = [one for image in images for one in open_engine(bundle.path, engine)([image])]
+            parity = compare_detections(wanted, found, budget)
+            assert parity.detections >= 12 * len(wanted)
+            assert parity.violations(budget) == [], engine
+
+    return hold
 
 
 @pytest.fixture(scope="session")

@@ -6,18 +6,14 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 
-from engines import open_engine
+from engines.bundle import Bundle
 from engines.msda_function import Lowering, is_attention
-from engines.parity import Budget
 from export.bundle import export_bundle
-from export.parity.compare import compare_detections
 
 # Whole canvases, a wide image and a high one: two of four leave padding.
-SIZES = [(64, 96), (33, 200), (90, 60), (128, 192)]
 
 
 @pytest.mark.slow
@@ -26,7 +22,11 @@ SIZES = [(64, 96), (33, 200), (90, 60), (128, 192)]
     [("rtdetr", "gather"), ("rtdetr-discrete", "gridsample"), ("rtdetr-unequal", "gather")],
 )
 def test_every_engine_finds_what_torch_finds(
-    name: str, lowering: Lowering, checkpoint: Callable[[str], Path], tmp_path: Path
+    name: str,
+    lowering: Lowering,
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    engines_agree: Callable[[Bundle], None],
 ) -> None:
     bundle = export_bundle(checkpoint(name), tmp_path / "x.bundle", lowering=lowering)
     graph = onnx.load(str(bundle.model)).graph
@@ -37,14 +37,4 @@ def test_every_engine_finds_what_torch_finds(
     convolutions = [n.name for n in graph.node if n.op_type == "Conv" and ".blocks." in n.name]
     assert len(convolutions) == 4 and all(".large.conv/" in name for name in convolutions)
 
-    generator = np.random.default_rng(5)
-    images = [generator.integers(0, 255, (*size, 3)).astype(np.uint8) for size in SIZES]
-    wanted = [found for image in images for found in open_engine(bundle.path, "torch")([image])]
-    # Random weights are timid: what counts is each image's best dozen.
-    threshold = min(float(one.scores[11]) for one in wanted)
-    budget = Budget(threshold=threshold, box_px=0.02, score=1e-5)
-    for engine in ("onnxruntime", "native", "openvino"):
-        found = [one for image in images for one in open_engine(bundle.path, engine)([image])]
-        parity = compare_detections(wanted, found, budget)
-        assert parity.detections >= 12 * len(wanted)
-        assert parity.violations(budget) == [], engine
+    engines_agree(bundle)
