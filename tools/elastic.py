@@ -1,13 +1,14 @@
 """What an elastic run's models are worth beside the same ones distilled alone, and its cost.
 
     python -m tools.elastic models runs/elastic --data kitti:DATA:val --out elastic.json \
-      --alone e1-d1-q40-72x240 --alone e2-d2-q40-96x320
+      --alone e1-d1-q40-72x240 --alone e2-d2-q40-96x320 --set optimizer.lr=5.0e-4
     python -m tools.elastic cost runs/elastic --rounds 3
     python -m tools.elastic choice runs/elastic/fit/fit.json report/report.json
 
 ``models`` measures every model of the run, and trains those named after ``--alone`` for as many
-steps from the same first weights by the same recipe; the same command again goes on. ``cost``
-times steps of the elastic training and of the largest model's own, in turns, in processor time.
+steps from the same first weights by the same recipe, in which ``--set`` may give them a rate of
+their own; the same command again goes on. ``cost`` times steps of the elastic training and of the
+largest model's own, in turns, in processor time.
 ``choice`` holds what ``distill fit`` kept against another measurement of the same bundles, by
 ``bench run``.
 """
@@ -60,9 +61,9 @@ def alone(recipe: Recipe, choice: Choice) -> Recipe:
     return recipe.replace(**changes)
 
 
-def models(run: Path, data: str, out: Path, names: list[str]) -> None:
-    """Writes the AP of every model of a run, and of those trained alone."""
-    recipe = load_recipe(run / "recipe.yaml")
+def models(run: Path, data: str, out: Path, names: list[str], changes: list[str]) -> None:
+    """Writes the AP of every model of a run, and of those trained alone, under a changed recipe."""
+    recipe = load_recipe(run / "recipe.yaml", changes)
     whole, info = load_model(run)
     val = open_dataset(data, info.classes, info.preprocess.range)
 
@@ -72,6 +73,7 @@ def models(run: Path, data: str, out: Path, names: list[str]) -> None:
 
     found = json.loads(out.read_text()) if out.exists() else {"models": {}, "alone": {}}
     found |= {"run": str(run), "data": data, "images": len(val), "steps": recipe.steps}
+    found["alone_set"] = changes
     chosen = {choice.name: choice for choice in choices_of(run)}
 
     def measure(place: str, name: str, model: Any) -> None:
@@ -145,6 +147,7 @@ def main() -> None:
     first.add_argument("--data", required=True)
     first.add_argument("--out", type=Path, required=True)
     first.add_argument("--alone", action="append", default=[], metavar="NAME")
+    first.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     second = verbs.add_parser("cost")
     second.add_argument("run", type=Path)
     second.add_argument("--rounds", type=int, default=3)
@@ -153,7 +156,7 @@ def main() -> None:
     third.add_argument("report", type=Path)
     given = parser.parse_args()
     if given.verb == "models":
-        models(given.run, given.data, given.out, given.alone)
+        models(given.run, given.data, given.out, given.alone, given.set)
     elif given.verb == "cost":
         cost(given.run, given.rounds)
     else:

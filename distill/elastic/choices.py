@@ -2,7 +2,8 @@
 
 Every step trains the largest and the smallest (the sandwich rule of Yu and Huang, Universally
 Slimmable Networks, ICCV 2019, section 3.2) and some drawn ones, first of all a deep decoder on each
-shallow encoder's memory. What is drawn is a pure function of seed and step.
+shallow encoder's memory and a shallow one on the deepest's. What is drawn is a pure function of
+seed and step.
 """
 
 from __future__ import annotations
@@ -127,9 +128,11 @@ class ElasticRecipe(Strict):
 def draws(choices: Sequence[Choice], count: int, seed: int, index: int) -> list[Draw]:
     """The models that a step trains: the largest, the smallest, and others, each once.
 
-    The others have a memory (an encoder depth on a canvas) that no deep decoder of the step reads
-    yet, as long as there is one, and the deepest decoder: its every layer answers, and its first
-    ones are the shallower decoders, while a memory teaches nothing to what does not read it.
+    The others are, first, the deepest decoder on every memory (an encoder depth on a canvas) that
+    no such decoder of the step reads yet: its every layer answers, and its first ones are the
+    shallower decoders, while a memory teaches nothing to what does not read it. Next is the
+    shallowest decoder on the largest model's memory, so that no corner of encoder depth and decoder
+    depth is left to chance.
 
     The largest learns from the teacher; of the others each learns from the teacher or from the
     largest, either with the same chance, so that over a training it learns from both and a step
@@ -144,14 +147,15 @@ def draws(choices: Sequence[Choice], count: int, seed: int, index: int) -> list[
     rng = np.random.default_rng((seed, _DRAW, index))
     smallest, *between, largest = choices
     left = [between[i] for i in rng.permutation(len(between))]
-    depth = largest.decoder_layers
-    read = {_memory(choice) for choice in (smallest, largest) if choice.decoder_layers == depth}
+    corner = (*_memory(largest), smallest.decoder_layers)
     others: list[Choice] = []
     while left and len(others) < count:
-        deep = (one for one in left if one.decoder_layers == depth)
-        choice = next((one for one in deep if _memory(one) not in read), left[0])
+        trained = {_depths(choice) for choice in (smallest, largest, *others)}
+        missing = [choice for choice in left if _depths(choice) not in trained]
+        deep = (one for one in missing if one.decoder_layers == largest.decoder_layers)
+        shallow = (one for one in missing if _depths(one) == corner)
+        choice = next(itertools.chain(deep, shallow, left))
         left.remove(choice)
-        read.add(_memory(choice))
         others.append(choice)
     wanted: list[tuple[Role, Choice]] = [("smallest", smallest)]
     wanted += [("drawn", choice) for choice in sorted(others, key=choices.index)]
@@ -163,3 +167,8 @@ def draws(choices: Sequence[Choice], count: int, seed: int, index: int) -> list[
 def _memory(choice: Choice) -> tuple[int, Size | None]:
     """What a model's decoder reads."""
     return choice.encoder_layers, choice.size
+
+
+def _depths(choice: Choice) -> tuple[int, Size | None, int]:
+    """That, and how deep the decoder is."""
+    return (*_memory(choice), choice.decoder_layers)

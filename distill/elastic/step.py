@@ -2,7 +2,7 @@
 
 Backbone and encoder run once for a canvas, as deep as the deepest model there needs; the output of
 a layer is the memory of the model that ends with it. Decoder and losses are each model's own, and
-the loss is the mean over the models.
+the loss is the mean over the models, in which the largest weighs more.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from distill.training.accumulate import Share
 from distill.training.forward import Answered, Look, Pass, Seen, answer, look, losses_of
 from distill.training.state import State
 
+# Against 1 of any other model: all but the largest pull shared weights towards fewer layers.
+_LARGEST = 1.5
+
 
 def passes(state: State, network: ElasticNetwork, batch: Batch, index: int) -> list[Pass]:
     """The looks at a step's images, one for each canvas.
@@ -33,16 +36,22 @@ def passes(state: State, network: ElasticNetwork, batch: Batch, index: int) -> l
         index: The step, from 0.
     """
     everyone = network.trained(index)
+    total = sum(_weight(model) for model in everyone)
     found = []
     for size in dict.fromkeys(model.draw.choice.size for model in everyone):
         images = batch if size is None else batch.smaller.get(size, batch)
         models = [model for model in everyone if model.draw.choice.size == size]
-        found.append(Pass(images, _look(state, network, models, len(everyone), index)))
+        found.append(Pass(images, _look(state, network, models, total, index)))
     return found
 
 
+def _weight(model: Trained) -> float:
+    """Share of a model in a step's loss, against the others'."""
+    return _LARGEST if model.draw.role == "largest" else 1.0
+
+
 def _look(
-    state: State, network: ElasticNetwork, models: Sequence[Trained], total: int, index: int
+    state: State, network: ElasticNetwork, models: Sequence[Trained], total: float, index: int
 ) -> Look:
     """What looks at the images of one canvas, or at a part of them."""
 
@@ -52,7 +61,7 @@ def _look(
         with span("losses"):
             for model, one in zip(models, answered, strict=True):
                 terms = losses_of(one.step, model.methods, state.recipe.loss).values()
-                loss = torch.stack(list(terms)).sum() / total
+                loss = torch.stack(list(terms)).sum() * (_weight(model) / total)
                 role = model.draw.role
                 losses[role] = losses[role] + loss if role in losses else loss
         return answered, losses

@@ -25,6 +25,7 @@ from distill.evaluate import measure_ap
 from distill.recipe import Recipe
 from distill.training import loop
 from distill.training.accumulate import Share
+from distill.training.forward import losses_of
 from distill.training.run_dir import RunDir
 from distill.training.state import State, set_up
 
@@ -79,7 +80,7 @@ def test_draws_follow_from_seed_and_step_and_hold_both_ends() -> None:
     assert [d.role for d in draws(all_of_them[:2], 1, 7, 0)] == ["largest", "smallest"]
 
 
-def test_every_memory_has_a_deep_decoder_before_one_has_two() -> None:
+def test_every_memory_has_a_deep_decoder_and_the_deepest_a_shallow_one_before_one_has_two() -> None:
     lists = ElasticRecipe(encoder_layers=(1, 2, 3), decoder_layers=(1, 2), queries=(6, 12))
     sizes = (SMALL, (64, 128))
     choices = [
@@ -99,6 +100,12 @@ def test_every_memory_has_a_deep_decoder_before_one_has_two() -> None:
         assert [x.decoder_layers for x in two] == [2, 2]
         assert len({(x.encoder_layers, x.size) for x in two} - {(3, (64, 128))}) == 2
         seen.update((x.encoder_layers, x.size) for x in two)
+        # And the deepest memory has a shallow one before any has two.
+        six = [draw.choice for draw in draws(choices, 6, 7, step)]
+        corner = [
+            x for x in six if (x.encoder_layers, x.size, x.decoder_layers) == (3, sizes[1], 1)
+        ]
+        assert len(corner) == 1
     assert len(seen) == 5 and min(seen.values()) > 20
     # Where decoders have one depth, the smallest model reads its memory already.
     one_depth = [Choice(e, 2, q, None) for e in (1, 2, 3) for q in (6, 12)]
@@ -145,13 +152,18 @@ def test_models_share_one_encoding_and_say_what_they_say_alone(
         model.detector.backbone.eval()  # two looks at a batch change its statistics
     batch = state.batches.batch(index)
     assert set(batch.smaller) == {SMALL}
-    answered = []
+    answered, parts = [], {}
     for one in passes(state, network, batch, index):
         share = Share(*state.box_counts(one.batch.targets), *state.generators(index))
         found, losses = one.look(one.batch, share)
         assert all(torch.isfinite(value) for value in losses.values())
         answered += found
+        parts |= losses if "largest" in losses else {}
     trained = sorted(network.trained(index), key=lambda model: model.draw.choice.size != (64, 128))
+    # The largest counts one and a half times.
+    own = losses_of(answered[0].step, answered[0].methods, elastic.loss)
+    expected = 1.5 * float(torch.stack(list(own.values())).detach().sum()) / (len(trained) + 0.5)
+    assert float(parts["largest"]) == pytest.approx(expected, rel=1e-4)
     for model, one in zip(trained, answered, strict=True):
         choice, step = model.draw.choice, one.step
         assert step.images.shape[-2:] == choice.size
