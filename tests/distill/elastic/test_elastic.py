@@ -162,8 +162,8 @@ def test_models_share_one_encoding_and_say_what_they_say_alone(
     trained = sorted(network.trained(index), key=lambda model: model.draw.choice.size != (64, 128))
     # The largest counts one and a half times.
     own = losses_of(answered[0].step, answered[0].methods, elastic.loss)
-    expected = 1.5 * float(torch.stack(list(own.values())).detach().sum()) / (len(trained) + 0.5)
-    assert float(parts["largest"]) == pytest.approx(expected, rel=1e-4)
+    expected = 1.5 * torch.stack(list(own.values())).sum().item() / (len(trained) + 0.5)
+    assert parts["largest"].item() == pytest.approx(expected, rel=1e-4)
     for model, one in zip(trained, answered, strict=True):
         choice, step = model.draw.choice, one.step
         assert step.images.shape[-2:] == choice.size
