@@ -72,6 +72,8 @@ def models(run: Path, data: str, out: Path, names: list[str], changes: list[str]
         return 100 * measure_ap(model, val, size).boxes.ap
 
     found = json.loads(out.read_text()) if out.exists() else {"models": {}, "alone": {}}
+    if found["alone"] and found["alone_set"] != changes:
+        sys.exit(f"{out}: its models alone were trained with --set {found['alone_set']}")
     found |= {"run": str(run), "data": data, "images": len(val), "steps": recipe.steps}
     found["alone_set"] = changes
     chosen = {choice.name: choice for choice in choices_of(run)}
@@ -156,6 +158,8 @@ def main() -> None:
     third.add_argument("report", type=Path)
     given = parser.parse_args()
     if given.verb == "models":
+        if given.set and not given.alone:
+            parser.error("--set is for the models after --alone")
         models(given.run, given.data, given.out, given.alone, given.set)
     elif given.verb == "cost":
         cost(given.run, given.rounds)

@@ -230,6 +230,7 @@ def engines_agree() -> Callable[[Bundle], None]:
 
     def hold(bundle: Bundle) -> None:
         generator = np.random.default_rng(5)
+        # Whole canvases, a wide image and a high one: two of four leave padding.
         sizes = [SIZE, (33, 200), (90, 60), (128, 192)]
         images = [generator.integers(0, 255, (*size, 3)).astype(np.uint8) for size in sizes]
         wanted = [found for image in images for found in open_engine(bundle.path, "torch")([image])]

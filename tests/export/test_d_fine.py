@@ -13,8 +13,6 @@ from engines.bundle import Bundle
 from engines.msda_function import Lowering, is_attention
 from export.bundle import export_bundle
 
-# Whole canvases, a wide image and a high one: two of four leave padding.
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lowering", ["gather", "gridsample"])
