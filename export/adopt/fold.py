@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 from detr.points import Points, joined_points, level_points, sample_axes, unequal
 from engines.msda_function import HeadShape, make_node
 from export.adopt.layout import Graph, Indices, counted, transposition
-
-
-class _Other(Exception):
-    """Why a sum of samples is not taken for an attention."""
+from export.adopt.sums import Level, NotAttention, Order, Sum, find_sums, level_of, order_of, sum_of
 
 
 @dataclass(frozen=True)
@@ -59,15 +56,6 @@ class Folded:
     left: tuple[str, ...]
 
 
-@dataclass
-class _Sum:
-    """Samples that one product weights: ``GridSample`` nodes, what joins them, the product."""
-
-    product: NodeProto
-    samples: list[NodeProto] = field(default_factory=list)
-    joins: list[NodeProto] = field(default_factory=list)
-
-
 def fold_attention(model: ModelProto) -> Folded:
     """Folds every deformable attention of a graph.
 
@@ -83,10 +71,10 @@ def fold_attention(model: ModelProto) -> Folded:
     folds: list[Fold] = []
     left: list[str] = []
     new: dict[int, list[NodeProto]] = {}
-    for found in _sums(graph, left):
+    for found in find_sums(graph, left):
         try:
             fold, nodes, replaced = _fold(graph, found, len(folds))
-        except _Other as reason:
+        except NotAttention as reason:
             left.append(f"{found.product.name or found.product.output[0]}: {reason}")
             continue
         new[id(graph.producer[replaced])] = nodes
@@ -96,40 +84,18 @@ def fold_attention(model: ModelProto) -> Folded:
     return Folded(copy, tuple(folds), tuple(left))
 
 
-def _sums(graph: Graph, left: list[str]) -> list[_Sum]:
-    """GridSample nodes by the product that weights them."""
-    found: dict[int, _Sum] = {}
-    for node in graph.nodes:
-        if node.op_type != "GridSample":
-            continue
-        joins: list[NodeProto] = []
-        name = node.output[0]
-        while (reader := graph.only_consumer(name)) is not None and (
-            graph.moves(reader) or reader.op_type == "Concat"
-        ):
-            joins.append(reader)
-            name = reader.output[0]
-        if reader is None or reader.op_type != "Mul":
-            left.append(f"{node.name or node.output[0]}: its samples are not weighted and summed")
-            continue
-        entry = found.setdefault(id(reader), _Sum(reader))
-        entry.samples.append(node)
-        entry.joins += [join for join in joins if all(join is not known for known in entry.joins)]
-    return list(found.values())
-
-
-def _fold(graph: Graph, found: _Sum, number: int) -> tuple[Fold, list[NodeProto], str]:
+def _fold(graph: Graph, found: Sum, number: int) -> tuple[Fold, list[NodeProto], str]:
     """The nodes of one attention, and the value they make in the old nodes' place."""
-    maps = [_level(graph, node) for node in found.samples]
+    maps = [level_of(node) for node in found.samples]
     try:
         sizes = [graph.shape(node.output[0]) for node in found.samples]
     except LookupError as error:
-        raise _Other("sizes that are not known") from error
+        raise NotAttention("sizes that are not known") from error
     heads, channels, queries = sizes[0][:3]
     if any(size[:3] != (heads, channels, queries) for size in sizes):
-        raise _Other("levels of other heads, channels or queries")
-    total, axis = _sum_of(graph, found.product)
-    order = _order(graph, found, sizes, axis)
+        raise NotAttention("levels of other heads, channels or queries")
+    total, axis = sum_of(graph, found.product)
+    order = order_of(graph, found, sizes, axis)
     levels = [maps[i] for i in order.levels]
     points = joined_points([sizes[i][3] for i in order.levels])
     name = f"adopted.attention_{number}"
@@ -144,87 +110,6 @@ def _fold(graph: Graph, found: _Sum, number: int) -> tuple[Fold, list[NodeProto]
     make.nodes.append(node)
     replaced = _output(graph, make, attended, total, order, (queries, heads, channels))
     return Fold(name, shapes, HeadShape(heads, channels, points)), make.nodes, replaced
-
-
-@dataclass(frozen=True)
-class _Level:
-    """One GridSample: its map ``[M, D, H, W]`` and its grid ``[M, Q, P, 2]``."""
-
-    image: str
-    grid: str
-
-
-def _level(graph: Graph, node: NodeProto) -> _Level:
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    if attributes.get("mode", b"linear") not in (b"bilinear", b"linear"):
-        raise _Other(f"samples by {attributes['mode'].decode()}")
-    if attributes.get("padding_mode", b"zeros") != b"zeros" or attributes.get("align_corners", 0):
-        raise _Other("samples with another padding, or with aligned corners")
-    return _Level(node.input[0], node.input[1])
-
-
-def _sum_of(graph: Graph, product: NodeProto) -> tuple[str, int]:
-    """The sum over a product, and the axis it sums."""
-    reader = graph.only_consumer(product.output[0])
-    if reader is None or reader.op_type != "ReduceSum":
-        raise _Other("the weighted samples are not summed")
-    attributes = {a.name: helper.get_attribute_value(a) for a in reader.attribute}
-    axes = attributes.get("axes") or (
-        graph.constant(reader.input[1]) if len(reader.input) > 1 else None
-    )
-    if axes is None or len(axes) != 1:
-        raise _Other("the weighted samples are not summed over one axis")
-    return reader.output[0], int(axes[0]) % len(graph.shape(product.output[0]))
-
-
-@dataclass(frozen=True)
-class _Order:
-    """How a product lays out the samples.
-
-    Attributes:
-        levels: Of the GridSample nodes, in the order of the levels.
-        samples: Name of the product's operand with the samples.
-        axis: The axis that is summed.
-        rest: ``[M, D, Q]`` index of each sum, in the order of the sums.
-    """
-
-    levels: tuple[int, ...]
-    samples: str
-    axis: int
-    rest: Indices
-
-
-def _order(graph: Graph, found: _Sum, sizes: Sequence[tuple[int, ...]], axis: int) -> _Order:
-    """Reads off where each sample lies in the product, and that each sum has all of its own."""
-    edges = np.cumsum([0, *(int(np.prod(size)) for size in sizes)])
-    sources = {
-        node.output[0]: counted(size, int(edge))
-        for node, size, edge in zip(found.samples, sizes, edges[:-1], strict=True)
-    }
-    joined = {join.output[0] for join in found.joins} | set(sources)
-    operands = [name for name in found.product.input if name in joined]
-    if len(operands) != 1:
-        raise _Other("samples weighted by samples")
-    position = {id(node): i for i, node in enumerate(graph.nodes)}
-    joins = sorted(found.joins, key=lambda node: position[id(node)])
-    where = np.moveaxis(graph.index_map(sources, joins, operands[0]), axis, -1)
-    level = np.searchsorted(edges, where, side="right") - 1
-    points = np.array([size[3] for size in sizes])
-    sums, point = np.divmod(where - edges[level], points[level])
-    level, sums, point = (x.reshape(-1, where.shape[-1]) for x in (level, sums, point))
-    if not (
-        (level == level[0]).all() and (point == point[0]).all() and (sums == sums[:, :1]).all()
-    ):
-        raise _Other("sums of samples from several places")
-    levels = tuple(dict.fromkeys(int(x) for x in level[0]))
-    counts = [int(points[i]) for i in levels]
-    if (
-        len(levels) != len(sizes)
-        or not np.array_equal(level[0], np.repeat(levels, counts))
-        or not np.array_equal(point[0], np.concatenate([np.arange(n) for n in counts]))
-    ):
-        raise _Other("sums of other samples than all points of all levels")
-    return _Order(levels, operands[0], axis, sums[:, 0])
 
 
 class _Nodes:
@@ -255,7 +140,7 @@ class _Nodes:
         """A value's elements in a wanted order, by one Transpose and one Reshape at most."""
         perm = transposition(wanted, graph.shape(name))
         if perm is None:
-            raise _Other(f"{what} in an order that no transposition gives")
+            raise NotAttention(f"{what} in an order that no transposition gives")
         if list(perm) != sorted(perm):
             name = self.op("Transpose", name, perm=perm)
         return self.reshape(name, shape)
@@ -267,7 +152,7 @@ def _read(graph: Graph, name: str) -> tuple[str, Indices]:
     return source, graph.index_map({source: counted(graph.shape(source))}, path, name)
 
 
-def _value(graph: Graph, make: _Nodes, levels: Sequence[_Level], heads: int, channels: int) -> str:
+def _value(graph: Graph, make: _Nodes, levels: Sequence[Level], heads: int, channels: int) -> str:
     """``[1, S, M, D]``."""
     read = [_read(graph, level.image) for level in levels]
     tokens = [i.reshape(heads, channels, -1).transpose(2, 0, 1) for _, i in read]
@@ -282,7 +167,7 @@ def _value(graph: Graph, make: _Nodes, levels: Sequence[_Level], heads: int, cha
 
 
 def _locations(
-    graph: Graph, make: _Nodes, levels: Sequence[_Level], heads: int, queries: int, points: Points
+    graph: Graph, make: _Nodes, levels: Sequence[Level], heads: int, queries: int, points: Points
 ) -> str:
     """``[1, Q, M, V, P, 2]`` or ``[1, Q, M, K, 2]`` in parts of a map, from grids of -1 to 1."""
     counts = level_points(points, len(levels))
@@ -320,11 +205,11 @@ def _zero_to_one(graph: Graph, make: _Nodes, grid: str) -> str:
                 factor = graph.constant(other)
                 if factor is not None and (factor == 2).all():
                     return one
-    raise _Other("a grid that is not made of locations by 2 x - 1")
+    raise NotAttention("a grid that is not made of locations by 2 x - 1")
 
 
 def _weights(
-    graph: Graph, make: _Nodes, product: NodeProto, order: _Order, shape: tuple[int, ...]
+    graph: Graph, make: _Nodes, product: NodeProto, order: Order, shape: tuple[int, ...]
 ) -> str:
     """``[1, Q, M, V, P]`` or ``[1, Q, M, K]``, as ``shape`` has it."""
     _, queries, heads, *axes = shape
@@ -337,7 +222,7 @@ def _weights(
     by_sum[order.rest] = rows  # [M*D*Q, K], whatever order the sums are in
     table = by_sum.reshape(heads, -1, queries, samples)
     if not (table == table[:, :1]).all():
-        raise _Other("weights that differ between a head's channels")
+        raise NotAttention("weights that differ between a head's channels")
     return make.arranged(graph, source, table[:, 0].transpose(1, 0, 2), shape, "weights")
 
 
@@ -346,7 +231,7 @@ def _output(
     make: _Nodes,
     attended: str,
     total: str,
-    order: _Order,
+    order: Order,
     shape: tuple[int, int, int],
 ) -> str:
     """Brings ``[1, Q, M*D]`` into the shape of what it replaces.
@@ -375,7 +260,7 @@ def _output(
         split = make.reshape(attended, shape)
         perm = transposition(at_sum, shape)
         if perm is None:
-            raise _Other("sums in an order that no transposition gives")
+            raise NotAttention("sums in an order that no transposition gives")
         attended, best = make.op("Transpose", split, perm=perm), total
     make.reshape(attended, graph.shape(best))
     make.nodes[-1].output[0] = best
