@@ -18,6 +18,7 @@ class Candidate(BaseModel):
         encoder_layers, decoder_layers: Of the model.
         ap: COCO AP, 0..1.
         min_ms, ms, p90_ms: Least, median and 90th percentile of the latency end to end.
+        again: Those times are of a second measurement, in turns with its neighbours.
         within: The 90th percentile holds the budget.
         pareto: No other candidate is both faster (median) and more accurate.
     """
@@ -30,6 +31,7 @@ class Candidate(BaseModel):
     min_ms: float
     ms: float
     p90_ms: float
+    again: bool
     within: bool
     pareto: bool
 
@@ -43,9 +45,7 @@ class Fit(BaseModel):
         engine: Runtime.
         created: ISO 8601, UTC.
         budget_ms: Most milliseconds end to end for nine images of ten (p90).
-        kept: Name of the best candidate that held the budget twice, or ``None``.
-        kept_again_ms: Its 90th percentile the second time.
-        late: Better ones that held it the first time only, with the second time's milliseconds.
+        kept: Name of the best candidate that held the budget when timed again, or ``None``.
         candidates: Fastest first.
         skipped: What could not be measured, and why.
         commands: What to type to get this again.
@@ -57,8 +57,6 @@ class Fit(BaseModel):
     created: str
     budget_ms: float
     kept: str | None
-    kept_again_ms: float | None
-    late: dict[str, float]
     candidates: list[Candidate]
     skipped: list[str]
     commands: list[str]
@@ -76,13 +74,15 @@ class Fit(BaseModel):
             f"candidates in {self.engine}"
         )
         lines += [
-            f"{name}: not kept, p90 {ms:.1f} ms when timed again" for name, ms in self.late.items()
+            f"{one.name}: not kept, p90 {one.p90_ms:.1f} ms when timed again"
+            for one in self.candidates
+            if one.again and not one.within
         ]
         lines += [f"not measured: {reason}" for reason in self.skipped]
-        if (best := self.best) is not None and self.kept_again_ms is not None:
+        if (best := self.best) is not None:
             lines.append(
-                f"kept {best.artifact}: {percent(best.ap)} AP, p90 {best.p90_ms:.1f} ms, and "
-                f"{self.kept_again_ms:.1f} ms when timed again"
+                f"kept {best.artifact}: {percent(best.ap)} AP, p90 {best.p90_ms:.1f} ms "
+                "when timed again"
             )
         return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -28,28 +29,41 @@ def row(report: Report, name: str, ap: float, p90: float) -> ReportRow:
     return like.model_copy(update={"name": name, "coco": coco, "latency": latency})
 
 
-def test_the_best_that_holds_the_budget_twice_is_kept(report: Report) -> None:
-    found = [("large", 0.5, 30.0), ("lucky", 0.45, 19.0), ("good", 0.4, 18.0), ("small", 0.3, 9.0)]
+def test_the_best_beside_its_neighbours_is_kept(report: Report) -> None:
+    """Timed again are the most accurate near the budget, in turns, and no more than it takes."""
+    found = [("huge", 0.6, 30.0), ("unlucky", 0.55, 21.0), ("lucky", 0.45, 19.0)]
+    found += [("good", 0.4, 18.0), ("fair", 0.35, 12.0), ("small", 0.3, 9.0)]
     rows = [row(report, *one) for one in found]
-    offered = report.model_copy(update={"rows": rows})
-    asked: list[str] = []
+    asked: list[list[str]] = []
 
-    def again(one: ReportRow) -> float:
-        asked.append(one.name)
-        return 24.0 if one.name == "lucky" else one.latency.end_to_end.p90_ms
+    def again(changed: dict[str, float]) -> Callable[[Sequence[ReportRow]], list[ReportRow]]:
+        def times(group: Sequence[ReportRow]) -> list[ReportRow]:
+            asked.append([one.name for one in group])
+            p90 = {one.name: one.latency.end_to_end.p90_ms for one in group} | changed
+            return [row(report, one.name, one.coco.ap, p90[one.name]) for one in group]
 
-    kept, second, late = choose(offered, 20.0, again)
-    assert kept is not None and (kept.name, second, late) == ("good", 18.0, {"lucky": 24.0})
-    assert asked == ["lucky", "good"]
-    # A budget everyone holds keeps the most accurate, one nobody holds keeps none.
-    kept, second, _ = choose(offered, 40.0, lambda one: one.latency.end_to_end.p90_ms)
-    assert kept is not None and (kept.name, second) == ("large", 30.0)
-    assert choose(offered, 5.0, again) == (None, None, {})
+        return times
+
+    kept, second = choose(rows, 20.0, again({"lucky": 24.0}))
+    assert kept is not None and kept.name == "good"
+    assert asked == [["unlucky", "lucky", "good", "fair"]] and list(second) == asked[0]
+    assert second["lucky"].latency.end_to_end.p90_ms == 24.0
+    # One that was over the budget by what a second measurement may take off gets its chance.
+    kept, _ = choose(rows, 20.0, again({"unlucky": 19.5}))
+    assert kept is not None and kept.name == "unlucky"
+    # The next ones are asked where none of the first holds it; none is kept where nobody does.
+    slow = {name: 25.0 for name in ("unlucky", "lucky", "good", "fair")}
+    kept, second = choose(rows, 20.0, again(slow))
+    assert kept is not None and kept.name == "small" and len(second) == 5
+    assert choose(rows, 20.0, again(slow | {"small": 25.0}))[0] is None
+    assert choose(rows, 5.0, again({})) == (None, {})
 
 
 def test_of_equals_the_faster_is_kept(report: Report) -> None:
-    rows = [row(report, "slow", 0.4, 18.0), row(report, "fast", 0.4, 8.0)]
-    kept, _, _ = choose(report.model_copy(update={"rows": rows}), 20.0, lambda _: 1.0)
+    """By the second measurement."""
+    rows = [row(report, "slow", 0.4, 8.0), row(report, "fast", 0.4, 18.0)]
+    now = [row(report, "slow", 0.4, 18.0), row(report, "fast", 0.4, 8.0)]
+    kept, _ = choose(rows, 20.0, lambda _: now)
     assert kept is not None and kept.name == "fast"
 
 
@@ -60,8 +74,8 @@ def test_another_measurement_confirms_the_choice_or_not(
 
     def confirmed(kept: str, found: list[tuple[str, float, float]]) -> int:
         fit = Fit(
-            data="x", engine="x", created="x", budget_ms=20.0, kept=kept, kept_again_ms=18.0,
-            late={}, candidates=[], skipped=[], commands=[],
+            data="x", engine="x", created="x", budget_ms=20.0, kept=kept, candidates=[],
+            skipped=[], commands=[],
         )  # fmt: skip
         again = report.model_copy(update={"rows": [row(report, *one) for one in found]})
         (tmp_path / "fit.json").write_text(fit.model_dump_json())
@@ -89,13 +103,14 @@ def test_the_picture_names_the_front_and_tells_the_rest_by_hand(report: Report) 
     rows = [
         Candidate(
             name=name, artifact=name, encoder_layers=1, decoder_layers=1, ap=ap,
-            min_ms=0.9 * ms, ms=ms, p90_ms=1.1 * ms, within=ms < 11, pareto=ap != 0.25,
+            min_ms=0.9 * ms, ms=ms, p90_ms=1.1 * ms, again=ms < 11, within=ms < 11,
+            pareto=ap != 0.25,
         )
         for name, ap, ms in found
     ]  # fmt: skip
     fit = Fit(
-        data="x", engine="x", created="x", budget_ms=11.5, kept=found[0][0], kept_again_ms=11.0,
-        late={}, candidates=rows, skipped=[], commands=[],
+        data="x", engine="x", created="x", budget_ms=11.5, kept=found[0][0],
+        candidates=rows, skipped=[], commands=[],
     )  # fmt: skip
     svg = picture(fit)
     ElementTree.fromstring(svg)
@@ -137,7 +152,7 @@ def test_the_command_writes_choice_picture_and_report(
     assert (told.best.name, told.best.ap) == ("teacher", 1.0)
     assert told == Fit.model_validate_json((tmp_path / "out" / "fit.json").read_text())
     assert [c.within for c in told.candidates] == [True, True]
-    assert told.kept_again_ms is not None and "--budget-ms 10000" in told.commands[0]
+    assert all(c.again for c in told.candidates) and "--budget-ms 10000" in told.commands[0]
     ElementTree.fromstring((tmp_path / "out" / "fit.svg").read_text())
     written = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
     assert [r.model for r in written.rows] == list(engines)
