@@ -267,7 +267,9 @@ def _state(
         batch_size=batch_size,
         loss=loss,
     )
-    methods = build_methods(specs, student, teacher if ema is None else ema.model, loss=recipe.loss)
+    methods = build_methods(
+        specs, student, teacher, average=None if ema is None else ema.model, loss=recipe.loss
+    )
     optimizer = build_optimizer(student, torch.nn.ModuleList(methods), recipe.optimizer)
     for group in optimizer.param_groups:
         group["base_lr"] = 0.0

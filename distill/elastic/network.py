@@ -58,6 +58,7 @@ class ElasticNetwork:
         recipe: With a section ``elastic``.
         student: The trained detector, on its device and in training mode.
         teacher: What methods learn from, or ``None`` where none of them needs one.
+        average: See :func:`build_methods`.
         drops: Steps at which the learning rate falls.
 
     Attributes:
@@ -69,7 +70,12 @@ class ElasticNetwork:
     """
 
     def __init__(
-        self, recipe: Recipe, student: Detector, teacher: Teacher | None, drops: Sequence[int]
+        self,
+        recipe: Recipe,
+        student: Detector,
+        teacher: Teacher | None,
+        average: Teacher | None,
+        drops: Sequence[int],
     ) -> None:
         assert recipe.elastic is not None
         self.recipe, self._drops = recipe, drops
@@ -78,32 +84,37 @@ class ElasticNetwork:
         whole = _shape(self.choices[-1])
         self.largest = within(student, *whole).eval()
         self._members: dict[_Shape, Member] = {
-            whole: Member(student, {"teacher": self._methods("largest", student, teacher)})
+            whole: Member(student, {"teacher": self._methods("largest", student, teacher, average)})
         }
         first: dict[Source, Methods] = {"teacher": self._members[whole].methods["teacher"]}
         for choice in self.choices:
             if _shape(choice) in self._members:
                 continue
             member = Member(within(student, *_shape(choice)), {})
-            for source, model in self._sources(teacher):
-                methods = self._methods(choice.name, member.detector, model)
+            for source, *models in self._sources(teacher, average):
+                methods = self._methods(choice.name, member.detector, *models)
                 alike = first.setdefault(source, methods)
                 for method, other in zip(methods, alike, strict=True):
                     share_tensors(method, other)
                 member.methods[source] = methods
             self._members[_shape(choice)] = member
 
-    def _sources(self, teacher: Teacher | None) -> Iterator[tuple[Source, Teacher | None]]:
-        yield "teacher", teacher
+    def _sources(
+        self, teacher: Teacher | None, average: Teacher | None
+    ) -> Iterator[tuple[Source, Teacher | None, Teacher | None]]:
+        yield "teacher", teacher, average
         if self._self_taught:
-            yield "largest", self.largest
+            yield "largest", self.largest, None
 
-    def _methods(self, name: str, detector: Detector, teacher: Teacher | None) -> Methods:
+    def _methods(
+        self, name: str, detector: Detector, teacher: Teacher | None, average: Teacher | None
+    ) -> Methods:
         try:
             return build_methods(
                 self.recipe.methods,
                 detector,
                 teacher,
+                average=average,
                 loss=self.recipe.loss,
                 steps=self.recipe.steps,
                 drops=self._drops,

@@ -17,6 +17,7 @@ from detr.models import Memory
 from distill.data.batches import Batch
 from distill.elastic.choices import Source
 from distill.elastic.network import ElasticNetwork, Trained
+from distill.methods.step import TeacherKind
 from distill.profiler import span
 from distill.training.accumulate import Share
 from distill.training.forward import Answered, Look, Pass, Seen, answer, look, losses_of
@@ -82,21 +83,22 @@ def _answers(
     deepest = state.student
     if "largest" not in sources:
         deepest = max(models, key=lambda model: model.draw.choice.encoder_layers).detector
-    seen: dict[Source, Seen] = {}
+    seen: dict[Source, dict[TeacherKind, Seen]] = {}
     answered = []
     with state.autocast():
         with span("student"):
             memory = deepest.encode(batch.images, batch.valid_sizes)
-        if "teacher" in sources and state.step_teacher is not None:
-            seen["teacher"] = look(state.step_teacher, batch)
+        if "teacher" in sources:
+            seen["teacher"] = {kind: look(x, batch) for kind, x in state.teachers.items()}
         if "largest" in sources:
             with torch.no_grad(), span("teacher"):
                 known = _detached(memory)
-                seen["largest"] = Seen(network.largest, known, network.largest.queries(known))
+                largest = Seen(network.largest, known, network.largest.queries(known))
+                seen["largest"] = dict.fromkeys(state.teachers, largest)
         for model in models:
             own = at_depth(memory, model.draw.choice.encoder_layers)
-            teacher = seen.get(model.draw.source)
-            step = answer(model.detector, own, teacher, model.methods, batch, index, share)
+            teachers = seen[model.draw.source]
+            step = answer(model.detector, own, teachers, model.methods, batch, index, share)
             answered.append(Answered(step, model.methods))
     return answered
 

@@ -70,6 +70,7 @@ def build_methods(
     student: Detector,
     teacher: Teacher | None,
     *,
+    average: Teacher | None = None,
     loss: LossWeights | None = None,
     steps: int = 0,
     drops: Sequence[int] = (),
@@ -82,8 +83,8 @@ def build_methods(
     Args:
         specs: ``{name: options}`` each, in the recipe's order.
         student: The network to be trained.
-        teacher: The frozen network, or ``None``. A method whose ``teacher`` is ``ema`` is built
-            with whatever the loop will put into ``Step.teacher``.
+        teacher: The frozen network, or ``None``.
+        average: What methods whose ``teacher`` is ``ema`` learn from; ``teacher`` by default.
         loss: Weights of the detection loss; the defaults otherwise.
         steps: Length of the run.
         drops: Steps at which the learning rate falls.
@@ -96,16 +97,17 @@ def build_methods(
     """
     parsed = parse_methods(specs)
     falls = tuple(sorted(drops))
-    setting = Setting(student, teacher, loss or LossWeights(), steps, falls, preprocess)
     device = next(student.parameters()).device
     methods = []
     for kind, options in parsed:
         facts = [student.facts]
+        own = teacher if kind.teacher != "ema" or average is None else average
+        setting = Setting(student, own, loss or LossWeights(), steps, falls, preprocess)
         if kind.teacher != "none":
-            if teacher is None:
+            if own is None:
                 raise UserError("method-teacher", f"methods.{kind.name}: needs a teacher")
-            _check_offers(kind, options, teacher)
-            facts.append(teacher.facts)
+            _check_offers(kind, options, own)
+            facts.append(own.facts)
         if kind.reads_scores and any(model.scores != "sigmoid" for model in facts):
             raise UserError(
                 "method-scores",
@@ -133,7 +135,7 @@ def parse_methods(specs: Specs) -> list[tuple[type[Method[Any]], Strict]]:
     Raises:
         UserError: What :func:`find_method` raises, ``method-option`` (a misspelt option or a bad
             value), ``method-twice``, or ``method-conflict`` for two methods of which each wants to
-            be the detection loss, or of which each wants another teacher.
+            be the detection loss.
     """
     parsed = [
         (kind := find_method(name), _options(kind, options))
@@ -144,16 +146,12 @@ def parse_methods(specs: Specs) -> list[tuple[type[Method[Any]], Strict]]:
     for kind in kinds:
         if [other.name for other in kinds].count(kind.name) > 1:
             raise UserError("method-twice", f"methods: {kind.name} is listed twice")
-    for trait, group in (
-        ("replace the detection loss", [k for k in kinds if k.replaces_detection_loss]),
-        (
-            "want different teachers",
-            list({k.teacher: k for k in kinds if k.teacher != "none"}.values()),
-        ),
-    ):
-        if len(group) > 1:
-            names = " and ".join(kind.name for kind in group)
-            raise UserError("method-conflict", f"methods: {names} {trait}; use one of them")
+    replacing = [kind.name for kind in kinds if kind.replaces_detection_loss]
+    if len(replacing) > 1:
+        names = " and ".join(replacing)
+        raise UserError(
+            "method-conflict", f"methods: {names} replace the detection loss; use one of them"
+        )
     return parsed
 
 

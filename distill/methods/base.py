@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, Literal, TypeVar, get_args, get_origin
+from typing import ClassVar, Generic, TypeVar, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,8 @@ from detr.data.preprocess import PreprocessConfig
 from detr.models import Detector, QueryGroup, Teacher, TeacherPart
 from detr.models.protocol import WITHOUT_MASKS
 from distill.losses.weights import LossWeights
-from distill.methods.step import PairedGroup, Step
+from distill.methods.step import PairedGroup, Step, TeacherKind
 
-TeacherKind = Literal["none", "frozen", "ema"]
 # Normalized by ImageNet's mean and deviation; the size says nothing.
 IMAGENET = PreprocessConfig(size=(640, 640))
 MethodOptions = TypeVar("MethodOptions", bound=Strict)

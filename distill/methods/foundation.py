@@ -21,9 +21,9 @@ from torch.nn import functional
 from detr.config import Positive, Strict, Weight, Word
 from detr.errors import UserError
 from distill.distributed import mean_over_processes
-from distill.methods.base import Method, Setting, TeacherKind, float32
+from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.pairing import split_levels
-from distill.methods.step import Step
+from distill.methods.step import Step, TeacherKind
 from distill.teachers.foundation import open_foundation
 
 # A weight is changed by so much at most at a time, as in the released code.

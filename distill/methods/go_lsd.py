@@ -27,10 +27,10 @@ from distill.losses.detection import denoising_matches, match_own
 from distill.losses.matches import Matches
 from distill.losses.targets import JoinedTargets, pair_iou
 from distill.losses.weights import LossWeights
-from distill.methods.base import Method, Setting, TeacherKind, float32
+from distill.methods.base import Method, Setting, float32
 from distill.methods.parts.edge_kl import Halves, carried_over, decoupled, edge_divergence
 from distill.methods.parts.points import ForStudent, check_same_kind, specific_points
-from distill.methods.step import PairedGroup, Step
+from distill.methods.step import PairedGroup, Step, TeacherKind
 
 
 class GoLsdOptions(Strict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from detr.models import Detector, GroupOutput, Memory, QueryGroup, Target, Teacher
 
 T = TypeVar("T")
+
+# Of a method: the recipe's teacher, the running average of the student, or nobody.
+TeacherKind = Literal["none", "frozen", "ema"]
 
 
 @dataclass(eq=False)
@@ -32,6 +35,8 @@ class Step:
         teacher_groups: The teacher's own queries.
         student_outputs: Decoded groups by role; filled after the decoder call.
         teacher_outputs: The teacher's decoded groups by role (no gradient).
+        beside: The same step with another teacher, where methods learn from several; what is the
+            student's is shared.
         normalizer: Scalar, max(1, ground-truth boxes of all processes) / number of processes.
         generator: On the CPU, for random choices that are the same for all images of all
             processes; a function of (seed, step).
@@ -54,6 +59,11 @@ class Step:
     generators: list[torch.Generator]
     student_outputs: dict[str, GroupOutput] = field(default_factory=dict)
     teacher_outputs: dict[str, GroupOutput] = field(default_factory=dict)
+    beside: dict[TeacherKind, Step] = field(default_factory=dict)
+
+    def towards(self, kind: TeacherKind) -> Step:
+        """The step as a method sees it that learns from such a teacher."""
+        return self.beside.get(kind, self)
 
 
 class PerStep(Generic[T]):

@@ -5,8 +5,9 @@ One student is asked by :func:`forward`; :mod:`distill.elastic.step` asks severa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from distill.data.batches import Batch
 from distill.losses.detection import detection_losses
 from distill.losses.weights import LossWeights
 from distill.methods import Method
-from distill.methods.step import Step
+from distill.methods.step import Step, TeacherKind
 from distill.profiler import span
 from distill.training.accumulate import Share
 from distill.training.state import State
@@ -105,13 +106,12 @@ def forward(state: State, batch: Batch, index: int, share: Share | None = None) 
         index: The step, from 0.
         share: What a part of a step must know of the whole.
     """
-    teacher = state.step_teacher
     if share is None:
         share = Share(*state.box_counts(batch.targets), *state.generators(index))
     with state.autocast():
         with span("student"):
             memory = state.student.encode(batch.images, batch.valid_sizes)
-        seen = None if teacher is None else look(teacher, batch)
+        seen = {kind: look(teacher, batch) for kind, teacher in state.teachers.items()}
         return answer(state.student, memory, seen, state.methods, batch, index, share)
 
 
@@ -125,7 +125,7 @@ def look(teacher: Teacher, batch: Batch) -> Seen:
 def answer(
     student: Detector,
     memory: Memory,
-    seen: Seen | None,
+    seen: Mapping[TeacherKind, Seen],
     methods: Sequence[Method[Any]],
     batch: Batch,
     index: int,
@@ -136,45 +136,74 @@ def answer(
     Args:
         student: In training mode.
         memory: Of the student.
-        seen: The teacher, or ``None``.
+        seen: What teachers see, by the kind of those who learn from them.
         methods: Whose questions are asked.
         batch: On the device.
         index: The step, from 0.
         share: What a part of a step must know of the whole.
     """
-    attention = any(method.needs_attention for method in methods)
-    maps = frozenset(role for method in methods for role in method.self_attention)
     with span("student"):
-        own = student.queries(memory, batch.targets, share.generators, share.most)
+        groups = student.queries(memory, batch.targets, share.generators, share.most)
     step = Step(
         index=index,
         images=batch.images,
         valid_sizes=batch.valid_sizes,
         targets=batch.targets,
         student=student,
-        teacher=None if seen is None else seen.teacher,
+        teacher=None,
         student_memory=memory,
-        teacher_memory=None if seen is None else seen.memory,
-        student_groups=own,
-        teacher_groups=[] if seen is None else seen.groups,
+        teacher_memory=None,
+        student_groups=groups,
+        teacher_groups=[],
         normalizer=share.normalizer,
         generator=share.generator,
         generators=share.generators,
     )
+    step = _beside(step, seen)
+    extra: list[QueryGroup] = []
+    asking: dict[Step, list[Method[Any]]] = defaultdict(list)
+    asked: dict[Step, list[QueryGroup]] = defaultdict(list)
     with span("queries"):
-        extra = [pair for method in methods for pair in method.groups(step)]
-    if seen is not None:
-        asked = [pair.teacher for pair in extra if pair.teacher is not None]
-        _check_answerable(asked, seen.teacher)
-        outputs = seen.answers(asked, attention, maps)
-        step.teacher_outputs = {output.group.role: output for output in outputs}
+        for method in methods:
+            own = step.towards(method.teacher)
+            asking[own].append(method)
+            for pair in method.groups(own):
+                extra += [] if pair.student is None else [pair.student]
+                asked[own] += [] if pair.teacher is None else [pair.teacher]
+    for kind, teacher in seen.items():
+        own = step.towards(kind)
+        _check_answerable(asked[own], teacher.teacher)
+        outputs = teacher.answers(asked[own], *_wanted(asking[own]))
+        own.teacher_outputs.update({output.group.role: output for output in outputs})
     with span("queries"):
-        groups = step.student_groups + [p.student for p in extra if p.student is not None]
-        groups += [group for method in methods for group in method.followup_groups(step)]
+        groups = step.student_groups + extra
+        for method in methods:
+            groups += method.followup_groups(step.towards(method.teacher))
     with span("student_decoder"):
-        outputs = student.decode(memory, groups, attention, maps)
-    step.student_outputs = {output.group.role: output for output in outputs}
+        outputs = student.decode(memory, groups, *_wanted(methods))
+    step.student_outputs.update({output.group.role: output for output in outputs})
     return step
+
+
+def _beside(step: Step, seen: Mapping[TeacherKind, Seen]) -> Step:
+    """The step with its teacher; where there are several, with the step of the others beside it."""
+    found = {
+        kind: replace(
+            step, teacher=one.teacher, teacher_memory=one.memory, teacher_groups=one.groups,
+            teacher_outputs={},
+        )
+        for kind, one in seen.items()
+    }  # fmt: skip
+    for first in [*found][:1]:
+        step = found.pop(first)
+    step.beside = found
+    return step
+
+
+def _wanted(methods: Sequence[Method[Any]]) -> tuple[bool, frozenset[str]]:
+    """Whether decoders hand out their attention, and the roles whose self-attention is read."""
+    attention = any(method.needs_attention for method in methods)
+    return attention, frozenset(role for method in methods for role in method.self_attention)
 
 
 def _check_answerable(groups: Sequence[QueryGroup], teacher: Teacher) -> None:
@@ -192,11 +221,11 @@ def losses_of(
 ) -> dict[str, Tensor]:
     """All weighted losses of a step: the detection loss and what every method adds."""
     replaced = next((m for m in methods if m.replaces_detection_loss), None)
-    losses = None if replaced is None else replaced.detection_losses(step)
+    losses = None if replaced is None else replaced.detection_losses(step.towards(replaced.teacher))
     if losses is None:
         losses = detection_losses(
             step.student_outputs, step.targets, step.normalizer, weights, step.generators
         )
     for method in methods:
-        losses.update(method.losses(step))
+        losses.update(method.losses(step.towards(method.teacher)))
     return losses

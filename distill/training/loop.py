@@ -82,7 +82,7 @@ def train_step(state: State, batch: Batch, index: int) -> dict[str, float]:
             state.ema.update(state.student, index)
     for one_student in answered:
         for method in one_student.methods:
-            method.after_step(one_student.step)
+            method.after_step(one_student.step.towards(method.teacher))
     return values
 
 

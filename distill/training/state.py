@@ -31,6 +31,7 @@ from distill.elastic.batches import ElasticBatches
 from distill.elastic.network import ElasticNetwork
 from distill.evaluate import Measured
 from distill.methods import Method, build_methods, parse_methods
+from distill.methods.step import TeacherKind
 from distill.recipe import Recipe
 from distill.teachers.answers import StoredAnswers
 from distill.teachers.open import open_teacher, tell_ap
@@ -97,12 +98,15 @@ class State:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
-    def step_teacher(self) -> Teacher | None:
-        """The teacher that methods see: the frozen network, or the student's own average."""
+    def teachers(self) -> dict[TeacherKind, Teacher]:
+        """Whom methods learn from: the frozen network, the student's own average, or both."""
+        found: dict[TeacherKind, Teacher] = {}
+        if self.teacher is not None:
+            found["frozen"] = self.teacher
         if any(method.teacher == "ema" for method in self.methods):
             assert self.ema is not None
-            return self.ema.model
-        return self.teacher
+            found["ema"] = self.ema.model
+        return found
 
     @property
     def weights(self) -> dict[str, Detector]:
@@ -297,20 +301,21 @@ def set_up(recipe: Recipe, run: RunDir, world: World) -> State:
     online = any(kind.teacher == "ema" for kind, _ in parse_methods(recipe.methods))
     if online and ema is None:
         raise UserError("recipe-value", "methods: this method needs a weight average; set ema")
-    model = ema.model if online and ema is not None else teacher
+    average = ema.model if online and ema is not None else None
     elastic = None
     if recipe.elastic is None:
         methods = build_methods(
             recipe.methods,
             student,
-            model,
+            teacher,
+            average=average,
             loss=recipe.loss,
             steps=recipe.steps,
             drops=drops,
             preprocess=recipe.input,
         )
     else:
-        elastic = ElasticNetwork(recipe, student.train(), model, drops)
+        elastic = ElasticNetwork(recipe, student.train(), teacher, average, drops)
         methods = elastic.methods
     return State(
         recipe=recipe,

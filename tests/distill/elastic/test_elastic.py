@@ -230,8 +230,12 @@ def test_parts_of_a_step_are_the_step(elastic: Recipe, tmp_path: Path) -> None:
             model.detector.backbone.eval()  # batch norm sees one part at a time
         for index in range(2):
             loop.train_step(state, state.batches.batch(index), index)
-        found.append(state.student.state_dict())
-    assert all(torch.allclose(x, found[1][name], atol=1e-5) for name, x in found[0].items())
+        found.append(state.checkpoint(2)["optimizer"])
+    # Of the gradients: where one is almost zero, Adam makes a whole step of how it was rounded.
+    assert found[0].keys() == found[1].keys()
+    for name, moments in found[0].items():
+        mean, other = moments["exp_avg"], found[1][name]["exp_avg"]
+        assert (mean - other).norm() <= 1e-3 * mean.norm() + 1e-9, name
 
 
 def test_the_command_trains_and_every_choice_is_a_model(elastic: Recipe, tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def _step(
     targets: Sequence[Target] | None = None,
     seed: int = 0,
     index: int = 0,
+    average: Detector | None = None,
 ) -> Step:
     """One step on two images, the second of which leaves padding."""
     if targets is None:
@@ -115,7 +116,11 @@ def _step(
     count = sum(len(target.labels) for target in targets)
     state = SimpleNamespace(
         student=student,
-        step_teacher=teacher,
+        teachers={
+            kind: model
+            for kind, model in (("frozen", teacher), ("ema", average))
+            if model is not None
+        },
         methods=methods,
         autocast=contextlib.nullcontext,
         box_counts=lambda _: (torch.tensor(float(max(1, count))), 0),
