@@ -19,6 +19,8 @@ _LINE = 16  # px between two labels
 def ap_over_steps(curves: Mapping[str, Sequence[Curve]]) -> str:
     """One color per method, one line per seed, names in the order of the last AP; stands alone.
 
+    Where there are more methods than colors, those of the second round are dashed.
+
     Args:
         curves: Runs by method; at least one has a point.
     """
@@ -37,10 +39,11 @@ def ap_over_steps(curves: Mapping[str, Sequence[Curve]]) -> str:
     ends = []
     for i, (name, runs) in enumerate(curves.items()):
         color = _COLORS[i % len(_COLORS)]
+        dashes = ' stroke-dasharray="6 4"' if i // len(_COLORS) % 2 else ""
         for curve in runs:
             path = " ".join(f"{x(at):.1f},{y(100 * ap):.1f}" for at, ap in curve)
             parts.append(
-                f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>'
+                f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"{dashes}/>'
             )
             parts += [
                 f'<circle cx="{x(at):.1f}" cy="{y(100 * ap):.1f}" r="3" fill="{color}"/>'
@@ -48,7 +51,8 @@ def ap_over_steps(curves: Mapping[str, Sequence[Curve]]) -> str:
             ]
         reached = [curve[-1][1] for curve in runs if curve]
         if reached:
-            ends.append((y(100 * sum(reached) / len(reached)), name, color))
+            end = max(curve[-1][0] for curve in runs if curve)
+            ends.append((y(100 * sum(reached) / len(reached)), x(end), name, color))
     return "".join([*parts, *_labels(ends), "</svg>"])
 
 
@@ -71,12 +75,33 @@ def _frame(x: Axis, y: Axis) -> list[str]:
     return parts
 
 
-def _labels(ends: Sequence[tuple[float, str, str]]) -> list[str]:
-    """Names at the right, beside their lines' ends as far as they do not cover each other."""
-    parts, free = [], float(_TOP)
-    for height, name, color in sorted(ends):
-        at = max(height, free)
-        free = at + _LINE
-        place = f'x="{_WIDTH - _RIGHT + 10}" y="{at + 4:.1f}"'
-        parts.append(f'<text {place} fill="{color}">{escape(name)}</text>')
+def _labels(ends: Sequence[tuple[float, float, str, str]]) -> list[str]:
+    """Names at the right, as near their lines' ends as they do not cover each other."""
+    parts: list[str] = []
+    left = _WIDTH - _RIGHT
+    for (height, end, name, color), at in zip(
+        sorted(ends), _apart([end[0] for end in sorted(ends)]), strict=True
+    ):
+        parts.append(
+            f'<path d="M{end:.1f} {height:.1f}L{left + 18} {at:.1f}" stroke="{color}" '
+            'stroke-width="0.7" fill="none"/>'
+            f'<text x="{left + 22}" y="{at + 4:.1f}" fill="{color}">{escape(name)}</text>'
+        )
     return parts
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Ascending heights moved to be a line apart, as far up as down, within the picture."""
+    groups: list[list[float]] = []
+    for height in heights:
+        groups.append([height])
+        while len(groups) > 1 and _first(groups[-2]) + len(groups[-2]) * _LINE > _first(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [_first(group) + _LINE * i for group in groups for i in range(len(group))]
+
+
+def _first(group: Sequence[float]) -> float:
+    """Where the first of a block of lines stands whose middle is that of what they name."""
+    block = _LINE * (len(group) - 1)
+    first = sum(group) / len(group) - block / 2
+    return max(float(_TOP), min(first, _HEIGHT - _BOTTOM - block))
