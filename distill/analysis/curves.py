@@ -11,9 +11,11 @@ from detr.plot import Axis, nice_step
 Curve = Sequence[tuple[int, float]]
 
 _WIDTH, _HEIGHT = 900, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 150, 16, 44
+_LEFT, _TOP, _BOTTOM = 52, 16, 44
 _COLORS = ("#5f7488", "#d97a1e", "#3b82c4", "#2f9e7a", "#c2559d", "#8b6fd0", "#8a8f1f", "#c4483d")
 _LINE = 16  # px between two labels
+_LETTER = 7.7  # px of a letter, on average
+_GAP = 22  # px between the last step and the names
 
 
 def ap_over_steps(curves: Mapping[str, Sequence[Curve]]) -> str:
@@ -28,13 +30,14 @@ def ap_over_steps(curves: Mapping[str, Sequence[Curve]]) -> str:
     last = max(step for step, _ in points)
     highest = 100 * max(ap for _, ap in points)
     step = nice_step(max(highest, 1.0), 6)
-    x = Axis(0, last, _LEFT, _WIDTH - _RIGHT)
+    right = _WIDTH - _GAP - _LETTER * max(map(len, curves)) - 8
+    x = Axis(0, last, _LEFT, right)
     y = Axis(0, step * (highest // step + 1), _HEIGHT - _BOTTOM, _TOP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         'font-family="sans-serif" font-size="13"><title>AP over training steps</title>',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        *_frame(x, y),
+        *_frame(x, y, right),
     ]
     ends = []
     for i, (name, runs) in enumerate(curves.items()):
@@ -53,39 +56,38 @@ def ap_over_steps(curves: Mapping[str, Sequence[Curve]]) -> str:
         if reached:
             end = max(curve[-1][0] for curve in runs if curve)
             ends.append((y(100 * sum(reached) / len(reached)), x(end), name, color))
-    return "".join([*parts, *_labels(ends), "</svg>"])
+    return "".join([*parts, *_labels(ends, right), "</svg>"])
 
 
-def _frame(x: Axis, y: Axis) -> list[str]:
-    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+def _frame(x: Axis, y: Axis, right: float) -> list[str]:
+    bottom = _HEIGHT - _BOTTOM
     parts = []
     for tick in y.ticks():
         at = y(tick)
-        parts.append(f'<path d="M{_LEFT} {at:.1f}H{right}" stroke="#e3e6ea"/>')
+        parts.append(f'<path d="M{_LEFT} {at:.1f}H{right:.1f}" stroke="#e3e6ea"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for tick in x.ticks():
         at = x(tick)
         parts.append(f'<path d="M{at:.1f} {_TOP}V{bottom}" stroke="#e3e6ea"/>')
         parts.append(f'<text x="{at:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>')
     parts.append(
-        f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">steps</text>'
+        f'<text x="{(_LEFT + right) / 2:.1f}" y="{_HEIGHT - 8}" text-anchor="middle">steps</text>'
         f'<text transform="translate(14 {(_TOP + bottom) / 2}) rotate(-90)" '
         'text-anchor="middle">COCO AP</text>'
     )
     return parts
 
 
-def _labels(ends: Sequence[tuple[float, float, str, str]]) -> list[str]:
+def _labels(ends: Sequence[tuple[float, float, str, str]], right: float) -> list[str]:
     """Names at the right, as near their lines' ends as they do not cover each other."""
     parts: list[str] = []
-    left = _WIDTH - _RIGHT
     for (height, end, name, color), at in zip(
         sorted(ends), _apart([end[0] for end in sorted(ends)]), strict=True
     ):
         parts.append(
-            f'<path d="M{end:.1f} {height:.1f}L{left + 18} {at:.1f}" stroke="{color}" '
+            f'<path d="M{end:.1f} {height:.1f}L{right + _GAP - 4:.1f} {at:.1f}" stroke="{color}" '
             'stroke-width="0.7" fill="none"/>'
-            f'<text x="{left + 22}" y="{at + 4:.1f}" fill="{color}">{escape(name)}</text>'
+            f'<text x="{right + _GAP:.1f}" y="{at + 4:.1f}" fill="{color}">{escape(name)}</text>'
         )
     return parts
 
