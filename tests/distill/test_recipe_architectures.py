@@ -65,6 +65,7 @@ OWN = {
     "demo-rtdetr",
     "demo-student",
     "demo-student-narrow",
+    "demo-student-third",
     "demo-teacher",
     "kitti-small",
 }
