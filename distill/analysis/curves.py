@@ -81,9 +81,9 @@ def _frame(x: Axis, y: Axis, right: float) -> list[str]:
 def _labels(ends: Sequence[tuple[float, float, str, str]], right: float) -> list[str]:
     """Names at the right, as near their lines' ends as they do not cover each other."""
     parts: list[str] = []
-    for (height, end, name, color), at in zip(
-        sorted(ends), _apart([end[0] for end in sorted(ends)]), strict=True
-    ):
+    ends = sorted(ends)
+    places = _apart([height for height, *_ in ends])
+    for (height, end, name, color), at in zip(ends, places, strict=True):
         parts.append(
             f'<path d="M{end:.1f} {height:.1f}L{right + _GAP - 4:.1f} {at:.1f}" stroke="{color}" '
             'stroke-width="0.7" fill="none"/>'

@@ -194,9 +194,9 @@ def _beside(step: Step, seen: Mapping[TeacherKind, Seen]) -> Step:
         )
         for kind, one in seen.items()
     }  # fmt: skip
-    for first in [*found][:1]:
-        step = found.pop(first)
-    step.beside = found
+    if found:
+        step = found.pop(next(iter(found)))
+        step.beside = found
     return step
 
 
