@@ -27,6 +27,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from detr.errors import UserError
 from detr.models import GroupOutput, QueryGroup, cxcywh_to_xyxy
 from distill.losses.detection import side_losses
 from distill.losses.masks import Points, mask_losses, masks_of
@@ -125,7 +126,12 @@ class TeacherAssignment:
 
 
 class OdDetr(Method[OdDetrOptions]):
-    """OD-DETR (2024): a running average of the student stabilises its matching and predictions."""
+    """OD-DETR (2024): a running average of the student stabilises its matching and predictions.
+
+    Raises:
+        UserError: ``method-queries`` where the teacher has other layers or queries, as for a model
+            within an elastic training: both are compared by number.
+    """
 
     name: ClassVar[str] = "od_detr"
     teacher: ClassVar[Literal["none", "frozen", "ema"]] = "ema"
@@ -133,6 +139,17 @@ class OdDetr(Method[OdDetrOptions]):
 
     def __init__(self, options: OdDetrOptions, setting: Setting) -> None:
         super().__init__(options, setting)
+        ours, theirs = (
+            (model.facts.decoder_layers, model.facts.num_queries)
+            for model in (setting.student, setting.need_teacher())
+        )
+        if ours != theirs:
+            raise UserError(
+                "method-queries",
+                f"methods.{self.name}: its teacher is an average of the student itself, with "
+                f"{ours[0]} decoder layers and {ours[1]} queries; here it has {theirs[0]} and "
+                f"{theirs[1]}",
+            )
         self.loss = setting.loss
         off = None if options.prediction else "prediction: false"
         if options.prediction and options.prediction_target == "ground_truth":

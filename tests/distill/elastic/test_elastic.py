@@ -129,6 +129,22 @@ def test_lists_that_do_not_fit_are_refused(tiny: Recipe, changes: Any, part: str
         Recipe.model_validate({**tiny.model_dump(mode="json"), "elastic": changes})
 
 
+@pytest.mark.slow
+def test_methods_of_both_teachers_teach_every_depth_of_the_encoder(
+    elastic: Recipe, tmp_path: Path
+) -> None:
+    """OD-DETR compares decoders by number, so that all models must have the same."""
+    both = elastic.replace(methods=({"od_detr": {}}, {"clockdistill": {}}), ema=0.9, steps=2)
+    with pytest.raises(UserError, match=r"od_detr.*elastic: ") as error:
+        opened(both, tmp_path / "decoders")
+    assert error.value.code == "method-queries"
+    depths = {"encoder_layers": (1, 2), "decoder_layers": (), "queries": (), "sizes": ()}
+    state = opened(both.replace(elastic=depths), tmp_path / "encoders")
+    for index in range(2):
+        values = loop.train_step(state, state.batches.batch(index), index)
+        assert values["loss"] > 0 and "smallest" in values
+
+
 def test_an_encoder_that_joins_its_layers_has_one_depth(tiny: Recipe) -> None:
     content = tiny.model_dump(mode="json")
     content["detector"]["encoder"] |= {"layers": 2, "fusion": "simple"}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+from detr.errors import UserError
 from detr.models import Detector, Target, cxcywh_to_xyxy
 from distill.losses.costs import MatchingCosts
 from distill.losses.detection import detection_losses
@@ -301,6 +303,19 @@ def test_images_without_objects(
         if not len(targets[0].labels):
             assert losses["own/l1"].item() == losses["od_detr/prediction_l1"].item() == 0
             assert losses["od_detr/auxiliary_class"].item() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"decoder.layers": 1}, "has 1 and 7"), ({"queries": {"number": 5}}, "has 2 and 5")],
+)
+def test_a_teacher_that_is_no_average_of_the_student_is_refused(
+    change: dict[str, Any], told: str, build: Callable[..., Detector]
+) -> None:
+    """Layers and queries are compared by number."""
+    with pytest.raises(UserError, match=told) as error:
+        build_methods([{"od_detr": {}}], build(), None, average=build(**change))
+    assert error.value.code == "method-queries"
 
 
 def test_the_teacher_stops_at_the_first_drop(student: Detector, teacher: Detector) -> None:
