@@ -24,7 +24,7 @@ from engines.base import Engine, RawDetections
 from engines.bundle import INPUTS, Bundle
 from engines.msda_function import DOMAIN, OP_TYPE
 from engines.openvino_convolution import conversion, exchange, pays
-from engines.openvino_integers import IN_FLOAT, quantized, sums_saturate
+from engines.openvino_integers import IN_FLOAT, count_from_128, quantized, sums_saturate
 from engines.ort_engine import show_values
 
 
@@ -72,9 +72,14 @@ class OpenVinoEngine(Engine):
             attention = f"{bundle.info.lowering} body"
         self.versions = {"openvino": openvino.get_version(), "attention": attention}
         model = onnx.load(str(bundle.model))
-        if device == "CPU" and quantized(model) and sums_saturate():
-            self._settings |= IN_FLOAT
-            self.versions["integers"] = "in float32, since sums of 8-bit products saturate here"
+        self._from_128 = False
+        if device == "CPU" and quantized(model):
+            if sums_saturate():
+                self._settings |= IN_FLOAT
+                self.versions["integers"] = "in float32, since sums of 8-bit products saturate here"
+            else:
+                self._from_128 = True
+                self.versions["integers"] = "counted from 128, since signed ones lose their scale"
         self._convolutions: list[winograd.Convolution] | None = None
         if device == "CPU" and pays():
             self._convolutions = []
@@ -103,6 +108,8 @@ class OpenVinoEngine(Engine):
 
     def _read(self, model: onnx.ModelProto) -> Any:
         """OpenVINO's graph of ours."""
+        if self._from_128:
+            count_from_128(model)
         if self._kernel:
             del model.functions[:]
         else:

@@ -1,10 +1,14 @@
-"""Whether OpenVINO's 8-bit products are right on this processor.
+"""What OpenVINO's 8-bit products need to be right on this processor.
 
 Without instructions for them (AVX2, and AVX-512 without VNNI) OpenVINO adds pairs of products in 16
 bits, which saturate without a word: a detector then loses detections. OpenVINO's documentation
 advises 7-bit weights for such processors; that would cost digits on all others. So a product whose
 sums saturate is tried, and where it comes out wrong, quantized layers are computed from the same
 integers in float32.
+
+With such instructions another thing goes wrong (2026.4): a signed quantization after a
+concatenation, as before every convolution that fuses maps, loses its scale, and values come out
+rounded to whole numbers. The same integers counted from 128 as unsigned ones are right.
 """
 
 from __future__ import annotations
@@ -24,6 +28,27 @@ _SIDE, _SCALE = 64, 0.01
 def quantized(model: onnx.ModelProto) -> bool:
     """Whether a graph has integers to compute with."""
     return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
+def count_from_128(model: onnx.ModelProto) -> None:
+    """Makes signed activations of a graph unsigned: other integers for the very same values."""
+    graph = model.graph
+    known = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    pairs = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    made = {node.output[0] for node in pairs}
+    pairs += [x for x in graph.node if x.op_type == "DequantizeLinear" and x.input[0] in made]
+    zeros = {node.input[2] for node in pairs}
+    signed = {name for name in zeros if known[name].dtype == np.int8 and not known[name].any()}
+    for name in signed:
+        middle = np.full_like(known[name], 128, np.uint8)
+        graph.initializer.append(numpy_helper.from_array(middle, f"{name}/from_128"))
+    for node in pairs:
+        if node.input[2] in signed:
+            node.input[2] += "/from_128"
+    # What is left says that they are signed.
+    told = [one for one in graph.value_info if one.name not in made]
+    del graph.value_info[:]
+    graph.value_info.extend(told)
 
 
 @cache
