@@ -12,7 +12,7 @@ from bench.op.msda import op
 from bench.options import data_option, iterations_option, limit_option, models_argument
 from bench.report.model import PerformanceBudget, Report
 from bench.timing import TimingReport, benchmark_timing
-from detr.cli_support import LazyGroup, emit, json_option, threads_option
+from detr.cli_support import LazyGroup, Number, emit, json_option, threads_option
 from detr.data import open_dataset
 from detr.errors import GateError, UserError
 from detr.files import output_folder, write_atomic
@@ -48,7 +48,7 @@ _ious = click.option(
     "--iou",
     "ious",
     multiple=True,
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     help="Also tell AP at this overlap; may be repeated.",
 )
 
@@ -91,12 +91,10 @@ _slices = click.option(
 @_slices
 @click.option(
     "--budget-ms",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help="Most milliseconds end to end for nine images of ten (p90); missed: exit status 3.",
 )
-@click.option(
-    "--min-ap", type=click.FloatRange(0, 1), help="Least COCO AP, 0 to 1; missed: exit status 3."
-)
+@click.option("--min-ap", type=Number(0, 1), help="Least COCO AP, 0 to 1; missed: exit status 3.")
 @json_option
 def run(
     models: tuple[Path, ...],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -138,6 +139,19 @@ def missing_extra(error: ModuleNotFoundError, needed_by: str) -> UserError:
         "extra-missing",
         f"{needed_by} needs {name}: pip install 'detr-distillery[{extra}]'",
     )
+
+
+class Number(click.FloatRange):
+    """A number in a range; ``nan`` and ``inf``, which click's ranges let pass, are none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """See :meth:`click.ParamType.convert`."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -9,6 +9,11 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+# Pydantic's words for Python's kinds, in those of a file.
+_WORDS = {
+    **dict.fromkeys(("tuple_type", "list_type", "frozen_set_type"), "expected a list"),
+    "path_type": "expected a path",
+}
 _SHAPES = {"model_type", "model_attributes_type", "dict_type", "union_tag_not_found"}
 
 
@@ -63,7 +68,8 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> Problem:
 
     found = error.errors()
     first = min(found, key=rank)
-    place = _place(model, [str(part) for part in first["loc"]])
+    # Where a value may be one of several kinds, pydantic names functions among the keys.
+    place = _place(model, [part for part in map(str, first["loc"]) if "()" not in part])
     if rank(first) == 0:
         message = f"{first['input']} is another release's; update detr-distillery"
         return Problem(place.key, False, message)
@@ -79,7 +85,8 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> Problem:
         kinds = _kinds(_field(model, place.key))
         hint = f" with a kind: {', '.join(kinds)}" if kinds else ""
         return Problem(place.key, False, f"expected a mapping{hint}", no_mapping=True)
-    return Problem(place.key, False, first["msg"].removeprefix("Value error, "))
+    message = _WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    return Problem(place.key, False, message)
 
 
 def problem_line(error: ValidationError, model: type[BaseModel]) -> str:

@@ -8,6 +8,7 @@ import click
 
 from detr.cli_support import (
     Group,
+    Number,
     emit,
     json_option,
     process_threads_option,
@@ -64,7 +65,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
 @_settings
 @click.option(
     "--min-teacher-ap",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="Refuse a teacher below this AP; the same as --set min_teacher_ap=...",
 )
 @process_threads_option
@@ -82,7 +83,7 @@ def run(
     if min_teacher_ap is not None:
         overrides = (*overrides, f"min_teacher_ap={min_teacher_ap}")
     path = find_recipe(recipe)
-    loaded = load_recipe(path, overrides)
+    loaded = load_recipe(path, overrides, methods=True)
     _check_methods(loaded, path)
     if loaded.elastic is not None:
         raise UserError(
@@ -108,7 +109,7 @@ def elastic(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     Example: detr distill elastic demo-elastic --out runs/elastic
     """
     path = find_recipe(recipe)
-    loaded = load_recipe(path, overrides)
+    loaded = load_recipe(path, overrides, methods=True)
     _check_methods(loaded, path)
     if loaded.elastic is None:
         raise UserError(
@@ -123,7 +124,7 @@ def elastic(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
 @click.option(
     "--budget-ms",
     required=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help="Most milliseconds end to end for nine images of ten (p90).",
 )
 @click.option("--engine", required=True, metavar="NAME", help="Runtime, as of bench run.")
@@ -155,7 +156,9 @@ def fit(
     Example: detr distill fit runs/elastic --budget-ms 20 --engine openvino --data kitti:/k:val
     """
     from distill.elastic.fit import export_all, measure
+    from engines.open import check_name
 
+    check_name(engine)
     folder = run / "fit" if out is None else out
     bundles = export_all(run, data, folder)
     options = {"--budget-ms": f"{budget_ms:g}", "--engine": engine, "--data": data}
@@ -214,7 +217,7 @@ def compare(
     methods = [name.strip() for name in names.split(",") if name.strip()]
     if not methods:
         raise UserError("usage", "--methods names no method; see distill methods")
-    loaded = load_recipe(find_recipe(recipe), overrides)
+    loaded = load_recipe(find_recipe(recipe), overrides, methods=True)
     for spec in filter(None, (loaded.data.train, loaded.data.val)):
         open_dataset(spec)  # a mistake here would fail every run, one after the other
     run = in_processes(threads) if address is None else on_ray(address, threads or 1)

@@ -25,7 +25,7 @@ from distill.data.augment import AugmentConfig
 from distill.data.composed import Share
 from distill.elastic.choices import ElasticRecipe
 from distill.losses.weights import LossWeights
-from distill.recipe_yaml import Places, is_file, read_recipe
+from distill.recipe_yaml import Places, is_file, place_of, read_recipe
 
 SHIPPED = Path(__file__).parent / "recipes"
 
@@ -326,7 +326,7 @@ def find_recipe(name: str) -> Path:
     raise UserError("recipe-missing", f"{name}: no such file and no shipped recipe{hint}")
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), methods: bool = False) -> Recipe:
     """Reads and validates a recipe.
 
     A file with ``base: NAME`` changes the recipe of that name or path: mappings are merged key by
@@ -335,16 +335,35 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Args:
         path: YAML file.
         overrides: ``a.b=value`` with the value in YAML, applied over the file.
+        methods: Whether the methods are to be found and their options to be good, too.
 
     Raises:
-        UserError: ``recipe-missing``, ``recipe-yaml``, ``recipe-key`` or ``recipe-value``, naming
-            file and line, or the override.
+        UserError: ``recipe-missing``, ``recipe-yaml``, ``recipe-key`` or ``recipe-value``, and for
+            methods what :func:`distill.methods.parse_methods` raises, naming file and line, or the
+            override.
     """
     content, places = read_recipe(path, overrides, find_recipe)
     try:
-        return Recipe.model_validate(content)
+        recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise _explain(error, places, path) from error
+    if methods:
+        _check_methods(recipe.methods, places, path)
+    return recipe
+
+
+def _check_methods(specs: Sequence[dict[str, Any]], places: Places, path: Path) -> None:
+    """Names the place of methods and options there are not."""
+    # Imported here: recipes without methods are read without the models.
+    from distill.methods import parse_methods
+
+    parts = [(("methods", str(k)), specs[k : k + 1]) for k in range(len(specs))]
+    for key, part in (*parts, (("methods",), specs)):
+        try:
+            parse_methods(part)
+        except UserError as error:
+            place = place_of(key, places, path)
+            raise UserError(error.code, f"{place}: {error.message}") from error
 
 
 def _explain(error: ValidationError, places: Places, path: Path) -> UserError:
@@ -353,10 +372,9 @@ def _explain(error: ValidationError, places: Places, path: Path) -> UserError:
     key = problem.key
     if any(one["type"] == "preset" for one in error.errors()):
         key = (*key, "preset")
-    known = key
-    while known not in places and known:
-        known = known[:-1]
-    where, name = places.get(known, str(path)), ".".join(key)
+    # What contradicts another key is found for the whole, and its message begins with the key.
+    known = key or tuple(problem.message.split(maxsplit=1)[0].rstrip(":").split("."))
+    where, name = place_of(known, places, path), ".".join(key)
     if (now := _moved(problem)) is not None:
         return UserError("recipe-key", f"{where}: {name} is now {now}")
     if problem.unknown:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,13 @@ import yaml
 from detr.cli_support import pairs
 from detr.config import merged
 from detr.errors import UserError
+from detr.yaml_loader import Loader
 
 # File and line, or override, of every key.
 Places = dict[tuple[str, ...], str]
 
 # Of keys in a recipe: far more than there are.
 _DEEPEST, _MOST_KEYS = 50, 10_000
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of truth: ``off`` and ``no`` are words, and ``off`` is an option's value."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
 
 
 def read_recipe(
@@ -54,6 +40,13 @@ def read_recipe(
     return content, places
 
 
+def place_of(key: tuple[str, ...], places: Places, path: Path) -> str:
+    """Where a key stands, or what it is to be in."""
+    while key and key not in places:
+        key = key[:-1]
+    return places.get(key, str(path))
+
+
 def is_file(path: Path) -> bool:
     """Whether there is such a file; what is longer than any name can be is none."""
     try:
@@ -69,7 +62,7 @@ def _read(
     if path in above:
         raise UserError("recipe-value", f"{path}: base: the recipe builds on itself")
     try:
-        node = yaml.compose(path.read_text(), _Loader)
+        node = yaml.compose(path.read_text(), Loader)
     except OSError as error:
         raise UserError("recipe-missing", f"{path}: {error.strerror or error}") from error
     except RecursionError as error:
@@ -115,7 +108,7 @@ def _build(node: yaml.Node, key: tuple[str, ...], places: Places, path: Path) ->
 
 
 def _scalar(node: yaml.Node, where: str) -> Any:
-    loader = _Loader("")
+    loader = Loader("")
     try:
         return loader.construct_object(node, deep=True)
     # A date of no calendar and a number of no end are ValueErrors of Python.
@@ -133,7 +126,7 @@ def _override(content: dict[str, Any], key: str, text: str, places: Places) -> N
     """Sets ``a.b`` in a nested structure; numbers index lists."""
     here = f"--set {key}={text}"
     try:
-        value = yaml.load(text, _Loader)
+        value = yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise UserError("recipe-yaml", f"{here}: the value is not YAML") from error
     *parents, last = key.split(".")
@@ -161,8 +154,12 @@ def _override(content: dict[str, Any], key: str, text: str, places: Places) -> N
         at[_index(at, last, here)] = value
     else:
         at[last] = value
-    for end in range(1, len(parents) + 2):
-        places[tuple(key.split(".")[:end])] = here
+    whole = tuple(key.split("."))
+    # What a file says below it is no longer there.
+    for below in [one for one in places if one[: len(whole)] == whole]:
+        del places[below]
+    for end in range(1, len(whole) + 1):
+        places[whole[:end]] = here
 
 
 def _index(items: list[Any], part: str, here: str) -> int:

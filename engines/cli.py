@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import BaseModel
 from tqdm import tqdm
 
-from detr.cli_support import counted, json_option, threads_option
+from detr.cli_support import Number, counted, json_option, threads_option
 from detr.config import ClassMap
 from detr.data.draw import draw as draw_boxes
 from detr.errors import UserError
@@ -77,7 +77,7 @@ class Prediction(BaseModel):
 )
 @click.option(
     "--score",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     help=f"Leave out what scores less; {PICTURE_SCORE} by default, but nothing is left out of coco "
     "and kitti files, which AP is computed from.",
 )

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from detr.cli import main
-from detr.cli_support import progress
+from detr.cli_support import Number, progress
 
 FROZEN = Path(__file__).with_name("cli.json")
 
@@ -122,3 +122,17 @@ def test_a_users_mistake_is_one_line_and_status_2() -> None:
     assert run.returncode == 2
     assert run.stderr.startswith("error[") and run.stderr.count("\n") == 1
     assert "/nowhere" in run.stderr
+
+
+def test_every_number_has_an_end() -> None:
+    """Click's own ranges let ``nan`` pass, and a budget of ``nan`` is held by nothing."""
+    told = []
+    for path, command in leaves(main, click.Context(main, info_name="detr")):
+        for parameter in command.params:
+            if isinstance(parameter.type, click.types.FloatParamType):
+                assert isinstance(parameter.type, Number), (path, parameter.name)
+                for text in ("nan", "inf", "-inf"):
+                    with pytest.raises(click.BadParameter):
+                        parameter.type.convert(text, parameter, None)
+                told.append(f"{path} {parameter.opts[0]}")
+    assert "detr bench fit --budget-ms" in told and "detr data split --val" in told

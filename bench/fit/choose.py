@@ -26,10 +26,13 @@ def candidates(paths: Sequence[Path]) -> list[Path]:
     """The bundles named, and those in folders named, by name.
 
     Raises:
-        UserError: ``fit-empty`` for a folder that holds no bundle.
+        UserError: ``model-missing`` for a path that is not there, ``fit-empty`` for a folder that
+            holds no bundle.
     """
     found: list[Path] = []
     for path in paths:
+        if not path.exists():
+            raise UserError("model-missing", f"{path}: no such bundle or folder of bundles")
         if is_bundle(path) or not path.is_dir():
             found.append(path)
             continue

@@ -10,7 +10,7 @@ import click
 from bench.fit.choose import candidates
 from bench.fit.choose import fit as choose_fit
 from bench.options import data_option, iterations_option, limit_option, models_argument
-from detr.cli_support import emit, json_option, threads_option
+from detr.cli_support import Number, emit, json_option, threads_option
 from detr.errors import GateError
 from detr.files import output_folder, write_atomic
 
@@ -22,7 +22,7 @@ from detr.files import output_folder, write_atomic
 @click.option(
     "--budget-ms",
     required=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help="Most milliseconds end to end for nine images of ten (p90).",
 )
 @click.option(

@@ -155,7 +155,7 @@ def _report(
         ignored=ignored,
         masks=masks,
         unlabeled=unlabeled,
-        findings=[*findings, *no_objects(dataset, objects.total())],
+        findings=[*findings, *no_objects(dataset, objects.total()), *_unused(dataset, objects)],
         classes=[
             ClassCount(name=name, objects=objects[k], images=shown_in[k])
             for k, name in enumerate(dataset.classes.names)
@@ -163,3 +163,12 @@ def _report(
         sizes=sizes,
         heights={step: heights[step] for step in steps},
     )
+
+
+def _unused(dataset: Dataset, objects: Counter[int]) -> list[Finding]:
+    """Classes that no label is of: in a small set a matter of course, or a misspelt name."""
+    unused = [name for k, name in enumerate(dataset.classes.names) if not objects[k]]
+    if not unused or not objects:
+        return []
+    told = f"{dataset.spec}: no object of {', '.join(unused)}"
+    return [Finding(severity="warning", code="class-unused", message=told)]

@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from detr.cli_support import Group, counted, emit, json_option
+from detr.cli_support import Group, Number, counted, emit, json_option
 from detr.errors import UserError
 
 
@@ -96,7 +96,7 @@ def convert(source: str, to: str, link: bool, polygons: bool, as_json: bool) -> 
 
 @data.command()
 @click.argument("data", metavar="DATA")
-@click.option("--val", type=float, default=0.2, show_default=True, help="Share of the images.")
+@click.option("--val", type=Number(), default=0.2, show_default=True, help="Share of the images.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same parts.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for the lists.  [default: DATA's own]"
@@ -146,7 +146,7 @@ def parse_size(text: str) -> tuple[int, int]:
     help="Folder layout.",
 )
 @click.option(
-    "--val-fraction", type=float, default=0.2, show_default=True, help="Share of scenes in val."
+    "--val-fraction", type=Number(), default=0.2, show_default=True, help="Share of scenes in val."
 )
 def synth(
     out: Path,

@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 
-from detr.config import ClassMap, Strict
+from detr.config import ClassMap, Strict, Word
 from detr.data.images import Exif
 from detr.data.policy import ClassPolicy, merge_map
 from detr.data.value_range import Percentiles, ValueRange
 from detr.errors import UserError
+from detr.yaml_loader import Loader
 
 
 class DataSpec(Strict):
@@ -36,7 +37,7 @@ class DataSpec(Strict):
     format: str
     path: Path
     split: str | None = None
-    classes: dict[str, list[str]] | None = None
+    classes: dict[Word, list[str]] | None = None
     ignore: tuple[str, ...] = ()
     exif: Exif | None = None
     range: ValueRange | Percentiles | None = None
@@ -60,9 +61,15 @@ class DataSpec(Strict):
             always: Source names that the format ignores unless they are merged into a class.
 
         Raises:
-            UserError: ``data-yaml`` where a source belongs to two classes.
+            UserError: ``data-yaml`` where a source belongs to two classes, or to one and to what is
+                ignored.
         """
         merged = merge_map(self.classes or {}, where)
+        wanted = {*merged, *(self.classes or {})}
+        if both := [name for name in self.ignore if name in wanted]:
+            raise UserError(
+                "data-yaml", f"{where}: ignore: {both[0]!r} is asked for in classes as well"
+            )
         if given is None and self.classes is not None:
             names = tuple(self.classes)
             given = ClassMap(names=names, category_ids=tuple(range(1, len(names) + 1)))
@@ -94,9 +101,12 @@ def read_yaml(path: Path, keys: Iterable[str]) -> dict[str, Any]:
         UserError: ``data-missing`` or ``data-yaml``.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise UserError("data-missing", f"{path}: {error.strerror or error}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError("data-yaml", f"{path}{line}: {error.problem or error.context}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError("data-yaml", f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

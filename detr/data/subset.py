@@ -116,7 +116,7 @@ def short_names(dataset: Dataset) -> list[str]:
 
 
 def listed(dataset: Dataset, path: Path) -> list[int]:
-    """The images a list names, each by the end of its path.
+    """The images a list names, each by the end of its path, with or without its suffix.
 
     Raises:
         UserError: ``split-missing`` without the list, ``split-row`` where a row names no image,
@@ -136,7 +136,9 @@ def listed(dataset: Dataset, path: Path) -> list[int]:
         if len(wanted) not in by_end:
             ends = by_end[len(wanted)] = {}
             for i, parts in enumerate(images):
-                ends.setdefault(parts[-len(wanted) :], []).append(i)
+                *folders, file = parts[-len(wanted) :]
+                for name in {file, Path(file).stem}:
+                    ends.setdefault((*folders, name), []).append(i)
         found = by_end[len(wanted)].get(wanted, [])
         if len(found) != 1 or found[0] in chosen:
             what = (

@@ -113,10 +113,15 @@ def match_detections(
             own = found.labels == label
             order = np.argsort(-found.scores[own], kind="stable")[:most]
             best = found.boxes[own][order].astype(np.float64)
-            matched = _match(best, boxes.get((image["id"], ids[label]), []))
-            parts.append((np.full(len(order), position), np.full(len(order), label), *matched))
+            area = (best[:, 2] - best[:, 0]) * (best[:, 3] - best[:, 1])
+            right, ignored, row = _match(best, boxes.get((image["id"], ids[label]), []))
+            # Outside of all of COCO's ranges of area, and so no false detection.
+            ignored = np.where(area < 0, _BITS.sum() & ~right, ignored)
+            parts.append(
+                (np.full(len(order), position), np.full(len(order), label), right, ignored, row)
+            )
             scores.append(found.scores[own][order].astype(np.float64))
-            areas.append((best[:, 2] - best[:, 0]) * (best[:, 3] - best[:, 1]))
+            areas.append(area)
     if not parts:
         none = np.zeros(0, dtype=np.int64)
         return Outcomes(

@@ -122,7 +122,9 @@ def _content(path: Path) -> dict[str, Any]:
             f"{path}: the pickle holds more than tensors, such as code that would run on loading "
             "it, and was not loaded; save a plain state dict or .safetensors",
         ) from error
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except (EOFError, KeyError, IndexError) as error:  # of a pickle that is none, or cut short
+        raise UserError("checkpoint-unreadable", f"{path}: not a checkpoint, or cut off") from error
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError("checkpoint-unreadable", f"{path}: {line}") from error
     if not isinstance(content, dict):

@@ -87,6 +87,8 @@ def changes(path: Path, before: Recipe, now: Recipe) -> list[Change]:
     for key, old, new in _differences(before, now):
         if _under(key, FREE) or _under(key, PLACES):
             continue
+        if _under(key, ("methods",)) and _names(before) != _names(now):
+            raise _differs(path, "methods", _names(before), _names(now))
         if not _under(key, AHEAD):
             raise _differs(path, key, old, new)
         if key != "steps" and new > old:
@@ -159,6 +161,11 @@ def _differs(path: Path, key: str, old: object, new: object) -> UserError:
     )
 
 
+def _names(recipe: Recipe) -> str:
+    """Of its methods."""
+    return "+".join(name for entry in recipe.methods for name in entry) or "none"
+
+
 def _under(key: str, names: tuple[str, ...]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
@@ -178,6 +185,8 @@ def _flatten(value: Any, key: str = "") -> dict[str, Any]:
     elif isinstance(value, list):
         items = [(str(i), v) for i, v in enumerate(value)]
     else:
+        return {key: value}
+    if not items:  # such as a method's options
         return {key: value}
     flat: dict[str, Any] = {}
     for name, inner in items:

@@ -51,7 +51,7 @@ class RunDir:
 
     Raises:
         UserError: ``run-differs`` naming the first key in which the recipes differ, ``run-busy``,
-            or ``output-unwritable``.
+            ``output-exists`` for a folder of something else, or ``output-unwritable``.
     """
 
     def __init__(self, path: Path, recipe: Recipe, writes: bool = True) -> None:
@@ -69,6 +69,8 @@ class RunDir:
             self._changes = changes(path, self._before, recipe)
             return
         if writes:
+            if not frozen.exists():
+                _check_foreign(path)
             output_folder(path)
             with self.alone():
                 write_atomic(frozen, recipe.to_yaml())
@@ -325,6 +327,20 @@ def _is_json(line: str) -> bool:
         return isinstance(json.loads(line), dict)
     except ValueError:
         return False
+
+
+def _check_foreign(path: Path) -> None:
+    """Refuses a folder with folders in it, such as a data set; files may be a log of the command's.
+
+    Raises:
+        UserError: ``output-exists``.
+    """
+    inside = sorted(x.name for x in path.glob("*/")) if path.is_dir() else []
+    if inside := [name for name in inside if not name.startswith(".")]:
+        raise UserError(
+            "output-exists",
+            f"{path}: holds {inside[0]} and is no run; choose another --out",
+        )
 
 
 def environment() -> dict[str, Any]:

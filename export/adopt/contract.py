@@ -99,8 +99,8 @@ def signature(model: ModelProto, place: str) -> Signature:
     if len(images) != 1 or len(sizes) > 1 or others:
         raise UserError(
             "adopt-input",
-            f"{place}: takes {_listed(inputs)}; one float image input is known, with an int64 size "
-            "input at most beside it",
+            f"{place}: takes {_listed(inputs) or 'nothing'}; one float image input is known, with "
+            "an int64 size input at most beside it",
         )
     outputs = list(model.graph.output)
     by_name = {value.name: value for value in outputs}

@@ -27,10 +27,18 @@ def load(path: Path) -> ModelProto:
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
-    except Exception as error:  # protobuf's own, the checker's and the file system's
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError("adopt-unreadable", f"{path}: not an ONNX model: {first}") from error
+    except OSError as error:
+        raise UserError("adopt-unreadable", f"{path}: {error.strerror or error}") from error
+    except onnx.checker.ValidationError as error:
+        raise UserError("adopt-unreadable", f"{path}: {_first_line(error)}") from error
+    except Exception as error:  # protobuf's own
+        told = f"{path}: not an ONNX model: {_first_line(error)}"
+        raise UserError("adopt-unreadable", told) from error
     return model
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def static(model: ModelProto, shapes: Mapping[str, tuple[int, ...]], place: Path) -> ModelProto:

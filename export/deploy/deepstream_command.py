@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from detr.cli_support import emit, json_option
+from detr.cli_support import Number, emit, json_option
 from detr.errors import UserError
 from engines.bundle import open_bundle
 
@@ -43,7 +43,7 @@ def frame_size(text: str) -> tuple[int, int]:
 )
 @click.option(
     "--score",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.3,
     show_default=True,
     help="Drop what scores less.",

@@ -133,6 +133,9 @@ def test_a_folder_stands_for_its_bundles(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a bundle nor") as caught:
         candidates([tmp_path / "all" / "models"])
     assert caught.value.code == "fit-empty"
+    with pytest.raises(UserError, match="no such bundle") as caught:
+        candidates([single, tmp_path / "nosuch"])
+    assert caught.value.code == "model-missing"
 
 
 def command(models: list[Path], data: Path, out: Path, budget: str) -> Any:

@@ -103,17 +103,17 @@ def test_mistakes_name_file_and_line(
         (
             "preset: detr-r18\nloss: {scores: varifocal}",
             "recipe-value",
-            "1: loss.scores: varifocal is for heads.classes: sigmoid",
+            "6: loss.scores: varifocal is for heads.classes: sigmoid",
         ),
         (
             "preset: rtdetr-r18\nloss: {edges: 0.15}",
             "recipe-value",
-            "1: loss.edges: is for decoder.refinement: distribution",
+            "6: loss.edges: is for decoder.refinement: distribution",
         ),
         (
             "preset: dino-r18\nloss: {dice: 2}",
             "recipe-value",
-            "1: loss.dice: is for a detector with heads.masks",
+            "6: loss.dice: is for a detector with heads.masks",
         ),
     ],
 )
@@ -229,3 +229,36 @@ def test_classes_come_from_the_data(tmp_path: Path) -> None:
 def test_unknown_recipe_suggests_a_shipped_one() -> None:
     with pytest.raises(UserError, match="did you mean demo-teacher"):
         find_recipe("demo-techer")
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "told"),
+    [
+        ("methods=[{qskd: 3}]", "recipe-value", "methods.0.qskd: expected a mapping"),
+        ("methods=[3]", "recipe-value", "methods.0: expected a mapping"),
+        ("methods=qskd", "recipe-value", "methods: expected a list"),
+        ("methods=[{qskd: {}, mgd: {}}]", "recipe-value", "methods: each entry is one name"),
+        ("methods=[{qskd: {nix: 1}}]", "method-option", "methods.qskd.nix: no such option"),
+        ("methods=[fgd, nix]", "method-unknown", "methods: no method 'nix'"),
+        ("methods=[fgd, fgd]", "method-twice", "methods: fgd is listed twice"),
+        ("elastic={decoder_layers: [1, 2]}", "recipe-value", "elastic.decoder_layers ends with 2"),
+    ],
+)
+def test_a_list_put_in_place_is_told_by_its_override(override: str, code: str, told: str) -> None:
+    """And not by a line of the file that has another list there."""
+    with pytest.raises(UserError) as caught:
+        load_recipe(find_recipe("demo-student"), (override,), methods=True)
+    assert caught.value.code == code
+    assert caught.value.message.startswith(f"--set {override}: {told}")
+
+
+def test_methods_are_told_by_their_line(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "base: demo-student\nname: x\nmethods:\n  - fgd: {}\n  - mgd: {nix: 1}\n"
+    )
+    assert load_recipe(path).name == "x"
+    with pytest.raises(UserError, match=r"recipe.yaml:5: methods.mgd.nix: no such option"):
+        load_recipe(path, methods=True)
+    path.write_text("base: demo-student\nname: x\nteacher: null\n")
+    with pytest.raises(UserError, match=r"demo-student.yaml:\d+: methods and inherit need"):
+        load_recipe(path)

@@ -63,8 +63,12 @@ def scene(images: int, seed: int, noise: float = 6.0) -> tuple[dict[str, Any], l
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_ap_is_the_evaluators(seed: int) -> None:
+@pytest.mark.parametrize("inverted", [False, True])
+def test_ap_is_the_evaluators(seed: int, inverted: bool) -> None:
     truth, found = scene(12, seed)
+    if inverted:  # boxes of negative width, which are no false detections
+        for one in found:
+            one.boxes[::3, 2] = one.boxes[::3, 0] - 20
     results = [
         entry
         for image, one in zip(truth["images"], found, strict=True)

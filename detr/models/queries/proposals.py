@@ -90,7 +90,8 @@ class TokenChoice(nn.Module):
         if size < count:
             raise UserError(
                 "too-few-tokens",
-                f"the canvas has {size} encoder tokens, fewer than queries: {count}; "
+                f"the canvas has {size} encoder tokens ({_cells(memory)}), fewer than queries: "
+                f"{count}; "
                 "use a larger image size or fewer queries",
             )
         defaults, allowed = default_boxes(memory.valid_ratios, memory.shapes, self.coarse_to_fine)
@@ -360,3 +361,8 @@ class SelectedQueries(QuerySource):
             reference = functional.pad(reference, (0, 2))
         out: Tensor = self.position_mlp(reference)
         return out if self.limit is None else out.clamp(-self.limit, self.limit)
+
+
+def _cells(memory: Memory) -> str:
+    """Cells of the maps, finest first, by which a canvas is known."""
+    return " and ".join(f"{height}x{width}" for height, width in memory.shapes)

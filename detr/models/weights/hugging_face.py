@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,14 +135,15 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
         place: The source, for messages.
 
     Raises:
-        UserError: ``weights-family``, ``weights-backbone``, ``weights-unknown-tensor``,
+        UserError: ``weights-family``, ``weights-config``, ``weights-backbone``,
+            ``weights-unknown-tensor``,
             ``weights-copies-differ``, ``weights-classes``, ``checkpoint-mismatch`` naming tensors
             left unfilled, or ``checkpoint-nonfinite``.
     """
     family = family_of(published, place)
     table = _class_table(published, place)
     tensors = _complete_names(family.library_names(unwrapped(tensors)))
-    config = family.config_of(published, max(table, default=-1) + 1 or 1, place)
+    config = config_of(published, max(table, default=-1) + 1 or 1, place)
     outputs = _class_outputs(tensors)
     if outputs is not None:
         config = config.replace(num_classes=outputs - config.heads.classes.no_object)
@@ -167,6 +169,33 @@ def convert(published: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
     found = imported(config, renamed, names, place, notes)
     kind = next(name for name, one in FAMILIES.items() if one is family)
     return found._replace(preprocess=family.preprocess(config), family=kind)
+
+
+def config_of(published: Mapping[str, Any], classes: int, place: str) -> DetectorConfig:
+    """Our config of a ``config.json`` of any content.
+
+    Raises:
+        UserError: ``weights-family``, or ``weights-config`` naming a value that is none of its
+            key's, or that we have no architecture for.
+    """
+    family = family_of(published, place)
+    try:
+        return family.config_of(published, classes, place)
+    # Pydantic's own is a ValueError; the others are what a reader meets in values of another kind.
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        # Which value it is, a config without it tells.
+        for key in published:
+            try:
+                family.config_of({k: v for k, v in published.items() if k != key}, classes, place)
+            except (UserError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError):
+                continue
+            value = textwrap.shorten(repr(published[key]), 80)
+            raise UserError(
+                "weights-config", f"{place}: config.json: {key}: {value} is not supported"
+            ) from error
+        raise UserError(
+            "weights-config", f"{place}: config.json: is no {published['model_type']}'s"
+        ) from error
 
 
 def drop_label_rows(tensors: dict[str, Tensor], config: DetectorConfig) -> dict[str, str]:
@@ -219,6 +248,8 @@ def _class_table(published: Mapping[str, Any], place: str) -> dict[int, str]:
         UserError: ``weights-classes`` for a key that is no index.
     """
     table = published.get("id2label") or {}
+    if not isinstance(table, Mapping):
+        raise UserError("weights-classes", f"{place}: id2label: not a table of numbers and names")
     if strange := [key for key in table if not (str(key).isascii() and str(key).isdigit())]:
         raise UserError(
             "weights-classes", f"{place}: id2label: key {strange[0]!r} is not the number of a class"

@@ -274,8 +274,12 @@ def convert(
     if kind is None:
         raise UserError(
             "weights-family",
-            f"{place}: not a checkpoint of {', '.join(FAMILIES)}: its {len(tensors)} tensors, such "
-            f"as {min(tensors, default='none at all')}, are another model's",
+            f"{place}: not a checkpoint of {', '.join(FAMILIES)}: "
+            + (
+                f"its {len(tensors)} tensors, such as {min(tensors)}, are another model's"
+                if tensors
+                else "it holds no tensors"
+            ),
         )
     family = FAMILIES[kind]
     config = original_config.read(tensors, told, place, family.config)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detr.errors import UserError
+from detr.models.tensors import refuse_nonfinite
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def rename(tensors: Mapping[str, Tensor], rules: Sequence[Rule], place: str) -> 
 
     Raises:
         UserError: ``weights-unknown-tensor`` naming tensors no rule matches,
-            ``weights-copies-differ`` where tensors that should be copies of each other are not.
+            ``weights-copies-differ`` where tensors that should be copies of each other are not,
+            ``checkpoint-nonfinite`` where one of them is NaN or infinite.
     """
     unknown: list[str] = []
     unused: dict[str, str] = {}
@@ -77,6 +79,8 @@ def rename(tensors: Mapping[str, Tensor], rules: Sequence[Rule], place: str) -> 
         elif torch.equal(slot[number][1], tensors[name]):
             unused[name] = f"a copy of {slot[number][0]}"
         else:
+            # A number that is none is no copy of itself.
+            refuse_nonfinite({n: tensors[n] for n in (slot[number][0], name)}, place)
             raise UserError(
                 "weights-copies-differ",
                 f"{place}: {slot[number][0]} and {name} should be copies of each other",

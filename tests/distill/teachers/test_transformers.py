@@ -245,6 +245,8 @@ def changed(folder: Path, tmp_path: Path, name: str, **changes: Any) -> Path:
             "fixed height",
         ),
         ("preprocessor_config.json", {"image_mean": None}, "teacher-input", "no usable"),
+        ("config.json", {"d_model": "wide"}, "teacher-unreadable", "d_model"),
+        ("config.json", {"id2label": ["Car"]}, "teacher-classes", "not a table"),
     ],
 )
 def test_what_is_no_teacher_is_refused(

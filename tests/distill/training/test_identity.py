@@ -17,6 +17,7 @@ from distill.recipe import Recipe
 from distill.training import loop
 from distill.training.identity import AHEAD, FREE, PLACES
 from distill.training.loop import train
+from distill.training.run_dir import RunDir
 
 
 class Stopped(Exception):
@@ -229,3 +230,20 @@ def test_a_run_of_another_release_says_so_in_one_line(tiny: Recipe, begun: Path)
     assert caught.value.code == "run-differs" and "\n" not in caught.value.message
     assert "cannot go on, its recipe is none of this release" in caught.value.message
     assert f"{frozen}:3: detector.levels is now detector.neck.levels" in caught.value.message
+
+
+def test_other_methods_are_told_by_name(tiny: Recipe, begun: Path) -> None:
+    other = tiny.replace(teacher="x", methods=[{"qskd": {}}])
+    with pytest.raises(UserError, match="methods=none, now asked for qskd"):
+        RunDir(begun, other)
+
+
+def test_a_folder_of_something_else_is_no_run(tiny: Recipe, scenes: Path, tmp_path: Path) -> None:
+    before = sorted(path.name for path in scenes.iterdir())
+    with pytest.raises(UserError, match="is no run") as caught:
+        RunDir(scenes, tiny)
+    assert caught.value.code == "output-exists"
+    assert sorted(path.name for path in scenes.iterdir()) == before
+    (tmp_path / "slurm.log").write_text("begun")
+    RunDir(tmp_path, tiny)
+    assert (tmp_path / "recipe.yaml").exists()

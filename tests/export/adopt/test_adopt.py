@@ -208,6 +208,9 @@ def test_what_is_no_model_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "theirs.onnx").write_bytes(b"\x00\x01nothing")
     run = CliRunner().invoke(main, [*command, "--pixels", "unit"])
     assert run.exit_code == 2 and "error[adopt-unreadable]" in run.stderr
+    (tmp_path / "theirs.onnx").unlink()
+    run = CliRunner().invoke(main, [*command, "--pixels", "unit"])
+    assert run.stderr.endswith("theirs.onnx: No such file or directory\n")
 
 
 def test_dynamic_sizes_become_those_asked_for(tmp_path: Path) -> None:
