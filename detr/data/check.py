@@ -21,10 +21,12 @@ from detr.data.findings import (
     no_objects,
     of_the_set,
 )
+from detr.data.open import parse_spec
 from detr.errors import UserError
 
 # COCO's own limits of "small" and "medium", in square pixels.
 SMALL, MEDIUM = 32**2, 96**2
+_YAML = (".yaml", ".yml")
 
 
 class ClassCount(BaseModel):
@@ -166,9 +168,14 @@ def _report(
 
 
 def _unused(dataset: Dataset, objects: Counter[int]) -> list[Finding]:
-    """Classes that no label is of: in a small set a matter of course, or a misspelt name."""
-    unused = [name for k, name in enumerate(dataset.classes.names) if not objects[k]]
+    """Classes of a data YAML that no label is of: in a small set a matter of course, or misspelt.
+
+    Formats whose files list no classes take any name; all that is in none may be ignored.
+    """
+    asked = parse_spec(dataset.spec)[1].classes if dataset.spec.endswith(_YAML) else None
+    names = dataset.classes.names
+    unused = [name for name in asked or () if name in names and not objects[names.index(name)]]
     if not unused or not objects:
         return []
-    told = f"{dataset.spec}: no object of {', '.join(unused)}"
-    return [Finding(severity="warning", code="class-unused", message=told)]
+    told = UserError("class-unused", f"{dataset.spec}: no object of {', '.join(unused)}")
+    return [Finding(severity="warning", code=told.code, message=told.message)]
