@@ -19,6 +19,7 @@ OVER = {
     "trained-gate.json": {("d-fine", "int8", "half")},
     "trained-gate-vnni.json": {("rtdetr", "int8", engine) for engine in ENGINES},
 }
+LOSES: dict[str, set[str]] = {"trained-gate.json": set(), "trained-gate-vnni.json": {"rtdetr"}}
 
 
 @pytest.mark.slow
@@ -29,9 +30,7 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     ]
     for row in rows:
         assert row["detections"] >= 10, row
-        # Rounding may lift one over the threshold, which the budget of so few does not allow.
-        assert row["missing"] == 0 and row["extra"] <= 1, row
-        assert [x for x in row["violations"] if " extra " not in x] == [], row
+        assert row["violations"] == [], row
 
 
 @pytest.mark.parametrize("name", OVER)
@@ -45,3 +44,4 @@ def test_every_family_was_seen_to(name: str) -> None:
     }
     over = {(row["family"], row["precision"], row["engine"]) for row in rows if row["violations"]}
     assert over == OVER[name]
+    assert {row["family"] for row in rows if row["missing"]} == LOSES[name]
